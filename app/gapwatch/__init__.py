@@ -1,0 +1,3 @@
+"""Gapwatch: a change-data-capture consistency monitor."""
+
+__version__ = "0.1.0"

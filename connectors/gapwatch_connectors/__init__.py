@@ -1,0 +1,1 @@
+"""Connectors: how Gapwatch reads and writes each kind of store."""
