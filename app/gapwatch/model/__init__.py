@@ -1,0 +1,1 @@
+"""Frozen data: what the parts of Gapwatch hand to each other."""

@@ -1,0 +1,196 @@
+"""Gaps, findings, holes and statuses, as they are stored, shown and published (``product.md`` 2 and 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    MISSING = "missing"
+    STALE = "stale"
+    MISMATCH = "mismatch"
+    EXTRA = "extra"
+    UNDELETED = "undeleted"
+    DUPLICATE = "duplicate"
+    AHEAD = "ahead"
+
+
+class Cause(StrEnum):
+    LOST_IN_STREAM = "lost_in_stream"
+    NEVER_WRITTEN = "never_written"
+    REJECTED = "rejected"
+    DEAD_LETTERED = "dead_lettered"
+    OVERWRITTEN = "overwritten"
+    RESURRECTED = "resurrected"
+    OUT_OF_BAND = "out_of_band"
+    SKIPPED_BY_POLICY = "skipped_by_policy"
+    UNKNOWN = "unknown"
+
+
+class State(StrEnum):
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    SNOOZED = "snoozed"
+    REPAIRING = "repairing"
+    RESOLVED = "resolved"
+
+
+class Resolution(StrEnum):
+    LATE_ARRIVAL = "late_arrival"
+    BACKFILLED = "backfilled"
+    SUPERSEDED = "superseded"
+    DELETED_AT_SOURCE = "deleted_at_source"
+    ACCEPTED = "accepted"
+    MANUAL = "manual"
+
+
+class Detector(StrEnum):
+    STREAM = "stream"
+    SWEEP = "sweep"
+    REPLAY = "replay"
+    CANARY = "canary"
+    MANUAL = "manual"
+
+
+class Finding(StrEnum):
+    """Stream findings: what is wrong with a feed, rather than with a key."""
+
+    SLOT_LOST = "slot_lost"
+    SLOT_JUMPED = "slot_jumped"
+    HISTORY_LOST = "history_lost"
+    LOG_TRUNCATED = "log_truncated"
+    TOPIC_RECREATED = "topic_recreated"
+    PARTITIONS_ADDED = "partitions_added"
+    FEED_STALLED = "feed_stalled"
+    DELIVERY_UNKNOWN = "delivery_unknown"
+    CONNECTOR_FAILED = "connector_failed"
+    SINK_LAGGING = "sink_lagging"
+    DLQ_GROWING = "dlq_growing"
+    SCHEMA_CHANGED = "schema_changed"
+    REPLICA_IDENTITY = "replica_identity"
+    TRUNCATED = "truncated"
+    INGEST_HOLE = "ingest_hole"
+    MAPPING_CHANGED = "mapping_changed"
+    MAPPING_SUSPECT = "mapping_suspect"
+    CLOCK_SKEW = "clock_skew"
+
+
+class Severity(IntEnum):
+    """Order of pipeline statuses: the worst one is shown."""
+
+    SKIPPED = 0
+    HEALTHY = 1
+    WARNING = 2
+    UNKNOWN = 3
+    ERROR = 4
+    CRITICAL = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """One confirmed difference of one key. ``key`` holds canonical bytes, ``key_fields`` what a person reads.
+
+    ``opened_by`` is the token (side, epoch, major, minor) that raised it, None for a sweep's. ``revision`` counts changes;
+    a change is stored only against the revision that was read. ``evidence`` are plain objects, see ``product.md`` 3.
+    """
+
+    id: str
+    pipeline: str
+    key: bytes
+    key_fields: dict[str, Any]
+    target_id: str | None
+    kind: Kind
+    cause: Cause
+    state: State
+    detector: Detector
+    event_time: datetime | None
+    first_seen: datetime
+    confirmed_at: datetime
+    resolved_at: datetime | None = None
+    resolution: Resolution | None = None
+    fields: tuple[str, ...] = ()
+    occurrences: int = 1
+    evidence: tuple[dict[str, Any], ...] = ()
+    note: str = ""
+    opened_by: tuple[int, int, int, int] | None = None
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingRecord:
+    """A stream finding. ``position_from/to`` are printable; a finding that can mean loss has a time range and is a hole."""
+
+    id: str
+    pipeline: str
+    finding: Finding
+    side: str
+    feed: str
+    first_seen: datetime
+    last_seen: datetime
+    cleared_at: datetime | None = None
+    message: str = ""
+    remedy: str = ""
+    time_from: datetime | None = None
+    time_to: datetime | None = None
+    is_hole: bool = False
+    covered_by: str | None = None  # the sweep that covered the hole
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class RunKind(StrEnum):
+    SWEEP = "sweep"
+    BACKFILL = "backfill"
+    REPLAY = "replay"
+    CHECK = "check"
+
+
+class RunState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    INCONCLUSIVE = "inconclusive"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One sweep, backfill, replay or check. ``request`` says what was asked, ``counts`` what came of it."""
+
+    id: str
+    pipeline: str
+    kind: RunKind
+    state: RunState
+    requested_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    progress: float | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    requested_by: str = ""
+    cursor: dict[str, Any] = field(default_factory=dict)
+    cancel_requested: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """Who did what to which document, with what came of it. ``before``/``after`` are digests or values, as `evidence` says."""
+
+    id: str
+    at: datetime
+    actor: str
+    action: str  # backfill_write, backfill_undo, gap_ack, sweep_start, token_create …
+    pipeline: str
+    key: bytes | None
+    key_fields: dict[str, Any] | None
+    run_id: str | None
+    gap_id: str | None
+    outcome: str  # planned | written | already_newer | vanished | failed | …
+    before: str | None = None
+    after: str | None = None
+    reason: str = ""

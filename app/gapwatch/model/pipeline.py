@@ -1,0 +1,274 @@
+"""The resolved configuration, as the core and the roles see it. ``gapwatch.config`` parses and validates into these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+
+
+class KeyType(StrEnum):
+    INT = "int"
+    TEXT = "text"
+    UUID = "uuid"
+    OBJECTID = "objectid"
+    DECIMAL = "decimal"
+    BYTES = "bytes"
+
+
+class FieldType(StrEnum):
+    INT = "int"
+    DECIMAL = "decimal"
+    FLOAT = "float"
+    TEXT = "text"
+    BOOL = "bool"
+    TIMESTAMP = "timestamp"
+    DATE = "date"
+    TIME = "time"
+    UUID = "uuid"
+    OBJECTID = "objectid"
+    BYTES = "bytes"
+    JSON = "json"
+    ARRAY = "array"
+    INFERRED = "inferred"  # only before `resolve`: the source's catalogue says what it is
+
+
+class Rounding(StrEnum):
+    TRUNCATE = "truncate"
+    ROUND = "round"
+
+
+class StoreType(StrEnum):
+    POSTGRES = "postgres"
+    MONGODB = "mongodb"
+    OPENSEARCH = "opensearch"
+
+
+class FeedKind(StrEnum):
+    DEBEZIUM = "debezium"
+    CHANGE_STREAM = "change_stream"
+    TOPIC = "topic"
+    SEQ_NO = "seq_no"
+    ACKS = "acks"
+    NONE = "none"
+
+
+class Match(StrEnum):
+    DIGEST = "digest"
+    VERSION = "version"
+    PRESENCE = "presence"
+
+
+class Policy(StrEnum):
+    """What to do with a gap of one kind. ``AUTO`` is refused until automatic repair exists."""
+
+    REPORT = "report"
+    AUTO = "auto"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyColumn:
+    """One part of a key. ``path`` is a column name, or a dotted path inside a document (``_id.order_id``)."""
+
+    path: str
+    type: KeyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldSpec:
+    """One mapped field.
+
+    ``target`` is the dotted path in the target, ``source`` the column (or path) at the source. ``scale`` counts decimal
+    places, ``digits`` significant digits of a float, ``precision`` is ``s``, ``ms`` or ``us``. ``tolerance`` is absolute.
+    ``maskable`` says that a source event may lack the field (unchanged TOAST); ``wire`` names how a schemaless feed
+    encodes it (``epoch_ms``, ``epoch_us``, ``epoch_days``, ``iso``, ``base64_unscaled``, ``text`` …; ``""``: by value).
+    Both are filled in by ``resolve`` from the source's catalogue and the connector's configuration.
+    """
+
+    target: str
+    source: str
+    type: FieldType = FieldType.INFERRED
+    scale: int | None = None
+    digits: int | None = None
+    precision: str = "ms"
+    rounding: Rounding = Rounding.TRUNCATE
+    timezone: str = "UTC"
+    tolerance: Decimal | None = None
+    multiset: bool = False
+    absent_is_null: bool = False
+    nfc: bool = False
+    maskable: bool = True
+    wire: str = ""
+    wire_scale: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedSpec:
+    """Where one side's changes are read. ``topic`` is the Kafka topic (for ``change_stream`` the one that capture fills)."""
+
+    kind: FeedKind
+    topic: str = ""
+    format: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliverySpec:
+    """How far the sink has come: a consumer group's committed offsets, an acks topic, or (both empty) nobody says."""
+
+    group: str = ""
+    acks_topic: str = ""
+
+    @property
+    def known(self) -> bool:
+        return bool(self.group or self.acks_topic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatSpec:
+    """Heartbeat rows of a source store: our logical messages (``auto``), a topic of rows made elsewhere, or none."""
+
+    auto: bool = True
+    topic: str = ""
+    every_seconds: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSpec:
+    name: str
+    type: StoreType
+    url: str = field(repr=False)  # holds the password; never printed
+    heartbeat: HeartbeatSpec = HeartbeatSpec()
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSpec:
+    store: str
+    table: str  # "schema.table" or "database.collection"
+    key: tuple[KeyColumn, ...]
+    feed: FeedSpec
+    where: str = ""
+    on_leave: str = "delete"
+    replica_identity: str = "require"
+    version: str = ""  # column that rises with each write, where there is one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    store: str
+    collection: str  # "database.collection", "schema.table" or an index
+    key: tuple[KeyColumn, ...]
+    feed: FeedSpec
+    dead_letter_topic: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSpec:
+    documents: int = 100
+    bytes: int = 5 * 1024 * 1024
+    pause_seconds: float = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSpec:
+    every_seconds: float | None = None
+    start_delay_seconds: float = 120.0
+    lookback_seconds: float | None = None
+    batch: BatchSpec = BatchSpec()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairSpec:
+    missing: Policy = Policy.REPORT
+    stale: Policy = Policy.REPORT
+    mismatch: Policy = Policy.REPORT
+    extra: Policy = Policy.REPORT
+    undeleted: Policy = Policy.REPORT
+    max_documents_per_run: int = 10_000
+    brake_ratio: float = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSpec:
+    """One source dataset → one target dataset. All durations in seconds."""
+
+    id: str
+    source: SourceSpec
+    target: TargetSpec
+    fields: tuple[FieldSpec, ...]
+    match: Match = Match.DIGEST
+    delivery: DeliverySpec = DeliverySpec()
+    grace_seconds: float = 30.0
+    disorder_seconds: float = 0.2
+    settle_seconds: float = 1.0
+    clock_skew_max_seconds: float = 2.0
+    stall_after_seconds: float = 30.0
+    lag_limit_seconds: float | None = None  # None: 2 × grace
+    confirm_again_seconds: float = 300.0
+    pulse_seconds: float = 0.25
+    history: int = 64
+    settled_keys_max: int = 1_000_000
+    pending_keys_max: int = 5_000_000
+    suspects_max: int = 100_000
+    baseline: str = "sweep"  # or "assume"
+    coverage_target: float = 0.999
+    slo_seconds: float = 900.0
+    incident_threshold: int = 1_000
+    evidence: str = "fields"  # digest | fields | values
+    enabled: bool = True
+    sweep: SweepSpec = SweepSpec()
+    repair: RepairSpec = RepairSpec()
+
+    @property
+    def lag_limit(self) -> float:
+        """Seconds after which the oldest in-transit write is the finding ``sink_lagging``."""
+        return 2 * self.grace_seconds if self.lag_limit_seconds is None else self.lag_limit_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicsSpec:
+    prefix: str = "gapwatch"
+    partitions: int = 8
+    replication: int = 1
+
+    @property
+    def events(self) -> str:
+        return f"{self.prefix}.events"
+
+    @property
+    def suspects(self) -> str:
+        return f"{self.prefix}.suspects"
+
+    @property
+    def status(self) -> str:
+        return f"{self.prefix}.status"
+
+    @property
+    def gaps(self) -> str:
+        return f"{self.prefix}.gaps"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.prefix}.dlq"
+
+    def feed(self, pipeline: str, side: str) -> str:
+        return f"{self.prefix}.feed.{pipeline}.{side}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that a process of Gapwatch needs to know."""
+
+    bootstrap_servers: str
+    kafka_options: Mapping[str, str] = field(default_factory=dict, repr=False)  # librdkafka names; may hold a password
+    connect_url: str = ""
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 8640
+    topics: TopicsSpec = TopicsSpec()
+    database: str = field(default="sqlite:///gapwatch.db", repr=False)
+    stores: Mapping[str, StoreSpec] = field(default_factory=dict)
+    pipelines: Mapping[str, PipelineSpec] = field(default_factory=dict)
+    file: str = ""  # where it was read, for messages

@@ -1,0 +1,155 @@
+"""The records of ``gapwatch.events``: packed sections, control records and verdicts (``design.md`` 2).
+
+A record on the wire is the msgpack of one :class:`Batch` or :class:`Control`, made and read by ``core/batches.py``.
+Times are milliseconds since the epoch, UTC. Columns of one section have equal length.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import msgspec
+
+FORMAT = 1
+EVENTS_PER_RECORD_MAX = 1_000
+BYTES_PER_RECORD_MAX = 256 * 1024
+
+
+class Side(IntEnum):
+    EXPECTED = 0  # seen at the source
+    OBSERVED = 1  # seen at the target
+
+
+class Operation(IntEnum):
+    """What an event says of its key. The values are the bytes of a section's ``operations`` column."""
+
+    UPSERT = 1  # the state after the write is known: `digests` holds it
+    DELETE = 2
+    SNAPSHOT = 3  # a read, not a write: refreshes what is known, opens nothing
+    TOUCHED = 4  # changed, content unknown (a change stream's update without a document)
+    UNCHANGED = 5  # an update whose mapped digest equals its own before image: opens nothing
+    LOOKED_UP = 6  # UPSERT whose document may be newer than the event
+    DEAD_LETTERED = 7  # the sink itself gave the write up: due at once
+
+
+class Outcome(IntEnum):
+    """What confirming said of a raised key. The values are the bytes of a verdict section's ``outcomes`` column."""
+
+    CLEARED = 1
+    GAP = 2
+    SUPERSEDED = 3
+    UNVERIFIABLE = 4
+
+
+class Token(NamedTuple):
+    """The order of writes of one key on one side: ``(epoch, major, minor)``, never a clock.
+
+    Debezium Postgres: (last commit LSN, LSN). MongoDB: (cluster time as 64 bits, ordinal << 32 | operation in the transaction).
+    A feed without an order of its own: (raw offset, 0).
+    """
+
+    epoch: int
+    major: int
+    minor: int
+
+
+class Section(msgspec.Struct, array_like=True, gc=False):
+    """Events of one feed partition for one partition of ``gapwatch.events``, in raw offset order.
+
+    ``[offset_from, offset_to)`` is the raw range that this section covers *for this partition*, without gaps: the next one
+    begins where this one ends. ``digests[i]`` is 16 bytes over the never-masked fields (``b""`` for anything but an upsert,
+    snapshot or look-up). ``masks[i]`` holds one 16-byte digest per maskable field in mapping order (``b""``: the event does
+    not carry it). ``values[i]`` holds the canonical text of each toleranced field (None: null or absent).
+    """
+
+    pipeline: str
+    side: int
+    feed: str
+    feed_partition: int
+    epoch: int
+    mapping: int
+    offset_from: int
+    offset_to: int
+    keys: list[bytes]
+    operations: bytes
+    offsets: list[int]
+    majors: list[int]
+    minors: list[int]
+    event_times: list[int]
+    append_times: list[int]
+    digests: list[bytes]
+    masks: list[tuple[bytes, ...]] | None = None
+    values: list[tuple[str | None, ...]] | None = None
+    versions: list[int] | None = None
+    target_ids: list[bytes] | None = None
+
+
+class VerdictSection(msgspec.Struct, array_like=True, gc=False):
+    """What ``repair`` decided of raised keys. Each names the token (and its side) that raised the key; repeating is harmless."""
+
+    pipeline: str
+    keys: list[bytes]
+    sides: bytes
+    tokens: list[tuple[int, int, int]]
+    outcomes: bytes
+
+
+class Lost(msgspec.Struct, array_like=True, gc=False):
+    """A stretch of one feed partition that nobody can judge: raw offsets ``[offset_from, offset_to)``, store times between."""
+
+    offset_from: int
+    offset_to: int
+    time_from: int
+    time_to: int
+    reason: str  # a stream finding's name: ingest_hole, log_truncated, topic_recreated, slot_jumped …
+
+
+class FeedState(msgspec.Struct, array_like=True, gc=False):
+    """One feed partition, as its ingester sees it. ``watermark``/``caught_up``: 0 = not yet known.
+
+    ``delivery`` is the sink's position in this feed partition (expected side only): NO_DELIVERY where the pipeline has none,
+    UNKNOWN_DELIVERY where it should have one and nobody could read it. ``delivery_clock`` is the ingester's clock of that read.
+    """
+
+    pipeline: str
+    side: int
+    feed: str
+    feed_partition: int
+    partitions: int
+    epoch: int
+    offset_from: int
+    offset_to: int
+    watermark: int
+    caught_up: int
+    delivery: int
+    delivery_clock: int
+    lost: list[Lost]
+
+
+NO_DELIVERY = -1
+UNKNOWN_DELIVERY = -2
+
+
+class PipelineTimes(msgspec.Struct, array_like=True, gc=False):
+    """What ingest sends on per pipeline: measured clock skew and the grace in force (so that replay knows both)."""
+
+    pipeline: str
+    skew: int
+    grace: int
+
+
+class Batch(msgspec.Struct, array_like=True, tag="b", gc=False):
+    format: int
+    sections: list[Section]
+    verdicts: list[VerdictSection]
+
+
+class Control(msgspec.Struct, array_like=True, tag="c", gc=False):
+    """One per ingester and partition of ``gapwatch.events``, every pulse; after every event that it speaks of."""
+
+    format: int
+    ingester: str
+    clock: int
+    feeds: list[FeedState]
+    pipelines: list[PipelineTimes]

@@ -1,0 +1,128 @@
+"""What ``match`` says: suspects (``gapwatch.suspects``, JSON) and status records (``gapwatch.status``, JSON, compacted)."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Reason:
+    """Why a key was raised. Plain strings on the wire."""
+
+    UNSATISFIED = "unsatisfied"  # an expected write is late
+    REGRESSED = "regressed"  # the target went back to an older version
+    UNEXPLAINED = "unexplained"  # the target shows what no expected version explains
+    TOUCHED = "touched"  # changed, content unknown
+    MAPPING = "mapping"  # digests of different mappings cannot be compared
+    DEAD_LETTERED = "dead_lettered"
+    HOLE = "hole"  # not a key: a stretch of the stream
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """One write as the stream showed it: where anyone can read it back."""
+
+    side: int
+    feed: str
+    partition: int
+    offset: int
+    epoch: int
+    major: int
+    minor: int
+    operation: int
+    event_time: int
+    digest: bytes = b""
+
+
+class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag="suspect"):
+    """A raised key. ``id`` is deterministic (pipeline, key, opening token), so repeating it changes nothing.
+
+    ``opening`` is the write that raised it: the oldest unsatisfied expected one, or the unexplained observed one. Its token
+    and side are what a verdict names. ``newest_expected``/``newest_observed`` and ``older`` (digests of older known versions,
+    newest first, at most ``history``) let confirm name kind and cause.
+    """
+
+    id: str
+    pipeline: str
+    partition: int  # of gapwatch.events: where the verdict goes
+    key: bytes
+    reason: str
+    opening: Seen
+    newest_expected: Seen | None
+    newest_observed: Seen | None
+    older: list[bytes]
+    due: int
+    source_watermark: int
+    target_watermark: int
+    raised_again: bool = False
+
+
+class Hole(msgspec.Struct, frozen=True, kw_only=True, tag="hole"):
+    """A stretch of the stream whose writes nobody can judge one by one; a sweep covers it."""
+
+    id: str
+    pipeline: str
+    side: int
+    feed: str
+    feed_partition: int
+    time_from: int
+    time_to: int
+    reason: str
+
+
+class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    side: int
+    feed: str
+    feed_partition: int
+    partitions: int
+    epoch: int
+    reached: int
+    watermark: int
+    caught_up: int
+    delivery: int
+
+
+class Counters(msgspec.Struct, kw_only=True):
+    """Totals since the state began, part of the checkpointed state. Every expected write ends in exactly one class."""
+
+    expected: int = 0
+    observed: int = 0
+    settled: int = 0
+    superseded: int = 0
+    gap: int = 0
+    cleared: int = 0  # settled by a confirm read rather than by an observed event
+    unverifiable: dict[str, int] = msgspec.field(default_factory=dict)
+    unchanged: int = 0
+    late: int = 0
+    repeated: int = 0
+    snapshot_reads: dict[str, int] = msgspec.field(default_factory=dict)  # by side
+    raised: int = 0
+
+
+class PartitionStatus(msgspec.Struct, kw_only=True):
+    """One pipeline in one partition of ``gapwatch.events``, once a second. 0 times: not known. None: there is none.
+
+    The reader keeps, per pipeline and partition, the record with the highest ``input_offset``. ``written_at`` is the writer's clock.
+    """
+
+    pipeline: str
+    partition: int
+    partitions: int
+    worker: str
+    input_offset: int
+    written_at: int
+    source_watermark: int
+    target_watermark: int
+    source_caught_up: int
+    target_caught_up: int
+    delivered_through: int
+    oldest_unsettled: int | None  # event time of the oldest pending, in-transit, raised or unverifiable write
+    oldest_in_transit: int | None
+    pending: int
+    in_transit: int
+    raised: int
+    counters: Counters
+    feeds: list[FeedStatus]
+    holes: list[Hole]
+    delays_ms: list[tuple[int, int]] = msgspec.field(
+        default_factory=list
+    )  # (bucket upper bound or -1, count): propagation delay
+    delivery_unknown: bool = False

@@ -1,0 +1,380 @@
+"""The doors between the roles and the outside: protocols with their contracts.
+
+Who calls: the roles. Who implements: the connectors, the ledger, the system clock; and in-memory fakes for the contract suite.
+All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~gapwatch.errors.StoreRefused`, never a driver's error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Run, RunKind, RunState
+from gapwatch.model.pipeline import FieldSpec, PipelineSpec
+
+Key = bytes  # canonical bytes, made by core/keys.KeyCodec
+
+
+class Absent:
+    """Proved absent: the store answered, and the key is not there."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+class Unread:
+    """Not read: says nothing about the key. ``reason`` is for the log and the verdict."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Unread({self.reason!r})"
+
+
+ABSENT: Final = Absent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecord:
+    """One row or document as the store holds it now.
+
+    ``fields`` are raw driver values by column, or the whole document. ``revision`` changes with every write of the record
+    where the store has such a thing (Postgres ``xmin`` and ``ctid``), else None. ``target_id`` is what a person would look up.
+    ``raw`` is what a guarded write compares with (MongoDB: the document itself).
+    """
+
+    key: Key
+    fields: Mapping[str, Any]
+    revision: str | None = None
+    target_id: str | None = None
+    raw: Any = None
+
+
+Read = StoredRecord | Absent | Unread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanChunk:
+    """A stretch of a scan. ``complete`` is False when a page failed: the sweep is then inconclusive there.
+
+    ``records`` come in the store's natural order; ``cursor`` resumes after the last one. ``identity`` names the scanned object
+    (relation oid and filenode, collection uuid), so that a re-created one is noticed.
+    """
+
+    records: Sequence[StoredRecord]
+    cursor: Any
+    identity: str
+    complete: bool = True
+
+
+class Clock(Protocol):
+    def now(self) -> datetime:
+        """Return the time, aware, UTC."""
+
+    def now_ms(self) -> int:
+        """Return milliseconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that never goes back."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnInfo:
+    """One column, from the store's catalogue. ``storage`` is Postgres' attstorage letter; ``type_name`` its format_type."""
+
+    name: str
+    type_name: str
+    storage: str = "p"
+    scale: int | None = None
+    precision: int | None = None
+    nullable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetInfo:
+    """What a store says of a table or collection. ``replica_identity``: f(ull), d(efault), n(othing), i(ndex)."""
+
+    identity: str
+    columns: tuple[ColumnInfo, ...] = ()
+    primary_key: tuple[str, ...] = ()
+    replica_identity: str = ""
+    post_images: bool = False
+
+
+class Store(Protocol):
+    async def ping(self) -> None:
+        """Return when the store answers a trivial request; raise StoreUnreachable or StoreRefused otherwise."""
+
+    async def clock_offset_ms(self) -> int:
+        """Return the store's clock minus ours, in milliseconds, at half of the round trip."""
+
+    async def close(self) -> None: ...
+
+
+class DatasetReader(Store, Protocol):
+    """Reads one pipeline's dataset on one side: current, primary reads, never a search index or a stale replica."""
+
+    async def describe(self) -> DatasetInfo:
+        """Return the catalogue's view; StoreRefused (with a remedy) when the dataset does not exist."""
+
+    async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
+        """Return exactly one entry per key, read at one moment no older than the call.
+
+        `ABSENT` means proved absent; an unread key is `Unread`, never absent. A tuple (two or more) only where the key is not
+        the target's id and several documents carry it. The call itself raises only when nothing at all could be read.
+        """
+
+    def scan(
+        self,
+        *,
+        content: bool,
+        cursor: Any = None,
+        lower: Key | None = None,
+        upper: Key | None = None,
+        chunk: int = 10_000,
+    ) -> AsyncIterator[ScanChunk]:
+        """Read the whole dataset (or the half-open key range ``[lower, upper)``) in natural key order, in short reads.
+
+        With ``content`` False only the key columns are read. A failing page ends the scan with a chunk with complete=False.
+        """
+
+    async def is_empty(self) -> bool:
+        """Prove by a second, plain query whether the dataset holds nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteItem:
+    """One guarded write. ``document`` None: delete. ``replaces`` is what was read: ABSENT → insert, else replace exactly that."""
+
+    key: Key
+    document: Mapping[str, Any] | None
+    replaces: StoredRecord | Absent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteResult:
+    """``outcome``: written | guard_failed (someone newer was there) | failed, with the store's reason."""
+
+    key: Key
+    outcome: str
+    reason: str = ""
+
+
+class TargetWriter(Protocol):
+    async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
+        """Apply each item under its guard; one result per item, in order. A refused item fails alone."""
+
+    def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
+        """Build the target's document from a complete source row; raise RecordError when a field is missing or masked."""
+
+
+class ConnectorFactory(Protocol):
+    """Makes the readers and writers of one store type; ``gapwatch_connectors.registry`` holds one per type."""
+
+    def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader: ...
+
+    def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader: ...
+
+    def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeEvent:
+    """One change from a change stream, ready for the feed topic. ``value`` None: delete. ``token`` is the resume token after it."""
+
+    key: bytes
+    value: bytes
+    headers: Sequence[tuple[str, bytes]]
+    event_time: int
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamBatch:
+    """Changes in order, the resume token after them all, and the watermark that the reader's markers prove (0: none yet)."""
+
+    events: Sequence[ChangeEvent]
+    token: bytes
+    watermark: int
+
+
+class FeedReader(Protocol):
+    """Reads a store's own change stream. Called by role ``capture``, one owner at a time."""
+
+    def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
+        """Yield batches (also empty ones, at least every pulse, so that the watermark moves). From ``token``, else from now.
+
+        Raises HistoryLost when the token lies outside the store's history, StoreRefused when a right is missing.
+        """
+
+    async def close(self) -> None: ...
+
+
+class HeartbeatWriter(Protocol):
+    """Writes our numbered heartbeat rows into a source store."""
+
+    async def beat(self, number: int) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """What a preflight found. ``level``: error (data would be lost or nothing would work) | warning | ok."""
+
+    level: str
+    subject: str  # e.g. "orders.source"
+    message: str
+    remedy: str = ""
+    finding: str = ""
+
+
+class Preflight(Protocol):
+    async def check(self) -> Sequence[Advice]:
+        """Return all advice. Raising means: could not check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapChange:
+    """A gap as it shall be stored, against the revision that was read (None: it must be new)."""
+
+    gap: Gap
+    against: int | None
+    event: str  # opened | updated | resolved | acknowledged | snoozed | reopened | repairing
+    actor: str = "gapwatch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    name: str
+    holder: str
+    fencing: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxRow:
+    id: int
+    key: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapFilter:
+    pipeline: str | None = None
+    kinds: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+    since: datetime | None = None
+    key: Key | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    gaps: Sequence[Gap]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapSummary:
+    """Per pipeline: open gaps (states open, acknowledged, snoozed, repairing) by kind; what holds consistent-through.
+
+    ``holding_since`` is the smallest event time of the gaps that hold it (state open, acknowledged, snoozed or repairing, event time known), None where
+    there is none; ``holding_unknown`` says that a gap without a commit time exists.
+    """
+
+    open_by_kind: Mapping[str, int] = field(default_factory=dict)
+    alerting: int = 0  # states open and repairing
+    oldest_alerting: datetime | None = None  # confirmed_at
+    holding_since: datetime | None = None
+    holding_unknown: bool = False
+
+
+class Ledger(Protocol):
+    """The SQL ledger. Every method is one transaction; called from threads (``asyncio.to_thread``), so plain and blocking.
+
+    Raises StoreUnreachable when the database does not answer, ConflictError where a revision, index or lease says no.
+    """
+
+    # gaps
+    def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:
+        """Store gap row, life-cycle row and outbox row in one transaction; per change False where its revision was overtaken."""
+
+    def gap(self, gap_id: str) -> Gap | None: ...
+    def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]: ...
+    def gaps(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> Page: ...
+    def gap_summary(self, pipeline: str) -> GapSummary: ...
+    def gap_counts(self) -> Mapping[tuple[str, str, str], int]:
+        """Return totals ever detected by (pipeline, kind, detector)."""
+
+    def resolution_counts(self) -> Mapping[tuple[str, str], int]: ...
+    def gap_history(self, gap_id: str) -> Sequence[Mapping[str, Any]]: ...
+
+    # outbox
+    def outbox(self, limit: int) -> Sequence[OutboxRow]: ...
+    def outbox_done(self, ids: Sequence[int]) -> None: ...
+
+    # findings and holes
+    def raise_finding(self, record: FindingRecord) -> bool:
+        """Insert, or refresh ``last_seen`` of the same open (pipeline, finding, side, feed, id); True when it is new."""
+
+    def clear_finding(self, finding_id: str, *, at: datetime, covered_by: str | None = None) -> None: ...
+    def findings(self, pipeline: str | None = None, *, open_only: bool = True) -> Sequence[FindingRecord]: ...
+
+    # unverifiable keys: hold consistent-through until a sweep has read them
+    def add_unverifiable(self, pipeline: str, key: Key, event_time: datetime, reason: str) -> None: ...
+    def unverifiable_oldest(self, pipeline: str) -> datetime | None: ...
+    def clear_unverifiable(self, pipeline: str, *, before: datetime) -> int: ...
+
+    # runs
+    def create_run(self, run: Run) -> Run:
+        """Insert; ConflictError (with the running id) when one of the same pipeline and kind is queued or running."""
+
+    def run(self, run_id: str) -> Run | None: ...
+    def runs(
+        self,
+        *,
+        pipeline: str | None = None,
+        kind: RunKind | None = None,
+        states: Sequence[RunState] = (),
+        limit: int = 50,
+    ) -> Sequence[Run]: ...
+    def take_run(self, kind: RunKind, holder: str, *, seconds: float) -> Run | None:
+        """Claim the oldest queued run (or one whose holder's lease expired) and return it as running."""
+
+    def update_run(self, run: Run, *, holder: str | None = None) -> None:
+        """Store state, progress, counts, cursor; renews the holder's lease. ConflictError when the holder lost it."""
+
+    def cancel_run(self, run_id: str) -> Run: ...
+
+    # audit
+    def audit(self, rows: Sequence[AuditRow]) -> None: ...
+    def audit_rows(
+        self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100
+    ) -> Sequence[AuditRow]: ...
+
+    # feeds: epochs, positions, baselines, pauses, small facts
+    def epoch(self, feed: str, partition: int, topic_id: str, offset: int) -> int:
+        """Return the number of the epoch that begins at (topic id, partition, offset); insert-once, so all workers agree."""
+
+    def facts(self, prefix: str = "") -> Mapping[str, Any]: ...
+    def fact(self, name: str) -> Any | None: ...
+    def set_fact(self, name: str, value: Any) -> None:
+        """Store a small JSON value by name (resume tokens, baseline times, paused pipelines, resolved field types)."""
+
+    # leases
+    def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None: ...
+    def renew_lease(self, lease: Lease, *, seconds: float) -> Lease | None: ...
+    def release_lease(self, lease: Lease) -> None: ...
+
+    def ping(self) -> None: ...
+    def close(self) -> None: ...
