@@ -122,7 +122,5 @@ class PartitionStatus(msgspec.Struct, kw_only=True):
     counters: Counters
     feeds: list[FeedStatus]
     holes: list[Hole]
-    delays_ms: list[tuple[int, int]] = msgspec.field(
-        default_factory=list
-    )  # (bucket upper bound or -1, count): propagation delay
+    delays_ms: list[tuple[int, int]] = msgspec.field(default_factory=list)  # (bucket upper bound or -1, count): propagation delay
     delivery_unknown: bool = False
