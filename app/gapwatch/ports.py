@@ -1,17 +1,18 @@
 """The doors between the roles and the outside: protocols with their contracts.
 
-Who calls: the roles. Who implements: the connectors, the ledger, the system clock; and in-memory fakes for the contract suite.
-All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~gapwatch.errors.StoreRefused`, never a driver's error.
+Who calls: the roles. Who implements: the connectors, the ledger, the system clock; in-memory fakes for the contract suite.
+All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~gapwatch.errors.StoreRefused`, no driver error.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Run, RunKind, RunState
+from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec, PipelineSpec
 
 Key = bytes  # canonical bytes, made by core/keys.KeyCodec
@@ -189,7 +190,7 @@ class ConnectorFactory(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeEvent:
-    """One change from a change stream, ready for the feed topic. ``value`` None: delete. ``token`` is the resume token after it."""
+    """One change from a change stream, for the feed topic. ``value`` None: delete. ``token`` is the resume token after it."""
 
     key: bytes
     value: bytes
@@ -282,21 +283,6 @@ class GapFilter:
 class Page:
     gaps: Sequence[Gap]
     next_cursor: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GapSummary:
-    """Per pipeline: open gaps (states open, acknowledged, snoozed, repairing) by kind; what holds consistent-through.
-
-    ``holding_since`` is the smallest event time of the gaps that hold it (state open, acknowledged, snoozed or repairing, event time known), None where
-    there is none; ``holding_unknown`` says that a gap without a commit time exists.
-    """
-
-    open_by_kind: Mapping[str, int] = field(default_factory=dict)
-    alerting: int = 0  # states open and repairing
-    oldest_alerting: datetime | None = None  # confirmed_at
-    holding_since: datetime | None = None
-    holding_unknown: bool = False
 
 
 class Ledger(Protocol):

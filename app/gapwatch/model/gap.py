@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -95,6 +96,7 @@ class Gap:
 
     ``opened_by`` is the token (side, epoch, major, minor) that raised it, None for a sweep's. ``revision`` counts changes;
     a change is stored only against the revision that was read. ``evidence`` are plain objects, see ``product.md`` 3.
+    ``held_since`` stands in for an unknown ``event_time``: the start of the last completed sweep before the one that found it.
     """
 
     id: str
@@ -117,6 +119,22 @@ class Gap:
     note: str = ""
     opened_by: tuple[int, int, int, int] | None = None
     revision: int = 1
+    held_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapSummary:
+    """Per pipeline: open gaps (states open, acknowledged, snoozed, repairing) by kind; what holds consistent-through.
+
+    ``holding_since`` is the smallest time from which one of those gaps holds it (event time, else ``held_since``), None where
+    there is none; ``holding_unknown`` says that one of them has neither: consistent-through is then undefined.
+    """
+
+    open_by_kind: Mapping[str, int] = field(default_factory=dict)
+    alerting: int = 0  # states open and repairing
+    oldest_alerting: datetime | None = None  # confirmed_at
+    holding_since: datetime | None = None
+    holding_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

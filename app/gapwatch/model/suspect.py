@@ -100,7 +100,7 @@ class Counters(msgspec.Struct, kw_only=True):
 class PartitionStatus(msgspec.Struct, kw_only=True):
     """One pipeline in one partition of ``gapwatch.events``, once a second. 0 times: not known. None: there is none.
 
-    The reader keeps, per pipeline and partition, the record with the highest ``input_offset``. ``written_at`` is the writer's clock.
+    The reader keeps, per pipeline and partition, the record with the highest ``input_offset``; ``written_at``: writer's clock.
     """
 
     pipeline: str
@@ -122,5 +122,5 @@ class PartitionStatus(msgspec.Struct, kw_only=True):
     counters: Counters
     feeds: list[FeedStatus]
     holes: list[Hole]
-    delays_ms: list[tuple[int, int]] = msgspec.field(default_factory=list)  # (bucket upper bound or -1, count): propagation delay
+    delays_ms: list[tuple[int, int]] = msgspec.field(default_factory=list)  # propagation: (upper bound or -1, count)
     delivery_unknown: bool = False

@@ -1,0 +1,1 @@
+"""gapwatch.yaml: parse and validate everything."""

@@ -1,0 +1,313 @@
+"""From a suspect to a verdict: what three reads prove, and when to read again (``design.md`` 6).
+
+Pure. ``roles/repair/confirmer.py`` reads source, target and source again, asks :func:`judge`, and stores what it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Protocol
+
+from gapwatch.model.gap import Cause, Kind
+from gapwatch.model.pipeline import Match
+from gapwatch.model.stream import Operation, Side
+from gapwatch.model.suspect import Reason, Seen, Suspect
+
+READS_MAX = 10  # attempts on a moving source before `superseded`, and counted failures before `unverifiable`
+
+
+class Presence(Enum):
+    """What a read found on one side."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNREAD = "unread"
+    SEVERAL = "several"  # two or more target documents carry the key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One side as read once, in canonical form.
+
+    ``identity`` is digest and masks together, equal exactly when all mapped fields are. ``revision`` changes with every write
+    of the record where the store has such a thing. ``version`` is the declared version column's value.
+    """
+
+    presence: Presence
+    identity: bytes = b""
+    revision: str | None = None
+    version: int | None = None
+    placeholder: bool = False  # the target holds Debezium's placeholder text in a mapped field
+    target_ids: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Differ(Protocol):
+    """Names the mapped target fields in which the source row and the target document differ (empty: they agree)."""
+
+    def __call__(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """The three reads of one attempt, in order: source, target, source. ``started_ms`` is our clock before the first one."""
+
+    before: Reading
+    target: Reading
+    after: Reading
+    differing: tuple[str, ...]  # of `target` against `after`; empty when either is not PRESENT
+    started_ms: int
+
+    @property
+    def unread(self) -> str:
+        for reading in (self.before, self.target, self.after):
+            if reading.presence is Presence.UNREAD:
+                return reading.reason or "not read"
+        return ""
+
+    @property
+    def source_stood_still(self) -> bool:
+        return same_record(self.before, self.after)
+
+
+def same_record(first: Reading, second: Reading) -> bool:
+    """Whether two reads of one side show the same write of the record, not merely an equal one, where that can be told."""
+    if first.presence is not second.presence:
+        return False
+    if first.presence is not Presence.PRESENT:
+        return True
+    if first.revision is not None and second.revision is not None:
+        return first.revision == second.revision
+    return first.identity == second.identity and first.version == second.version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What is remembered of a suspect between attempts. ``baseline``: the source as it stood when the wait began."""
+
+    attempts: int = 0
+    failures: int = 0
+    baseline: Reading | None = None
+    waiting_since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared:
+    reason: str  # late_arrival | no_change | never_present | in_agreement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    kind: Kind
+    cause: Cause
+    fields: tuple[str, ...]
+    target_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitAndReadAgain:
+    """Read again once grace has passed since ``since_ms`` and delivered-through has passed it."""
+
+    progress: Progress
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """A side was not read: says nothing. Back off and try again."""
+
+    progress: Progress
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Superseded:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unverifiable:
+    reason: str
+
+
+Judgement = Cleared | Difference | WaitAndReadAgain | Retry | Superseded | Unverifiable
+
+
+def satisfied(reads: Reads, match: Match) -> bool:
+    """Whether the target, as read, satisfies the source as read last."""
+    source, target = reads.after.presence, reads.target.presence
+    if source is Presence.ABSENT or target is Presence.ABSENT:
+        return source is target
+    if target is Presence.SEVERAL:
+        return False
+    if match is Match.PRESENCE:
+        return True
+    if match is Match.VERSION:
+        return reads.after.version is not None and reads.after.version == reads.target.version
+    return not reads.differing
+
+
+def judge(
+    suspect: Suspect | None,
+    reads: Reads,
+    progress: Progress,
+    match: Match,
+    *,
+    others_were_read: bool = True,
+    proven_by_wait: bool = False,
+) -> Judgement:
+    """Say what the three reads of one attempt prove.
+
+    Args:
+        suspect: What the stream says; None when a sweep or a re-read of an open gap asks.
+        reads: Source, target, source.
+        progress: What is remembered from earlier attempts.
+        match: The pipeline's match mode.
+        others_were_read: Whether other keys of the unread store were read in this batch; only then a failure counts.
+        proven_by_wait: Whether grace and delivered-through have passed since ``progress.waiting_since_ms``.
+    """
+    if reads.unread:
+        return _not_read(reads, progress, counts=others_were_read)
+    if satisfied(reads, match):
+        return Cleared(reason=_why_cleared(suspect, reads))
+    if not reads.source_stood_still:
+        return _moved_on(reads, progress)
+    if progress.baseline is not None:
+        if not same_record(progress.baseline, reads.before):
+            return _moved_on(reads, progress)
+        if not proven_by_wait:
+            return WaitAndReadAgain(progress=progress, since_ms=progress.waiting_since_ms)
+    elif suspect is None or not _is_the_suspected_state(suspect, reads):
+        return _moved_on(reads, progress)
+    return _difference(suspect, reads, match)
+
+
+def _not_read(reads: Reads, progress: Progress, *, counts: bool) -> Judgement:
+    failures = progress.failures + (1 if counts else 0)
+    if failures >= READS_MAX:
+        return Unverifiable(reason=reads.unread)
+    return Retry(progress=replace(progress, failures=failures), reason=reads.unread)
+
+
+def _moved_on(reads: Reads, progress: Progress) -> Judgement:
+    """The source is not what it was: what stands there now must be given its own grace."""
+    attempts = progress.attempts + 1
+    if attempts >= READS_MAX:
+        return Superseded()
+    return WaitAndReadAgain(
+        progress=replace(progress, attempts=attempts, baseline=reads.after, waiting_since_ms=reads.started_ms),
+        since_ms=reads.started_ms,
+    )
+
+
+def _is_the_suspected_state(suspect: Suspect, reads: Reads) -> bool:
+    """Whether the source holds just the write that is due: then nothing younger can be on its way, and no wait is needed."""
+    newest = suspect.newest_expected
+    if newest is None:
+        # Nothing expected is known of this key; an unexplained target write against a source without the row needs no wait
+        # beyond the matcher's own (target past due, source caught up), but a row there may be younger than any event read.
+        return suspect.opening.side == Side.OBSERVED and reads.after.presence is Presence.ABSENT
+    if suspect.opening.side == Side.EXPECTED and newest != suspect.opening:
+        return False
+    if newest.operation == Operation.DELETE:
+        return reads.after.presence is Presence.ABSENT
+    return reads.after.presence is Presence.PRESENT and equals_identity(newest.digest, reads.after.identity)
+
+
+def equals_identity(known: bytes, read: bytes) -> bool:
+    """Compare identities of 16-byte parts; a part of zeros in ``known`` was masked in its event and says nothing."""
+    if len(known) != len(read) or not known:
+        return False
+    if known == read:
+        return True
+    blank = bytes(16)
+    return all(known[at : at + 16] in (blank, read[at : at + 16]) for at in range(0, len(known), 16))
+
+
+def _why_cleared(suspect: Suspect | None, reads: Reads) -> str:
+    if suspect is None:
+        return "in_agreement"
+    newest, seen = suspect.newest_expected, suspect.newest_observed
+    if newest is not None and newest.operation == Operation.DELETE and seen is None and reads.target.presence is Presence.ABSENT:
+        return "never_present"
+    if newest is not None and newest.digest and any(equals_identity(newest.digest, older) for older in suspect.older):
+        return "no_change"
+    return "late_arrival"
+
+
+def _difference(suspect: Suspect | None, reads: Reads, match: Match) -> Difference:
+    kind = kind_of(suspect, reads, match)
+    return Difference(
+        kind=kind,
+        cause=cause_of(suspect, reads, kind),
+        fields=reads.differing if kind in (Kind.MISMATCH, Kind.STALE, Kind.AHEAD) else (),
+        target_ids=reads.target.target_ids,
+    )
+
+
+def kind_of(suspect: Suspect | None, reads: Reads, match: Match) -> Kind:
+    """Name the difference from the reads; only ``stale`` and ``undeleted`` need what the stream knows."""
+    source, target = reads.after, reads.target
+    if target.presence is Presence.SEVERAL:
+        return Kind.DUPLICATE
+    if source.presence is Presence.ABSENT:
+        return Kind.UNDELETED if _deletion_is_known(suspect) else Kind.EXTRA
+    if target.presence is Presence.ABSENT:
+        return Kind.MISSING
+    if source.version is not None and target.version is not None and source.version != target.version:
+        return Kind.AHEAD if target.version > source.version else Kind.STALE
+    if suspect is not None and any(equals_identity(older, target.identity) for older in suspect.older):
+        return Kind.STALE
+    return Kind.MISMATCH
+
+
+def _deletion_is_known(suspect: Suspect | None) -> bool:
+    """Whether the stream ever showed the source row: then the document was left over, not put there by somebody else."""
+    return suspect is not None and suspect.newest_expected is not None
+
+
+def cause_of(suspect: Suspect | None, reads: Reads, kind: Kind) -> Cause:
+    """Class the cause by evidence; what no evidence names is ``unknown``."""
+    if reads.target.placeholder and kind in (Kind.MISMATCH, Kind.STALE):
+        return Cause.OVERWRITTEN
+    if suspect is None:
+        return Cause.UNKNOWN
+    if suspect.reason == Reason.DEAD_LETTERED:
+        return Cause.DEAD_LETTERED
+    if suspect.opening.side == Side.OBSERVED:
+        return _cause_of_observed(suspect, kind)
+    newest = suspect.newest_expected
+    if newest is not None and not _shown_by_stream(newest, reads.after):
+        return Cause.LOST_IN_STREAM
+    return Cause.NEVER_WRITTEN
+
+
+def _cause_of_observed(suspect: Suspect, kind: Kind) -> Cause:
+    if kind is Kind.UNDELETED:
+        return Cause.RESURRECTED
+    if suspect.reason == Reason.REGRESSED or kind is Kind.STALE:
+        return Cause.OVERWRITTEN
+    return Cause.OUT_OF_BAND
+
+
+def _shown_by_stream(newest: Seen, source: Reading) -> bool:
+    if newest.operation == Operation.DELETE:
+        return source.presence is Presence.ABSENT
+    if source.presence is not Presence.PRESENT:
+        return False
+    return not newest.digest or equals_identity(newest.digest, source.identity)
+
+
+def evidence_of(seen: Seen, side: str) -> dict[str, Any]:
+    """Render one stream write as evidence that anyone can read back. ``time`` stays in milliseconds until it is shown."""
+    return {
+        "side": side,
+        "topic": seen.feed,
+        "partition": seen.partition,
+        "offset": seen.offset,
+        "position": f"{seen.major}/{seen.minor}",
+        "epoch": seen.epoch,
+        "operation": Operation(seen.operation).name.lower(),
+        "time_ms": seen.event_time,
+    }

@@ -1,0 +1,1 @@
+"""Decoders of raw records, one per source shape."""

@@ -1,0 +1,300 @@
+"""How a pipeline stands: status, consistent-through and coverage, from status records and the ledger.
+
+Pure. The reader of ``gapwatch.status`` keeps, per pipeline and partition, the record with the highest input offset; the ledger's
+facts are read *after* them, so that a verdict is never seen on neither side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from gapwatch.core.coverage import ratio
+from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
+from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
+from gapwatch.model.suspect import FeedStatus, Hole, PartitionStatus
+from gapwatch.model.view import FeedView, PipelineView, Totals
+
+ERROR_FINDINGS = frozenset({Finding.CONNECTOR_FAILED, Finding.SCHEMA_CHANGED, Finding.MAPPING_SUSPECT, Finding.REPLICA_IDENTITY})
+CRITICAL_FINDINGS = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
+UNKNOWN_FINDINGS = frozenset({Finding.DELIVERY_UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The sweep (or the operator's word) that everything before it is judged. ``started_at`` precedes its first read."""
+
+    started_at: datetime
+    ended_at: datetime
+    sweep_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerFacts:
+    """What the ledger says of one pipeline. ``last_full_sweep_started``: of the last one that succeeded and compared content."""
+
+    summary: GapSummary
+    findings: Sequence[FindingRecord]
+    baseline: Baseline | None
+    last_full_sweep_started: datetime | None
+    last_sweep: Run | None
+    unverifiable_oldest: datetime | None
+    undecided: int = 0  # suspects whose stores could not be read
+    paused: str | None = None  # the reason, when paused
+    unreadable_stores: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    severity: Severity
+    reason: str
+
+
+def standing(
+    pipeline: PipelineSpec, partitions: int, statuses: Sequence[PartitionStatus], facts: LedgerFacts, now: datetime
+) -> PipelineView:
+    """Return the pipeline's view at `now`.
+
+    Args:
+        pipeline: Its resolved configuration.
+        partitions: How many partitions ``gapwatch.events`` has; a missing status record makes the pipeline UNKNOWN.
+        statuses: The newest record of each partition.
+        facts: What the ledger says, read after the statuses.
+        now: The reader's clock, aware.
+    """
+    records = {record.partition: record for record in statuses}
+    complete = all(number in records for number in range(partitions))
+    holes = uncovered_holes(records.values(), facts)
+    totals = _totals(records.values())
+    coverage = ratio(
+        settled=totals.settled + totals.cleared,
+        superseded=totals.superseded,
+        gap=totals.gap,
+        unverifiable=sum(totals.unverifiable.values()),
+    )
+    judged = list(_judge(pipeline, partitions, records, facts, holes, coverage, now))
+    worst = max(judged, key=lambda item: item.severity, default=_Judged(severity=Severity.HEALTHY, reason=""))
+    if facts.paused is not None:
+        judged, worst = [_Judged(severity=Severity.SKIPPED, reason=facts.paused)], _Judged(severity=Severity.SKIPPED, reason="")
+    source = _least(record.source_watermark for record in records.values()) if complete else None
+    target = _least(record.target_watermark for record in records.values()) if complete else None
+    return PipelineView(
+        id=pipeline.id,
+        status=worst.severity.name,
+        reasons=tuple(item.reason for item in sorted(judged, key=lambda item: -item.severity) if item.reason),
+        consistent_through=_consistent_through(records, complete, facts, holes),
+        source_watermark=source,
+        target_watermark=target,
+        delivered_through=_least(record.delivered_through for record in records.values()) if complete else None,
+        pending_keys=sum(record.pending for record in records.values()),
+        in_transit_keys=sum(record.in_transit for record in records.values()),
+        oldest_in_transit=_oldest(record.oldest_in_transit for record in records.values()),
+        oldest_unsettled=_oldest(record.oldest_unsettled for record in records.values()),
+        gaps_open=dict(facts.summary.open_by_kind),
+        coverage=coverage,
+        feeds=tuple(_feeds(pipeline, records.values(), facts.findings, now)),
+        findings=tuple(facts.findings),
+        last_sweep=facts.last_sweep,
+        baseline=facts.baseline.ended_at if facts.baseline else None,
+        totals=totals,
+        read_at=now,
+    )
+
+
+def from_ms(milliseconds: int) -> datetime:
+    """Return the aware UTC time of milliseconds since the epoch."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def uncovered_holes(records: Iterable[PartitionStatus], facts: LedgerFacts) -> list[datetime]:
+    """Return the start times of all holes that no succeeded full sweep covers; a sweep covers what ended before it began."""
+    starts: list[datetime] = []
+    covered = facts.last_full_sweep_started
+    for record in records:
+        starts.extend(_hole_starts(record.holes, covered))
+    for finding in facts.findings:
+        if finding.is_hole and finding.cleared_at is None:
+            end = finding.time_to or finding.last_seen
+            if covered is None or end >= covered:
+                starts.append(finding.time_from or finding.first_seen)
+    return starts
+
+
+def _hole_starts(holes: Sequence[Hole], covered: datetime | None) -> list[datetime]:
+    return [from_ms(hole.time_from) for hole in holes if covered is None or from_ms(hole.time_to) >= covered]
+
+
+def _judge(
+    pipeline: PipelineSpec,
+    partitions: int,
+    records: Mapping[int, PartitionStatus],
+    facts: LedgerFacts,
+    holes: Sequence[datetime],
+    coverage: float | None,
+    now: datetime,
+) -> list[_Judged]:
+    judged = _judge_gaps(pipeline, facts, now) + _judge_findings(facts, now)
+    judged += _judge_freshness(pipeline, partitions, records, now)
+    baseline_known = facts.baseline is not None or pipeline.baseline == "assume"
+    if not baseline_known:
+        judged.append(_Judged(severity=Severity.UNKNOWN, reason="no baseline yet: a content sweep has to finish first"))
+    elif holes:
+        judged.append(
+            _Judged(severity=Severity.CRITICAL, reason=f"{len(holes)} uncovered holes in the stream; a sweep has to cover them")
+        )
+    if facts.undecided:
+        judged.append(_Judged(severity=Severity.UNKNOWN, reason=f"{facts.undecided} suspects could not be read at a store"))
+    for store in facts.unreadable_stores:
+        judged.append(_Judged(severity=Severity.UNKNOWN, reason=f"store {store} does not answer"))
+    if facts.last_sweep is not None and facts.last_sweep.state.value == "inconclusive":
+        judged.append(_Judged(severity=Severity.UNKNOWN, reason="the last sweep was inconclusive"))
+    if coverage is not None and coverage < pipeline.coverage_target:
+        judged.append(_Judged(severity=Severity.WARNING, reason=f"coverage {coverage:.4f} is below {pipeline.coverage_target}"))
+    lagging = _oldest(record.oldest_in_transit for record in records.values())
+    if lagging is not None and now - lagging > timedelta(seconds=pipeline.lag_limit):
+        judged.append(_Judged(severity=Severity.WARNING, reason="sink_lagging: a write has been in transit for too long"))
+    return judged
+
+
+def _judge_gaps(pipeline: PipelineSpec, facts: LedgerFacts, now: datetime) -> list[_Judged]:
+    summary = facts.summary
+    total = sum(summary.open_by_kind.values())
+    if summary.alerting:
+        late = summary.oldest_alerting is not None and now - summary.oldest_alerting > timedelta(seconds=pipeline.slo_seconds)
+        severity = Severity.CRITICAL if late else Severity.ERROR
+        return [_Judged(severity=severity, reason=f"{summary.alerting} open gaps" + (", older than the SLO" if late else ""))]
+    if total:
+        return [_Judged(severity=Severity.WARNING, reason=f"{total} acknowledged or snoozed gaps")]
+    return []
+
+
+def _judge_findings(facts: LedgerFacts, now: datetime) -> list[_Judged]:
+    judged = []
+    for finding in facts.findings:
+        if finding.cleared_at is not None:
+            continue
+        if finding.finding in CRITICAL_FINDINGS:
+            severity = Severity.CRITICAL
+        elif finding.finding in ERROR_FINDINGS:
+            severity = Severity.ERROR
+        elif finding.finding in UNKNOWN_FINDINGS:
+            severity = Severity.UNKNOWN
+        else:
+            severity = Severity.WARNING
+        judged.append(_Judged(severity=severity, reason=f"{finding.finding.value}: {finding.message}".rstrip(": ")))
+    return judged
+
+
+def _judge_freshness(
+    pipeline: PipelineSpec, partitions: int, records: Mapping[int, PartitionStatus], now: datetime
+) -> list[_Judged]:
+    """Apply the rule of freshness: what is older than ``stall_after`` by the reader's clock is UNKNOWN, whatever is alive."""
+    missing = [number for number in range(partitions) if number not in records]
+    if missing:
+        return [
+            _unknown(f"no status record of partition {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+        ]
+    limit = timedelta(seconds=pipeline.stall_after_seconds)
+    observed_feed = pipeline.target.feed.kind.value != "none"
+    judged = []
+    checks: dict[str, Callable[[PartitionStatus], int]] = {
+        "status record": lambda record: record.written_at,
+        "source watermark": lambda record: record.source_watermark,
+        "source feed's end": lambda record: record.source_caught_up,
+    }
+    if observed_feed:
+        checks["target watermark"] = lambda record: record.target_watermark
+        checks["target feed's end"] = lambda record: record.target_caught_up
+    for what, of in checks.items():
+        oldest = min(of(record) for record in records.values())
+        if oldest == 0:
+            judged.append(_unknown(f"the {what} is not known yet"))
+        elif now - from_ms(oldest) > limit:
+            judged.append(_unknown(f"the {what} is {(now - from_ms(oldest)).total_seconds():.0f} s old"))
+    if any(record.delivery_unknown for record in records.values()):
+        judged.append(_unknown("delivery_unknown: nobody says how far the sink has come"))
+    return judged
+
+
+def _unknown(reason: str) -> _Judged:
+    return _Judged(severity=Severity.UNKNOWN, reason=reason)
+
+
+def _consistent_through(
+    records: Mapping[int, PartitionStatus], complete: bool, facts: LedgerFacts, holes: Sequence[datetime]
+) -> datetime | None:
+    """Return the time up to which every write committed at the source is proven at the target; None: undefined."""
+    if facts.baseline is None or not complete:
+        return None
+    bounds: list[datetime] = []
+    for record in records.values():
+        if record.source_watermark == 0:
+            return None
+        bounds.append(from_ms(record.source_watermark))
+        if record.oldest_unsettled is not None:
+            bounds.append(from_ms(record.oldest_unsettled))
+    summary = facts.summary
+    bounds += [time for time in (summary.holding_since, facts.unverifiable_oldest) if time is not None]
+    if summary.holding_unknown:
+        return None
+    bounds += holes
+    return min(bounds)
+
+
+def _totals(records: Iterable[PartitionStatus]) -> Totals:
+    unverifiable: dict[str, int] = {}
+    snapshot_reads: dict[str, int] = {}
+    delays: dict[int, int] = {}
+    sums = dict.fromkeys(("expected", "observed", "settled", "superseded", "gap", "cleared", "late", "raised"), 0)
+    for record in records:
+        for name in sums:
+            sums[name] += getattr(record.counters, name)
+        for into, counts in ((unverifiable, record.counters.unverifiable), (snapshot_reads, record.counters.snapshot_reads)):
+            for label, count in counts.items():
+                into[label] = into.get(label, 0) + count
+        for bound, count in record.delays_ms:
+            delays[bound] = delays.get(bound, 0) + count
+    return Totals(**sums, unverifiable=unverifiable, snapshot_reads=snapshot_reads, delays_ms=delays)
+
+
+def _feeds(
+    pipeline: PipelineSpec, records: Iterable[PartitionStatus], findings: Sequence[FindingRecord], now: datetime
+) -> list[FeedView]:
+    """Fold all partitions' feed states into one row per feed."""
+    by_feed: dict[tuple[int, str], list[FeedStatus]] = {}
+    for record in records:
+        for feed in record.feeds:
+            by_feed.setdefault((feed.side, feed.feed), []).append(feed)
+    rows = []
+    limit = timedelta(seconds=pipeline.stall_after_seconds)
+    for (side, topic), states in sorted(by_feed.items()):
+        name = Side(side).name.lower()
+        caught_up = min(state.caught_up for state in states)
+        finding = next((item.finding.value for item in findings if item.feed == topic and item.cleared_at is None), None)
+        if finding is None and any(state.delivery == UNKNOWN_DELIVERY for state in states):
+            finding = Finding.DELIVERY_UNKNOWN.value
+        rows.append(
+            FeedView(
+                side=name,
+                topic=topic,
+                watermark=_least(state.watermark for state in states),
+                caught_up=caught_up > 0 and now - from_ms(caught_up) <= limit,
+                lag=None,
+                finding=finding,
+            )
+        )
+    return rows
+
+
+def _least(times: Iterable[int]) -> datetime | None:
+    """Return the least of millisecond times; None when there is none or one is not known (0)."""
+    values = list(times)
+    least = min(values, default=0)
+    return from_ms(least) if least else None
+
+
+def _oldest(times: Iterable[int | None]) -> datetime | None:
+    values = [value for value in times if value is not None]
+    return from_ms(min(values)) if values else None

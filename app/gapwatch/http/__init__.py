@@ -1,0 +1,1 @@
+"""The HTTP edge: API, health, metrics and the page."""
