@@ -1,0 +1,165 @@
+"""The life of a gap: opened, found again, changed, resolved. Pure; ``roles/repair`` stores what is returned here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import xxhash
+
+from gapwatch.core.confirm import Difference, Presence, Reads, evidence_of
+from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
+from gapwatch.model.stream import Side
+from gapwatch.model.suspect import Seen, Suspect
+
+
+def gap_id(pipeline: str, key: bytes, opened_by: str) -> str:
+    """Return the deterministic id of the gap that `opened_by` (a suspect's id, or a run's) opened for `key`."""
+    parts = b"".join(len(part).to_bytes(4, "big") + part for part in (pipeline.encode(), key, opened_by.encode()))
+    return "gap_" + xxhash.xxh3_128_hexdigest(parts)
+
+
+def time_of(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def opened(
+    *,
+    pipeline: str,
+    key: bytes,
+    key_fields: Mapping[str, Any],
+    difference: Difference,
+    reads: Reads,
+    suspect: Suspect | None,
+    detector: Detector,
+    opened_by: str,
+    values: Mapping[str, Mapping[str, Any]],
+    now: datetime,
+    held_since: datetime | None = None,
+) -> Gap:
+    """Return a new gap. ``values`` holds, per side, what ``evidence: values`` asks to show (else empty)."""
+    opening = suspect.opening if suspect else None
+    return Gap(
+        id=gap_id(pipeline, key, opened_by),
+        pipeline=pipeline,
+        key=key,
+        key_fields=dict(key_fields),
+        target_id=difference.target_ids[0] if difference.target_ids else None,
+        kind=difference.kind,
+        cause=difference.cause,
+        state=State.OPEN,
+        detector=detector,
+        event_time=time_of(opening.event_time) if opening and opening.event_time else None,
+        first_seen=now,
+        confirmed_at=now,
+        fields=difference.fields,
+        evidence=tuple(evidence(suspect, reads, values, now)),
+        opened_by=(opening.side, opening.epoch, opening.major, opening.minor) if opening else None,
+        held_since=held_since,
+    )
+
+
+def found_again(known: Gap, latest: Gap) -> Gap:
+    """Return an open gap as it stands after another finding of the same key: what is true now, since when it was first."""
+    again = latest.opened_by is not None and latest.opened_by != known.opened_by
+    times = [time for time in (known.event_time, latest.event_time) if time is not None]
+    return replace(
+        known,
+        kind=latest.kind,
+        cause=known.cause if latest.cause is Cause.UNKNOWN else latest.cause,
+        fields=latest.fields,
+        target_id=latest.target_id or known.target_id,
+        event_time=min(times, default=None),
+        evidence=latest.evidence,
+        occurrences=known.occurrences + (1 if again else 0),
+        opened_by=latest.opened_by or known.opened_by,
+        revision=known.revision + 1,
+    )
+
+
+def reopened(known: Gap, latest: Gap) -> Gap:
+    """Return a resolved gap that the same write opened once more."""
+    return replace(
+        latest,
+        first_seen=known.first_seen,
+        occurrences=known.occurrences + 1,
+        note=known.note,
+        revision=known.revision + 1,
+    )
+
+
+def changed(known: Gap, latest: Gap) -> bool:
+    """Whether storing `latest` over `known` would say anything new."""
+    return (known.kind, known.fields, known.target_id, known.opened_by) != (
+        latest.kind,
+        latest.fields,
+        latest.target_id or known.target_id,
+        latest.opened_by or known.opened_by,
+    )
+
+
+def resolved(known: Gap, resolution: Resolution, now: datetime, *, note: str = "") -> Gap:
+    return replace(
+        known,
+        state=State.RESOLVED,
+        resolution=resolution,
+        resolved_at=now,
+        note=note or known.note,
+        revision=known.revision + 1,
+    )
+
+
+def resolution_of(known: Gap, reads: Reads, *, written_by_backfill: bool) -> Resolution:
+    """Say how a gap whose key now agrees on both sides came to an end."""
+    if written_by_backfill:
+        return Resolution.BACKFILLED
+    if reads.after.presence is Presence.ABSENT and known.kind not in (Kind.EXTRA, Kind.UNDELETED):
+        return Resolution.DELETED_AT_SOURCE
+    return Resolution.LATE_ARRIVAL
+
+
+def evidence(
+    suspect: Suspect | None, reads: Reads, values: Mapping[str, Mapping[str, Any]], now: datetime
+) -> list[dict[str, Any]]:
+    """Return evidence objects: what the stream showed, with offsets, and what the three reads found, with times."""
+    rows = [_stream_row(seen) for seen in _seen(suspect)]
+    for side, reading in (("source", reads.after), ("target", reads.target)):
+        row: dict[str, Any] = {
+            "side": side,
+            "topic": None,
+            "partition": None,
+            "offset": None,
+            "position": reading.revision,
+            "time": rfc3339(now),
+            "read": reading.presence.value,
+        }
+        if reading.target_ids:
+            row["target_ids"] = list(reading.target_ids)
+        if values.get(side):
+            row["values"] = dict(values[side])
+        rows.append(row)
+    return rows
+
+
+def _seen(suspect: Suspect | None) -> list[Seen]:
+    if suspect is None:
+        return []
+    candidates = (suspect.opening, suspect.newest_expected, suspect.newest_observed)
+    unique: list[Seen] = []
+    for seen in candidates:
+        if seen is not None and seen not in unique:
+            unique.append(seen)
+    return unique
+
+
+def _stream_row(seen: Seen) -> dict[str, Any]:
+    row = evidence_of(seen, Side(seen.side).name.lower())
+    row["time"] = rfc3339(time_of(row.pop("time_ms")))
+    return row
+
+
+def rfc3339(time: datetime) -> str:
+    """Return `time` in UTC as RFC 3339 with milliseconds and ``Z``."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""Role ``repair``: confirm suspects, sweep, backfill, verify, publish, watch the streams."""

@@ -1,0 +1,143 @@
+"""Books what was judged: opens, changes and resolves gaps in the ledger, each against the revision that was read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from gapwatch.core import gaps
+from gapwatch.core.confirm import Cleared, Difference
+from gapwatch.model.gap import Detector, Gap, Resolution, State
+from gapwatch.ports import Clock, GapChange, Key, Ledger, StoredRecord
+from gapwatch.roles.repair.judging import Decided
+from gapwatch.roles.repair.reads import KeyReads
+from gapwatch.roles.stores import PipelineStores
+
+log = structlog.get_logger(__name__)
+
+
+class Book:
+    """Stores differences and agreements of one ledger. Every method returns the keys whose change stands."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+
+    async def open(
+        self,
+        stores: PipelineStores,
+        decided: Sequence[Decided],
+        detector: Detector,
+        *,
+        opened_by: str = "",
+        held_since: datetime | None = None,
+    ) -> set[Key]:
+        """Open a gap for each difference, or bring the key's open gap up to date.
+
+        Args:
+            stores: The pipeline.
+            decided: Judgements, all of them :class:`Difference`.
+            detector: Who found them.
+            opened_by: What names them besides the key where there is no suspect: the run's id.
+            held_since: The time from which a gap without a commit time holds consistent-through.
+        """
+        if not decided:
+            return set()
+        known = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, [item.case.key for item in decided])
+        now = self._clock.now()
+        changes: list[GapChange] = []
+        keys: list[Key] = []
+        unchanged: set[Key] = set()
+        for item in decided:
+            gap = self._gap(stores, item, detector, opened_by, held_since, now)
+            change = _change(known.get(item.case.key) or await asyncio.to_thread(self._ledger.gap, gap.id), gap)
+            if change is None:
+                unchanged.add(item.case.key)
+                continue
+            changes.append(change)
+            keys.append(item.case.key)
+        return unchanged | await self._store(keys, changes)
+
+    async def close(
+        self, stores: PipelineStores, decided: Sequence[Decided], *, backfilled: frozenset[Key] = frozenset()
+    ) -> set[Key]:
+        """Resolve the open gap, where there is one, of every key that was judged to agree."""
+        if not decided:
+            return set()
+        known = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, [item.case.key for item in decided])
+        now = self._clock.now()
+        changes, keys = [], []
+        for item in decided:
+            gap = known.get(item.case.key)
+            if gap is None or not isinstance(item.judgement, Cleared):
+                continue
+            resolution = gaps.resolution_of(gap, item.reads.reads, written_by_backfill=item.case.key in backfilled)
+            changes.append(_resolve(gap, resolution, now))
+            keys.append(item.case.key)
+        stored = await self._store(keys, changes)
+        return stored | {item.case.key for item in decided if item.case.key not in known}
+
+    async def _store(self, keys: Sequence[Key], changes: Sequence[GapChange]) -> set[Key]:
+        if not changes:
+            return set()
+        results = await asyncio.to_thread(self._ledger.store_gaps, changes)
+        for change, stood in zip(changes, results, strict=True):
+            if stood:
+                gap = change.gap
+                log.info(f"gap_{change.event}", pipeline=gap.pipeline, gap=gap.id, kind=gap.kind.value, cause=gap.cause.value)
+        return {key for key, stood in zip(keys, results, strict=True) if stood}
+
+    def _gap(
+        self,
+        stores: PipelineStores,
+        item: Decided,
+        detector: Detector,
+        opened_by: str,
+        held_since: datetime | None,
+        now: datetime,
+    ) -> Gap:
+        assert isinstance(item.judgement, Difference)
+        suspect = item.case.suspect
+        return gaps.opened(
+            pipeline=stores.spec.id,
+            key=item.case.key,
+            key_fields=stores.codec.fields(item.case.key),
+            difference=item.judgement,
+            reads=item.reads.reads,
+            suspect=suspect,
+            detector=detector,
+            opened_by=suspect.id if suspect else opened_by,
+            values=_values(stores, item.reads, item.judgement.fields),
+            now=now,
+            held_since=held_since,
+        )
+
+
+def _change(known: Gap | None, gap: Gap) -> GapChange | None:
+    if known is None:
+        return GapChange(gap=gap, against=None, event="opened")
+    if known.state is State.RESOLVED:
+        return GapChange(gap=gaps.reopened(known, gap), against=known.revision, event="reopened")
+    if not gaps.changed(known, gap):
+        return None
+    return GapChange(gap=gaps.found_again(known, gap), against=known.revision, event="updated")
+
+
+def _resolve(gap: Gap, resolution: Resolution, now: datetime) -> GapChange:
+    return GapChange(gap=gaps.resolved(gap, resolution, now), against=gap.revision, event="resolved")
+
+
+def _values(stores: PipelineStores, reads: KeyReads, fields: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the differing fields' canonical values per side, only where ``evidence: values`` asks for row data."""
+    if stores.spec.evidence != "values":
+        return {}
+    shown: dict[str, Mapping[str, Any]] = {}
+    if isinstance(reads.source, StoredRecord):
+        shown["source"] = stores.mapping.shown_source(reads.source.fields, fields)
+    if isinstance(reads.target, StoredRecord):
+        shown["target"] = stores.mapping.shown_target(reads.target.fields, fields)
+    return shown

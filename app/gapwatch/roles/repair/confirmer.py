@@ -1,0 +1,195 @@
+"""Suspect → gap. Takes raised keys from ``gapwatch.suspects``, judges them by reading both stores, stores what was proved.
+
+Order for each decided key, so that a crash anywhere repeats work and loses nothing:
+
+1. the gap (or its resolution) is stored in the ledger, with its outbox row;
+2. the verdict is acknowledged on ``gapwatch.events``;
+3. the suspect's offset may be committed.
+
+The queue lives in memory only: a suspect that is forgotten here is raised again by ``match`` after ``confirm_again``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
+from gapwatch.core.gaps import time_of
+from gapwatch.errors import StoreError
+from gapwatch.model.gap import Detector
+from gapwatch.model.stream import Outcome
+from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.ports import Clock, Key, Ledger
+from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.stores import PipelineStores
+
+log = structlog.get_logger(__name__)
+
+IDLE_SECONDS = 0.1
+UNREACHABLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What goes back to the key's partition of ``gapwatch.events``."""
+
+    pipeline: str
+    partition: int
+    key: Key
+    side: int
+    token: tuple[int, int, int]
+    outcome: Outcome
+
+
+class VerdictSink(Protocol):
+    async def publish(self, verdicts: Sequence[Verdict]) -> None:
+        """Return when Kafka has acknowledged every one of them; raises FeedError otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raised:
+    """One record of ``gapwatch.suspects`` with its place, for the commit."""
+
+    partition: int
+    offset: int
+    record: Suspect | Hole
+
+
+class Inbox(Protocol):
+    async def take(self, limit: int, seconds: float) -> Sequence[Raised]:
+        """Return up to `limit` raised records, waiting at most `seconds` for the first."""
+
+    async def done(self, raised: Sequence[Raised]) -> None:
+        """Say that these need not be read again; offsets move once everything before them is done too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmerDependencies:
+    ledger: Ledger
+    inbox: Inbox
+    verdicts: VerdictSink
+    judges: Mapping[str, KeyJudge]
+    stores: Callable[[str], Awaitable[PipelineStores]]
+    book: Book
+    clock: Clock
+    on_hole: Callable[[Hole], Awaitable[None]]
+    on_cleared: Callable[[str, str], None]  # pipeline, reason
+    on_detected: Callable[[str, float], None]  # pipeline, seconds from the write to the gap
+
+
+class Confirmer:
+    """Runs the confirm loop for all pipelines; one per process that plays ``repair``."""
+
+    def __init__(self, dependencies: ConfirmerDependencies) -> None:
+        self._on = dependencies
+        self._waiting: dict[tuple[str, Key], list[Raised]] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set. Raises when Kafka or the ledger cannot be used at all."""
+        workers = [asyncio.create_task(self._judge_forever(pipeline, stop)) for pipeline in self._on.judges]
+        try:
+            while not stop.is_set():
+                await self._receive(await self._on.inbox.take(500, 0.2))
+                for worker in workers:
+                    if worker.done():
+                        worker.result()
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _receive(self, raised: Sequence[Raised]) -> None:
+        finished = []
+        for item in raised:
+            record = item.record
+            if isinstance(record, Hole):
+                await self._on.on_hole(record)
+                finished.append(item)
+            elif record.pipeline not in self._on.judges:
+                finished.append(item)  # a pipeline that this configuration does not have (any more)
+            else:
+                self._waiting.setdefault((record.pipeline, record.key), []).append(item)
+                self._on.judges[record.pipeline].add(record.key, record)
+        if finished:
+            await self._on.inbox.done(finished)
+
+    async def _judge_forever(self, pipeline: str, stop: asyncio.Event) -> None:
+        judge = self._on.judges[pipeline]
+        while not stop.is_set():
+            try:
+                decided = await judge.step()
+            except StoreError as error:
+                log.warning("stores_unavailable", pipeline=pipeline, error=error.message)
+                await self._on.clock.sleep(UNREACHABLE_SECONDS)
+                continue
+            if decided:
+                await self._settle(pipeline, decided)
+            elif not judge.due():
+                await self._on.clock.sleep(IDLE_SECONDS)
+
+    async def _settle(self, pipeline: str, decided: Sequence[Decided]) -> None:
+        stores = await self._on.stores(pipeline)
+        outcomes = await self._store(stores, decided)
+        verdicts, finished = [], []
+        for item in decided:
+            key = item.case.key
+            outcome = outcomes.get(key)
+            if outcome is None:  # somebody else changed the gap at the same moment: judge it anew
+                self._on.judges[pipeline].add(key, item.case.suspect)
+                continue
+            finished.extend(self._waiting.pop((pipeline, key), ()))
+            if item.case.suspect is not None:
+                verdicts.append(_verdict(item.case.suspect, outcome))
+        await self._on.verdicts.publish(verdicts)
+        await self._on.inbox.done(finished)
+
+    async def _store(self, stores: PipelineStores, decided: Sequence[Decided]) -> dict[Key, Outcome]:
+        """Store every decision; return the outcome of each key whose decision stands."""
+        outcomes: dict[Key, Outcome] = {}
+        differing = [item for item in decided if isinstance(item.judgement, Difference)]
+        agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
+        for key in await self._on.book.open(stores, differing, Detector.STREAM):
+            outcomes[key] = Outcome.GAP
+        for key in await self._on.book.close(stores, agreeing):
+            outcomes[key] = Outcome.CLEARED
+        for item in decided:
+            await self._store_other(stores.spec.id, item, outcomes)
+        self._report(stores.spec.id, decided, outcomes)
+        return outcomes
+
+    async def _store_other(self, pipeline: str, item: Decided, outcomes: dict[Key, Outcome]) -> None:
+        if isinstance(item.judgement, Superseded):
+            outcomes[item.case.key] = Outcome.SUPERSEDED
+        elif isinstance(item.judgement, Unverifiable):
+            suspect = item.case.suspect
+            since = time_of(suspect.opening.event_time) if suspect else self._on.clock.now()
+            await asyncio.to_thread(self._on.ledger.add_unverifiable, pipeline, item.case.key, since, item.judgement.reason)
+            outcomes[item.case.key] = Outcome.UNVERIFIABLE
+
+    def _report(self, pipeline: str, decided: Sequence[Decided], outcomes: Mapping[Key, Outcome]) -> None:
+        now = self._on.clock.now_ms()
+        for item in decided:
+            if item.case.key not in outcomes:
+                continue
+            if isinstance(item.judgement, Cleared):
+                self._on.on_cleared(pipeline, item.judgement.reason)
+            elif isinstance(item.judgement, Difference) and item.case.suspect is not None:
+                self._on.on_detected(pipeline, (now - item.case.suspect.opening.event_time) / 1000)
+
+
+def _verdict(suspect: Suspect, outcome: Outcome) -> Verdict:
+    opening = suspect.opening
+    return Verdict(
+        pipeline=suspect.pipeline,
+        partition=suspect.partition,
+        key=suspect.key,
+        side=opening.side,
+        token=(opening.epoch, opening.major, opening.minor),
+        outcome=outcome,
+    )

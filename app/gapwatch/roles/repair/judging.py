@@ -1,0 +1,154 @@
+"""One queue of keys under judgement: read in batches, ask ``core.confirm.judge``, wait where it says wait.
+
+The confirmer, the sweeper, the re-reading of open gaps and the verification after a backfill all judge keys here, so that no
+difference is ever called one by a shorter way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gapwatch.core.confirm import (
+    Judgement,
+    Progress,
+    Retry,
+    WaitAndReadAgain,
+    judge,
+)
+from gapwatch.model.suspect import Suspect
+from gapwatch.ports import Clock, Key
+from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.stores import PipelineStores
+
+KEYS_PER_BATCH_MAX = 500
+RETRY_SECONDS = 0.5
+RETRY_SECONDS_MAX = 15.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Case:
+    """One key under judgement: when it may be read next, and what delivered-through must have passed (``waits_for_ms``)."""
+
+    key: Key
+    suspect: Suspect | None = None
+    progress: Progress = field(default_factory=Progress)
+    not_before_ms: int = 0
+    waits_for_ms: int = 0
+    unread: str = ""
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A final judgement (Cleared, Difference, Superseded, Unverifiable) with the reads that it rests on."""
+
+    case: Case
+    judgement: Judgement
+    reads: KeyReads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """How far deliveries have come. ``through_ms`` None: not known now; ``age_alone``: no delivery position exists by design."""
+
+    through_ms: int | None
+    age_alone: bool
+
+
+class KeyJudge:
+    """The keys of one pipeline under judgement. Not thread-safe: one task owns it."""
+
+    def __init__(
+        self,
+        stores: Callable[[], Awaitable[PipelineStores]],
+        *,
+        grace_ms: Callable[[], int],
+        delivered: Callable[[], Delivered],
+        clock: Clock,
+        batch: int = KEYS_PER_BATCH_MAX,
+    ) -> None:
+        self._stores = stores
+        self._grace_ms = grace_ms
+        self._delivered = delivered
+        self._clock = clock
+        self._batch = batch
+        self._cases: dict[Key, Case] = {}
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @property
+    def undecided(self) -> int:
+        """How many keys wait because a store could not be read."""
+        return sum(1 for case in self._cases.values() if case.unread)
+
+    @property
+    def cases(self) -> Mapping[Key, Case]:
+        return self._cases
+
+    def add(self, key: Key, suspect: Suspect | None = None) -> None:
+        """Put a key under judgement, or replace its suspect by a newer one; what was learnt of the source is kept."""
+        case = self._cases.get(key)
+        if case is None:
+            self._cases[key] = Case(key=key, suspect=suspect)
+            return
+        if suspect is not None and (case.suspect is None or case.suspect.id != suspect.id):
+            case.suspect = suspect
+            case.not_before_ms = 0
+
+    def drop(self, key: Key) -> None:
+        self._cases.pop(key, None)
+
+    def due(self) -> list[Case]:
+        """Return the keys that may be read now, oldest first, at most one batch."""
+        now = self._clock.now_ms()
+        delivered = self._delivered()
+        ready = (case for case in self._cases.values() if case.not_before_ms <= now and _delivery_passed(case, delivered))
+        return sorted(ready, key=lambda case: case.not_before_ms)[: self._batch]
+
+    async def step(self) -> Sequence[Decided]:
+        """Read one batch of due keys and judge them; decided keys leave the queue. Empty when nothing was due.
+
+        Raises StoreError when the pipeline's stores cannot even be opened; the queue is then unchanged.
+        """
+        cases = self.due()
+        if not cases:
+            return ()
+        stores = await self._stores()
+        batch = await read_batch(stores, [case.key for case in cases], self._clock)
+        decided = []
+        for case in cases:
+            key_reads = batch.by_key[case.key]
+            judgement = judge(
+                case.suspect,
+                key_reads.reads,
+                case.progress,
+                stores.spec.match,
+                others_were_read=batch.others_were_read,
+                proven_by_wait=case.waits_for_ms > 0,
+            )
+            if isinstance(judgement, WaitAndReadAgain | Retry):
+                self._postpone(case, judgement)
+            elif self._cases.get(case.key) is case:
+                del self._cases[case.key]
+                decided.append(Decided(case=case, judgement=judgement, reads=key_reads))
+        return decided
+
+    def _postpone(self, case: Case, judgement: WaitAndReadAgain | Retry) -> None:
+        case.progress = judgement.progress
+        case.tries += 1
+        if isinstance(judgement, Retry):
+            case.unread = judgement.reason
+            pause = min(RETRY_SECONDS_MAX, RETRY_SECONDS * 2 ** min(case.tries, 10))
+            case.not_before_ms = self._clock.now_ms() + int(pause * 1000)
+            return
+        case.unread = ""
+        case.waits_for_ms = judgement.since_ms
+        case.not_before_ms = judgement.since_ms + self._grace_ms()
+
+
+def _delivery_passed(case: Case, delivered: Delivered) -> bool:
+    if case.waits_for_ms == 0 or delivered.age_alone:
+        return True
+    return delivered.through_ms is not None and delivered.through_ms > case.waits_for_ms

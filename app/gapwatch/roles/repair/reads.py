@@ -1,0 +1,111 @@
+"""Source, target, source: the three reads that every judgement of a key rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from gapwatch.core.confirm import Presence, Reading, Reads
+from gapwatch.core.mapping import Canonical, CompiledMapping
+from gapwatch.errors import StoreError
+from gapwatch.ports import Absent, Clock, DatasetReader, Key, Read, StoredRecord, Unread
+from gapwatch.roles.stores import PipelineStores
+
+Fetched = Mapping[Key, Read | tuple[StoredRecord, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyReads:
+    """The reads of one key in canonical form, and what the stores returned (for repair and evidence)."""
+
+    reads: Reads
+    source: Read
+    target: Read | tuple[StoredRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchReads:
+    """``others_were_read``: whether at least one key was read on both sides, so that an unread one counts as its own failure."""
+
+    by_key: Mapping[Key, KeyReads]
+    others_were_read: bool
+
+
+async def read_batch(stores: PipelineStores, keys: Collection[Key], clock: Clock) -> BatchReads:
+    """Read every key at the source, at the target and at the source again; an unanswered store makes all its keys unread."""
+    started = clock.now_ms()
+    before = await _fetch(stores.source, keys)
+    target = await _fetch(stores.target, keys)
+    after = await _fetch(stores.source, keys)
+    by_key = {key: _key_reads(stores.mapping, key, before[key], target[key], after[key], started) for key in keys}
+    return BatchReads(by_key=by_key, others_were_read=any(not item.reads.unread for item in by_key.values()))
+
+
+async def _fetch(reader: DatasetReader, keys: Collection[Key]) -> Fetched:
+    try:
+        found = await reader.fetch(keys)
+    except StoreError as error:
+        return dict.fromkeys(keys, Unread(error.message))
+    return {key: found.get(key, Unread("the store returned no entry")) for key in keys}
+
+
+def _key_reads(
+    mapping: CompiledMapping,
+    key: Key,
+    before: Read | tuple[StoredRecord, ...],
+    target: Read | tuple[StoredRecord, ...],
+    after: Read | tuple[StoredRecord, ...],
+    started_ms: int,
+) -> KeyReads:
+    first, _ = source_reading(mapping, before)
+    seen, seen_canonical = target_reading(mapping, target)
+    last, last_canonical = source_reading(mapping, after)
+    differing: tuple[str, ...] = ()
+    if seen_canonical is not None and last_canonical is not None:
+        differing = tuple(mapping.differing(last_canonical, seen_canonical))
+    return KeyReads(
+        reads=Reads(before=first, target=seen, after=last, differing=differing, started_ms=started_ms),
+        source=_single(after),
+        target=target,
+    )
+
+
+def _single(read: Read | tuple[StoredRecord, ...]) -> Read:
+    return Unread("the source holds the key several times") if isinstance(read, tuple) else read
+
+
+def source_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...]) -> tuple[Reading, Canonical | None]:
+    single = _single(read)
+    if isinstance(single, StoredRecord):
+        canonical = mapping.canonical_source(single.fields)
+        return _present(single, canonical, placeholder=False), canonical
+    return _not_present(single), None
+
+
+def target_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...]) -> tuple[Reading, Canonical | None]:
+    if isinstance(read, tuple):
+        return Reading(presence=Presence.SEVERAL, target_ids=_ids(read)), None
+    if isinstance(read, StoredRecord):
+        canonical = mapping.canonical_target(read.fields)
+        return _present(read, canonical, placeholder=mapping.holds_placeholder(read.fields)), canonical
+    return _not_present(read), None
+
+
+def _present(record: StoredRecord, canonical: Canonical, *, placeholder: bool) -> Reading:
+    return Reading(
+        presence=Presence.PRESENT,
+        identity=canonical.identity,
+        revision=record.revision,
+        placeholder=placeholder,
+        target_ids=_ids((record,)),
+    )
+
+
+def _not_present(read: Absent | Unread) -> Reading:
+    if isinstance(read, Absent):
+        return Reading(presence=Presence.ABSENT)
+    return Reading(presence=Presence.UNREAD, reason=read.reason)
+
+
+def _ids(records: Sequence[StoredRecord]) -> tuple[str, ...]:
+    return tuple(record.target_id for record in records if record.target_id is not None)
