@@ -95,7 +95,8 @@ class KeyJudge:
             return
         if suspect is not None and (case.suspect is None or case.suspect.id != suspect.id):
             case.suspect = suspect
-            case.not_before_ms = 0
+            if case.waits_for_ms == 0:  # a wait that has begun is never cut short: it is what proves a difference
+                case.not_before_ms = 0
 
     def drop(self, key: Key) -> None:
         self._cases.pop(key, None)

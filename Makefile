@@ -1,0 +1,64 @@
+# `make` alone lists the targets. ARGS="…" is handed on to the command of every target.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from
+INPUTS := pyproject.toml requirements/dev.lock scripts/setup
+
+.PHONY: help setup demo run test page check bench soak lint format types imports docs lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+
+$(STAMP): $(INPUTS)
+	@scripts/setup
+
+setup: $(STAMP) ## make .venv with the product in it
+
+demo: $(STAMP) ## the main job on real parts, with a connector that loses writes
+	@$(BIN)/gapwatch demo $(ARGS)
+
+run: $(STAMP) ## gapwatch run with gapwatch.yaml
+	@$(BIN)/gapwatch run $(ARGS)
+
+test: $(STAMP) ## every test but the page's
+	@$(BIN)/pytest -m "not page" $(ARGS)
+
+page: $(STAMP) ## the dashboard page in a real Chromium
+	@scripts/page $(ARGS)
+
+check: lint types imports docs page test ## what CI runs
+
+bench: $(STAMP) ## benchmarks, as ratios to the raw limits of the same run
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(STAMP) ## the long churn run
+	@$(BIN)/pytest tests/acceptance/test_churn.py --soak $(ARGS)
+
+lint: $(STAMP) ## ruff
+	@$(BIN)/ruff check $(ARGS) .
+	@$(BIN)/ruff format --check .
+
+format: $(STAMP) ## let ruff write the format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+types: $(STAMP) ## mypy --strict
+	@$(BIN)/mypy $(ARGS)
+
+imports: $(STAMP) ## the import rules
+	@$(BIN)/lint-imports $(ARGS)
+
+docs: $(STAMP) ## what the documents say is what the code does
+	@$(BIN)/pytest -q tests/docs $(ARGS)
+
+lock: ## make the hashed locks anew (needs uv)
+	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/dev.lock
+	uv pip compile pyproject.toml --extra embedded --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/run.lock
+
+clean: ## remove what was made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,64 @@
+"""The house rules that a linter does not know: size of functions and modules, what may stand in a commit."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (ROOT / "app", ROOT / "connectors")
+FUNCTION_LINES_MAX = 70
+MODULE_LINES_MAX = 700
+
+# Paths of one machine, and host names of package registries: they have no place in a file that others use.
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home/\w+|Users/\w+|work|root)/")
+REGISTRY_HOST = re.compile(r"files\.pythonhosted|registry\.npmjs|repo1?\.maven|proxy\.golang|static\.crates", re.IGNORECASE)
+
+
+def modules() -> Iterator[Path]:
+    for package in PACKAGES:
+        yield from package.rglob("*.py")
+
+
+def committed() -> Iterator[Path]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode().split("\0")
+    return (ROOT / name for name in names if name and (ROOT / name).is_file())
+
+
+def test_functions_are_short() -> None:
+    long = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > FUNCTION_LINES_MAX:
+                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines")
+    assert long == []
+
+
+def test_modules_say_what_they_hold_and_are_not_huge() -> None:
+    wrong = []
+    for path in modules():
+        text = path.read_text()
+        if len(text.splitlines()) > MODULE_LINES_MAX:
+            wrong.append(f"{path.relative_to(ROOT)} is longer than {MODULE_LINES_MAX} lines")
+        if text.strip() and ast.get_docstring(ast.parse(text)) is None:
+            wrong.append(f"{path.relative_to(ROOT)} has no docstring")
+    assert wrong == []
+
+
+def test_no_machine_paths_and_no_registry_hosts() -> None:
+    found = []
+    for path in committed():
+        if path == Path(__file__):
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        for pattern in (MACHINE_PATH, REGISTRY_HOST):
+            found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in pattern.finditer(text)]
+    assert found == []
