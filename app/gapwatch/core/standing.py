@@ -44,6 +44,7 @@ class LedgerFacts:
     undecided: int = 0  # suspects whose stores could not be read
     paused: str | None = None  # the reason, when paused
     unreadable_stores: Sequence[str] = ()
+    repair_seen: datetime | None = None  # when role repair last said what it could not read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +148,9 @@ def _judge(
     if facts.undecided:
         judged.append(_Judged(severity=Severity.UNKNOWN, reason=f"{facts.undecided} suspects could not be read at a store"))
     for store in facts.unreadable_stores:
-        judged.append(_Judged(severity=Severity.UNKNOWN, reason=f"store {store} does not answer"))
+        judged.append(_unknown(f"store {store} does not answer"))
+    if facts.repair_seen is None or now - facts.repair_seen > timedelta(seconds=pipeline.stall_after_seconds):
+        judged.append(_unknown("role repair has not reported: nobody confirms suspects"))
     if facts.last_sweep is not None and facts.last_sweep.state.value == "inconclusive":
         judged.append(_Judged(severity=Severity.UNKNOWN, reason="the last sweep was inconclusive"))
     if coverage is not None and coverage < pipeline.coverage_target:

@@ -18,6 +18,7 @@ from gapwatch.core.confirm import (
 )
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key
+from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.stores import PipelineStores
 
@@ -46,14 +47,6 @@ class Decided:
     case: Case
     judgement: Judgement
     reads: KeyReads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
-    """How far deliveries have come. ``through_ms`` None: not known now; ``age_alone``: no delivery position exists by design."""
-
-    through_ms: int | None
-    age_alone: bool
 
 
 class KeyJudge:

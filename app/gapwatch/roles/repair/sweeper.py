@@ -17,8 +17,9 @@ from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Detector, Run, RunState
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, DatasetReader, Key, Ledger, ScanChunk
+from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
-from gapwatch.roles.repair.judging import Decided, Delivered, KeyJudge
+from gapwatch.roles.repair.judging import Decided, KeyJudge
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)

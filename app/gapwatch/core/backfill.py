@@ -1,0 +1,145 @@
+"""What a backfill may write, and what came of it: decisions without I/O (``design.md`` 9).
+
+``roles/repair/backfiller.py`` reads, writes and verifies; every key it touches has been judged like any suspect first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+from gapwatch.core.confirm import Cleared, Difference, Judgement, Superseded
+from gapwatch.model.gap import Kind, RunState
+from gapwatch.model.pipeline import BatchSpec
+
+WRITABLE = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
+ERROR_RATE_AFTER = 10  # items before the error rate may stop a run
+
+T = TypeVar("T")
+
+
+class ItemOutcome(StrEnum):
+    """What came of one document. The values are those of the audit and of ``backfill_documents_total``."""
+
+    PLANNED = "planned"
+    WRITTEN = "written"
+    ALREADY_RIGHT = "already_right"  # judged to agree before anything was written
+    ALREADY_NEWER = "already_newer"  # the guard found somebody else's write
+    VANISHED = "vanished"  # the source row is gone
+    MOVED_ON = "moved_on"  # the source keeps changing: the stream's business
+    UNREAD = "unread"
+    REFUSED = "refused"  # not a kind that this run may write
+    FAILED = "failed"
+
+
+class Step(StrEnum):
+    WRITE = "write"
+    LEAVE = "leave"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    step: Step
+    outcome: ItemOutcome
+    reason: str = ""
+
+
+def decide(judgement: Judgement, kinds: frozenset[Kind]) -> Decision:
+    """Say whether a judged key is written. A row that is gone at the source is never written, whatever the plan said."""
+    if isinstance(judgement, Cleared):
+        return Decision(step=Step.LEAVE, outcome=ItemOutcome.ALREADY_RIGHT)
+    if isinstance(judgement, Superseded):
+        return Decision(step=Step.LEAVE, outcome=ItemOutcome.MOVED_ON, reason="the source row changed in every read")
+    if not isinstance(judgement, Difference):
+        return Decision(step=Step.LEAVE, outcome=ItemOutcome.UNREAD, reason=getattr(judgement, "reason", "not read"))
+    if judgement.kind in (Kind.EXTRA, Kind.UNDELETED):
+        return Decision(step=Step.LEAVE, outcome=ItemOutcome.VANISHED, reason="the source has no such row")
+    if not kinds & _asked_for_by(judgement.kind):
+        return Decision(
+            step=Step.LEAVE, outcome=ItemOutcome.REFUSED, reason=f"a gap of kind {judgement.kind.value} is not part of this run"
+        )
+    return Decision(step=Step.WRITE, outcome=ItemOutcome.WRITTEN)
+
+
+def _asked_for_by(kind: Kind) -> frozenset[Kind]:
+    """Return the planned kinds that cover a key found in `kind` now: reads without a stream cannot tell stale from mismatch."""
+    if kind is Kind.MISSING:
+        return frozenset({Kind.MISSING})
+    return frozenset({Kind.STALE, Kind.MISMATCH}) if kind in WRITABLE else frozenset()
+
+
+def batches(items: Iterable[tuple[T, int]], limits: BatchSpec) -> Iterable[Sequence[T]]:
+    """Cut items, each with its size in bytes, into batches by count and by bytes; a single larger item goes alone."""
+    batch: list[T] = []
+    size = 0
+    for item, weight in items:
+        if batch and (len(batch) >= limits.documents or size + weight > limits.bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += weight
+    if batch:
+        yield batch
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one run. ``verified`` documents were read back and agree with the source as read after the write."""
+
+    planned: int
+    counts: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, outcome: ItemOutcome, reason: str = "") -> None:
+        self.counts[outcome.value] = self.counts.get(outcome.value, 0) + 1
+        if reason and outcome in (ItemOutcome.FAILED, ItemOutcome.REFUSED, ItemOutcome.UNREAD):
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def verified(self, count: int) -> None:
+        self.counts["verified"] = self.counts.get("verified", 0) + count
+
+    @property
+    def handled(self) -> int:
+        return sum(count for name, count in self.counts.items() if name != "verified")
+
+    def error_rate_exceeded(self, ratio: float) -> bool:
+        failed = self.counts.get(ItemOutcome.FAILED.value, 0)
+        return self.handled >= ERROR_RATE_AFTER and failed > ratio * self.handled
+
+    def as_counts(self, *, open_gaps: int) -> dict[str, int]:
+        """Return all counts; ``in_sync`` is 1 only when no item failed or stayed unread and no gap of the plan is open."""
+        failed = self.counts.get(ItemOutcome.FAILED.value, 0) + self.counts.get(ItemOutcome.UNREAD.value, 0)
+        names = ("written", "verified", "already_right", "already_newer", "vanished", "failed")
+        return {
+            "planned": self.planned,
+            **dict.fromkeys(names, 0),
+            **self.counts,
+            "open_gaps_left": open_gaps,
+            "in_sync": int(failed == 0 and open_gaps == 0),
+        }
+
+    def ended(self, *, stopped: bool) -> tuple[RunState, str | None]:
+        """Return the run's state and its error, if it has one."""
+        worst = max(self.reasons, key=lambda reason: self.reasons[reason], default="")
+        failed = self.counts.get(ItemOutcome.FAILED.value, 0)
+        if stopped:
+            return RunState.ABORTED, f"Stopped: {failed} of the first {self.handled} documents failed. Most often: {worst}"
+        if failed:
+            return RunState.FAILED, f"{failed} documents failed. Most often: {worst}"
+        unread = self.counts.get(ItemOutcome.UNREAD.value, 0)
+        if unread:
+            return RunState.INCONCLUSIVE, f"{unread} keys could not be read. Most often: {worst}"
+        return RunState.SUCCEEDED, None
+
+
+def plan_counts(kinds: Mapping[Kind, int], *, limit: int) -> dict[str, int]:
+    """Return the counts of a plan: how many of each kind it would write, how many it leaves out and why."""
+    writable = sum(count for kind, count in kinds.items() if kind in WRITABLE)
+    return {
+        "planned": min(writable, limit),
+        "over_the_limit": max(0, writable - limit),
+        "not_writable": sum(count for kind, count in kinds.items() if kind not in WRITABLE),
+        **{kind.value: count for kind, count in kinds.items()},
+    }

@@ -1,0 +1,172 @@
+"""The newest status record of every partition, and what the ledger says, folded into one view per pipeline.
+
+Every process that answers questions has a board of its own; it is only a reader. Status is read before the ledger, so that a verdict
+that moved from one to the other in between is never missed on both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from gapwatch.core.standing import Baseline, LedgerFacts, standing
+from gapwatch.errors import NotFoundError
+from gapwatch.model.gap import RunKind
+from gapwatch.model.pipeline import Settings
+from gapwatch.model.suspect import PartitionStatus
+from gapwatch.model.view import FeedView, PipelineView
+from gapwatch.ports import Clock, Ledger
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """How far deliveries have come. ``through_ms`` None: not known now; ``age_alone``: no delivery position exists by design."""
+
+    through_ms: int | None
+    age_alone: bool
+
+
+class StatusFeed(Protocol):
+    async def read(self, seconds: float) -> Sequence[bytes]:
+        """Return the values of new records of ``gapwatch.status``, waiting at most `seconds` for the first."""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything that was there when the reader started has been read."""
+
+
+class Facts:
+    """The names of the small facts that roles leave for each other in the ledger."""
+
+    @staticmethod
+    def baseline(pipeline: str) -> str:
+        return f"baseline/{pipeline}"
+
+    @staticmethod
+    def swept(pipeline: str) -> str:
+        return f"swept/{pipeline}"
+
+    @staticmethod
+    def paused(pipeline: str) -> str:
+        return f"paused/{pipeline}"
+
+    @staticmethod
+    def repair(pipeline: str) -> str:
+        """What role repair could not read, and when it said so: it expires like every status."""
+        return f"repair/{pipeline}"
+
+
+class Board:
+    """Reads ``gapwatch.status`` and answers how every pipeline stands."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        feed: StatusFeed,
+        clock: Clock,
+        *,
+        lags: Callable[[], Mapping[tuple[str, str], int]] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._feed = feed
+        self._clock = clock
+        self._lags = lags
+        self._records: dict[tuple[str, int], PartitionStatus] = {}
+        self._ended: frozenset[str] = frozenset()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            for value in await self._feed.read(0.5):
+                self.take(value)
+
+    @property
+    def read_through(self) -> bool:
+        return self._feed.at_end
+
+    def take(self, value: bytes) -> None:
+        """Take one record; an older one (a thawed matcher may write it) changes nothing."""
+        record = msgspec.json.decode(value, type=PartitionStatus)
+        known = self._records.get((record.pipeline, record.partition))
+        if known is None or (record.input_offset, record.written_at) >= (known.input_offset, known.written_at):
+            self._records[record.pipeline, record.partition] = record
+
+    def feeds_ended(self, pipelines: Collection[str]) -> None:
+        """Say which pipelines' feeds have ended (slot or history lost): nothing more will be delivered, so age alone decides."""
+        self._ended = frozenset(pipelines)
+
+    def records(self, pipeline: str) -> list[PartitionStatus]:
+        return [record for (name, _), record in self._records.items() if name == pipeline]
+
+    def delivered(self, pipeline: str) -> Delivered:
+        """Return how far the pipeline's deliveries have come; not known while a partition's record is missing or stale."""
+        spec = self._settings.pipelines[pipeline]
+        if not spec.delivery.known or pipeline in self._ended:
+            return Delivered(through_ms=None, age_alone=True)
+        records = self.records(pipeline)
+        if len(records) < self._settings.topics.partitions:
+            return Delivered(through_ms=None, age_alone=False)
+        oldest = min(record.written_at for record in records)
+        if self._clock.now_ms() - oldest > spec.stall_after_seconds * 1000:
+            return Delivered(through_ms=None, age_alone=False)
+        return Delivered(through_ms=min(record.delivered_through for record in records) or None, age_alone=False)
+
+    async def view(self, pipeline: str) -> PipelineView:
+        """Return one pipeline's view; raises NotFoundError for an unknown one, StoreError when the ledger does not answer."""
+        spec = self._settings.pipelines.get(pipeline)
+        if spec is None:
+            known = ", ".join(sorted(self._settings.pipelines)) or "none"
+            raise NotFoundError(f"There is no pipeline {pipeline!r}.", remedy=f"Configured: {known}.")
+        records = self.records(pipeline)
+        facts = await asyncio.to_thread(self._facts, pipeline)
+        view = standing(spec, self._settings.topics.partitions, records, facts, self._clock.now())
+        if self._lags is None:
+            return view
+        lags = self._lags()
+        return replace(view, feeds=tuple(_with_lag(feed, lags.get((pipeline, feed.topic))) for feed in view.feeds))
+
+    async def views(self) -> list[PipelineView]:
+        return [await self.view(pipeline) for pipeline in self._settings.pipelines]
+
+    def _facts(self, pipeline: str) -> LedgerFacts:
+        ledger = self._ledger
+        summary = ledger.gap_summary(pipeline)
+        said: Mapping[str, Any] = ledger.fact(Facts.repair(pipeline)) or {}
+        swept: Mapping[str, Any] | None = ledger.fact(Facts.swept(pipeline))
+        paused: Mapping[str, Any] | None = ledger.fact(Facts.paused(pipeline))
+        sweeps = ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)
+        return LedgerFacts(
+            summary=summary,
+            findings=ledger.findings(pipeline),
+            baseline=_baseline(ledger.fact(Facts.baseline(pipeline))),
+            last_full_sweep_started=_time(swept["started_at"]) if swept else None,
+            last_sweep=sweeps[0] if sweeps else None,
+            unverifiable_oldest=ledger.unverifiable_oldest(pipeline),
+            undecided=int(said.get("undecided", 0)),
+            paused=str(paused["reason"]) if paused else None,
+            unreadable_stores=tuple(said.get("unreadable", ())),
+            repair_seen=_time(said["at"]) if "at" in said else None,
+        )
+
+
+def _with_lag(feed: FeedView, lag: int | None) -> FeedView:
+    return replace(feed, lag=lag)
+
+
+def _baseline(fact: Mapping[str, Any] | None) -> Baseline | None:
+    if not fact:
+        return None
+    return Baseline(started_at=_time(fact["started_at"]), ended_at=_time(fact["ended_at"]), sweep_id=fact.get("sweep_id"))
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -1,0 +1,391 @@
+"""Backfill: plan, apply, verify. Writes only what was judged to differ a moment ago, guarded by exactly what was read.
+
+For each batch:
+
+1. judge every key anew (source, target, source; grace and delivered-through have passed);
+2. write, each item under its guard;
+3. read back source, target, source: a row that went or changed meanwhile is taken back or brought up to date, guarded by our own write;
+4. audit every item, resolve the gaps whose documents were read back right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+import xxhash
+
+from gapwatch.core.backfill import WRITABLE, ItemOutcome, Step, Tally, batches, decide, plan_counts
+from gapwatch.core.confirm import Cleared, Presence, satisfied
+from gapwatch.errors import ConflictError, NotFoundError, RecordError, StoreError, UsageError
+from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunKind, RunState, State
+from gapwatch.ports import ABSENT, Absent, Clock, GapFilter, Key, Ledger, StoredRecord, WriteItem
+from gapwatch.roles.board import Delivered
+from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
+from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.stores import PipelineStores
+
+log = structlog.get_logger(__name__)
+
+VERIFY_ROUNDS_MAX = 4
+PATIENCE_SECONDS = 600.0
+PLAN_ACTION = "backfill_plan"
+WRITE_ACTION = "backfill_write"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillDependencies:
+    ledger: Ledger
+    book: Book
+    clock: Clock
+    holder: str
+    grace_ms: Callable[[str], int]
+    delivered: Callable[[str], Delivered]
+    on_document: Callable[[str, str], None]  # pipeline, outcome
+
+
+@dataclass(slots=True, kw_only=True)
+class _Written:
+    """A document that we wrote, for the verification: what stood there before, what stands there if nobody came after us."""
+
+    item: WriteItem
+    gap_id: str | None
+    row: StoredRecord
+
+
+def plan(
+    ledger: Ledger, pipeline: str, kinds: frozenset[Kind], *, limit: int, run_id: str, clock: Clock, requested_by: str = ""
+) -> Run:
+    """Store a plan: which open gaps an apply would write. Touches no store.
+
+    Raises UsageError when a kind was asked for that a backfill never writes.
+    """
+    unwritable = sorted(kind.value for kind in kinds - WRITABLE)
+    if unwritable:
+        raise UsageError(
+            f"A backfill does not write gaps of kind {', '.join(unwritable)}.",
+            remedy="They are reported only; choose from missing, stale, mismatch.",
+        )
+    found: dict[Kind, int] = {}
+    chosen: list[Gap] = []
+    cursor: str | None = None
+    states = (State.OPEN.value, State.ACKNOWLEDGED.value, State.REPAIRING.value)
+    while True:
+        page = ledger.gaps(GapFilter(pipeline=pipeline, states=states), limit=500, cursor=cursor)
+        for gap in page.gaps:
+            found[gap.kind] = found.get(gap.kind, 0) + 1
+            if gap.kind in kinds and len(chosen) < limit:
+                chosen.append(gap)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    now = clock.now()
+    asked = {kind: count for kind, count in found.items() if kind in kinds}
+    run = ledger.create_run(
+        Run(
+            id=run_id,
+            pipeline=pipeline,
+            kind=RunKind.BACKFILL,
+            state=RunState.SUCCEEDED,
+            requested_at=now,
+            started_at=now,
+            ended_at=now,
+            progress=1.0,
+            counts=plan_counts(asked, limit=limit) | {"left_out": sum(found.values()) - sum(asked.values())},
+            request={"dry_run": True, "kinds": sorted(kind.value for kind in kinds), "mode": "direct"},
+            requested_by=requested_by,
+        )
+    )
+    for start in range(0, len(chosen), 500):
+        ledger.audit([_planned(run, gap, number, clock) for number, gap in enumerate(chosen[start : start + 500], start)])
+    return run
+
+
+def request_apply(ledger: Ledger, plan_id: str, *, run_id: str, clock: Clock, requested_by: str = "") -> Run:
+    """Queue the application of a plan. Raises NotFoundError for an unknown plan, ConflictError while another one runs."""
+    planned = ledger.run(plan_id)
+    if planned is None or planned.kind is not RunKind.BACKFILL or not planned.request.get("dry_run"):
+        raise NotFoundError(f"There is no backfill plan {plan_id!r}.", remedy="Make one with `gapwatch backfill plan PIPELINE`.")
+    return ledger.create_run(
+        Run(
+            id=run_id,
+            pipeline=planned.pipeline,
+            kind=RunKind.BACKFILL,
+            state=RunState.QUEUED,
+            requested_at=clock.now(),
+            request={"dry_run": False, "plan": plan_id, "kinds": planned.request["kinds"], "mode": "direct"},
+            requested_by=requested_by,
+        )
+    )
+
+
+class Backfiller:
+    """Carries out one backfill run that the caller has taken from the ledger."""
+
+    def __init__(self, dependencies: BackfillDependencies) -> None:
+        self._on = dependencies
+
+    async def run(self, run: Run, stores: PipelineStores) -> Run:
+        """Apply the run's plan; return the run as it ended (it is stored as well)."""
+        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.request["plan"], limit=1_000_000)
+        gaps = {row.key: row.gap_id for row in rows if row.action == PLAN_ACTION and row.key is not None}
+        tally = Tally(planned=len(gaps))
+        try:
+            stopped = await self._apply(run, stores, gaps, tally)
+        except StoreError as error:
+            return await self._end(run, tally, gaps, RunState.INCONCLUSIVE, error.message)
+        state, error_text = tally.ended(stopped=stopped)
+        return await self._end(run, tally, gaps, state, error_text)
+
+    async def _apply(self, run: Run, stores: PipelineStores, gaps: Mapping[Key, str | None], tally: Tally) -> bool:
+        """Work through the plan; True when the error rate stopped it."""
+        spec = stores.spec
+        kinds = frozenset(Kind(name) for name in run.request["kinds"])
+
+        async def same() -> PipelineStores:
+            return stores
+
+        judge = KeyJudge(
+            same,
+            grace_ms=lambda: self._on.grace_ms(spec.id),
+            delivered=lambda: self._on.delivered(spec.id),
+            clock=self._on.clock,
+            batch=spec.sweep.batch.documents,
+        )
+        for key in gaps:
+            judge.add(key)
+        deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
+        while len(judge) and self._on.clock.monotonic() < deadline:
+            decided = await judge.step()
+            if not decided:
+                await self._on.clock.sleep(0.1)
+                await self._renew(run, tally)
+                continue
+            deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
+            await self._handle(run, stores, decided, kinds, gaps, tally)
+            if tally.error_rate_exceeded(spec.repair.brake_ratio):
+                return True
+            await self._renew(run, tally)
+        for _ in range(len(judge)):
+            tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough")
+        return False
+
+    async def _handle(
+        self,
+        run: Run,
+        stores: PipelineStores,
+        decided: Sequence[Decided],
+        kinds: frozenset[Kind],
+        gaps: Mapping[Key, str | None],
+        tally: Tally,
+    ) -> None:
+        to_write: list[tuple[_Written, int]] = []
+        agreeing: list[Decided] = []
+        audit: list[AuditRow] = []
+        for item in decided:
+            key = item.case.key
+            decision = decide(item.judgement, kinds)
+            outcome, reason = decision.outcome, decision.reason
+            if decision.step is Step.WRITE:
+                try:
+                    written = _prepare(stores, item.reads, key, gaps.get(key))
+                    to_write.append((written, len(repr(written.item.document))))
+                    continue
+                except RecordError as error:
+                    outcome, reason = ItemOutcome.FAILED, str(error)
+            elif isinstance(item.judgement, Cleared):
+                agreeing.append(item)
+            self._count(tally, stores, outcome, reason)
+            audit.append(self._audit_row(run, stores, key, gaps.get(key), outcome, reason))
+        await self._on.book.close(stores, agreeing)
+        await asyncio.to_thread(self._on.ledger.audit, audit)
+        for batch in batches(to_write, stores.spec.sweep.batch):
+            await self._write(run, stores, batch, tally)
+            await self._on.clock.sleep(stores.spec.sweep.batch.pause_seconds)
+
+    async def _write(self, run: Run, stores: PipelineStores, batch: Sequence[_Written], tally: Tally) -> None:
+        intents = [
+            self._audit_row(run, stores, item.item.key, item.gap_id, ItemOutcome.PLANNED, "about to write") for item in batch
+        ]
+        await asyncio.to_thread(self._on.ledger.audit, intents)
+        results = await stores.writer.write([item.item for item in batch])
+        standing: list[_Written] = []
+        audit: list[AuditRow] = []
+        for item, result in zip(batch, results, strict=True):
+            outcome = {"written": ItemOutcome.WRITTEN, "guard_failed": ItemOutcome.ALREADY_NEWER}.get(
+                result.outcome, ItemOutcome.FAILED
+            )
+            if outcome is ItemOutcome.WRITTEN:
+                standing.append(item)
+            else:
+                self._count(tally, stores, outcome, result.reason)
+            audit.append(
+                self._audit_row(
+                    run,
+                    stores,
+                    item.item.key,
+                    item.gap_id,
+                    outcome,
+                    result.reason,
+                    before=_digest_before(stores, item.item.replaces),
+                    after=stores.mapping.canonical_source(item.row.fields).identity.hex(),
+                )
+            )
+        await asyncio.to_thread(self._on.ledger.audit, audit)
+        await self._verify(run, stores, standing, tally)
+
+    async def _verify(self, run: Run, stores: PipelineStores, written: Sequence[_Written], tally: Tally) -> None:
+        """Read back what was written, and the source again; what is no longer right is corrected under a guard on our own write."""
+        left = list(written)
+        for _ in range(VERIFY_ROUNDS_MAX):
+            if not left:
+                return
+            batch = await read_batch(stores, [item.item.key for item in left], self._on.clock)
+            right: list[tuple[_Written, KeyReads]] = []
+            wrong: list[tuple[_Written, KeyReads]] = []
+            unread: list[_Written] = []
+            for item in left:
+                reads = batch.by_key[item.item.key]
+                if reads.reads.unread:
+                    unread.append(item)
+                elif satisfied(reads.reads, stores.spec.match) and reads.reads.source_stood_still:
+                    right.append((item, reads))
+                else:
+                    wrong.append((item, reads))
+            await self._verified(stores, right, tally)
+            again = await self._correct(run, stores, wrong, tally)
+            left = [*again, *unread]
+            if unread:
+                await self._on.clock.sleep(0.5)
+        for item in left:
+            self._count(tally, stores, ItemOutcome.UNREAD, "written, but it could not be read back")
+            row = self._audit_row(run, stores, item.item.key, item.gap_id, ItemOutcome.UNREAD, "not read back")
+            await asyncio.to_thread(self._on.ledger.audit, [row])
+
+    async def _verified(self, stores: PipelineStores, right: Sequence[tuple[_Written, KeyReads]], tally: Tally) -> None:
+        decided = []
+        for item, reads in right:
+            vanished = reads.reads.after.presence is Presence.ABSENT
+            self._count(tally, stores, ItemOutcome.VANISHED if vanished else ItemOutcome.WRITTEN)
+            decided.append(_agreed(item.item.key, reads))
+        tally.verified(len(right))
+        await self._on.book.close(stores, decided, backfilled=frozenset(item.item.key for item, _ in right))
+
+    async def _correct(
+        self, run: Run, stores: PipelineStores, wrong: Sequence[tuple[_Written, KeyReads]], tally: Tally
+    ) -> list[_Written]:
+        """Take back or renew our own writes whose source moved on; return those to read back once more."""
+        again: list[_Written] = []
+        for item, reads in wrong:
+            target = reads.target
+            ours = isinstance(target, StoredRecord) and dict(target.fields) == dict(item.item.document or {})
+            if not ours or not isinstance(target, StoredRecord):
+                self._count(tally, stores, ItemOutcome.ALREADY_NEWER)
+                row = self._audit_row(
+                    run, stores, item.item.key, item.gap_id, ItemOutcome.ALREADY_NEWER, "changed after our write"
+                )
+                await asyncio.to_thread(self._on.ledger.audit, [row])
+                continue
+            renewed = _renewed(stores, item, reads, target)
+            await stores.writer.write([renewed.item])
+            outcome = ItemOutcome.VANISHED if renewed.item.document is None else ItemOutcome.WRITTEN
+            row = self._audit_row(run, stores, item.item.key, item.gap_id, outcome, "the source changed while we wrote")
+            await asyncio.to_thread(self._on.ledger.audit, [row])
+            again.append(renewed)
+        return again
+
+    def _count(self, tally: Tally, stores: PipelineStores, outcome: ItemOutcome, reason: str = "") -> None:
+        tally.add(outcome, reason)
+        self._on.on_document(stores.spec.id, outcome.value)
+
+    def _audit_row(
+        self,
+        run: Run,
+        stores: PipelineStores,
+        key: Key,
+        gap_id: str | None,
+        outcome: ItemOutcome,
+        reason: str,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+    ) -> AuditRow:
+        now = self._on.clock.now()
+        name = f"{run.id}/{key.hex()}/{outcome.value}/{now.isoformat()}"
+        return AuditRow(
+            id=f"aud_{xxhash.xxh3_128_hexdigest(name.encode())}",
+            at=now,
+            actor=run.requested_by or "gapwatch",
+            action=WRITE_ACTION,
+            pipeline=run.pipeline,
+            key=key,
+            key_fields=stores.codec.fields(key),
+            run_id=run.id,
+            gap_id=gap_id,
+            outcome=outcome.value,
+            before=before,
+            after=after,
+            reason=reason,
+        )
+
+    async def _renew(self, run: Run, tally: Tally) -> None:
+        """Store progress and renew the lease; refuses to go on when it was cancelled or the lease is gone."""
+        current = await asyncio.to_thread(self._on.ledger.run, run.id)
+        if current is None or current.cancel_requested:
+            raise ConflictError("The backfill was cancelled.", running_id=run.id)
+        progress = tally.handled / tally.planned if tally.planned else 1.0
+        updated = replace(run, counts=dict(tally.counts), progress=min(1.0, progress))
+        await asyncio.to_thread(self._on.ledger.update_run, updated, holder=self._on.holder)
+
+    async def _end(self, run: Run, tally: Tally, gaps: Mapping[Key, str | None], state: RunState, error: str | None) -> Run:
+        still_open = await asyncio.to_thread(self._on.ledger.open_gaps_for, run.pipeline, list(gaps))
+        counts = tally.as_counts(open_gaps=len(still_open))
+        ended = replace(run, state=state, error=error, counts=counts, progress=1.0, ended_at=self._on.clock.now())
+        await asyncio.to_thread(self._on.ledger.update_run, ended, holder=self._on.holder)
+        log.info("backfill_ended", pipeline=run.pipeline, run=run.id, state=state.value, **counts)
+        return ended
+
+
+def _prepare(stores: PipelineStores, reads: KeyReads, key: Key, gap_id: str | None) -> _Written:
+    """Build the guarded write of one key. Raises RecordError where the row lacks a field: nothing is ever defaulted."""
+    assert isinstance(reads.source, StoredRecord), "a difference that is written has a source row"
+    document = stores.writer.document(key, reads.source, stores.spec.fields)
+    replaces = reads.target if isinstance(reads.target, StoredRecord) else ABSENT
+    return _Written(item=WriteItem(key=key, document=document, replaces=replaces), gap_id=gap_id, row=reads.source)
+
+
+def _renewed(stores: PipelineStores, item: _Written, reads: KeyReads, ours: StoredRecord) -> _Written:
+    source = reads.source
+    document: Mapping[str, Any] | None = None
+    row = item.row
+    if isinstance(source, StoredRecord):
+        document, row = stores.writer.document(item.item.key, source, stores.spec.fields), source
+    return _Written(item=WriteItem(key=item.item.key, document=document, replaces=ours), gap_id=item.gap_id, row=row)
+
+
+def _agreed(key: Key, reads: KeyReads) -> Decided:
+    return Decided(case=Case(key=key), judgement=Cleared(reason="in_agreement"), reads=reads)
+
+
+def _digest_before(stores: PipelineStores, replaced: StoredRecord | Absent) -> str | None:
+    return stores.mapping.canonical_target(replaced.fields).identity.hex() if isinstance(replaced, StoredRecord) else None
+
+
+def _planned(run: Run, gap: Gap, number: int, clock: Clock) -> AuditRow:
+    return AuditRow(
+        id=f"{run.id}/{number}",
+        at=clock.now(),
+        actor=run.requested_by or "gapwatch",
+        action=PLAN_ACTION,
+        pipeline=run.pipeline,
+        key=gap.key,
+        key_fields=gap.key_fields,
+        run_id=run.id,
+        gap_id=gap.id,
+        outcome=ItemOutcome.PLANNED.value,
+        reason=gap.kind.value,
+    )
