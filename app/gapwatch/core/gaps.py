@@ -63,6 +63,9 @@ def opened(
 
 def found_again(known: Gap, latest: Gap) -> Gap:
     """Return an open gap as it stands after another finding of the same key: what is true now, since when it was first."""
+    if latest.opened_by is None and _coarse(latest.kind) is _coarse(known.kind):
+        # Two reads without the stream cannot tell stale from mismatch, nor undeleted from extra: what was proved stays.
+        latest = replace(latest, kind=known.kind, cause=known.cause, evidence=known.evidence)
     again = latest.opened_by is not None and latest.opened_by != known.opened_by
     times = [time for time in (known.event_time, latest.event_time) if time is not None]
     return replace(
@@ -79,6 +82,10 @@ def found_again(known: Gap, latest: Gap) -> Gap:
     )
 
 
+def _coarse(kind: Kind) -> Kind:
+    return {Kind.STALE: Kind.MISMATCH, Kind.UNDELETED: Kind.EXTRA}.get(kind, kind)
+
+
 def reopened(known: Gap, latest: Gap) -> Gap:
     """Return a resolved gap that the same write opened once more."""
     return replace(
@@ -92,8 +99,9 @@ def reopened(known: Gap, latest: Gap) -> Gap:
 
 def changed(known: Gap, latest: Gap) -> bool:
     """Whether storing `latest` over `known` would say anything new."""
+    kind = known.kind if latest.opened_by is None and _coarse(latest.kind) is _coarse(known.kind) else latest.kind
     return (known.kind, known.fields, known.target_id, known.opened_by) != (
-        latest.kind,
+        kind,
         latest.fields,
         latest.target_id or known.target_id,
         latest.opened_by or known.opened_by,

@@ -14,7 +14,7 @@ from gapwatch.core.coverage import ratio
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
-from gapwatch.model.suspect import FeedStatus, Hole, PartitionStatus
+from gapwatch.model.suspect import FeedStatus, PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView, Totals
 
 ERROR_FINDINGS = frozenset({Finding.CONNECTOR_FAILED, Finding.SCHEMA_CHANGED, Finding.MAPPING_SUSPECT, Finding.REPLICA_IDENTITY})
@@ -111,20 +111,22 @@ def from_ms(milliseconds: int) -> datetime:
 
 def uncovered_holes(records: Iterable[PartitionStatus], facts: LedgerFacts) -> list[datetime]:
     """Return the start times of all holes that no succeeded full sweep covers; a sweep covers what ended before it began."""
-    starts: list[datetime] = []
-    covered = facts.last_full_sweep_started
-    for record in records:
-        starts.extend(_hole_starts(record.holes, covered))
-    for finding in facts.findings:
+    return uncovered_holes_within(records, facts.findings, facts.last_full_sweep_started)
+
+
+def uncovered_holes_within(
+    records: Iterable[PartitionStatus],
+    findings: Iterable[FindingRecord],
+    covered: datetime | None,
+    *,
+    ended_before: datetime | None = None,
+) -> list[datetime]:
+    """Return the start times of holes that ended at or after `covered` (None: of all), and before `ended_before` where given."""
+    spans = [(from_ms(hole.time_from), from_ms(hole.time_to)) for record in records for hole in record.holes]
+    for finding in findings:
         if finding.is_hole and finding.cleared_at is None:
-            end = finding.time_to or finding.last_seen
-            if covered is None or end >= covered:
-                starts.append(finding.time_from or finding.first_seen)
-    return starts
-
-
-def _hole_starts(holes: Sequence[Hole], covered: datetime | None) -> list[datetime]:
-    return [from_ms(hole.time_from) for hole in holes if covered is None or from_ms(hole.time_to) >= covered]
+            spans.append((finding.time_from or finding.first_seen, finding.time_to or finding.last_seen))
+    return [start for start, end in spans if (covered is None or end >= covered) and (ended_before is None or end < ended_before)]
 
 
 def _judge(
@@ -276,14 +278,17 @@ def _feeds(
         name = Side(side).name.lower()
         caught_up = min(state.caught_up for state in states)
         finding = next((item.finding.value for item in findings if item.feed == topic and item.cleared_at is None), None)
+        fresh = caught_up > 0 and now - from_ms(caught_up) <= limit
         if finding is None and any(state.delivery == UNKNOWN_DELIVERY for state in states):
             finding = Finding.DELIVERY_UNKNOWN.value
+        elif finding is None and not fresh:
+            finding = Finding.FEED_STALLED.value
         rows.append(
             FeedView(
                 side=name,
                 topic=topic,
                 watermark=_least(state.watermark for state in states),
-                caught_up=caught_up > 0 and now - from_ms(caught_up) <= limit,
+                caught_up=fresh,
                 lag=None,
                 finding=finding,
             )

@@ -1,7 +1,7 @@
 """The newest status record of every partition, and what the ledger says, folded into one view per pipeline.
 
-Every process that answers questions has a board of its own; it is only a reader. Status is read before the ledger, so that a verdict
-that moved from one to the other in between is never missed on both.
+Every process that answers questions has a board of its own; it is only a reader. Status is read before the ledger, so that a
+verdict that moved from one to the other in between is never missed on both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
@@ -59,9 +59,9 @@ class Facts:
         return f"paused/{pipeline}"
 
     @staticmethod
-    def repair(pipeline: str) -> str:
-        """What role repair could not read, and when it said so: it expires like every status."""
-        return f"repair/{pipeline}"
+    def repair(pipeline: str, host: str = "") -> str:
+        """What role repair on one host could not read, and when it said so: it expires like every status."""
+        return f"repair/{pipeline}/{host}"
 
 
 class Board:
@@ -140,7 +140,7 @@ class Board:
     def _facts(self, pipeline: str) -> LedgerFacts:
         ledger = self._ledger
         summary = ledger.gap_summary(pipeline)
-        said: Mapping[str, Any] = ledger.fact(Facts.repair(pipeline)) or {}
+        said = [fact for fact in ledger.facts(Facts.repair(pipeline)).values() if self._fresh(pipeline, fact)]
         swept: Mapping[str, Any] | None = ledger.fact(Facts.swept(pipeline))
         paused: Mapping[str, Any] | None = ledger.fact(Facts.paused(pipeline))
         sweeps = ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)
@@ -151,11 +151,15 @@ class Board:
             last_full_sweep_started=_time(swept["started_at"]) if swept else None,
             last_sweep=sweeps[0] if sweeps else None,
             unverifiable_oldest=ledger.unverifiable_oldest(pipeline),
-            undecided=int(said.get("undecided", 0)),
+            undecided=sum(int(fact["undecided"]) for fact in said),
             paused=str(paused["reason"]) if paused else None,
-            unreadable_stores=tuple(said.get("unreadable", ())),
-            repair_seen=_time(said["at"]) if "at" in said else None,
+            unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
+            repair_seen=max((_time(fact["at"]) for fact in said), default=None),
         )
+
+    def _fresh(self, pipeline: str, fact: Mapping[str, Any]) -> bool:
+        limit = timedelta(seconds=self._settings.pipelines[pipeline].stall_after_seconds)
+        return self._clock.now() - _time(fact["at"]) <= limit
 
 
 def _with_lag(feed: FeedView, lag: int | None) -> FeedView:

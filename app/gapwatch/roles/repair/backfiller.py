@@ -4,7 +4,8 @@ For each batch:
 
 1. judge every key anew (source, target, source; grace and delivered-through have passed);
 2. write, each item under its guard;
-3. read back source, target, source: a row that went or changed meanwhile is taken back or brought up to date, guarded by our own write;
+3. read back source, target, source: a row that went or changed meanwhile is taken back or brought up to date, guarded by
+   our own write;
 4. audit every item, resolve the gaps whose documents were read back right.
 """
 
@@ -239,7 +240,7 @@ class Backfiller:
         await self._verify(run, stores, standing, tally)
 
     async def _verify(self, run: Run, stores: PipelineStores, written: Sequence[_Written], tally: Tally) -> None:
-        """Read back what was written, and the source again; what is no longer right is corrected under a guard on our own write."""
+        """Read back what was written, and the source again; correct what is no longer right, guarded by our own write."""
         left = list(written)
         for _ in range(VERIFY_ROUNDS_MAX):
             if not left:

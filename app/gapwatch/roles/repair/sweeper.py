@@ -96,7 +96,7 @@ class Sweeper:
             Side.EXPECTED: (_Scan(set()), stores.source.scan(content=content, chunk=CHUNK)),
             Side.OBSERVED: (_Scan(set()), stores.target.scan(content=content, chunk=CHUNK)),
         }
-        running = {side: True for side in sides}
+        running = dict.fromkeys(sides, True)
         async with aclosing(sides[Side.EXPECTED][1]) as first, aclosing(sides[Side.OBSERVED][1]) as second:  # type: ignore[type-var]
             iterators = {Side.EXPECTED: first, Side.OBSERVED: second}
             while any(running.values()):

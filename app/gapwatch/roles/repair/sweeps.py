@@ -1,0 +1,214 @@
+"""Which sweeps are due, who carries them out, and what a succeeded one settles.
+
+A sweep is asked for by a person, by the schedule, by the first start (baseline) and by every hole in the stream. One of a pipeline
+runs at a time, on any number of workers: the ledger hands it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from gapwatch.core.gaps import rfc3339
+from gapwatch.core.standing import uncovered_holes_within
+from gapwatch.errors import ConflictError, StoreError
+from gapwatch.model.gap import Run, RunKind, RunState
+from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
+from gapwatch.model.suspect import PartitionStatus
+from gapwatch.ports import Clock, Ledger
+from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.backfiller import Backfiller
+from gapwatch.roles.repair.sweeper import LEASE_SECONDS, Sweeper
+from gapwatch.roles.stores import StoreProvider
+
+log = structlog.get_logger(__name__)
+
+TICK_SECONDS = 1.0
+RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
+ACTIVE = (RunState.QUEUED, RunState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerDependencies:
+    pipelines: Mapping[str, PipelineSpec]
+    partitions: int
+    ledger: Ledger
+    board: Board
+    clock: Clock
+    new_id: Callable[[], str]
+
+
+def request_sweep(
+    ledger: Ledger, pipeline: PipelineSpec, clock: Clock, run_id: str, request: Mapping[str, Any], requested_by: str = ""
+) -> Run:
+    """Queue a sweep. Raises ConflictError, with the running id, when one of the pipeline is queued or running."""
+    content = request.get("content", pipeline.match is not Match.PRESENCE)
+    return ledger.create_run(
+        Run(
+            id=run_id,
+            pipeline=pipeline.id,
+            kind=RunKind.SWEEP,
+            state=RunState.QUEUED,
+            requested_at=clock.now(),
+            request={"range": "full", **request, "content": content},
+            requested_by=requested_by,
+        )
+    )
+
+
+class SweepScheduler:
+    """Asks for the sweeps that nobody has to ask for. Any number of processes may run one: the ledger admits one run."""
+
+    def __init__(self, dependencies: SchedulerDependencies) -> None:
+        self._on = dependencies
+        self._started = dependencies.clock.now()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            if self._on.board.read_through:
+                for pipeline in self._on.pipelines.values():
+                    await self._tick(pipeline)
+            await self._on.clock.sleep(TICK_SECONDS)
+
+    async def _tick(self, pipeline: PipelineSpec) -> None:
+        records = self._on.board.records(pipeline.id)
+        reason = await asyncio.to_thread(self._wanted, pipeline, records)
+        if not reason:
+            return
+        try:
+            run = await asyncio.to_thread(
+                request_sweep, self._on.ledger, pipeline, self._on.clock, self._on.new_id(), {"reason": reason}, "gapwatch"
+            )
+        except ConflictError:
+            return  # somebody asked at the same moment
+        log.info("sweep_requested", pipeline=pipeline.id, run=run.id, reason=reason)
+
+    def _wanted(self, pipeline: PipelineSpec, records: list[PartitionStatus]) -> str:
+        """Return why a sweep is due now, or an empty string."""
+        ledger, now = self._on.ledger, self._on.clock.now()
+        if ledger.fact(Facts.paused(pipeline.id)):
+            return ""
+        last = next(iter(ledger.runs(pipeline=pipeline.id, kind=RunKind.SWEEP, limit=1)), None)
+        if last is not None and last.state in ACTIVE:
+            return ""
+        if last is not None and last.state is not RunState.SUCCEEDED:
+            ended = last.ended_at or last.requested_at
+            if now - ended < timedelta(seconds=RETRY_SECONDS):
+                return ""
+        if not _have_start_positions(pipeline, records, self._on.partitions):
+            return ""
+        if ledger.fact(Facts.baseline(pipeline.id)) is None:
+            if pipeline.baseline == "assume":
+                _set_baseline(ledger, pipeline.id, started=now, ended=now, run_id=None)
+                return ""
+            return "baseline"
+        swept = ledger.fact(Facts.swept(pipeline.id))
+        covered = datetime.fromisoformat(swept["started_at"]) if swept else None
+        if uncovered_holes_within(records, ledger.findings(pipeline.id), covered, ended_before=now):
+            return "hole"
+        return "schedule" if self._scheduled(pipeline, last, now) else ""
+
+    def _scheduled(self, pipeline: PipelineSpec, last: Run | None, now: datetime) -> bool:
+        spec = pipeline.sweep
+        if spec.every_seconds is None or now - self._started < timedelta(seconds=spec.start_delay_seconds):
+            return False
+        return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
+
+
+def _have_start_positions(pipeline: PipelineSpec, records: list[PartitionStatus], partitions: int) -> bool:
+    """Whether every partition of both sides' feeds has spoken in every partition of ``gapwatch.events``."""
+    if len({record.partition for record in records}) < partitions:
+        return False
+    observed = pipeline.target.feed.kind is not FeedKind.NONE
+    return all(record.source_watermark and (record.target_watermark or not observed) for record in records)
+
+
+def _set_baseline(ledger: Ledger, pipeline: str, *, started: datetime, ended: datetime, run_id: str | None) -> None:
+    fact = {"started_at": started.isoformat(), "ended_at": ended.isoformat(), "sweep_id": run_id}
+    ledger.set_fact(Facts.baseline(pipeline), fact)
+    log.info("baseline_set", pipeline=pipeline, started_at=rfc3339(started), sweep=run_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerDependencies:
+    pipelines: Mapping[str, PipelineSpec]
+    ledger: Ledger
+    board: Board
+    stores: StoreProvider
+    sweeper: Sweeper
+    backfiller: Backfiller
+    clock: Clock
+    holder: str
+    on_sweep: Callable[[Run], None]
+
+
+class RunRunner:
+    """Takes queued sweeps and backfills from the ledger, one of a kind at a time, and carries them out."""
+
+    def __init__(self, dependencies: RunnerDependencies) -> None:
+        self._on = dependencies
+
+    async def run(self, stop: asyncio.Event) -> None:
+        await asyncio.gather(self._take(RunKind.SWEEP, stop), self._take(RunKind.BACKFILL, stop))
+
+    async def _take(self, kind: RunKind, stop: asyncio.Event) -> None:
+        on = self._on
+        while not stop.is_set():
+            run = await asyncio.to_thread(on.ledger.take_run, kind, on.holder, seconds=LEASE_SECONDS)
+            if run is None:
+                await on.clock.sleep(0.25)
+                continue
+            try:
+                await self._carry_out(run)
+            except ConflictError as error:
+                log.warning("run_given_up", run=run.id, kind=kind.value, pipeline=run.pipeline, reason=error.message)
+                await self._end(run, RunState.CANCELLED, error.message)
+            except StoreError as error:
+                await self._end(run, RunState.INCONCLUSIVE, error.message)
+
+    async def _carry_out(self, run: Run) -> None:
+        on = self._on
+        if run.pipeline not in on.pipelines:
+            await self._end(run, RunState.FAILED, f"There is no pipeline {run.pipeline!r} in this configuration.")
+            return
+        stores = await on.stores.stores(run.pipeline)
+        if run.kind is RunKind.BACKFILL:
+            await on.backfiller.run(run, stores)
+            return
+        swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
+        covered = datetime.fromisoformat(swept["started_at"]) if swept else None
+        ended = await on.sweeper.run(run, stores, last_full_started=covered)
+        on.on_sweep(ended)
+        if ended.state is RunState.SUCCEEDED and ended.request.get("range") == "full":
+            await asyncio.to_thread(self._settle, ended)
+
+    async def _end(self, run: Run, state: RunState, error: str) -> None:
+        ended = replace(run, state=state, error=error, ended_at=self._on.clock.now())
+        try:
+            await asyncio.to_thread(self._on.ledger.update_run, ended, holder=self._on.holder)
+        except ConflictError:
+            return  # somebody else holds it by now: it is theirs to end
+
+    def _settle(self, run: Run) -> None:
+        """Store what a succeeded sweep of the whole range proves: holes that ended before it began, unverifiable keys, baseline."""
+        on, started, ended = self._on, run.started_at, run.ended_at
+        assert started is not None
+        assert ended is not None
+        pipeline = on.pipelines[run.pipeline]
+        if not run.request.get("content") and pipeline.match is not Match.PRESENCE:
+            return
+        records = on.board.records(run.pipeline)
+        findings = on.ledger.findings(run.pipeline)
+        hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
+        if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:
+            _set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)
+        on.ledger.clear_unverifiable(run.pipeline, before=started)
+        for finding in findings:
+            if finding.is_hole and (finding.time_to or finding.last_seen) < started:
+                on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id)
+        on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id})
