@@ -123,9 +123,11 @@ def uncovered_holes_within(
 ) -> list[datetime]:
     """Return the start times of holes that ended at or after `covered` (None: of all), and before `ended_before` where given."""
     spans = [(from_ms(hole.time_from), from_ms(hole.time_to)) for record in records for hole in record.holes]
-    for finding in findings:
-        if finding.is_hole and finding.cleared_at is None:
-            spans.append((finding.time_from or finding.first_seen, finding.time_to or finding.last_seen))
+    spans += [
+        (finding.time_from or finding.first_seen, finding.time_to or finding.last_seen)
+        for finding in findings
+        if finding.is_hole and finding.cleared_at is None
+    ]
     return [start for start, end in spans if (covered is None or end >= covered) and (ended_before is None or end < ended_before)]
 
 

@@ -1,7 +1,7 @@
 """Reads the keys of open gaps again and again, oldest first, and resolves those that agree by now.
 
-A gap may end without any event that the stream shows (somebody repaired the target by hand, the sink came back): only reading tells.
-Two agreeing reads of one moment are enough to close; a difference needs no second proof, the gap is open already.
+A gap may end without any event that the stream shows (somebody repaired the target by hand, the sink came back): only
+reading tells. Two agreeing reads of one moment are enough to close; a difference needs no second proof, the gap is open already.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which sweeps are due, who carries them out, and what a succeeded one settles.
 
-A sweep is asked for by a person, by the schedule, by the first start (baseline) and by every hole in the stream. One of a pipeline
-runs at a time, on any number of workers: the ledger hands it out.
+A sweep is asked for by a person, by the schedule, by the first start (baseline) and by every hole in the stream. One of a
+pipeline runs at a time, on any number of workers: the ledger hands it out.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class RunRunner:
             return  # somebody else holds it by now: it is theirs to end
 
     def _settle(self, run: Run) -> None:
-        """Store what a succeeded sweep of the whole range proves: holes that ended before it began, unverifiable keys, baseline."""
+        """Store what a succeeded sweep of the whole range proves: holes that ended before it, unverifiable keys, baseline."""
         on, started, ended = self._on, run.started_at, run.ended_at
         assert started is not None
         assert ended is not None

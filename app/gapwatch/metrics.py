@@ -1,0 +1,214 @@
+"""Every metric, declared once (``product.md`` 3). Names carry the prefix ``gapwatch_``; labels are bounded: no key, id or offset.
+
+Two kinds: what a process counts itself (:class:`Metrics`), and what is read from a snapshot of the pipelines' views, taken in the
+background, so that a scrape never asks Kafka or the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gapwatch.model.gap import Kind, Resolution, Run, RunState, Severity
+from gapwatch.model.view import PipelineView
+
+PROPAGATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What a scrape shows of all pipelines: taken every two seconds by whoever serves metrics."""
+
+    views: Sequence[PipelineView] = ()
+    detected: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    resolved: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    sweeps: Sequence[Run] = ()  # the newest of each pipeline
+    last_success: Mapping[str, datetime] = field(default_factory=dict)  # pipeline → end of its last succeeded sweep
+    oldest_open: Mapping[str, datetime] = field(default_factory=dict)
+
+
+class Metrics:
+    """The metrics of one process, in one registry."""
+
+    def __init__(self, version: str, pipelines: Sequence[str] = ()) -> None:
+        self.registry = CollectorRegistry()
+        self._snapshot = Snapshot()
+        label = ("pipeline",)
+        self.detection_delay = self._histogram("detection_delay_seconds", "From the write to its gap", label)
+        self.suspects_cleared = self._counter("suspects_cleared", "Suspects that turned out to agree", ("pipeline", "reason"))
+        self.store_requests = self._counter("store_requests", "Requests to a store", ("store", "purpose"))
+        self.unparsable = self._counter("unparsable_events", "Records sent to the dead-letter topic", ("reason",))
+        self.stream_findings = self._counter("stream_findings", "Stream findings raised", ("pipeline", "finding"))
+        self.sweep_keys = self._counter("sweep_keys_compared", "Keys read by sweeps", ("pipeline", "side"))
+        self.backfill_documents = self._counter("backfill_documents", "Documents handled by backfills", ("pipeline", "outcome"))
+        self.replication_slot_retained = self._gauge(
+            "replication_slot_retained_bytes", "Write-ahead log that the slot keeps", ("pipeline",)
+        )
+        self.oplog_window = self._gauge("oplog_window_seconds", "How far back the oplog reaches", ("store",))
+        self.up = self._gauge("up", "1 while the role runs", ("role",))
+        info = self._gauge("build_info", "The build that runs", ("version",))
+        info.labels(version=version).set(1)
+        for pipeline in pipelines:  # label sets exist from the first scrape, so that rate() works
+            self.detection_delay.labels(pipeline=pipeline)
+            for outcome in ("written", "already_newer", "vanished", "failed"):
+                self.backfill_documents.labels(pipeline=pipeline, outcome=outcome)
+        self.registry.register(_Views(self))
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Replace what scrapes show of the pipelines."""
+        self._snapshot = snapshot
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def exposition(self) -> bytes:
+        """Return the text format that Prometheus reads."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, documentation: str, labels: Sequence[str]) -> Counter:
+        return Counter(name, documentation, labels, namespace="gapwatch", registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str, labels: Sequence[str]) -> Gauge:
+        return Gauge(name, documentation, labels, namespace="gapwatch", registry=self.registry)
+
+    def _histogram(self, name: str, documentation: str, labels: Sequence[str]) -> Histogram:
+        return Histogram(name, documentation, labels, namespace="gapwatch", registry=self.registry, buckets=PROPAGATION_BUCKETS)
+
+
+class _Views(Collector):
+    """Renders the snapshot."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        snapshot = self._metrics.snapshot
+        yield from _gaps(snapshot)
+        yield from _times(snapshot.views)
+        yield from _totals(snapshot.views)
+        yield from _status(snapshot.views)
+        yield from _sweeps(snapshot)
+
+
+def _gaps(snapshot: Snapshot) -> Iterable[Metric]:
+    gaps = GaugeMetricFamily("gapwatch_gaps_open", "Open gaps", labels=["pipeline", "kind"])
+    oldest = GaugeMetricFamily(
+        "gapwatch_oldest_open_gap_timestamp_seconds", "When the oldest open gap was confirmed", labels=["pipeline"]
+    )
+    for view in snapshot.views:
+        for kind in Kind:
+            gaps.add_metric([view.id, kind.value], view.gaps_open.get(kind.value, 0))
+        if view.id in snapshot.oldest_open:
+            oldest.add_metric([view.id], snapshot.oldest_open[view.id].timestamp())
+    yield gaps
+    yield oldest
+    detected = CounterMetricFamily("gapwatch_gaps_detected", "Gaps ever detected", labels=["pipeline", "kind", "detector"])
+    for labels, count in snapshot.detected.items():
+        detected.add_metric(list(labels), count)
+    yield detected
+    resolved = CounterMetricFamily("gapwatch_gaps_resolved", "Gaps ever resolved", labels=["pipeline", "resolution"])
+    for view in snapshot.views:
+        for resolution in Resolution:
+            resolved.add_metric([view.id, resolution.value], snapshot.resolved.get((view.id, resolution.value), 0))
+    yield resolved
+
+
+def _times(views: Sequence[PipelineView]) -> Iterable[Metric]:
+    columns: dict[str, tuple[str, Callable[[PipelineView], datetime | None]]] = {
+        "consistent_through": ("Every write up to this time is proven at the target", lambda view: view.consistent_through),
+        "source_watermark": ("Everything committed at the source up to this time was read", lambda view: view.source_watermark),
+        "target_watermark": ("Everything committed at the target up to this time was read", lambda view: view.target_watermark),
+        "oldest_in_transit": ("Commit time of the oldest write in transit", lambda view: view.oldest_in_transit),
+    }
+    for name, (documentation, of) in columns.items():
+        family = GaugeMetricFamily(f"gapwatch_{name}_timestamp_seconds", documentation, labels=["pipeline"])
+        for view in views:
+            time = of(view)
+            if time is not None:
+                family.add_metric([view.id], time.timestamp())
+        yield family
+
+
+def _totals(views: Sequence[PipelineView]) -> Iterable[Metric]:
+    counters: dict[str, tuple[str, Callable[[PipelineView], int]]] = {
+        "expected_events": ("Writes seen at the source", lambda view: view.totals.expected),
+        "observed_events": ("Writes seen at the target", lambda view: view.totals.observed),
+        "matched_events": ("Source writes proven at the target", lambda view: view.totals.settled + view.totals.cleared),
+        "late_events": ("Events below the published watermark", lambda view: view.totals.late),
+    }
+    for name, (documentation, of) in counters.items():
+        family = CounterMetricFamily(f"gapwatch_{name}", documentation, labels=["pipeline"])
+        for view in views:
+            family.add_metric([view.id], of(view))
+        yield family
+    snapshot_reads = CounterMetricFamily("gapwatch_snapshot_reads", "Snapshot reads seen", labels=["pipeline", "side"])
+    delay = HistogramMetricFamily(
+        "gapwatch_propagation_delay_seconds", "From the write at the source to its arrival at the target", labels=["pipeline"]
+    )
+    for view in views:
+        for side in ("expected", "observed"):
+            snapshot_reads.add_metric([view.id, side], view.totals.snapshot_reads.get(side, 0))
+        delay.add_metric([view.id], *_buckets(view.totals.delays_ms))
+    yield snapshot_reads
+    yield delay
+
+
+def _buckets(delays_ms: Mapping[int, int]) -> tuple[list[tuple[str, float]], float]:
+    """Return cumulative Prometheus buckets, and the sum as far as bounds tell it (each value counted at its upper bound)."""
+    rows: list[tuple[str, float]] = []
+    count, total = 0, 0.0
+    for bound in PROPAGATION_BUCKETS:
+        here = sum(number for upper, number in delays_ms.items() if 0 <= upper <= bound * 1000)
+        total += (here - count) * bound
+        count = here
+        rows.append((str(bound), float(count)))
+    above = sum(delays_ms.values()) - count
+    rows.append(("+Inf", float(count + above)))
+    return rows, total + above * PROPAGATION_BUCKETS[-1]
+
+
+def _status(views: Sequence[PipelineView]) -> Iterable[Metric]:
+    status = GaugeMetricFamily("gapwatch_pipeline_status", "1 for the status in force", labels=["pipeline", "status"])
+    coverage = GaugeMetricFamily("gapwatch_coverage_ratio", "Share of writes proven either way", labels=["pipeline"])
+    pending = GaugeMetricFamily("gapwatch_pending_keys", "Keys whose newest write is not yet proven", labels=["pipeline"])
+    transit = GaugeMetricFamily("gapwatch_in_transit_keys", "Keys that the sink has not reached yet", labels=["pipeline"])
+    lag = GaugeMetricFamily("gapwatch_consumer_lag", "Raw records not yet read", labels=["pipeline", "side"])
+    for view in views:
+        for severity in Severity:
+            status.add_metric([view.id, severity.name], float(view.status == severity.name))
+        if view.coverage is not None:
+            coverage.add_metric([view.id], view.coverage)
+        pending.add_metric([view.id], view.pending_keys)
+        transit.add_metric([view.id], view.in_transit_keys)
+        for side in ("expected", "observed"):
+            known = [feed.lag for feed in view.feeds if feed.side == side and feed.lag is not None]
+            if known:
+                lag.add_metric([view.id, side], sum(known))
+    return (status, coverage, pending, transit, lag)
+
+
+def _sweeps(snapshot: Snapshot) -> Iterable[Metric]:
+    running = GaugeMetricFamily("gapwatch_sweep_running", "1 while a sweep runs", labels=["pipeline"])
+    progress = GaugeMetricFamily("gapwatch_sweep_progress_ratio", "How far the newest sweep is", labels=["pipeline"])
+    duration = GaugeMetricFamily("gapwatch_sweep_duration_seconds", "How long the newest ended sweep took", labels=["pipeline"])
+    success = GaugeMetricFamily(
+        "gapwatch_sweep_last_success_timestamp_seconds", "When the last sweep succeeded", labels=["pipeline"]
+    )
+    for run in snapshot.sweeps:
+        running.add_metric([run.pipeline], float(run.state is RunState.RUNNING))
+        if run.progress is not None:
+            progress.add_metric([run.pipeline], run.progress)
+        if run.started_at is not None and run.ended_at is not None:
+            duration.add_metric([run.pipeline], (run.ended_at - run.started_at).total_seconds())
+    for pipeline, ended in snapshot.last_success.items():
+        success.add_metric([pipeline], ended.timestamp())
+    return (running, progress, duration, success)
