@@ -119,6 +119,14 @@ def resolved(known: Gap, resolution: Resolution, now: datetime, *, note: str = "
     )
 
 
+def by_hand(known: Gap, action: str, *, note: str, resolution: Resolution, now: datetime) -> Gap:
+    """Return a gap as a person changed it: ``ack``, ``snooze`` or ``resolve``."""
+    if action == "resolve":
+        return resolved(known, resolution, now, note=note)
+    state = {"ack": State.ACKNOWLEDGED, "snooze": State.SNOOZED}[action]
+    return replace(known, state=state, note=note or known.note, revision=known.revision + 1)
+
+
 def resolution_of(known: Gap, reads: Reads, *, written_by_backfill: bool) -> Resolution:
     """Say how a gap whose key now agrees on both sides came to an end."""
     if written_by_backfill:

@@ -7,7 +7,7 @@ verdict that moved from one to the other in between is never missed on both.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -100,9 +100,9 @@ class Board:
         if known is None or (record.input_offset, record.written_at) >= (known.input_offset, known.written_at):
             self._records[record.pipeline, record.partition] = record
 
-    def feeds_ended(self, pipelines: Collection[str]) -> None:
-        """Say which pipelines' feeds have ended (slot or history lost): nothing more will be delivered, so age alone decides."""
-        self._ended = frozenset(pipelines)
+    def feed_ended(self, pipeline: str, *, ended: bool) -> None:
+        """Say whether a pipeline's feed has ended (slot or history lost): then nothing more arrives, and age alone decides."""
+        self._ended = self._ended | {pipeline} if ended else self._ended - {pipeline}
 
     def records(self, pipeline: str) -> list[PartitionStatus]:
         return [record for (name, _), record in self._records.items() if name == pipeline]

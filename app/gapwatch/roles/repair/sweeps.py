@@ -29,6 +29,7 @@ from gapwatch.roles.stores import StoreProvider
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
+HOLE_SPACING_SECONDS = 15.0  # a feed that stays broken makes a new hole all the time
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
 ACTIVE = (RunState.QUEUED, RunState.RUNNING)
 
@@ -110,7 +111,8 @@ class SweepScheduler:
         swept = ledger.fact(Facts.swept(pipeline.id))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
         if uncovered_holes_within(records, ledger.findings(pipeline.id), covered, ended_before=now):
-            return "hole"
+            waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
+            return "hole" if waited else ""
         return "schedule" if self._scheduled(pipeline, last, now) else ""
 
     def _scheduled(self, pipeline: PipelineSpec, last: Run | None, now: datetime) -> bool:

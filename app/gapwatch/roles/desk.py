@@ -1,0 +1,250 @@
+"""What a person may ask of a running Gapwatch: the one place behind HTTP API and command line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from gapwatch.core import gaps, reports
+from gapwatch.core.confirm import Presence, satisfied
+from gapwatch.errors import KeyMisfit, NotFoundError, StoreError, UsageError
+from gapwatch.model.gap import AuditRow, Gap, Kind, Resolution, Run, State
+from gapwatch.model.pipeline import PipelineSpec, Settings
+from gapwatch.model.view import PipelineView
+from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
+from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.backfiller import plan, request_apply
+from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.repair.sweeps import request_sweep
+from gapwatch.roles.stores import PipelineStores, StoreProvider
+
+DEFAULT_KINDS = (Kind.MISSING, Kind.STALE, Kind.MISMATCH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeskDependencies:
+    settings: Settings
+    ledger: Ledger
+    board: Board
+    stores: StoreProvider
+    clock: Clock
+    new_id: Callable[[], str]
+
+
+class Desk:
+    """Every method checks what it is given, and audits what it changes. ``actor`` is the token's name, or the local user."""
+
+    def __init__(self, dependencies: DeskDependencies) -> None:
+        self._on = dependencies
+
+    def pipeline(self, name: str) -> PipelineSpec:
+        spec = self._on.settings.pipelines.get(name)
+        if spec is None:
+            known = ", ".join(sorted(self._on.settings.pipelines)) or "none"
+            raise NotFoundError(f"There is no pipeline {name!r}.", remedy=f"Configured: {known}.")
+        return spec
+
+    async def views(self) -> Sequence[PipelineView]:
+        return await self._on.board.views()
+
+    async def view(self, pipeline: str) -> PipelineView:
+        return await self._on.board.view(pipeline)
+
+    async def pause(self, pipeline: str, *, actor: str, reason: str = "") -> None:
+        """Show the pipeline as SKIPPED and start no sweeps for it; the streams are read on, so that nothing is missed."""
+        self.pipeline(pipeline)
+        fact = {"reason": reason or f"paused by {actor}", "at": gaps.rfc3339(self._on.clock.now())}
+        await asyncio.to_thread(self._on.ledger.set_fact, Facts.paused(pipeline), fact)
+        await self._audit(actor, "pipeline_pause", pipeline, reason=reason)
+
+    async def resume(self, pipeline: str, *, actor: str) -> None:
+        self.pipeline(pipeline)
+        await asyncio.to_thread(self._on.ledger.set_fact, Facts.paused(pipeline), None)
+        await self._audit(actor, "pipeline_resume", pipeline)
+
+    async def start_sweep(self, pipeline: str, request: Mapping[str, Any], *, actor: str) -> Run:
+        """Queue a sweep. Raises ConflictError with the running id when one is queued or running."""
+        spec = self.pipeline(pipeline)
+        asked = dict(request)
+        unknown = sorted(set(asked) - {"content", "range", "keys"})
+        if unknown:
+            raise UsageError(f"A sweep has no option {unknown[0]!r}.", remedy="Options: content, range (full or keys), keys.")
+        scope = asked.get("range", "full")
+        if scope not in ("full", "keys"):
+            raise UsageError(f"The range {scope!r} is not supported.", remedy="Ranges: full, keys.")
+        if scope == "keys":
+            stores = await self._on.stores.stores(pipeline)
+            asked["keys"] = [self._key(stores, text).hex() for text in asked.get("keys", ())]
+        run = await asyncio.to_thread(
+            request_sweep, self._on.ledger, spec, self._on.clock, self._on.new_id(), {"reason": "asked", **asked}, actor
+        )
+        await self._audit(actor, "sweep_start", pipeline, run_id=run.id)
+        return run
+
+    async def cancel(self, run_id: str, *, actor: str) -> Run:
+        run = await asyncio.to_thread(self._on.ledger.cancel_run, run_id)
+        await self._audit(actor, f"{run.kind.value}_cancel", run.pipeline, run_id=run.id)
+        return run
+
+    async def plan_backfill(self, pipeline: str, kinds: Sequence[str], *, actor: str) -> Run:
+        """Store a plan (a dry run): which open gaps an apply would write. Writes nothing to the target."""
+        spec = self.pipeline(pipeline)
+        chosen = frozenset(_kind(name) for name in kinds) or frozenset(DEFAULT_KINDS)
+        return await asyncio.to_thread(
+            lambda: plan(
+                self._on.ledger,
+                pipeline,
+                chosen,
+                limit=spec.repair.max_documents_per_run,
+                run_id=self._on.new_id(),
+                clock=self._on.clock,
+                requested_by=actor,
+            )
+        )
+
+    async def apply_backfill(self, plan_id: str, *, actor: str) -> Run:
+        """Queue a plan's application. Raises NotFoundError, or ConflictError while another backfill of the pipeline runs."""
+        run = await asyncio.to_thread(
+            lambda: request_apply(self._on.ledger, plan_id, run_id=self._on.new_id(), clock=self._on.clock, requested_by=actor)
+        )
+        await self._audit(actor, "backfill_apply", run.pipeline, run_id=run.id)
+        return run
+
+    async def change_gap(
+        self, gap_id: str, action: str, *, actor: str, note: str = "", resolution: str = "manual", seconds: float = 3600.0
+    ) -> Gap:
+        """Acknowledge, snooze or resolve a gap by hand; ``accepted`` gaps no longer hold consistent-through."""
+        gap = await asyncio.to_thread(self._on.ledger.gap, gap_id)
+        if gap is None:
+            raise NotFoundError(f"There is no gap {gap_id!r}.")
+        if gap.state is State.RESOLVED:
+            raise UsageError("The gap is resolved already.")
+        changed = gaps.by_hand(gap, action, note=note, resolution=_resolution(resolution), now=self._on.clock.now())
+        event = {"ack": "acknowledged", "snooze": "snoozed", "resolve": "resolved"}[action]
+        change = GapChange(gap=changed, against=gap.revision, event=event, actor=actor)
+        stood = await asyncio.to_thread(self._on.ledger.store_gaps, [change])
+        if not stood[0]:
+            raise UsageError("The gap changed at the same moment.", remedy="Look at it again, then repeat.")
+        await self._audit(actor, f"gap_{action}", gap.pipeline, gap=gap, reason=note)
+        if action == "snooze":
+            until = self._on.clock.now() + timedelta(seconds=seconds)
+            await asyncio.to_thread(self._on.ledger.set_fact, f"snooze/{gap.id}", {"until": until.isoformat()})
+        return changed
+
+    async def key_story(self, pipeline: str, text: str) -> dict[str, Any]:
+        """Return all that is known about one key, and in one sentence why it is or is not a gap."""
+        self.pipeline(pipeline)
+        stores = await self._on.stores.stores(pipeline)
+        key = self._key(stores, text)
+        where = GapFilter(pipeline=pipeline, key=key)
+        page = await asyncio.to_thread(self._on.ledger.gaps, where, limit=20)
+        audit = await asyncio.to_thread(lambda: self._on.ledger.audit_rows(pipeline=pipeline, key=key, limit=50))
+        try:
+            reads: KeyReads | None = (await read_batch(stores, [key], self._on.clock)).by_key[key]
+        except StoreError:
+            reads = None
+        newest = max(page.gaps, key=lambda gap: gap.first_seen, default=None)
+        return {
+            "schema_version": 1,
+            "pipeline": pipeline,
+            "key": stores.codec.fields(key),
+            "stores": _stores_now(stores, reads),
+            "gaps": [reports.gap_record(gap) for gap in page.gaps],
+            "audit": [_audit_record(row) for row in audit],
+            "verdict": _verdict_sentence(stores, reads, newest),
+        }
+
+    def _key(self, stores: PipelineStores, text: str) -> Key:
+        """Read a key as a person writes it: parts in order, separated by commas."""
+        columns = stores.spec.source.key
+        parts = [text] if len(columns) == 1 else [part.strip() for part in text.split(",")]
+        names = ", ".join(f"{column.path} ({column.type.value})" for column in columns)
+        if len(parts) != len(columns):
+            raise UsageError(
+                f"The key has {len(columns)} parts: {names}.", remedy="Write them in this order, with commas between."
+            )
+        try:
+            return stores.codec.encode(parts)
+        except KeyMisfit as error:
+            raise UsageError(
+                f"{text!r} is not a key of this pipeline: {error.message}", remedy=f"The key is: {names}."
+            ) from error
+
+    async def _audit(
+        self, actor: str, action: str, pipeline: str, *, run_id: str | None = None, gap: Gap | None = None, reason: str = ""
+    ) -> None:
+        row = AuditRow(
+            id=f"aud_{self._on.new_id()}",
+            at=self._on.clock.now(),
+            actor=actor,
+            action=action,
+            pipeline=pipeline,
+            key=gap.key if gap else None,
+            key_fields=gap.key_fields if gap else None,
+            run_id=run_id,
+            gap_id=gap.id if gap else None,
+            outcome="done",
+            reason=reason,
+        )
+        await asyncio.to_thread(self._on.ledger.audit, [row])
+
+
+def _kind(name: str) -> Kind:
+    try:
+        return Kind(name)
+    except ValueError:
+        raise UsageError(f"There is no gap kind {name!r}.", remedy=f"Kinds: {', '.join(kind.value for kind in Kind)}.") from None
+
+
+def _resolution(name: str) -> Resolution:
+    allowed = (Resolution.ACCEPTED, Resolution.MANUAL)
+    if name not in allowed:
+        raise UsageError(f"A person cannot resolve a gap as {name!r}.", remedy="Choose accepted or manual.")
+    return Resolution(name)
+
+
+def _stores_now(stores: PipelineStores, reads: KeyReads | None) -> dict[str, Any]:
+    if reads is None:
+        return {"source": {"read": "unread"}, "target": {"read": "unread"}, "differing_fields": []}
+    source, target = reads.reads.after, reads.reads.target
+    return {
+        "source": {"store": stores.spec.source.store, "read": source.presence.value, "reason": source.reason or None},
+        "target": {
+            "store": stores.spec.target.store,
+            "read": target.presence.value,
+            "reason": target.reason or None,
+            "ids": list(target.target_ids),
+        },
+        "differing_fields": list(reads.reads.differing),
+    }
+
+
+def _verdict_sentence(stores: PipelineStores, reads: KeyReads | None, gap: Gap | None) -> str:
+    if reads is None or reads.reads.unread:
+        return "Unknown: " + ("the stores did not answer." if reads is None else f"{reads.reads.unread}.")
+    agree = satisfied(reads.reads, stores.spec.match)
+    if gap is not None and gap.state is not State.RESOLVED:
+        if agree:
+            return f"A gap ({gap.kind.value}) is open, but both stores agree now: it will be resolved at the next re-reading."
+        return f"A gap: {gap.kind.value}, cause {gap.cause.value}, since {gaps.rfc3339(gap.event_time or gap.first_seen)}."
+    if agree:
+        if reads.reads.after.presence is Presence.ABSENT:
+            return "No gap: neither store has this key."
+        return "No gap: the target holds what the source holds."
+    return "Not a gap yet: the stores differ now, but nothing has proved that the write is not merely on its way."
+
+
+def _audit_record(row: AuditRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "at": gaps.rfc3339(row.at),
+        "actor": row.actor,
+        "action": row.action,
+        "run": row.run_id,
+        "gap": row.gap_id,
+        "outcome": row.outcome,
+        "reason": row.reason or None,
+    }

@@ -1,0 +1,172 @@
+"""Polls what no event tells: do the stores answer, does the connector run, is its slot alive, was a table replaced.
+
+Every five seconds. What a check finds becomes a stream finding; what it no longer finds is cleared. A check that could not
+be made clears nothing. Findings that can mean loss are holes: they keep a time range and only a sweep covers them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+
+from gapwatch.core.gaps import gap_id, time_of
+from gapwatch.errors import GapwatchError
+from gapwatch.model.gap import Finding, FindingRecord
+from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.stream import Side
+from gapwatch.model.suspect import Hole
+from gapwatch.ports import Advice, Clock, Ledger, Preflight
+from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.stores import StoreProvider
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 5.0
+PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
+CHECK_SECONDS_MAX = 10.0
+LOSS = frozenset({Finding.SLOT_LOST, Finding.SLOT_JUMPED, Finding.HISTORY_LOST, Finding.LOG_TRUNCATED, Finding.TOPIC_RECREATED})
+ENDED = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatcherDependencies:
+    pipelines: Mapping[str, PipelineSpec]
+    ledger: Ledger
+    board: Board
+    stores: StoreProvider
+    checks: Callable[[str], Sequence[Preflight]]
+    undecided: Callable[[str], int]
+    clock: Clock
+    host: str
+    on_finding: Callable[[str, str], None]  # pipeline, finding
+
+
+class FindingBook:
+    """Raises and clears stream findings in the ledger."""
+
+    def __init__(self, ledger: Ledger, clock: Clock, on_finding: Callable[[str, str], None]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._on_finding = on_finding
+
+    async def hole(self, hole: Hole) -> None:
+        """Store a stretch of the stream that nobody can judge; returns once it is durable."""
+        known = {finding.value for finding in Finding}
+        now = self._clock.now()
+        record = FindingRecord(
+            id=hole.id,
+            pipeline=hole.pipeline,
+            finding=Finding(hole.reason) if hole.reason in known else Finding.INGEST_HOLE,
+            side=Side(hole.side).name.lower(),
+            feed=hole.feed,
+            first_seen=now,
+            last_seen=now,
+            message=f"writes of {hole.feed} partition {hole.feed_partition} cannot be judged one by one ({hole.reason})",
+            remedy="A sweep covers them; it starts by itself.",
+            time_from=time_of(hole.time_from),
+            time_to=time_of(hole.time_to),
+            is_hole=True,
+        )
+        await self.raise_(record)
+
+    async def raise_(self, record: FindingRecord) -> None:
+        if await asyncio.to_thread(self._ledger.raise_finding, record):
+            log.warning("finding_raised", pipeline=record.pipeline, finding=record.finding.value, message=record.message)
+            self._on_finding(record.pipeline, record.finding.value)
+
+    async def clear(self, record: FindingRecord) -> None:
+        await asyncio.to_thread(self._ledger.clear_finding, record.id, at=self._clock.now())
+        log.info("finding_cleared", pipeline=record.pipeline, finding=record.finding.value)
+
+
+class Watcher:
+    def __init__(self, dependencies: WatcherDependencies, book: FindingBook) -> None:
+        self._on = dependencies
+        self._book = book
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await asyncio.gather(*(self.step(pipeline) for pipeline in self._on.pipelines.values()))
+            await self._on.clock.sleep(POLL_SECONDS)
+
+    async def step(self, pipeline: PipelineSpec) -> None:
+        """Check one pipeline and store what was found, and what could not be read."""
+        unreadable = await self._unreadable(pipeline)
+        fact = {
+            "at": self._on.clock.now().isoformat(),
+            "undecided": self._on.undecided(pipeline.id),
+            "unreadable": unreadable,
+        }
+        await asyncio.to_thread(self._on.ledger.set_fact, Facts.repair(pipeline.id, self._on.host), fact)
+        found: list[FindingRecord] = []
+        checked_all = True
+        for check in self._on.checks(pipeline.id):
+            try:
+                async with asyncio.timeout(CHECK_SECONDS_MAX):
+                    found += [record for advice in await check.check() if (record := self._finding(pipeline, advice))]
+            except (GapwatchError, TimeoutError) as error:
+                checked_all = False
+                log.warning("check_failed", pipeline=pipeline.id, check=type(check).__name__, error=str(error))
+        await self._store(pipeline, found, clear=checked_all)
+
+    async def _unreadable(self, pipeline: PipelineSpec) -> list[str]:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                stores = await self._on.stores.stores(pipeline.id)
+        except (GapwatchError, TimeoutError) as error:
+            log.warning("stores_unavailable", pipeline=pipeline.id, purpose="watch", error=str(error))
+            return [getattr(error, "store", "") or f"of pipeline {pipeline.id}"]
+        unreadable = []
+        for name, reader in ((pipeline.source.store, stores.source), (pipeline.target.store, stores.target)):
+            try:
+                async with asyncio.timeout(CHECK_SECONDS_MAX):
+                    await reader.ping()
+            except (GapwatchError, TimeoutError) as error:
+                unreadable.append(name)
+                log.warning("store_unreachable", pipeline=pipeline.id, store=name, error=str(error))
+        return unreadable
+
+    def _finding(self, pipeline: PipelineSpec, advice: Advice) -> FindingRecord | None:
+        """Turn a piece of advice that names a finding into one; advice on style is for ``doctor`` only."""
+        if not advice.finding or advice.level == "ok":
+            return None
+        finding = Finding(advice.finding)
+        now = self._on.clock.now()
+        side = "expected" if advice.subject.endswith("source") else "observed"
+        feed = pipeline.source.feed.topic if side == "expected" else pipeline.target.feed.topic
+        return FindingRecord(
+            id=PREFIX + gap_id(pipeline.id, finding.value.encode(), f"{side}/{advice.subject}").removeprefix("gap_"),
+            pipeline=pipeline.id,
+            finding=finding,
+            side=side,
+            feed=feed,
+            first_seen=now,
+            last_seen=now,
+            message=advice.message,
+            remedy=advice.remedy,
+            time_from=self._read_through(pipeline, side) if finding in LOSS else None,
+            time_to=now if finding in LOSS else None,
+            is_hole=finding in LOSS,
+        )
+
+    def _read_through(self, pipeline: PipelineSpec, side: str) -> datetime | None:
+        """Return the side's watermark: where a loss that is noticed now can have begun at the earliest."""
+        records = self._on.board.records(pipeline.id)
+        marks = [record.source_watermark if side == "expected" else record.target_watermark for record in records]
+        return time_of(min(marks)) if marks and min(marks) else None
+
+    async def _store(self, pipeline: PipelineSpec, found: Sequence[FindingRecord], *, clear: bool) -> None:
+        known = {record.id: record for record in await asyncio.to_thread(self._on.ledger.findings, pipeline.id)}
+        for record in found:
+            before = known.get(record.id)
+            await self._book.raise_(replace(record, time_from=before.time_from) if before and before.time_from else record)
+        if clear:
+            current = {record.id for record in found}
+            for record in known.values():
+                if record.id.startswith(PREFIX) and record.id not in current and not record.is_hole:
+                    await self._book.clear(record)
+        self._on.board.feed_ended(pipeline.id, ended=any(record.finding in ENDED for record in found))
