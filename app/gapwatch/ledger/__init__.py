@@ -1,1 +1,55 @@
-"""The SQL ledger."""
+"""The ledger: gaps and their life, findings, runs, audit, epochs, facts, leases and tokens, in SQLite or Postgres."""
+
+from __future__ import annotations
+
+import socket
+
+from sqlalchemy import select
+
+from gapwatch.ledger.database import Database, parse
+from gapwatch.ledger.facts import FactQueries
+from gapwatch.ledger.findings import FindingQueries
+from gapwatch.ledger.gaps import GapQueries
+from gapwatch.ledger.retention import Limit, Retention, RetentionQueries
+from gapwatch.ledger.runs import RunQueries
+from gapwatch.ledger.schema import prepare
+from gapwatch.ledger.tokens import SCOPES, TokenQueries, TokenRecord
+
+__all__ = ["SCOPES", "Limit", "Retention", "SqlLedger", "TokenRecord", "open_ledger"]
+
+
+class SqlLedger(GapQueries, FindingQueries, RunQueries, FactQueries, TokenQueries, RetentionQueries):
+    """Implements :class:`gapwatch.ports.Ledger`. Safe to use from many threads; made by :func:`open_ledger`.
+
+    Beyond the port: ``count_gaps``, ``counts_by_state``, ``outbox_size``, ``holds``, ``prune`` and the tokens.
+    """
+
+    def ping(self) -> None:
+        """Return when the database answers; raises StoreUnreachable or StoreRefused."""
+        self._db.read(lambda connection: connection.execute(select(1)).scalar_one())
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def open_ledger(url: str, *, host: str | None = None) -> SqlLedger:
+    """Open the ledger at `url`, bringing its schema up to date under a lock.
+
+    Args:
+        url: ``sqlite:///FILE`` (relative), ``sqlite:////FILE`` (absolute) or ``postgresql://…``. A SQLite URL may end in
+            ``?host=NAME``, which stands for this machine's name where that changes (containers).
+        host: This machine's name; by default the one that the system says. Only a SQLite file asks for it.
+
+    Raises:
+        UsageError: the URL is none of these.
+        StoreUnreachable: the database does not answer, or somebody holds the lock for too long.
+        StoreRefused: no right, a dirty or newer schema, or a SQLite file of another host.
+    """
+    parsed, named = parse(url)
+    database = Database(parsed)
+    try:
+        prepare(database, named or host or socket.gethostname())
+    except BaseException:
+        database.close()
+        raise
+    return SqlLedger(database)

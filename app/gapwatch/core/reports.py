@@ -1,0 +1,223 @@
+"""The records that users see: one JSON object per gap, pipeline, run and finding (``product.md`` 3). Changes only add fields.
+
+Times are RFC 3339 in UTC; an empty value is None, never absent; lists and maps may be empty. Everything returned is made of
+dict, list, str, int, float, bool and None only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+from urllib.parse import quote
+
+from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Run
+from gapwatch.model.view import FeedView, PipelineView, Totals
+
+SCHEMA_VERSION = 1
+EVENTS = frozenset({"opened", "updated", "resolved", "acknowledged", "snoozed", "reopened", "repairing"})
+
+
+def rfc3339(time: datetime | None) -> str | None:
+    """Return an aware `time` as RFC 3339 in UTC, as precise as it is (milliseconds at least), or None."""
+    if time is None:
+        return None
+    assert time.tzinfo is not None, "times are aware"
+    utc = time.astimezone(UTC)
+    return utc.isoformat(timespec="microseconds" if utc.microsecond % 1000 else "milliseconds").replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """Return `value` made of JSON types only: exact decimals and odd floats as text, bytes in hex, times as RFC 3339."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, datetime):
+        return rfc3339(value if value.tzinfo else value.replace(tzinfo=UTC))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, AbstractSet):
+        return sorted((plain(item) for item in value), key=str)
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    return str(value)  # Decimal, UUID, ObjectId …: their own exact text
+
+
+def key_text(fields: Mapping[str, Any]) -> str:
+    """Return a key as one line of text: the value itself, or for a composite key a JSON object.
+
+    Exact where a reader of the JSON number may not be (integers above 2**53 in a browser).
+    """
+    if len(fields) == 1:
+        (value,) = fields.values()
+        shown = plain(value)
+        return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
+    return json.dumps(plain(fields), ensure_ascii=False, separators=(",", ":"))
+
+
+def gap_record(gap: Gap) -> dict[str, Any]:
+    """Return the gap's record; ``key_text``, ``note``, ``held_since`` and ``revision`` are additions to the first contract."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": gap.id,
+        "pipeline": gap.pipeline,
+        "key": plain(gap.key_fields),
+        "key_text": key_text(gap.key_fields),
+        "target_id": _text(gap.target_id),
+        "kind": gap.kind.value,
+        "cause": gap.cause.value,
+        "state": gap.state.value,
+        "detector": gap.detector.value,
+        "event_time": rfc3339(gap.event_time),
+        "first_seen": rfc3339(gap.first_seen),
+        "confirmed_at": rfc3339(gap.confirmed_at),
+        "resolved_at": rfc3339(gap.resolved_at),
+        "resolution": gap.resolution.value if gap.resolution else None,
+        "fields": list(gap.fields),
+        "occurrences": gap.occurrences,
+        "evidence": [plain(row) for row in gap.evidence],
+        "note": _text(gap.note),
+        "held_since": rfc3339(gap.held_since),
+        "revision": gap.revision,
+    }
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "pipeline": run.pipeline,
+        "kind": run.kind.value,
+        "state": run.state.value,
+        "requested_at": rfc3339(run.requested_at),
+        "requested_by": _text(run.requested_by),
+        "started_at": rfc3339(run.started_at),
+        "ended_at": rfc3339(run.ended_at),
+        "progress": run.progress,
+        "counts": dict(run.counts),
+        "error": _text(run.error),
+        "request": plain(run.request),
+        "cancel_requested": run.cancel_requested,
+    }
+
+
+def finding_record(record: FindingRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "pipeline": record.pipeline,
+        "finding": record.finding.value,
+        "side": _text(record.side),
+        "feed": _text(record.feed),
+        "first_seen": rfc3339(record.first_seen),
+        "last_seen": rfc3339(record.last_seen),
+        "cleared_at": rfc3339(record.cleared_at),
+        "message": _text(record.message),
+        "remedy": _text(record.remedy),
+        "time_from": rfc3339(record.time_from),
+        "time_to": rfc3339(record.time_to),
+        "is_hole": record.is_hole,
+        "covered_by": _text(record.covered_by),
+        "details": plain(record.details),
+    }
+
+
+def pipeline_record(view: PipelineView) -> dict[str, Any]:
+    return {
+        "id": view.id,
+        "status": view.status,
+        "reasons": list(view.reasons),
+        "consistent_through": rfc3339(view.consistent_through),
+        "source_watermark": rfc3339(view.source_watermark),
+        "target_watermark": rfc3339(view.target_watermark),
+        "delivered_through": rfc3339(view.delivered_through),
+        "pending_keys": view.pending_keys,
+        "in_transit_keys": view.in_transit_keys,
+        "oldest_in_transit": rfc3339(view.oldest_in_transit),
+        "oldest_unsettled": rfc3339(view.oldest_unsettled),
+        "gaps_open": dict(view.gaps_open),
+        "coverage": view.coverage,
+        "feeds": [_feed_record(feed) for feed in view.feeds],
+        "findings": [finding_record(finding) for finding in view.findings],
+        "last_sweep": run_record(view.last_sweep) if view.last_sweep else None,
+        "baseline": rfc3339(view.baseline),
+        "totals": _totals_record(view.totals),
+        "read_at": rfc3339(view.read_at),
+    }
+
+
+def audit_record(row: AuditRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "at": rfc3339(row.at),
+        "actor": row.actor,
+        "action": row.action,
+        "pipeline": _text(row.pipeline),
+        "key": plain(row.key_fields) if row.key_fields is not None else None,
+        "run_id": _text(row.run_id),
+        "gap_id": _text(row.gap_id),
+        "outcome": row.outcome,
+        "before": _text(row.before),
+        "after": _text(row.after),
+        "reason": _text(row.reason),
+    }
+
+
+def gap_event(gap: Gap, event: str, at: datetime) -> dict[str, Any]:
+    """Return the CloudEvents 1.0 envelope (structured mode) of one change of a gap, for ``<prefix>.gaps``.
+
+    ``id`` is the same however often the change is published: a reader drops repetitions by (source, id).
+    """
+    assert event in EVENTS, event
+    return {
+        "specversion": "1.0",
+        "id": f"{gap.id}/{gap.revision}",
+        "source": f"/gapwatch/pipelines/{quote(gap.pipeline, safe='')}",
+        "type": f"gapwatch.gap.{event}.v1",
+        "subject": gap.id,
+        "time": rfc3339(at),
+        "datacontenttype": "application/json",
+        "data": gap_record(gap),
+    }
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """Return a record as compact UTF-8 JSON."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+
+
+def _feed_record(feed: FeedView) -> dict[str, Any]:
+    return {
+        "side": feed.side,
+        "topic": feed.topic,
+        "watermark": rfc3339(feed.watermark),
+        "caught_up": feed.caught_up,
+        "lag": feed.lag,
+        "finding": _text(feed.finding),
+    }
+
+
+def _totals_record(totals: Totals) -> dict[str, Any]:
+    return {
+        "expected": totals.expected,
+        "observed": totals.observed,
+        "settled": totals.settled,
+        "superseded": totals.superseded,
+        "gap": totals.gap,
+        "cleared": totals.cleared,
+        "unverifiable": dict(totals.unverifiable),
+        "late": totals.late,
+        "raised": totals.raised,
+        "snapshot_reads": dict(totals.snapshot_reads),
+    }
+
+
+def _text(value: str | None) -> str | None:
+    return value or None

@@ -1,0 +1,117 @@
+"""Epochs of feeds, small facts, and leases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sqlalchemy import Connection, case, delete, func, select, update
+
+from gapwatch.errors import StoreUnreachable
+from gapwatch.ledger.part import LedgerPart
+from gapwatch.ledger.tables import epochs, facts, leases
+from gapwatch.ledger.types import from_us
+from gapwatch.ports import Lease
+
+MICROSECONDS: Final = 1_000_000
+EPOCH_ATTEMPTS_MAX: Final = 20
+
+
+class FactQueries(LedgerPart):
+    """Implements the epoch, fact and lease methods of :class:`gapwatch.ports.Ledger`."""
+
+    def epoch(self, feed: str, partition: int, topic_id: str, offset: int) -> int:
+        """Return the number (1, 2, …) of the epoch that begins at (topic id, partition, offset).
+
+        Insert-once: whoever asks first fixes the number, everybody else gets the same one.
+        """
+        mine = (epochs.c.feed == feed, epochs.c.partition == partition)
+
+        def number(connection: Connection) -> int | None:
+            known = select(epochs.c.number).where(*mine, epochs.c.topic_id == topic_id, epochs.c.begins_at == offset)
+            found = connection.execute(known).scalar_one_or_none()
+            if found is not None:
+                return int(found)
+            last = connection.execute(select(func.max(epochs.c.number)).where(*mine)).scalar_one()
+            statement = self._db.insert(epochs).values(
+                feed=feed, partition=partition, topic_id=topic_id, begins_at=offset, number=(last or 0) + 1
+            )
+            inserted = connection.execute(statement.on_conflict_do_nothing().returning(epochs.c.number)).scalar_one_or_none()
+            return None if inserted is None else int(inserted)
+
+        for _ in range(EPOCH_ATTEMPTS_MAX):  # None: somebody took the number at the same moment
+            answer = self._db.write(number)
+            if answer is not None:
+                return answer
+        raise StoreUnreachable("Too many workers ask the ledger for an epoch of one feed at once.", store="ledger")
+
+    def facts(self, prefix: str = "") -> Mapping[str, Any]:
+        """Return all facts whose name begins with `prefix`, exactly as written (no wildcards, no folding of case)."""
+        query = select(facts).order_by(facts.c.name)
+        if prefix:
+            query = query.where(func.substr(facts.c.name, 1, len(prefix)) == prefix)
+        return {row.name: row.value for row in self._db.read(lambda connection: connection.execute(query).all())}
+
+    def fact(self, name: str) -> Any | None:
+        query = select(facts.c.value).where(facts.c.name == name)
+        return self._db.read(lambda connection: connection.execute(query).scalar_one_or_none())
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Store a small JSON value by name; None forgets it."""
+        if value is None:
+            statement: Any = delete(facts).where(facts.c.name == name)
+        else:
+            insert = self._db.insert(facts).values(name=name, value=value)
+            statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+        self._db.write(lambda connection: connection.execute(statement))
+
+    def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None:
+        """Take a free or expired lease; None while somebody holds it (also when that is `holder`: it has `renew_lease`).
+
+        The fencing number rises with every taking and never falls, so that what a frozen holder does late can be refused.
+        """
+        until = self._db.now() + int(seconds * MICROSECONDS)
+        insert = self._db.insert(leases).values(name=name, holder=holder, fencing=1, expires_us=until)
+        statement = insert.on_conflict_do_update(
+            index_elements=[leases.c.name],
+            set_={"holder": insert.excluded.holder, "fencing": leases.c.fencing + 1, "expires_us": insert.excluded.expires_us},
+            where=leases.c.expires_us <= self._db.now(),
+        ).returning(leases)
+        row = self._db.write(lambda connection: connection.execute(statement).one_or_none())
+        return None if row is None else _lease(row)
+
+    def renew_lease(self, lease: Lease, *, seconds: float) -> Lease | None:
+        """Prolong a lease that has not expired; None when it did, even if nobody took it: take it anew then."""
+        statement = (
+            update(leases)
+            .where(
+                leases.c.name == lease.name,
+                leases.c.holder == lease.holder,
+                leases.c.fencing == lease.fencing,
+                leases.c.expires_us > self._db.now(),
+            )
+            .values(expires_us=self._db.now() + int(seconds * MICROSECONDS))
+            .returning(leases)
+        )
+        row = self._db.write(lambda connection: connection.execute(statement).one_or_none())
+        return None if row is None else _lease(row)
+
+    def release_lease(self, lease: Lease) -> None:
+        """Let go at once, where it still is ours; the fencing number stays remembered."""
+        statement = (
+            update(leases)
+            .where(leases.c.name == lease.name, leases.c.holder == lease.holder, leases.c.fencing == lease.fencing)
+            .values(expires_us=0)
+        )
+        self._db.write(lambda connection: connection.execute(statement))
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease is still ours by the database's clock."""
+        query = select(case((leases.c.expires_us > self._db.now(), 1), else_=0)).where(
+            leases.c.name == lease.name, leases.c.holder == lease.holder, leases.c.fencing == lease.fencing
+        )
+        return self._db.read(lambda connection: connection.execute(query).scalar_one_or_none()) == 1
+
+
+def _lease(row: Any) -> Lease:
+    return Lease(name=row.name, holder=row.holder, fencing=row.fencing, expires_at=from_us(row.expires_us))

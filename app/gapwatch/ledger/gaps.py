@@ -1,0 +1,331 @@
+"""Gaps, their life, their totals, and the outbox. One change is one transaction: gap row, life row, outbox row, totals."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, RowMapping, Select, delete, func, select, tuple_, update
+
+from gapwatch.core.reports import encode, gap_event, rfc3339
+from gapwatch.errors import UsageError
+from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
+from gapwatch.ledger.part import LedgerPart, chunks
+from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
+from gapwatch.ledger.types import from_us, key_hash, to_us
+from gapwatch.model.gap import Cause, Detector, Gap, GapSummary, Kind, Resolution, State
+from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
+
+ROWS_PER_CHANGE: Final = 3
+CHANGES_PER_TRANSACTION_MAX: Final = ROWS_PER_TRANSACTION_MAX // ROWS_PER_CHANGE - 10  # the totals' rows are a few more
+PAGE_MAX: Final = 1_000
+KEYS_PER_QUERY: Final = 500
+ALERTING: Final = frozenset({State.OPEN, State.REPAIRING})
+
+
+class GapQueries(LedgerPart):
+    """Implements the gap and outbox methods of :class:`gapwatch.ports.Ledger`."""
+
+    def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:
+        """Store each change with its life row and its outbox row in one transaction (at most 500 rows in each).
+
+        Returns, per change and in order, whether it stands: False where the gap's revision was overtaken, where a new gap's id
+        exists, or where the key has another open gap.
+        """
+        stood: list[bool] = []
+        for part in chunks(changes, CHANGES_PER_TRANSACTION_MAX):
+            stood += self._db.write(lambda connection, part=part: self._store(connection, part))  # type: ignore[misc]
+        return stood
+
+    def _store(self, connection: Connection, changes: Sequence[GapChange]) -> list[bool]:
+        at = from_us(self._db.now_us(connection))
+        known = self._locked(connection, [change.gap.id for change in changes if change.against is not None])
+        stood = [False] * len(changes)
+        totals: dict[tuple[str, str, str, str], int] = {}
+        # In one order everywhere, so that two writers wait for each other instead of locking each other out.
+        for index in sorted(range(len(changes)), key=lambda index: changes[index].gap.id):
+            change = changes[index]
+            before = known.get(change.gap.id)
+            if change.against is None:
+                stood[index] = self._insert(connection, change.gap)
+            elif before is not None and before[0] == change.against:
+                stood[index] = self._update(connection, change, was_resolved=before[1] == State.RESOLVED)
+            if stood[index]:
+                self._tell(connection, change, at)
+                known[change.gap.id] = (change.gap.revision, change.gap.state.value)
+                _count(totals, change, before[1] if before else None)
+        self._add_totals(connection, totals)
+        return stood
+
+    def _locked(self, connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Return revision and state of the gaps, locked until the transaction ends (SQLite locks the whole file anyway)."""
+        query = select(gaps.c.id, gaps.c.revision, gaps.c.state).where(gaps.c.id.in_(ids)).order_by(gaps.c.id).with_for_update()
+        return {row.id: (row.revision, row.state) for row in connection.execute(query)} if ids else {}
+
+    def _insert(self, connection: Connection, gap: Gap) -> bool:
+        statement = self._db.insert(gaps).values(_columns(gap)).on_conflict_do_nothing().returning(gaps.c.id)
+        return connection.execute(statement).first() is not None
+
+    def _update(self, connection: Connection, change: GapChange, *, was_resolved: bool) -> bool:
+        gap = change.gap
+        assert change.against is not None
+        assert gap.revision > change.against, "a change has a revision of its own"
+        statement = update(gaps).where(gaps.c.id == gap.id, gaps.c.revision == change.against)
+        if was_resolved and gap.state is not State.RESOLVED:
+            other = gaps.alias()
+            statement = statement.where(
+                ~select(other.c.id)
+                .where(
+                    other.c.pipeline == gap.pipeline,
+                    other.c.key_hash == key_hash(gap.key),
+                    other.c.state != RESOLVED,
+                    other.c.id != gap.id,
+                )
+                .exists()
+            )
+        return connection.execute(statement.values(_columns(gap)).returning(gaps.c.id)).first() is not None
+
+    def _tell(self, connection: Connection, change: GapChange, at: datetime) -> None:
+        gap = change.gap
+        connection.execute(
+            gap_life.insert().values(
+                gap_id=gap.id,
+                at=at,
+                event=change.event,
+                actor=change.actor,
+                revision=gap.revision,
+                kind=gap.kind.value,
+                cause=gap.cause.value,
+                state=gap.state.value,
+                resolution=gap.resolution.value if gap.resolution else None,
+                note=gap.note,
+            )
+        )
+        connection.execute(outbox.insert().values(key=gap.id, payload=encode(gap_event(gap, change.event, at))))
+
+    def _add_totals(self, connection: Connection, totals: Mapping[tuple[str, str, str, str], int]) -> None:
+        for (what, pipeline, label, detector), number in sorted(totals.items()):
+            statement = self._db.insert(gap_totals).values(
+                what=what, pipeline=pipeline, label=label, detector=detector, total=number
+            )
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=list(gap_totals.primary_key.columns), set_={"total": gap_totals.c.total + number}
+                )
+            )
+
+    def gap(self, gap_id: str) -> Gap | None:
+        row = self._db.read(lambda connection: connection.execute(select(gaps).where(gaps.c.id == gap_id)).mappings().first())
+        return None if row is None else _gap(row)
+
+    def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]:
+        found: dict[Key, Gap] = {}
+        for part in chunks(list(keys), KEYS_PER_QUERY):
+            query = select(gaps).where(
+                gaps.c.pipeline == pipeline, gaps.c.key_hash.in_([key_hash(key) for key in part]), gaps.c.state != RESOLVED
+            )
+            rows = self._db.read(lambda connection, query=query: connection.execute(query).mappings().all())  # type: ignore[misc]
+            found.update((bytes(row["key"]), _gap(row)) for row in rows)
+        return found
+
+    def gaps(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """Return a page, newest first seen first. A cursor keeps its place while gaps open, change and close around it.
+
+        ``where.since`` compares with ``confirmed_at``. Raises UsageError for a cursor that was not ours or a limit below 1.
+        """
+        if limit < 1:
+            raise UsageError("A page holds at least one gap.", remedy=f"Give a limit between 1 and {PAGE_MAX}.")
+        size = min(limit, PAGE_MAX)
+        query = _filtered(select(gaps), where)
+        if cursor is not None:
+            first_seen, gap_id = _read_cursor(cursor)
+            query = query.where(tuple_(gaps.c.first_seen, gaps.c.id) < tuple_(first_seen, gap_id))
+        query = query.order_by(gaps.c.first_seen.desc(), gaps.c.id.desc()).limit(size + 1)
+        rows = [_gap(row) for row in self._db.read(lambda connection: connection.execute(query).mappings().all())]
+        more = len(rows) > size
+        return Page(gaps=rows[:size], next_cursor=_cursor(rows[size - 1]) if more else None)
+
+    def count_gaps(self, where: GapFilter) -> int:
+        """Return how many gaps the filter lets through: all of them, whatever a page's limit."""
+        query = _filtered(select(func.count()).select_from(gaps), where)
+        return int(self._db.read(lambda connection: connection.execute(query).scalar_one()))
+
+    def counts_by_state(self, pipeline: str) -> Mapping[State, int]:
+        """Return how many gaps the ledger holds per state, 0 included."""
+        query = select(gaps.c.state, func.count()).where(gaps.c.pipeline == pipeline).group_by(gaps.c.state)
+        counts: dict[State, int] = dict.fromkeys(State, 0)
+        for state, number in self._db.read(lambda connection: connection.execute(query).all()):
+            counts[State(state)] = number
+        return counts
+
+    def gap_summary(self, pipeline: str) -> GapSummary:
+        held = func.coalesce(gaps.c.event_time, gaps.c.held_since)
+        query = (
+            select(
+                gaps.c.kind,
+                gaps.c.state,
+                func.count().label("number"),
+                func.min(gaps.c.confirmed_at).label("oldest"),
+                func.min(held).label("held"),
+                func.count(held).label("known"),
+            )
+            .where(gaps.c.pipeline == pipeline, gaps.c.state != RESOLVED)
+            .group_by(gaps.c.kind, gaps.c.state)
+        )
+        rows = self._db.read(lambda connection: connection.execute(query).all())
+        by_kind: dict[str, int] = {}
+        for row in rows:
+            by_kind[row.kind] = by_kind.get(row.kind, 0) + row.number
+        alerting = [row for row in rows if row.state in ALERTING]
+        return GapSummary(
+            open_by_kind=by_kind,
+            alerting=sum(row.number for row in alerting),
+            oldest_alerting=min((row.oldest for row in alerting), default=None),
+            holding_since=min((row.held for row in rows if row.held is not None), default=None),
+            holding_unknown=any(row.known < row.number for row in rows),
+        )
+
+    def gap_counts(self) -> Mapping[tuple[str, str, str], int]:
+        """Return totals ever detected by (pipeline, kind, detector); a re-opened gap counts again, a pruned one still counts."""
+        return {(row.pipeline, row.label, row.detector): row.total for row in self._totals("detected")}
+
+    def resolution_counts(self) -> Mapping[tuple[str, str], int]:
+        """Return totals ever resolved by (pipeline, resolution)."""
+        return {(row.pipeline, row.label): row.total for row in self._totals("resolved")}
+
+    def _totals(self, what: str) -> Sequence[Any]:
+        query = select(gap_totals).where(gap_totals.c.what == what)
+        return self._db.read(lambda connection: connection.execute(query).all())
+
+    def gap_history(self, gap_id: str) -> Sequence[Mapping[str, Any]]:
+        """Return the gap's life, oldest first: objects with at (RFC 3339), event, actor, revision, kind, cause, state, …"""
+        query = select(gap_life).where(gap_life.c.gap_id == gap_id).order_by(gap_life.c.revision)
+        return [
+            {
+                "at": rfc3339(row.at),
+                "event": row.event,
+                "actor": row.actor,
+                "revision": row.revision,
+                "kind": row.kind,
+                "cause": row.cause,
+                "state": row.state,
+                "resolution": row.resolution,
+                "note": row.note or None,
+            }
+            for row in self._db.read(lambda connection: connection.execute(query).all())
+        ]
+
+    def outbox(self, limit: int) -> Sequence[OutboxRow]:
+        """Return the oldest unpublished rows; the changes of one gap come in their order."""
+        query = select(outbox).order_by(outbox.c.id).limit(limit)
+        rows = self._db.read(lambda connection: connection.execute(query).all())
+        return [OutboxRow(id=row.id, key=row.key, payload=bytes(row.payload)) for row in rows]
+
+    def outbox_done(self, ids: Sequence[int]) -> None:
+        for part in chunks(ids, ROWS_PER_TRANSACTION_MAX):
+            statement = delete(outbox).where(outbox.c.id.in_(part))
+            self._db.write(lambda connection, statement=statement: connection.execute(statement))  # type: ignore[misc]
+
+    def outbox_size(self) -> int:
+        return int(self._db.read(lambda connection: connection.execute(select(func.count()).select_from(outbox)).scalar_one()))
+
+
+def _count(totals: dict[tuple[str, str, str, str], int], change: GapChange, state_before: str | None) -> None:
+    gap = change.gap
+    is_open, was_open = gap.state is not State.RESOLVED, state_before not in (None, State.RESOLVED)
+    if state_before is None or (is_open and not was_open):
+        key = ("detected", gap.pipeline, gap.kind.value, gap.detector.value)
+        totals[key] = totals.get(key, 0) + 1
+    if not is_open and state_before != State.RESOLVED:
+        key = ("resolved", gap.pipeline, gap.resolution.value if gap.resolution else "", "")
+        totals[key] = totals.get(key, 0) + 1
+
+
+def _filtered(query: Select[Any], where: GapFilter) -> Select[Any]:
+    if where.pipeline is not None:
+        query = query.where(gaps.c.pipeline == where.pipeline)
+    if where.key is not None:
+        query = query.where(gaps.c.key_hash == key_hash(where.key))
+    if where.since is not None:
+        query = query.where(gaps.c.confirmed_at >= where.since)
+    for column, values in ((gaps.c.kind, where.kinds), (gaps.c.state, where.states), (gaps.c.cause, where.causes)):
+        if values:
+            query = query.where(column.in_([str(value) for value in values]))
+    return query
+
+
+def _cursor(gap: Gap) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode([to_us(gap.first_seen), gap.id])).rstrip(b"=").decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        first_seen, gap_id = msgspec.json.decode(raw, type=tuple[int, str])
+        return from_us(first_seen), gap_id
+    except (binascii.Error, ValueError, msgspec.MsgspecError, OverflowError) as error:
+        raise UsageError("The cursor is not one that Gapwatch gave out.", remedy="Start again without a cursor.") from error
+
+
+def _columns(gap: Gap) -> dict[str, Any]:
+    return {
+        "id": gap.id,
+        "pipeline": gap.pipeline,
+        "key": gap.key,
+        "key_hash": key_hash(gap.key),
+        "key_fields": gap.key_fields,
+        "target_id": gap.target_id,
+        "kind": gap.kind.value,
+        "cause": gap.cause.value,
+        "state": gap.state.value,
+        "detector": gap.detector.value,
+        "event_time": gap.event_time,
+        "first_seen": gap.first_seen,
+        "confirmed_at": gap.confirmed_at,
+        "resolved_at": gap.resolved_at,
+        "resolution": gap.resolution.value if gap.resolution else None,
+        "fields": list(gap.fields),
+        "occurrences": gap.occurrences,
+        "evidence": list(gap.evidence),
+        "note": gap.note,
+        "opened_by": list(gap.opened_by) if gap.opened_by else None,
+        "revision": gap.revision,
+        "held_since": gap.held_since,
+    }
+
+
+def _gap(row: RowMapping) -> Gap:
+    return Gap(
+        id=row["id"],
+        pipeline=row["pipeline"],
+        key=bytes(row["key"]),
+        key_fields=row["key_fields"],
+        target_id=row["target_id"],
+        kind=Kind(row["kind"]),
+        cause=Cause(row["cause"]),
+        state=State(row["state"]),
+        detector=Detector(row["detector"]),
+        event_time=row["event_time"],
+        first_seen=row["first_seen"],
+        confirmed_at=row["confirmed_at"],
+        resolved_at=row["resolved_at"],
+        resolution=Resolution(row["resolution"]) if row["resolution"] else None,
+        fields=tuple(row["fields"]),
+        occurrences=row["occurrences"],
+        evidence=tuple(row["evidence"]),
+        note=row["note"],
+        opened_by=_token(row["opened_by"]),
+        revision=row["revision"],
+        held_since=row["held_since"],
+    )
+
+
+def _token(parts: Sequence[int] | None) -> tuple[int, int, int, int] | None:
+    if parts is None:
+        return None
+    side, epoch, major, minor = parts
+    return side, epoch, major, minor

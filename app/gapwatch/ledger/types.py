@@ -1,0 +1,75 @@
+"""Column types that mean the same on SQLite and Postgres."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import xxhash
+from sqlalchemy import BigInteger, Integer, LargeBinary, Text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_us(time: datetime) -> int:
+    """Return an aware time as whole microseconds since the epoch, exactly."""
+    assert time.tzinfo is not None, "times are aware"
+    return (time - EPOCH) // _MICROSECOND
+
+
+def from_us(microseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A UTC time as microseconds since the epoch: exact, sortable, and comparable with the database's own clock in SQL."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else to_us(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else from_us(int(value))
+
+
+class Json(TypeDecorator[Any]):
+    """JSON in a text column. Not JSONB: that refuses U+0000, which MongoDB keys and documents may hold."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any | None, dialect: Dialect) -> str | None:
+        return None if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Any:
+        return None if value is None else msgspec.json.decode(value)
+
+
+class Words(TypeDecorator[str]):
+    """Text that people read. What a database cannot hold (U+0000 on Postgres, lone surrogates) is shown by a sign instead."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\x00", "\u2400").encode("utf-8", "replace").decode()
+
+
+def serial() -> TypeEngine[int]:
+    """Return the type of a rising number; SQLite counts by itself only in a column declared INTEGER."""
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+KeyBytes = LargeBinary
+
+
+def key_hash(key: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(key)
