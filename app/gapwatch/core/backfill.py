@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from gapwatch.core.confirm import Cleared, Difference, Judgement, Superseded
 from gapwatch.model.gap import Kind, RunState
-from gapwatch.model.pipeline import BatchSpec
+from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
 
 WRITABLE = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
+DELETABLE = frozenset({Kind.EXTRA, Kind.UNDELETED})  # only where the pipeline's policy says `delete`
 ERROR_RATE_AFTER = 10  # items before the error rate may stop a run
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class ItemOutcome(StrEnum):
 
 class Step(StrEnum):
     WRITE = "write"
+    DELETE = "delete"
     LEAVE = "leave"
 
 
@@ -46,6 +48,12 @@ class Decision:
     reason: str = ""
 
 
+def permitted(spec: RepairSpec) -> frozenset[Kind]:
+    """Return the kinds that a backfill of the pipeline may touch: documents are deleted by explicit policy only."""
+    policies = {Kind.EXTRA: spec.extra, Kind.UNDELETED: spec.undeleted}
+    return WRITABLE | {kind for kind, policy in policies.items() if policy is Policy.DELETE}
+
+
 def decide(judgement: Judgement, kinds: frozenset[Kind]) -> Decision:
     """Say whether a judged key is written. A row that is gone at the source is never written, whatever the plan said."""
     if isinstance(judgement, Cleared):
@@ -54,7 +62,9 @@ def decide(judgement: Judgement, kinds: frozenset[Kind]) -> Decision:
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.MOVED_ON, reason="the source row changed in every read")
     if not isinstance(judgement, Difference):
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.UNREAD, reason=getattr(judgement, "reason", "not read"))
-    if judgement.kind in (Kind.EXTRA, Kind.UNDELETED):
+    if judgement.kind in DELETABLE:
+        if kinds & DELETABLE:
+            return Decision(step=Step.DELETE, outcome=ItemOutcome.WRITTEN)
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.VANISHED, reason="the source has no such row")
     if not kinds & _asked_for_by(judgement.kind):
         return Decision(
@@ -136,10 +146,9 @@ class Tally:
 
 def plan_counts(kinds: Mapping[Kind, int], *, limit: int) -> dict[str, int]:
     """Return the counts of a plan: how many of each kind it would write, how many it leaves out and why."""
-    writable = sum(count for kind, count in kinds.items() if kind in WRITABLE)
+    writable = sum(kinds.values())
     return {
         "planned": min(writable, limit),
         "over_the_limit": max(0, writable - limit),
-        "not_writable": sum(count for kind, count in kinds.items() if kind not in WRITABLE),
         **{kind.value: count for kind, count in kinds.items()},
     }

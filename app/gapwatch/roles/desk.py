@@ -96,7 +96,7 @@ class Desk:
         return await asyncio.to_thread(
             lambda: plan(
                 self._on.ledger,
-                pipeline,
+                spec,
                 chosen,
                 limit=spec.repair.max_documents_per_run,
                 run_id=self._on.new_id(),
@@ -153,7 +153,7 @@ class Desk:
             "key": stores.codec.fields(key),
             "stores": _stores_now(stores, reads),
             "gaps": [reports.gap_record(gap) for gap in page.gaps],
-            "audit": [_audit_record(row) for row in audit],
+            "audit": [reports.audit_record(row) for row in audit],
             "verdict": _verdict_sentence(stores, reads, newest),
         }
 
@@ -235,16 +235,3 @@ def _verdict_sentence(stores: PipelineStores, reads: KeyReads | None, gap: Gap |
             return "No gap: neither store has this key."
         return "No gap: the target holds what the source holds."
     return "Not a gap yet: the stores differ now, but nothing has proved that the write is not merely on its way."
-
-
-def _audit_record(row: AuditRow) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "at": gaps.rfc3339(row.at),
-        "actor": row.actor,
-        "action": row.action,
-        "run": row.run_id,
-        "gap": row.gap_id,
-        "outcome": row.outcome,
-        "reason": row.reason or None,
-    }

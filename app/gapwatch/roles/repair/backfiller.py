@@ -19,10 +19,11 @@ from typing import Any
 import structlog
 import xxhash
 
-from gapwatch.core.backfill import WRITABLE, ItemOutcome, Step, Tally, batches, decide, plan_counts
+from gapwatch.core.backfill import ItemOutcome, Step, Tally, batches, decide, permitted, plan_counts
 from gapwatch.core.confirm import Cleared, Presence, satisfied
 from gapwatch.errors import ConflictError, NotFoundError, RecordError, StoreError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunKind, RunState, State
+from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import ABSENT, Absent, Clock, GapFilter, Key, Ledger, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
@@ -55,21 +56,22 @@ class _Written:
 
     item: WriteItem
     gap_id: str | None
-    row: StoredRecord
+    row: StoredRecord | None  # None: the document is to go, as its row has gone
 
 
 def plan(
-    ledger: Ledger, pipeline: str, kinds: frozenset[Kind], *, limit: int, run_id: str, clock: Clock, requested_by: str = ""
+    ledger: Ledger, spec: PipelineSpec, kinds: frozenset[Kind], *, limit: int, run_id: str, clock: Clock, requested_by: str = ""
 ) -> Run:
     """Store a plan: which open gaps an apply would write. Touches no store.
 
     Raises UsageError when a kind was asked for that a backfill never writes.
     """
-    unwritable = sorted(kind.value for kind in kinds - WRITABLE)
-    if unwritable:
+    pipeline = spec.id
+    refused = sorted(kind.value for kind in kinds - permitted(spec.repair))
+    if refused:
         raise UsageError(
-            f"A backfill does not write gaps of kind {', '.join(unwritable)}.",
-            remedy="They are reported only; choose from missing, stale, mismatch.",
+            f"A backfill of {pipeline} does not touch gaps of kind {', '.join(refused)}.",
+            remedy="They are reported only; extra and undeleted documents are deleted where `repair` says `delete`.",
         )
     found: dict[Kind, int] = {}
     chosen: list[Gap] = []
@@ -191,7 +193,7 @@ class Backfiller:
             key = item.case.key
             decision = decide(item.judgement, kinds)
             outcome, reason = decision.outcome, decision.reason
-            if decision.step is Step.WRITE:
+            if decision.step is not Step.LEAVE:
                 try:
                     written = _prepare(stores, item.reads, key, gaps.get(key))
                     to_write.append((written, len(repr(written.item.document))))
@@ -233,7 +235,7 @@ class Backfiller:
                     outcome,
                     result.reason,
                     before=_digest_before(stores, item.item.replaces),
-                    after=stores.mapping.canonical_source(item.row.fields).identity.hex(),
+                    after=stores.mapping.canonical_source(item.row.fields).identity.hex() if item.row else None,
                 )
             )
         await asyncio.to_thread(self._on.ledger.audit, audit)
@@ -270,7 +272,7 @@ class Backfiller:
     async def _verified(self, stores: PipelineStores, right: Sequence[tuple[_Written, KeyReads]], tally: Tally) -> None:
         decided = []
         for item, reads in right:
-            vanished = reads.reads.after.presence is Presence.ABSENT
+            vanished = reads.reads.after.presence is Presence.ABSENT and item.row is not None
             self._count(tally, stores, ItemOutcome.VANISHED if vanished else ItemOutcome.WRITTEN)
             decided.append(_agreed(item.item.key, reads))
         tally.verified(len(right))
@@ -283,7 +285,8 @@ class Backfiller:
         again: list[_Written] = []
         for item, reads in wrong:
             target = reads.target
-            ours = isinstance(target, StoredRecord) and dict(target.fields) == dict(item.item.document or {})
+            wrote = item.item.document
+            ours = wrote is not None and isinstance(target, StoredRecord) and dict(target.fields) == dict(wrote)
             if not ours or not isinstance(target, StoredRecord):
                 self._count(tally, stores, ItemOutcome.ALREADY_NEWER)
                 row = self._audit_row(
@@ -353,7 +356,9 @@ class Backfiller:
 
 def _prepare(stores: PipelineStores, reads: KeyReads, key: Key, gap_id: str | None) -> _Written:
     """Build the guarded write of one key. Raises RecordError where the row lacks a field: nothing is ever defaulted."""
-    assert isinstance(reads.source, StoredRecord), "a difference that is written has a source row"
+    if not isinstance(reads.source, StoredRecord):
+        assert isinstance(reads.target, StoredRecord), "only a document that is there is deleted"
+        return _Written(item=WriteItem(key=key, document=None, replaces=reads.target), gap_id=gap_id, row=None)
     document = stores.writer.document(key, reads.source, stores.spec.fields)
     replaces = reads.target if isinstance(reads.target, StoredRecord) else ABSENT
     return _Written(item=WriteItem(key=key, document=document, replaces=replaces), gap_id=gap_id, row=reads.source)

@@ -146,7 +146,6 @@ class RunnerDependencies:
     backfiller: Backfiller
     clock: Clock
     holder: str
-    on_sweep: Callable[[Run], None]
 
 
 class RunRunner:
@@ -185,7 +184,6 @@ class RunRunner:
         swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
         ended = await on.sweeper.run(run, stores, last_full_started=covered)
-        on.on_sweep(ended)
         if ended.state is RunState.SUCCEEDED and ended.request.get("range") == "full":
             await asyncio.to_thread(self._settle, ended)
 

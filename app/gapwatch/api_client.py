@@ -1,0 +1,83 @@
+"""A small client of the HTTP API: for the command line, and for the demo."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from gapwatch.errors import ConflictError, GapwatchError, NotFoundError, StoreUnreachable, UsageError
+
+TIMEOUT_SECONDS = 30.0
+
+
+class Api:
+    """A small client of the HTTP API. Errors of the service come back as our own exceptions, with their exit codes."""
+
+    def __init__(self, url: str, token: str = "") -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+        if not self.url.startswith(("http://", "https://")):
+            raise UsageError(f"{url!r} is not the address of a service.", remedy="Write it like http://127.0.0.1:8640.")
+
+    def get(self, path: str, **parameters: object) -> Any:
+        """Return the JSON answer; parameters that are None or empty are left out."""
+        chosen = {name: str(value) for name, value in parameters.items() if value not in (None, "")}
+        query = f"?{urllib.parse.urlencode(chosen)}" if chosen else ""
+        return self._request("GET", path + query, None)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._request("POST", path, dict(body or {}))
+
+    def pages(self, path: str, member: str, limit: int, **parameters: object) -> list[dict[str, Any]]:
+        """Return up to `limit` items over as many pages as it takes."""
+        items: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while len(items) < limit:
+            answer = self.get(path, limit=min(500, limit - len(items)), cursor=cursor, **parameters)
+            items += answer[member]
+            cursor = answer.get("next_cursor")
+            if not cursor:
+                break
+        return items
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        headers = {"Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)  # noqa: S310 - checked
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310
+                return json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _problem(error.code, error.read()) from error
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            raise StoreUnreachable(
+                f"Nothing answers at {self.url}.", remedy="Start it with `gapwatch run`, or name another address with --url."
+            ) from error
+
+
+def _problem(status: int, content: bytes) -> GapwatchError:
+    try:
+        problem = json.loads(content)
+        text = str(problem.get("detail") or problem.get("title") or f"HTTP status {status}")
+        running = problem.get("running_id")
+    except (ValueError, AttributeError):
+        text, running = f"The service answered with HTTP status {status}.", None
+    if status == 404:
+        return NotFoundError(text)
+    if status == 409:
+        return ConflictError(text, running_id=running)
+    if status in (401, 403):
+        return UsageError(text, remedy="Hand in a token with the right scope in GAPWATCH_TOKEN.")
+    if 400 <= status < 500:
+        return UsageError(text)
+    return StoreUnreachable(text)

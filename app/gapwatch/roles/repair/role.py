@@ -1,0 +1,169 @@
+"""Role ``repair``, put together: confirm suspects, re-read open gaps, sweep, backfill, publish, watch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from gapwatch.metrics import Metrics
+from gapwatch.model.pipeline import Settings
+from gapwatch.ports import Clock, Ledger, Preflight
+from gapwatch.roles.board import Board
+from gapwatch.roles.repair.backfiller import Backfiller, BackfillDependencies
+from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
+from gapwatch.roles.repair.judging import KeyJudge
+from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
+from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
+from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
+from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.watcher import FindingBook, Watcher, WatcherDependencies
+from gapwatch.roles.stores import StoreProvider
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairDependencies:
+    settings: Settings
+    ledger: Ledger
+    board: Board
+    stores: StoreProvider
+    inbox: Inbox
+    verdicts: VerdictSink
+    gaps: OutboxSink
+    checks: Callable[[str], Sequence[Preflight]]
+    metrics: Metrics
+    clock: Clock
+    host: str
+    new_id: Callable[[], str]
+
+
+class RepairRole:
+    """Runs every task of the role until `stop` is set; one that fails ends the role, and the supervisor starts it anew."""
+
+    def __init__(self, dependencies: RepairDependencies) -> None:
+        self._on = dependencies
+        on = dependencies
+        self._holder = f"{on.host}/{on.new_id()}"
+        self._book = Book(on.ledger, on.clock)
+        self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
+        self._judges = {name: self._judge(name) for name in on.settings.pipelines}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for part in self._parts():
+                tasks.create_task(part(stop))
+
+    @property
+    def judges(self) -> Mapping[str, KeyJudge]:
+        return self._judges
+
+    def _parts(self) -> Sequence[Callable[[asyncio.Event], Coroutine[None, None, None]]]:
+        on, pipelines = self._on, self._on.settings.pipelines
+        return (
+            on.board.run,
+            self._confirmer().run,
+            Rechecker(
+                RecheckerDependencies(pipelines=pipelines, ledger=on.ledger, book=self._book, stores=on.stores, clock=on.clock)
+            ).run,
+            OutboxPublisher(on.ledger, on.gaps, on.clock).run,
+            SweepScheduler(
+                SchedulerDependencies(
+                    pipelines=pipelines,
+                    partitions=on.settings.topics.partitions,
+                    ledger=on.ledger,
+                    board=on.board,
+                    clock=on.clock,
+                    new_id=on.new_id,
+                )
+            ).run,
+            self._runner().run,
+            self._watcher().run,
+        )
+
+    def _judge(self, pipeline: str) -> KeyJudge:
+        on = self._on
+        return KeyJudge(
+            partial(on.stores.stores, pipeline),
+            grace_ms=partial(self._grace_ms, pipeline),
+            delivered=partial(on.board.delivered, pipeline),
+            clock=on.clock,
+        )
+
+    def _grace_ms(self, pipeline: str) -> int:
+        return int(self._on.settings.pipelines[pipeline].grace_seconds * 1000)
+
+    def _confirmer(self) -> Confirmer:
+        on = self._on
+        return Confirmer(
+            ConfirmerDependencies(
+                ledger=on.ledger,
+                inbox=on.inbox,
+                verdicts=on.verdicts,
+                judges=self._judges,
+                stores=on.stores.stores,
+                book=self._book,
+                clock=on.clock,
+                on_hole=self._findings.hole,
+                on_cleared=lambda pipeline, reason: on.metrics.suspects_cleared.labels(pipeline=pipeline, reason=reason).inc(),
+                on_detected=lambda pipeline, seconds: on.metrics.detection_delay.labels(pipeline=pipeline).observe(seconds),
+            )
+        )
+
+    def _runner(self) -> RunRunner:
+        on = self._on
+        sweeper = Sweeper(
+            SweeperDependencies(
+                ledger=on.ledger,
+                book=self._book,
+                clock=on.clock,
+                holder=self._holder,
+                grace_ms=self._grace_ms,
+                delivered=on.board.delivered,
+                on_compared=lambda pipeline, side, keys: on.metrics.sweep_keys.labels(pipeline=pipeline, side=side).inc(keys),
+            )
+        )
+        backfiller = Backfiller(
+            BackfillDependencies(
+                ledger=on.ledger,
+                book=self._book,
+                clock=on.clock,
+                holder=self._holder,
+                grace_ms=self._grace_ms,
+                delivered=on.board.delivered,
+                on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(
+                    pipeline=pipeline, outcome=outcome
+                ).inc(),
+            )
+        )
+        return RunRunner(
+            RunnerDependencies(
+                pipelines=on.settings.pipelines,
+                ledger=on.ledger,
+                board=on.board,
+                stores=on.stores,
+                sweeper=sweeper,
+                backfiller=backfiller,
+                clock=on.clock,
+                holder=self._holder,
+            )
+        )
+
+    def _watcher(self) -> Watcher:
+        on = self._on
+        dependencies = WatcherDependencies(
+            pipelines=on.settings.pipelines,
+            ledger=on.ledger,
+            board=on.board,
+            stores=on.stores,
+            checks=on.checks,
+            undecided=lambda pipeline: self._judges[pipeline].undecided,
+            clock=on.clock,
+            host=on.host,
+            on_finding=self._count_finding,
+        )
+        return Watcher(dependencies, self._findings)
+
+    def _count_finding(self, pipeline: str, finding: str) -> None:
+        self._on.metrics.stream_findings.labels(pipeline=pipeline, finding=finding).inc()
