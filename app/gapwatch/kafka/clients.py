@@ -1,0 +1,498 @@
+"""Producers and consumers for the asyncio roles, on librdkafka: nothing is lost silently, nothing resets silently.
+
+Blocking calls run in a thread that belongs to the client; callbacks return to the event loop that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from gapwatch.errors import GapwatchError, HistoryLost, ProtocolError, StoreRefused
+from gapwatch.kafka.faults import gapwatch_error, is_membership_lost
+from gapwatch.model.pipeline import Settings
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+IN_FLIGHT_RECORDS_MAX: Final = 20_000
+IN_FLIGHT_KIBIBYTES_MAX: Final = 128 * 1024
+POLL_SECONDS: Final = 0.2  # how long a stopping producer thread may still sit in librdkafka
+NO_OFFSET: Final = -1001  # librdkafka's "nothing committed"
+REQUEST_SECONDS: Final = 20.0
+
+
+class Partition(NamedTuple):
+    topic: str
+    partition: int
+
+
+class Committed(NamedTuple):
+    """A group's position: the next offset to read, and what its owner noted beside it."""
+
+    offset: int
+    metadata: str = ""
+
+
+class Delivered(NamedTuple):
+    """Where an acknowledged record lies."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+def client_options(settings: Settings, **own: Any) -> dict[str, Any]:
+    """Return librdkafka's configuration: the user's options below, ours on top (they carry guarantees)."""
+    return {
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.max.ms": 2_000,
+        "log.connection.close": False,
+        **settings.kafka_options,
+        "bootstrap.servers": settings.bootstrap_servers,
+        **own,
+    }
+
+
+def admin_client(settings: Settings) -> AdminClient:
+    """Return an admin client; raise StoreRefused when an option is not librdkafka's."""
+    try:
+        return AdminClient(client_options(settings, error_cb=_log_client_error))
+    except KafkaException as error:
+        raise gapwatch_error(error, "use kafka.options") from error
+
+
+async def answered(future: Any, doing: str) -> Any:
+    """Wait for one of the admin client's futures; raise our error instead of librdkafka's."""
+    try:
+        return await asyncio.wrap_future(future)
+    except KafkaException as error:
+        raise gapwatch_error(error, doing) from error
+
+
+def _log_client_error(error: KafkaError) -> None:
+    log.warning("kafka_client_error", error=error.name(), detail=error.str(), fatal=error.fatal())
+
+
+class AckedProducer:
+    """An idempotent producer: a record is acknowledged by all in-sync replicas, or the producer has failed.
+
+    A delivery error is final: everything after it could overtake what was lost, so the producer refuses further records and
+    raises that error to its owner, who must end. There is no time-out for delivery: while the brokers are away, records wait,
+    and ``send`` waits once ``in_flight_max`` are under way.
+    """
+
+    def __init__(self, settings: Settings, *, client_id: str, in_flight_max: int = IN_FLIGHT_RECORDS_MAX) -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self._in_flight_max = in_flight_max
+        self._in_flight = 0
+        self._failure: GapwatchError | None = None
+        self._reports: deque[tuple[asyncio.Future[Delivered], KafkaError | None, Delivered]] = deque()
+        self._scheduled = False
+        self._stopping = threading.Event()
+        self._changed: asyncio.Event
+        self._loop: asyncio.AbstractEventLoop
+        self._producer: Producer | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def failure(self) -> GapwatchError | None:
+        """The error that ended this producer, if one did."""
+        return self._failure
+
+    @property
+    def in_flight(self) -> int:
+        """Records handed over and not yet acknowledged."""
+        return self._in_flight
+
+    async def start(self) -> None:
+        """Connect in the background; raise StoreRefused when an option is wrong."""
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        try:
+            self._producer = Producer(
+                client_options(
+                    self._settings,
+                    **{
+                        "client.id": self._client_id,
+                        "enable.idempotence": True,
+                        "acks": "all",
+                        "message.timeout.ms": 0,
+                        "compression.type": "lz4",
+                        "linger.ms": 2,
+                        "queue.buffering.max.messages": self._in_flight_max + 1,
+                        "queue.buffering.max.kbytes": IN_FLIGHT_KIBIBYTES_MAX,
+                        "message.max.bytes": 8 * 1024 * 1024,
+                        "error_cb": self._on_client_error,
+                    },
+                )
+            )
+        except KafkaException as error:
+            raise gapwatch_error(error, "use kafka.options") from error
+        self._thread = threading.Thread(target=self._poll, name=f"kafka-producer-{self._client_id}", daemon=True)
+        self._thread.start()
+
+    async def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int = -1,
+        timestamp: int = 0,
+    ) -> asyncio.Future[Delivered]:
+        """Hand a record over and return the future of its acknowledgement; wait while too many are under way.
+
+        Awaiting the future raises the delivery error, which is the producer's end as well. Order per partition is call order.
+        ``timestamp`` is milliseconds since the epoch, 0: now. Raises StoreRefused for a record that is too large.
+        """
+        while True:
+            await self._room()
+            future: asyncio.Future[Delivered] = self._loop.create_future()
+            try:
+                self._ready.produce(
+                    topic,
+                    value=value,
+                    key=key,
+                    partition=partition,
+                    headers=list(headers) or None,
+                    timestamp=timestamp,
+                    on_delivery=lambda error, message: self._on_delivery(future, error, message),
+                )
+            except BufferError:  # the bound in bytes: wait for an acknowledgement, or for the poll thread to free a slot
+                self._changed.clear()
+                await self._wait_for_change()
+                continue
+            except KafkaException as error:
+                raise gapwatch_error(error, f"send to {topic}") from error
+            self._in_flight += 1
+            return future
+
+    async def flush(self) -> None:
+        """Return when everything sent so far is acknowledged; raise the error of what was not."""
+        while self._in_flight and self._failure is None:
+            self._changed.clear()
+            await self._wait_for_change()
+        if self._failure is not None:
+            raise self._failure
+
+    async def close(self) -> None:
+        """Stop without waiting for acknowledgements (``flush`` first). Futures under way are cancelled."""
+        if self._producer is None or self._thread is None:
+            return
+        producer, self._producer = self._producer, None
+        self._stopping.set()
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._purge, producer)
+        self._drain()
+
+    @property
+    def _ready(self) -> Producer:
+        if self._producer is None:
+            raise ProtocolError("A record was sent through a producer that is not started, or closed.")
+        return self._producer
+
+    async def _room(self) -> None:
+        while self._failure is None and self._in_flight >= self._in_flight_max:
+            self._changed.clear()
+            await self._wait_for_change()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _wait_for_change(self) -> None:
+        if self._producer is None:
+            raise ProtocolError("The producer was closed while records were under way.")
+        await self._changed.wait()
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            producer = self._producer
+            if producer is None:
+                return
+            producer.poll(POLL_SECONDS)
+
+    def _purge(self, producer: Producer) -> None:
+        producer.purge(in_queue=True, in_flight=True)
+        producer.flush(5)
+
+    def _on_delivery(self, future: asyncio.Future[Delivered], error: KafkaError | None, message: Message) -> None:
+        """Called in the poll thread: collect, and wake the loop once for many."""
+        self._reports.append((future, error, Delivered(message.topic() or "", message.partition() or 0, message.offset() or 0)))
+        if not self._scheduled:
+            self._scheduled = True
+            self._wake(self._drain)
+
+    def _on_client_error(self, error: KafkaError) -> None:
+        """Called in the poll thread. Delivery reports tell of lost records; this tells of what can never succeed."""
+        refused = gapwatch_error(error, "produce")
+        if isinstance(refused, (StoreRefused, ProtocolError)):
+            self._wake(lambda: self._fail(refused))
+        else:
+            _log_client_error(error)
+
+    def _wake(self, call: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:  # the loop has ended: nobody waits any more
+            self._stopping.set()
+
+    def _drain(self) -> None:
+        self._scheduled = False
+        while self._reports:
+            future, error, delivered = self._reports.popleft()
+            self._in_flight -= 1
+            if error is None:
+                if not future.done():
+                    future.set_result(delivered)
+                continue
+            if error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+                future.cancel()
+                continue
+            failure = gapwatch_error(error, f"deliver to {delivered.topic}")
+            self._fail(failure)
+            if not future.done():
+                future.set_exception(failure)
+                future.exception()  # the owner may learn it from flush() or the next send() instead
+        self._changed.set()
+
+    def _fail(self, failure: GapwatchError) -> None:
+        if self._failure is None:
+            log.error("kafka_producer_failed", client=self._client_id, error=str(failure))
+            self._failure = failure
+        self._changed.set()
+
+
+class Rebalance(Protocol):
+    """What a group member does when partitions come and go. Both run before the group goes on, so they should be quick."""
+
+    async def assigned(self, committed: Mapping[Partition, Committed | None]) -> Mapping[Partition, int]:
+        """Return from which offset each partition shall be read (each key of ``committed``; None: nothing was committed)."""
+
+    async def revoked(self, partitions: Collection[Partition], *, lost: bool) -> Mapping[Partition, Committed]:
+        """Stop working on the partitions and return what to commit for them. When ``lost``, nothing may be committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polled:
+    """What one ``consume`` brought. ``faults``: partitions (None: the client) that cannot be read on, and why."""
+
+    messages: Sequence[Message] = ()
+    faults: Sequence[tuple[Partition | None, GapwatchError]] = field(default=())
+
+
+class RawConsumer:
+    """A consumer that commits only what it is told to, reads only committed transactions, and never resets an offset by itself.
+
+    ``group`` None: it can only ``assign``. One thread serves all its calls in order, so no call may be made from ``Rebalance``
+    methods (they return what they want instead).
+    """
+
+    def __init__(
+        self, settings: Settings, *, client_id: str, group: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        own: dict[str, Any] = {
+            "client.id": client_id,
+            "group.id": group or f"{settings.topics.prefix}.ungrouped",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": False,
+            "allow.auto.create.topics": False,
+            "partition.assignment.strategy": "range",
+            "session.timeout.ms": 10_000,
+            "heartbeat.interval.ms": 1_000,
+            "fetch.wait.max.ms": 50,
+            "queued.max.messages.kbytes": 65_536,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            "error_cb": _log_client_error,
+            **(options or {}),
+        }
+        self._group = group
+        self._name = client_id
+        try:
+            self._consumer = Consumer(client_options(settings, **own))
+        except KafkaException as error:
+            raise gapwatch_error(error, "use kafka.options") from error
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"kafka-consumer-{client_id}")
+        self._closed = False
+        self._rebalance_failure: BaseException | None = None
+
+    async def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
+        """Join the group. Assignments arrive while ``consume`` is called."""
+        if self._group is None:
+            raise ProtocolError("A consumer without a group cannot subscribe.")
+        loop = asyncio.get_running_loop()
+
+        def ask(awaitable: Awaitable[T]) -> T:
+            async def wait() -> T:
+                return await awaitable
+
+            return asyncio.run_coroutine_threadsafe(wait(), loop).result()
+
+        def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            def act() -> None:
+                committed = _committed(consumer.committed(partitions, timeout=REQUEST_SECONDS)) if partitions else {}
+                starts = ask(rebalance.assigned(committed))
+                consumer.assign([TopicPartition(at.topic, at.partition, starts[at]) for at in committed])
+
+            self._guarded(act)
+
+        def on_revoke(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            self._guarded(lambda: self._commit_last(consumer, ask(rebalance.revoked(_keys(partitions), lost=False))))
+            consumer.unassign()
+
+        def on_lost(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            self._guarded(lambda: ask(rebalance.revoked(_keys(partitions), lost=True)))
+            consumer.unassign()
+
+        await self._call(
+            lambda: self._consumer.subscribe(list(topics), on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
+        )
+
+    async def assign(self, starts: Mapping[Partition, int]) -> None:
+        """Read exactly these partitions, each from its offset (absolute), outside any group."""
+        await self._call(lambda: self._consumer.assign([TopicPartition(p.topic, p.partition, at) for p, at in starts.items()]))
+
+    async def assign_committed(self, starts: Mapping[Partition, int]) -> None:
+        """As :meth:`assign`; the name says that a group's positions are committed for them by hand."""
+        await self.assign(starts)
+
+    async def consume(self, limit: int, *, seconds: float = 0.1) -> Polled:
+        """Return up to ``limit`` messages that arrived within ``seconds``, and the partitions that cannot be read on."""
+        raw = await self._call(lambda: self._consumer.consume(limit, timeout=seconds))
+        if self._rebalance_failure is not None:
+            failure, self._rebalance_failure = self._rebalance_failure, None
+            raise failure
+        messages: list[Message] = []
+        faults: list[tuple[Partition | None, GapwatchError]] = []
+        for message in raw:
+            error = message.error()
+            if error is None:
+                messages.append(message)
+                continue
+            topic = message.topic()
+            where = Partition(topic, message.partition() or 0) if topic is not None and (message.partition() or 0) >= 0 else None
+            faults.append((where, gapwatch_error(error, f"read {where.topic}[{where.partition}]" if where else "read")))
+        return Polled(messages=messages, faults=faults)
+
+    async def seek(self, partition: Partition, offset: int) -> None:
+        await self._call(lambda: self._consumer.seek(TopicPartition(partition.topic, partition.partition, offset)))
+
+    async def pause(self, partitions: Collection[Partition]) -> None:
+        await self._call(lambda: self._consumer.pause([TopicPartition(p.topic, p.partition) for p in partitions]))
+
+    async def resume(self, partitions: Collection[Partition]) -> None:
+        await self._call(lambda: self._consumer.resume([TopicPartition(p.topic, p.partition) for p in partitions]))
+
+    async def commit(self, positions: Mapping[Partition, Committed]) -> bool:
+        """Commit and wait for the answer. False: the group went on without us, so the positions are not ours any more."""
+        return await self._call(lambda: self._commit_now(self._consumer, positions))
+
+    async def committed(self, partitions: Collection[Partition]) -> Mapping[Partition, Committed | None]:
+        """Return this group's positions; None where nothing was committed."""
+        wanted = [TopicPartition(p.topic, p.partition) for p in partitions]
+        return await self._call(lambda: _committed(self._consumer.committed(wanted, timeout=REQUEST_SECONDS)))
+
+    async def partitions(self, topic: str) -> tuple[int, ...]:
+        """Return the partition numbers of a topic; StoreRefused when it does not exist."""
+
+        def ask() -> tuple[int, ...]:
+            described = self._consumer.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic]
+            if described.error is not None:
+                raise gapwatch_error(described.error, f"find topic {topic}")
+            return tuple(sorted(described.partitions))
+
+        return await self._call(ask)
+
+    async def log_range(self, partition: Partition) -> tuple[int, int]:
+        """Return ``[start, end)`` of what the log holds now: end is the next offset that a committed record will get."""
+        where = TopicPartition(partition.topic, partition.partition)
+        low, high = await self._call(lambda: self._consumer.get_watermark_offsets(where, timeout=REQUEST_SECONDS, cached=False))
+        return int(low), int(high)
+
+    async def offsets_at(self, partitions: Collection[Partition], timestamp: int) -> Mapping[Partition, int | None]:
+        """Return per partition the first offset at or after ``timestamp`` (ms); None: there is none."""
+        wanted = [TopicPartition(p.topic, p.partition, timestamp) for p in partitions]
+        found = await self._call(lambda: self._consumer.offsets_for_times(wanted, timeout=REQUEST_SECONDS))
+        return {Partition(at.topic, at.partition): at.offset if at.offset >= 0 else None for at in found}
+
+    async def close(self) -> None:
+        """Leave the group (``revoked`` is called for what is still assigned) and free everything."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._consumer.close)
+        finally:
+            self._executor.shutdown(wait=False)
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        if self._closed:
+            raise ProtocolError(f"The consumer {self._name} is closed.")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        except KafkaException as error:
+            raise gapwatch_error(error, "read") from error
+
+    def _guarded(self, act: Callable[[], Any]) -> None:
+        """Keep what a rebalance raised for ``consume``: librdkafka would lose it between its callbacks."""
+        try:
+            act()
+        except KafkaException as error:
+            self._rebalance_failure = gapwatch_error(error, "take over partitions")
+        except BaseException as error:  # noqa: BLE001 - raised by the next consume()
+            self._rebalance_failure = error
+
+    def _commit_last(self, consumer: Consumer, positions: Mapping[Partition, Committed]) -> None:
+        self._commit_now(consumer, positions)
+
+    def _commit_now(self, consumer: Consumer, positions: Mapping[Partition, Committed]) -> bool:
+        if not positions:
+            return True
+        offsets = [TopicPartition(p.topic, p.partition, at.offset, at.metadata or "") for p, at in positions.items()]
+        try:
+            answers = consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            if isinstance(error.args[0], KafkaError) and is_membership_lost(error.args[0]):
+                log.info("kafka_commit_overtaken", group=self._group, error=error.args[0].name())
+                return False
+            raise
+        for answer in answers or ():
+            if answer.error is not None:
+                if is_membership_lost(answer.error):
+                    return False
+                raise gapwatch_error(answer.error, f"commit {answer.topic}[{answer.partition}]")
+        return True
+
+
+def _keys(partitions: Sequence[TopicPartition]) -> tuple[Partition, ...]:
+    return tuple(Partition(at.topic, at.partition) for at in partitions)
+
+
+def _committed(found: Sequence[TopicPartition]) -> dict[Partition, Committed | None]:
+    """Return positions; an error of one partition is an error, never "nothing committed"."""
+    positions: dict[Partition, Committed | None] = {}
+    for at in found:
+        if at.error is not None:
+            raise gapwatch_error(at.error, f"read the group's position in {at.topic}[{at.partition}]")
+        positions[Partition(at.topic, at.partition)] = Committed(at.offset, at.metadata or "") if at.offset >= 0 else None
+    return positions
+
+
+def history_lost(partition: Partition, offset: int, start: int, end: int) -> HistoryLost:
+    """Return the error for a position outside ``[start, end]`` of the log."""
+    return HistoryLost(
+        f"{partition.topic}[{partition.partition}]: position {offset} lies outside the log, which holds {start} to {end}."
+    )

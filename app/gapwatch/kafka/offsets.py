@@ -1,0 +1,88 @@
+"""Where groups and logs stand, each with our clock of that read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from gapwatch.kafka.clients import REQUEST_SECONDS, Partition, admin_client, answered
+from gapwatch.kafka.faults import gapwatch_error
+from gapwatch.model.pipeline import Settings
+from gapwatch.ports import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPositions:
+    """A group's committed positions. ``clock`` (ms) is ours *after* the answer: a position had been passed by then.
+
+    A partition without a committed offset has None; so has each one when the group does not exist.
+    """
+
+    group: str
+    positions: Mapping[Partition, int | None]
+    clock: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEnds:
+    """Ends of logs (next offsets of committed records). ``clock`` (ms) is ours *before* the question was asked: whatever was
+    appended by then lies below the end."""
+
+    ends: Mapping[Partition, int]
+    clock: int
+
+
+class OffsetReader:
+    """Reads positions through the admin interface; it joins no group.
+
+    All methods raise StoreUnreachable when the brokers do not answer within 20 s, StoreRefused when a right or topic is missing.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._admin: AdminClient = admin_client(settings)
+        self._clock = clock
+
+    async def delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
+        """Return where ``group`` stands in ``partitions``."""
+        wanted = [TopicPartition(p.topic, p.partition) for p in partitions]
+        asked = self._admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_SECONDS
+        )
+        try:
+            answer = await asyncio.wrap_future(asked[group])
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return GroupPositions(group=group, positions=dict.fromkeys(partitions), clock=self._clock.now_ms())
+            raise gapwatch_error(error, f"read the positions of group {group}") from error
+        positions: dict[Partition, int | None] = dict.fromkeys(partitions)
+        for at in answer.topic_partitions or ():
+            if at.error is not None:
+                raise gapwatch_error(at.error, f"read the position of group {group} in {at.topic}[{at.partition}]")
+            positions[Partition(at.topic, at.partition)] = at.offset if at.offset >= 0 else None
+        return GroupPositions(group=group, positions=positions, clock=self._clock.now_ms())
+
+    async def log_ends(self, partitions: Collection[Partition]) -> LogEnds:
+        """Return the end of each partition's log (read committed)."""
+        clock = self._clock.now_ms()
+        return LogEnds(ends=await self._offsets(partitions, OffsetSpec.latest()), clock=clock)
+
+    async def log_starts(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
+        """Return the first offset that each partition's log still holds."""
+        return await self._offsets(partitions, OffsetSpec.earliest())
+
+    async def _offsets(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+        if not partitions:
+            return {}
+        asked = self._admin.list_offsets(
+            {TopicPartition(p.topic, p.partition): spec for p in partitions},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=REQUEST_SECONDS,
+        )
+        return {
+            Partition(at.topic, at.partition): (await answered(future, f"read offsets of {at.topic}[{at.partition}]")).offset
+            for at, future in asked.items()
+        }
