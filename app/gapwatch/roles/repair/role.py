@@ -11,7 +11,7 @@ from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
-from gapwatch.roles.repair.backfiller import Backfiller, BackfillDependencies
+from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
 from gapwatch.roles.repair.judging import KeyJudge

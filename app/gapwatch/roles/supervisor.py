@@ -1,0 +1,150 @@
+"""Keeps roles running: one that fails is started anew with back-off, and the others do not notice.
+
+The only place where every exception is caught. A failure is logged with its reason, counted, and shown by
+``/readyz?verbose``; it is never hidden, because what a dead role no longer says turns the pipelines UNKNOWN by its age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from gapwatch.errors import GapwatchError
+from gapwatch.ports import Clock
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_SECONDS = 0.5
+BACKOFF_SECONDS_MAX = 30.0
+HEALTHY_AFTER_SECONDS = 60.0  # a role that ran this long starts over with the first pause
+TERMINATE_SECONDS = 20.0
+PR_SET_PDEATHSIG = 1
+
+Task = Callable[[asyncio.Event], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Health:
+    """``state``: starting | running | failed | stopped; ``reason`` of the last failure."""
+
+    state: str = "starting"
+    reason: str = ""
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervised:
+    """A named task. ``make`` builds it anew for every start, so that nothing of a failed one is used again."""
+
+    name: str
+    make: Callable[[], Task]
+
+
+@dataclass(slots=True, kw_only=True)
+class Supervisor:
+    tasks: Sequence[Supervised]
+    clock: Clock
+    on_up: Callable[[str, bool], None]
+    on_failure: Callable[[str], None]
+    health: dict[str, Health] = field(default_factory=dict)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run every task until `stop` is set, then wait for all of them to end."""
+        for task in self.tasks:
+            self.health[task.name] = Health()
+        await asyncio.gather(*(self._keep(task, stop) for task in self.tasks))
+
+    def readiness(self) -> Mapping[str, str]:
+        """Return "ok", or why not, for every task."""
+        return {
+            name: "ok" if health.state == "running" else f"{health.state}: {health.reason}".rstrip(": ")
+            for name, health in self.health.items()
+        }
+
+    async def _keep(self, task: Supervised, stop: asyncio.Event) -> None:
+        health, pause = self.health[task.name], BACKOFF_SECONDS
+        while not stop.is_set():
+            started = self.clock.monotonic()
+            health.state = "running"
+            self.on_up(task.name, True)
+            try:
+                await task.make()(stop)
+                reason = "it ended by itself"
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                reason = _reason(error)
+                log.error("role_failed", role=task.name, reason=reason, exc_info=not isinstance(error, GapwatchError))
+            finally:
+                self.on_up(task.name, False)
+            if stop.is_set():
+                break
+            health.state, health.reason, health.failures = "failed", reason, health.failures + 1
+            self.on_failure(task.name)
+            if self.clock.monotonic() - started > HEALTHY_AFTER_SECONDS:
+                pause = BACKOFF_SECONDS
+            await _pause(stop, pause)
+            pause = min(BACKOFF_SECONDS_MAX, pause * 2)
+        health.state = "stopped"
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
+
+
+def _reason(error: BaseException) -> str:
+    """Return one sentence; of a group of errors, the first one's."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, GapwatchError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def child_process(name: str, arguments: Sequence[str]) -> Task:
+    """Return a task that runs Gapwatch once more, as a child process: for roles that must not share an event loop.
+
+    Args:
+        name: For the log.
+        arguments: What follows ``python -m gapwatch``.
+    """
+
+    async def run(stop: asyncio.Event) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gapwatch", *arguments, stdin=asyncio.subprocess.DEVNULL, preexec_fn=_die_with_parent
+        )
+        stopping = asyncio.create_task(stop.wait())
+        ending = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait({stopping, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                process.send_signal(signal.SIGTERM)
+                await asyncio.wait({ending}, timeout=TERMINATE_SECONDS)
+        finally:
+            stopping.cancel()
+            if not ending.done():
+                process.kill()
+            code = await ending
+        if not stop.is_set():
+            raise GapwatchError(f"Process {name} ended with code {code}.", remedy="Its own log lines say why.")
+
+    return run
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this child when the parent dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() == 1:
+            os._exit(1)
