@@ -10,7 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import structlog
@@ -29,6 +30,15 @@ IN_FLIGHT_KIBIBYTES_MAX: Final = 128 * 1024
 POLL_SECONDS: Final = 0.2  # how long a stopping producer thread may still sit in librdkafka
 NO_OFFSET: Final = -1001  # librdkafka's "nothing committed"
 REQUEST_SECONDS: Final = 20.0
+_PRODUCER_DEFAULTS: Final[Mapping[str, Any]] = {"compression.type": "lz4", "linger.ms": 2, "message.max.bytes": 8 * 1024 * 1024}
+_CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
+    "partition.assignment.strategy": "range",
+    "session.timeout.ms": 10_000,
+    "heartbeat.interval.ms": 1_000,
+    "fetch.wait.max.ms": 50,
+    "queued.max.messages.kbytes": 65_536,
+    "topic.metadata.refresh.interval.ms": 30_000,
+}
 
 
 class Partition(NamedTuple):
@@ -51,22 +61,26 @@ class Delivered(NamedTuple):
     offset: int
 
 
-def client_options(settings: Settings, **own: Any) -> dict[str, Any]:
-    """Return librdkafka's configuration: the user's options below, ours on top (they carry guarantees)."""
+def client_options(
+    settings: Settings, *, defaults: Mapping[str, Any] | None = None, guarantees: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return librdkafka's configuration: our defaults, above them the user's options, above them what carries a guarantee."""
     return {
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 2_000,
         "log.connection.close": False,
+        **(defaults or {}),
         **settings.kafka_options,
         "bootstrap.servers": settings.bootstrap_servers,
-        **own,
+        "error_cb": _log_client_error,
+        **(guarantees or {}),
     }
 
 
 def admin_client(settings: Settings) -> AdminClient:
     """Return an admin client; raise StoreRefused when an option is not librdkafka's."""
     try:
-        return AdminClient(client_options(settings, error_cb=_log_client_error))
+        return AdminClient(client_options(settings))
     except KafkaException as error:
         raise gapwatch_error(error, "use kafka.options") from error
 
@@ -120,27 +134,22 @@ class AckedProducer:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         try:
-            self._producer = Producer(
-                client_options(
-                    self._settings,
-                    **{
-                        "client.id": self._client_id,
-                        "enable.idempotence": True,
-                        "acks": "all",
-                        "message.timeout.ms": 0,
-                        "compression.type": "lz4",
-                        "linger.ms": 2,
-                        "queue.buffering.max.messages": self._in_flight_max + 1,
-                        "queue.buffering.max.kbytes": IN_FLIGHT_KIBIBYTES_MAX,
-                        "message.max.bytes": 8 * 1024 * 1024,
-                        "error_cb": self._on_client_error,
-                    },
-                )
-            )
+            self._producer = Producer(client_options(self._settings, defaults=_PRODUCER_DEFAULTS, guarantees=self._guarantees()))
         except KafkaException as error:
             raise gapwatch_error(error, "use kafka.options") from error
         self._thread = threading.Thread(target=self._poll, name=f"kafka-producer-{self._client_id}", daemon=True)
         self._thread.start()
+
+    def _guarantees(self) -> dict[str, Any]:
+        return {
+            "client.id": self._client_id,
+            "enable.idempotence": True,
+            "acks": "all",
+            "message.timeout.ms": 0,
+            "queue.buffering.max.messages": self._in_flight_max + 1,
+            "queue.buffering.max.kbytes": IN_FLIGHT_KIBIBYTES_MAX,
+            "error_cb": self._on_client_error,
+        }
 
     async def send(
         self,
@@ -168,9 +177,9 @@ class AckedProducer:
                     partition=partition,
                     headers=list(headers) or None,
                     timestamp=timestamp,
-                    on_delivery=lambda error, message: self._on_delivery(future, error, message),
+                    on_delivery=partial(self._on_delivery, future),
                 )
-            except BufferError:  # the bound in bytes: wait for an acknowledgement, or for the poll thread to free a slot
+            except BufferError:  # the bound in bytes
                 self._changed.clear()
                 await self._wait_for_change()
                 continue
@@ -288,7 +297,7 @@ class Polled:
     """What one ``consume`` brought. ``faults``: partitions (None: the client) that cannot be read on, and why."""
 
     messages: Sequence[Message] = ()
-    faults: Sequence[tuple[Partition | None, GapwatchError]] = field(default=())
+    faults: Sequence[tuple[Partition | None, GapwatchError]] = ()
 
 
 class RawConsumer:
@@ -301,7 +310,7 @@ class RawConsumer:
     def __init__(
         self, settings: Settings, *, client_id: str, group: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
-        own: dict[str, Any] = {
+        guarantees = {
             "client.id": client_id,
             "group.id": group or f"{settings.topics.prefix}.ungrouped",
             "enable.auto.commit": False,
@@ -310,19 +319,13 @@ class RawConsumer:
             "isolation.level": "read_committed",
             "enable.partition.eof": False,
             "allow.auto.create.topics": False,
-            "partition.assignment.strategy": "range",
-            "session.timeout.ms": 10_000,
-            "heartbeat.interval.ms": 1_000,
-            "fetch.wait.max.ms": 50,
-            "queued.max.messages.kbytes": 65_536,
-            "topic.metadata.refresh.interval.ms": 30_000,
-            "error_cb": _log_client_error,
-            **(options or {}),
         }
         self._group = group
         self._name = client_id
         try:
-            self._consumer = Consumer(client_options(settings, **own))
+            self._consumer = Consumer(
+                client_options(settings, defaults={**_CONSUMER_DEFAULTS, **(options or {})}, guarantees=guarantees)
+            )
         except KafkaException as error:
             raise gapwatch_error(error, "use kafka.options") from error
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"kafka-consumer-{client_id}")
@@ -350,24 +353,19 @@ class RawConsumer:
             self._guarded(act)
 
         def on_revoke(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-            self._guarded(lambda: self._commit_last(consumer, ask(rebalance.revoked(_keys(partitions), lost=False))))
+            self._guarded(lambda: self._commit_now(consumer, ask(rebalance.revoked(_keys(partitions), lost=False))))
             consumer.unassign()
 
         def on_lost(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             self._guarded(lambda: ask(rebalance.revoked(_keys(partitions), lost=True)))
             consumer.unassign()
 
-        await self._call(
-            lambda: self._consumer.subscribe(list(topics), on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
-        )
+        handlers: dict[str, Any] = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
+        await self._call(lambda: self._consumer.subscribe(list(topics), **handlers))
 
     async def assign(self, starts: Mapping[Partition, int]) -> None:
         """Read exactly these partitions, each from its offset (absolute), outside any group."""
         await self._call(lambda: self._consumer.assign([TopicPartition(p.topic, p.partition, at) for p, at in starts.items()]))
-
-    async def assign_committed(self, starts: Mapping[Partition, int]) -> None:
-        """As :meth:`assign`; the name says that a group's positions are committed for them by hand."""
-        await self.assign(starts)
 
     async def consume(self, limit: int, *, seconds: float = 0.1) -> Polled:
         """Return up to ``limit`` messages that arrived within ``seconds``, and the partitions that cannot be read on."""
@@ -455,9 +453,6 @@ class RawConsumer:
         except BaseException as error:  # noqa: BLE001 - raised by the next consume()
             self._rebalance_failure = error
 
-    def _commit_last(self, consumer: Consumer, positions: Mapping[Partition, Committed]) -> None:
-        self._commit_now(consumer, positions)
-
     def _commit_now(self, consumer: Consumer, positions: Mapping[Partition, Committed]) -> bool:
         if not positions:
             return True
@@ -493,6 +488,5 @@ def _committed(found: Sequence[TopicPartition]) -> dict[Partition, Committed | N
 
 def history_lost(partition: Partition, offset: int, start: int, end: int) -> HistoryLost:
     """Return the error for a position outside ``[start, end]`` of the log."""
-    return HistoryLost(
-        f"{partition.topic}[{partition.partition}]: position {offset} lies outside the log, which holds {start} to {end}."
-    )
+    where = f"{partition.topic}[{partition.partition}]"
+    return HistoryLost(f"{where}: position {offset} lies outside the log, which holds {start} to {end}.")

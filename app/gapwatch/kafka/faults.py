@@ -16,9 +16,9 @@ _REFUSED: Final[dict[int, str]] = {
     KafkaError.UNSUPPORTED_SASL_MECHANISM: "Check sasl.mechanisms in kafka.options.",
     KafkaError.ILLEGAL_SASL_STATE: "Check security.protocol in kafka.options.",
     KafkaError._SSL: "Check ssl.ca.location and the certificate in kafka.options.",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "Grant this user Read, Write and Describe on Gapwatch's topics and Read on the raw ones.",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "Grant this user Read and Write on Gapwatch's topics, Read on the raw ones.",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "Grant this user Read on Gapwatch's consumer groups.",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "Grant this user IdempotentWrite and Create on the cluster, or create the topics yourself.",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "Grant this user IdempotentWrite and Create on the cluster.",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "Grant this user Write on Gapwatch's transactional ids.",
     KafkaError.UNKNOWN_TOPIC_OR_PART: "Create it, or correct its name in the configuration.",
     KafkaError._UNKNOWN_TOPIC: "Create it, or correct its name in the configuration.",
@@ -89,9 +89,7 @@ def gapwatch_error(error: KafkaError | KafkaException, doing: str) -> GapwatchEr
         return FeedError(f"Kafka: could not {doing}: {fault}.")
     code, text = fault.code(), f"Kafka: could not {doing}: {fault.str()} ({fault.name()})."
     if fault.fatal() or code in _STOP:
-        return ProtocolError(
-            text, remedy="Another process works under the same identity, or the broker lost our sequence: restart."
-        )
+        return ProtocolError(text, remedy="The process must restart: its identity or sequence was taken over.")
     if code in _LOST:
         return HistoryLost(text)
     if code in _REFUSED:
