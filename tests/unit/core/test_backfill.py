@@ -1,0 +1,88 @@
+"""What a backfill may write, and how its run is called in the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from gapwatch.core.backfill import ItemOutcome, Step, Tally, batches, decide, permitted
+from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
+from gapwatch.model.gap import Cause, Kind, RunState
+from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
+
+ALL = frozenset(Kind)
+
+
+def difference(kind: Kind) -> Difference:
+    return Difference(kind=kind, cause=Cause.UNKNOWN, fields=())
+
+
+@pytest.mark.parametrize("kind", [Kind.MISSING, Kind.STALE, Kind.MISMATCH])
+def test_proved_differences_of_the_planned_kinds_are_written(kind: Kind) -> None:
+    assert decide(difference(kind), frozenset({kind})).step is Step.WRITE
+
+
+def test_stale_and_mismatch_cannot_be_told_apart_by_reads_alone() -> None:
+    assert decide(difference(Kind.MISMATCH), frozenset({Kind.STALE})).step is Step.WRITE
+    assert decide(difference(Kind.MISMATCH), frozenset({Kind.MISSING})).step is Step.LEAVE
+
+
+@pytest.mark.parametrize("kind", [Kind.EXTRA, Kind.UNDELETED])
+def test_documents_are_deleted_by_policy_only(kind: Kind) -> None:
+    writes = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
+    assert decide(difference(kind), writes).outcome is ItemOutcome.VANISHED
+    assert decide(difference(kind), writes | {kind}).step is Step.DELETE
+    assert kind not in permitted(RepairSpec())
+    assert kind in permitted(RepairSpec(extra=Policy.DELETE, undeleted=Policy.DELETE))
+
+
+@pytest.mark.parametrize(
+    ("judgement", "outcome"),
+    [
+        (Cleared(reason="in_agreement"), ItemOutcome.ALREADY_RIGHT),
+        (Superseded(), ItemOutcome.MOVED_ON),
+        (Unverifiable(reason="no answer"), ItemOutcome.UNREAD),
+        (Difference(kind=Kind.DUPLICATE, cause=Cause.UNKNOWN, fields=()), ItemOutcome.REFUSED),
+    ],
+)
+def test_everything_else_is_left_and_named(judgement: object, outcome: ItemOutcome) -> None:
+    decision = decide(judgement, ALL)  # type: ignore[arg-type]
+    assert (decision.step, decision.outcome) == (Step.LEAVE, outcome)
+
+
+def test_batches_are_cut_by_count_and_by_bytes_and_lose_nothing() -> None:
+    items = [(number, 10 if number % 7 else 95) for number in range(50)]
+    cut = list(batches(items, BatchSpec(documents=4, bytes=100)))
+    assert [number for batch in cut for number in batch] == list(range(50))
+    assert all(len(batch) <= 4 for batch in cut)
+    assert all(sum(10 if number % 7 else 95 for number in batch) <= 100 for batch in cut)
+
+
+def test_a_document_larger_than_a_batch_goes_alone() -> None:
+    assert list(batches([("a", 1), ("b", 500), ("c", 1)], BatchSpec(documents=9, bytes=100))) == [["a"], ["b"], ["c"]]
+
+
+def test_lesson_5_refused_items_are_never_in_sync() -> None:
+    tally = Tally(planned=100)
+    for _ in range(97):
+        tally.add(ItemOutcome.WRITTEN)
+    for _ in range(3):
+        tally.add(ItemOutcome.FAILED, "document too large")
+    tally.verified(97)
+    counts = tally.as_counts(open_gaps=3)
+    assert (counts["written"], counts["failed"], counts["in_sync"]) == (97, 3, 0)
+    state, error = tally.ended(stopped=False)
+    assert state is RunState.FAILED
+    assert error == "3 documents failed. Most often: document too large"
+
+
+def test_the_error_rate_stops_a_run_after_ten_items_and_not_before() -> None:
+    tally = Tally(planned=100)
+    for number in range(9):
+        tally.add(ItemOutcome.FAILED if number < 4 else ItemOutcome.WRITTEN, "refused")
+    assert not tally.error_rate_exceeded(0.2)
+    tally.add(ItemOutcome.WRITTEN)
+    assert tally.error_rate_exceeded(0.2)
+    state, error = tally.ended(stopped=True)
+    assert state is RunState.ABORTED
+    assert error is not None
+    assert "4 of the first 10" in error
