@@ -1,0 +1,225 @@
+"""Records of ``gapwatch.events``: packing, unpacking, columns, and splitting at the record limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from gapwatch.core.envelopes.records import Event
+from gapwatch.errors import RecordError
+from gapwatch.model.stream import (
+    BYTES_PER_RECORD_MAX,
+    EVENTS_PER_RECORD_MAX,
+    FORMAT,
+    Batch,
+    Control,
+    Section,
+    Side,
+    VerdictSection,
+)
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Batch | Control)
+EVENT_BYTES: Final = 64  # an upper bound of an event's numbers and framing on the wire, without key, digests and values
+SECTION_BYTES: Final = 128  # the same of a section's head, without its names
+
+
+def pack(record: Batch | Control) -> bytes:
+    """Return the record's bytes on Kafka."""
+    return _ENCODER.encode(record)
+
+
+def unpack(data: bytes) -> Batch | Control:
+    """Return the record; RecordError when the bytes are none of ours, of an unknown format, or its columns disagree."""
+    try:
+        record: Batch | Control = _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
+        raise RecordError("unreadable_batch", f"Not a record of gapwatch.events: {error}.") from error
+    if record.format != FORMAT:
+        raise RecordError("unknown_format", f"Format {record.format} of gapwatch.events is not known, only {FORMAT}.")
+    if isinstance(record, Batch):
+        for section in record.sections:
+            _check(section)
+        for verdict in record.verdicts:
+            if len({len(verdict.keys), len(verdict.sides), len(verdict.tokens), len(verdict.outcomes)}) != 1:
+                raise RecordError("unreadable_batch", f"A verdict section of {verdict.pipeline} has columns of unequal length.")
+    return record
+
+
+def _check(section: Section) -> None:
+    count = len(section.keys)
+    optional = (section.masks, section.values, section.versions, section.target_ids)
+    lengths = {
+        len(section.operations),
+        len(section.offsets),
+        len(section.majors),
+        len(section.minors),
+        len(section.event_times),
+        len(section.append_times),
+        len(section.digests),
+        *(len(column) for column in optional if column is not None),
+    }
+    if lengths != {count}:
+        raise RecordError("unreadable_batch", f"A section of {section.pipeline} has columns of unequal length.")
+
+
+class SectionBuilder:
+    """Collects the events of one feed partition for one partition of ``gapwatch.events``, column by column.
+
+    ``version`` and ``target_id`` columns are made only when an event has one: a missing version travels as NO_VERSION.
+    """
+
+    def __init__(self, *, pipeline: str, side: Side, feed: str, feed_partition: int, epoch: int, mapping: int) -> None:
+        self.pipeline = pipeline
+        self.side = side
+        self.feed = feed
+        self.feed_partition = feed_partition
+        self.epoch = epoch
+        self.mapping = mapping
+        self._clear()
+
+    def _clear(self) -> None:
+        self._events: list[Event] = []
+        self._offsets: list[int] = []
+        self._append_times: list[int] = []
+        self.bytes = SECTION_BYTES
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def full(self) -> bool:
+        """Whether the collected events reach a limit of one record: time to build."""
+        return len(self._events) >= EVENTS_PER_RECORD_MAX or self.bytes >= BYTES_PER_RECORD_MAX
+
+    def add(self, event: Event, offset: int, append_time: int) -> None:
+        """Add an event; offsets must not fall."""
+        self._events.append(event)
+        self._offsets.append(offset)
+        self._append_times.append(append_time)
+        self.bytes += _event_bytes(event)
+
+    def build(self, offset_from: int, offset_to: int) -> Section:
+        """Return the collected events as the section of ``[offset_from, offset_to)`` and begin anew. May be empty of events."""
+        events = self._events
+        section = Section(
+            pipeline=self.pipeline,
+            side=int(self.side),
+            feed=self.feed,
+            feed_partition=self.feed_partition,
+            epoch=self.epoch,
+            mapping=self.mapping,
+            offset_from=offset_from,
+            offset_to=offset_to,
+            keys=[event.key for event in events],
+            operations=bytes([event.operation for event in events]),
+            offsets=self._offsets,
+            majors=[event.major for event in events],
+            minors=[event.minor for event in events],
+            event_times=[event.event_time for event in events],
+            append_times=self._append_times,
+            digests=[event.digest for event in events],
+            masks=[event.masks or () for event in events] if any(event.masks for event in events) else None,
+            values=[event.values or () for event in events] if any(event.values for event in events) else None,
+            versions=_versions(events),
+            target_ids=[event.target_id or b"" for event in events] if any(event.target_id for event in events) else None,
+        )
+        self._clear()
+        return section
+
+
+NO_VERSION: Final = -(1 << 63)  # in a section's version column: this event has none
+
+
+def _versions(events: list[Event]) -> list[int] | None:
+    if all(event.version is None for event in events):
+        return None
+    return [NO_VERSION if event.version is None else event.version for event in events]
+
+
+def _event_bytes(event: Event) -> int:
+    size = EVENT_BYTES + len(event.key) + len(event.digest)
+    if event.masks:
+        size += sum(len(mask) + 2 for mask in event.masks)
+    if event.values:
+        size += sum(4 * len(value) + 5 for value in event.values if value is not None)
+    if event.target_id:
+        size += len(event.target_id)
+    return size
+
+
+def split(
+    section: Section, *, events_max: int = EVENTS_PER_RECORD_MAX, bytes_max: int = BYTES_PER_RECORD_MAX
+) -> list[Section]:
+    """Cut a section so that each part keeps the limits and the parts' ranges join without gaps.
+
+    Events of one raw offset stay together (a repetition is recognised by its offset); one that is too large goes alone.
+    """
+    cuts = [0]
+    size = SECTION_BYTES
+    for index in range(len(section.keys)):
+        weight = _weight(section, index)
+        begun = index > cuts[-1]
+        if begun and (index - cuts[-1] >= events_max or size + weight > bytes_max):
+            start = index
+            while start > cuts[-1] and section.offsets[start - 1] == section.offsets[index]:
+                start -= 1
+            if start > cuts[-1]:
+                cuts.append(start)
+                size = SECTION_BYTES + sum(_weight(section, at) for at in range(start, index))
+        size += weight
+    if len(cuts) == 1:
+        return [section]
+    ends = [*cuts[1:], len(section.keys)]
+    return [_slice(section, start, end, first=start == 0) for start, end in zip(cuts, ends, strict=True)]
+
+
+def _slice(section: Section, start: int, end: int, *, first: bool) -> Section:
+    return msgspec.structs.replace(
+        section,
+        offset_from=section.offset_from if first else section.offsets[start],
+        offset_to=section.offset_to if end == len(section.keys) else section.offsets[end],
+        keys=section.keys[start:end],
+        operations=section.operations[start:end],
+        offsets=section.offsets[start:end],
+        majors=section.majors[start:end],
+        minors=section.minors[start:end],
+        event_times=section.event_times[start:end],
+        append_times=section.append_times[start:end],
+        digests=section.digests[start:end],
+        masks=None if section.masks is None else section.masks[start:end],
+        values=None if section.values is None else section.values[start:end],
+        versions=None if section.versions is None else section.versions[start:end],
+        target_ids=None if section.target_ids is None else section.target_ids[start:end],
+    )
+
+
+def _weight(section: Section, index: int) -> int:
+    size = EVENT_BYTES + len(section.keys[index]) + len(section.digests[index])
+    if section.masks is not None:
+        size += sum(len(mask) + 2 for mask in section.masks[index])
+    if section.values is not None:
+        size += sum(4 * len(value) + 5 for value in section.values[index] if value is not None)
+    if section.target_ids is not None:
+        size += len(section.target_ids[index])
+    return size
+
+
+def batches(sections: Iterable[Section], verdicts: Iterable[VerdictSection] = ()) -> Iterator[Batch]:
+    """Pack sections (cut where needed) and verdicts into records within the limits, in the given order."""
+    batch = Batch(format=FORMAT, sections=[], verdicts=list(verdicts))
+    events = size = 0
+    for section in sections:
+        for part in split(section):
+            count = len(part.keys)
+            weight = SECTION_BYTES + sum(_weight(part, index) for index in range(count))
+            if batch.sections and (events + count > EVENTS_PER_RECORD_MAX or size + weight > BYTES_PER_RECORD_MAX):
+                yield batch
+                batch, events, size = Batch(format=FORMAT, sections=[], verdicts=[]), 0, 0
+            batch.sections.append(part)
+            events += count
+            size += weight
+    if batch.sections or batch.verdicts:
+        yield batch

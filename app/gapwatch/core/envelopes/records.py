@@ -1,0 +1,82 @@
+"""What goes into a decoder and what comes out: one raw Kafka record, and what it says of keys.
+
+Times are milliseconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class RawRecord(NamedTuple):
+    """One record as Kafka delivered it. ``timestamp`` is its append time."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Event(NamedTuple):
+    """One write of one key.
+
+    ``operation`` is a :class:`~gapwatch.model.stream.Operation`. ``digest`` is b"" where no content is known (deletes, touches).
+    ``masks`` holds one digest per maskable field in mapping order (b"": this event does not carry the field), None where the
+    mapping has no maskable field or no content is known; ``values`` the canonical text of each toleranced field, likewise.
+    ``target_id`` names the document where the key is not the target's own id.
+    """
+
+    key: bytes
+    operation: int
+    major: int
+    minor: int
+    event_time: int
+    digest: bytes
+    masks: tuple[bytes, ...] | None
+    values: tuple[str | None, ...] | None
+    version: int | None
+    target_id: bytes | None
+
+
+class Truncate(NamedTuple):
+    """The whole table was emptied by one statement; no key is named."""
+
+    event_time: int
+    major: int
+    minor: int
+
+
+class Marker(NamedTuple):
+    """A watermark record of our own change-stream reader: all that was committed before ``watermark`` lies before it."""
+
+    watermark: int
+
+
+class HeartbeatRow(NamedTuple):
+    """A row or logical message that travelled through the store's log in commit order.
+
+    ``number`` counts where the row is ours, ``sender`` tells several writers apart. ``lsn`` is Postgres', else None.
+    """
+
+    number: int | None
+    sender: str
+    event_time: int
+    major: int
+    minor: int
+    lsn: int | None
+    append_time: int
+
+
+class Decoder(Protocol):
+    """Turns raw records of one feed into events. Built once; one owner; records of a partition come in offset order."""
+
+    def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
+        """Return what the record says, in order; empty for tombstones, Debezium heartbeats and transaction metadata.
+
+        Raises:
+            RecordError: It cannot be understood; ``reason`` is a short stable label. (KeyMisfit: its key does not fit.)
+        """
