@@ -1,0 +1,29 @@
+"""``gapwatch key PIPELINE KEY``: all that is known about one key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from gapwatch.cli.client import connect
+from gapwatch.cli.options import OutputOption, UrlOption, config_of
+from gapwatch.cli.output import emit, note
+
+app = typer.Typer(help="All that is known about one key.", invoke_without_command=True, no_args_is_help=True)
+
+
+@app.callback()
+def key(
+    context: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="The pipeline.")],
+    key_text: Annotated[str, typer.Argument(metavar="KEY", help="The key; the parts of a composite one with commas between.")],
+    url: UrlOption = "",
+    output: OutputOption = "json",
+) -> None:
+    """Show state, both stores now, gaps and audit of one key, and why it is or is not a gap."""
+    with connect(url, config_of(context)) as api:
+        story = api.get(f"/api/v1/pipelines/{quote(pipeline, safe='')}/keys/{quote(key_text, safe='')}")
+    emit([story], ("pipeline", "key", "verdict"), output, single=True)
+    note(story["verdict"])
