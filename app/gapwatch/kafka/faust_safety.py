@@ -1,0 +1,282 @@
+"""What stock Faust 0.15.3 needs around it so that nothing is lost. Pinned: private parts of exactly this version are replaced.
+
+1. `SafeRecovery`: stock recovery resumes the source partitions, seeks, then clears all queues; records that arrived in between
+   are dropped (faust-streaming #596). Here: seek while paused, clear, and only then resume. Errors of recovery callbacks, which
+   the stock code swallows, are raised. Reading goes on after the restored state, whatever offset the group had committed.
+2. `StateTable`: changelog records go through our own idempotent producer, and the writer waits for their acknowledgement; the
+   stock `producer.flush()` gives up after 0.1 s and ignores failed deliveries. Of two records for one key the one with the
+   higher rank wins at recovery, whatever their order: a thawed worker may have written last.
+3. `heal_gap`: a jump in offsets is answered by seeking back to the offset after the last one applied; the bookkeeping that would
+   commit over the jump (#606) is dropped.
+4. `SafeConsumerThread`: fetch wait of 50 ms (1.5 s is hard-coded: idle partitions stall hot ones), and the time of the last
+   answered heartbeat: a worker that was frozen must not write any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+import faust
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from yarl import URL
+
+from gapwatch.errors import ProtocolError, StoreRefused
+from gapwatch.kafka.faults import STORE
+from gapwatch.model.pipeline import Settings
+from gapwatch.ports import Clock
+
+FAUST_VERSION: Final = "0.15.3"
+FETCH_WAIT_MS: Final = 50
+NO_GENERATION: Final = -1
+
+
+def assert_faust_version() -> None:
+    """Raise ProtocolError unless Faust is exactly the version that this module was made for."""
+    if faust.__version__ != FAUST_VERSION:
+        raise ProtocolError(
+            f"faust-streaming is {faust.__version__}, but its safety layer was made for {FAUST_VERSION}.",
+            remedy=f"Install faust-streaming=={FAUST_VERSION}.",
+        )
+
+
+class SafeRecovery(Recovery):  # type: ignore[misc]
+    """Hands over from recovery to the streams without a moment in which records can be dropped."""
+
+    async def on_recovery_completed(self, generation_id: int = 0) -> None:
+        app, consumer = self.app, self.app.consumer
+        await app.on_rebalance_complete.send()
+        self._set_recovery_ended()
+        for table in self.tables.values():
+            await table.on_recovery_completed(self.actives_for_table[table], self.standbys_for_table[table])
+        assignment = consumer.assignment()
+        if app.consumer_generation_id != generation_id:
+            self.log.warning("rebalanced again during recovery")
+            return
+        if assignment:
+            await self._wait(consumer.perform_seek(), timeout=app.conf.broker_request_timeout)
+            for tp, offset in app.restored_positions().items():
+                if tp in assignment:
+                    await read_from(consumer, tp, offset)
+        self.completed.set()
+        app.flow_control.resume()  # clears the queues: nothing of the source is in them yet
+        consumer.resume_partitions({tp for tp in assignment if not self._is_changelog_tp(tp)})
+        consumer.resume_flow()
+        await app._fetcher.maybe_start()
+        self.tables.on_actives_ready()
+        if not app.assignor.assigned_standbys():
+            self.tables.on_standbys_ready()
+        app.on_rebalance_end()
+        self.log.info("worker ready")
+
+
+async def read_from(consumer: Any, tp: TP, offset: int) -> None:
+    """Make ``offset`` the next one that is read of ``tp``, and forget acknowledgements that belong to another position."""
+    await consumer.seek(tp, offset)
+    consumer._committed_offset[tp] = offset or None
+    consumer._gap.pop(tp, None)
+    consumer._acked.pop(tp, None)
+    consumer._acked_index.pop(tp, None)
+
+
+async def heal_gap(consumer: Any, tp: TP, offset: int) -> None:
+    """Seek back to ``offset`` after a jump, keeping what was acknowledged before it.
+
+    The jump was entered as a compaction gap when it was fetched; left there, the next commit would pass over it.
+    """
+    consumer._gap.pop(tp, None)
+    await consumer.seek(tp, offset)
+
+
+class SafeTableManager(TableManager):  # type: ignore[misc]
+    @property
+    def recovery(self) -> Recovery:
+        if self._recovery is None:
+            self._recovery = SafeRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
+
+
+SendState = Callable[[int, bytes, bytes | None], Awaitable[Awaitable[object]]]
+Rank = Callable[[bytes], int]
+
+
+class StateTable(faust.Table):  # type: ignore[misc]
+    """A table of bytes, written ahead of its acknowledgement and awaited by `barrier`.
+
+    ``send``: hands one record (partition, key, value; None: remove) to our producer and returns the future of its
+    acknowledgement. ``rank``: the order of two values of one key.
+    """
+
+    send: SendState
+    rank: Rank
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unacknowledged: list[Awaitable[object]] = []
+
+    async def put(self, partition: int, key: bytes, value: bytes | None) -> None:
+        """Write one record to the changelog's ``partition`` and the local copy. Durable only after :meth:`barrier`."""
+        self._unacknowledged.append(await self.send(partition, key, value))
+        store = self.data
+        if value is None:
+            store.data.pop(key, None)
+            store._key_partition.pop(key, None)
+        else:
+            store.data[key] = value
+            store._key_partition[key] = partition
+
+    async def barrier(self) -> int:
+        """Return once every record put so far is acknowledged; raise what kept one from it. Returns how many they were."""
+        waiting, self._unacknowledged = self._unacknowledged, []
+        for future in waiting:
+            await future
+        return len(waiting)
+
+    def records(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        """Yield key and value of everything known of one partition."""
+        places = self.data._key_partition
+        return ((key, value) for key, value in list(self.data.data.items()) if places.get(key) == partition)
+
+    def apply_changelog_batch(self, batch: Iterable[Any]) -> None:
+        """Apply recovered records: the highest rank of a key stays, a removal counts as it comes."""
+        store = self.data
+        for event in batch:
+            key, value = event.message.key, event.message.value
+            if value is None:
+                store.data.pop(key, None)
+                store._key_partition.pop(key, None)
+                continue
+            known = store.data.get(key)
+            if known is None or self.rank(value) >= self.rank(known):
+                store.data[key] = value
+                store._key_partition[key] = event.message.partition
+
+    def send_changelog(self, *args: Any, **kwargs: Any) -> Any:
+        raise ProtocolError("The state table was written past `put`, so nobody would wait for its changelog.")
+
+
+class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Knows when the group last answered us."""
+
+    clock: ClassVar[Clock]
+    heard_at: float = float("-inf")
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        coordinator = self._consumer._coordinator
+        beat = coordinator._do_heartbeat
+
+        async def noted() -> bool:
+            asked = self.clock.monotonic()
+            answered = bool(await beat())
+            if answered:
+                self.heard_at = asked
+            return answered
+
+        coordinator._do_heartbeat = noted
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        self.heard_at = self.clock.monotonic()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    @property
+    def generation(self) -> int:
+        """The group generation that this member belongs to; NO_GENERATION once the group went on without it."""
+        return int(self._consumer._coordinator.generation)
+
+
+def safe_transport(app: Any, clock: Clock) -> Any:
+    """Return a transport for ``app`` whose consumer runs in a SafeConsumerThread."""
+
+    class Thread(SafeConsumerThread):
+        pass
+
+    Thread.clock = clock
+
+    class Consumer(driver.Consumer):  # type: ignore[misc]
+        def _new_consumer_thread(self) -> SafeConsumerThread:
+            return Thread(self, loop=self.loop, beacon=self.beacon)
+
+    class Transport(driver.Transport):  # type: ignore[misc]
+        pass
+
+    Transport.Consumer = Consumer
+    return Transport(app.conf.broker_consumer, app)
+
+
+def owns_partitions(app: Any, clock: Clock, *, seconds: float) -> bool:
+    """Say whether the group answered within ``seconds`` and still counts this worker as a member of the current generation.
+
+    While it does, no other worker can have been given its partitions.
+    """
+    thread: SafeConsumerThread = app.consumer._thread
+    return thread.generation != NO_GENERATION and clock.monotonic() - thread.heard_at < seconds
+
+
+class SafeApp(faust.App):  # type: ignore[misc]
+    """A Faust app that reads on after its restored state."""
+
+    positions: Callable[[], Mapping[TP, int]]
+
+    def restored_positions(self) -> Mapping[TP, int]:
+        """Return the next offset to read per source partition, where state was restored."""
+        return self.positions()
+
+
+def broker_urls(settings: Settings) -> list[URL]:
+    return [URL(f"kafka://{server.strip()}") for server in settings.bootstrap_servers.split(",")]
+
+
+_SASL: Final = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
+
+
+def broker_credentials(options: Mapping[str, str]) -> Any:
+    """Return Faust's credentials for librdkafka's options; StoreRefused for what aiokafka cannot do."""
+    protocol = options.get("security.protocol", "plaintext").upper()
+    if protocol == "PLAINTEXT":
+        return None
+    context = _ssl_context(options) if protocol.endswith("SSL") else None
+    if protocol == "SSL":
+        return faust.SSLCredentials(context=context)
+    mechanism = (options.get("sasl.mechanisms") or options.get("sasl.mechanism") or "PLAIN").upper()
+    if not protocol.startswith("SASL") or mechanism not in _SASL:
+        raise StoreRefused(
+            f"Role match cannot use security.protocol={protocol} with sasl.mechanisms={mechanism}.",
+            store=STORE,
+            remedy=f"Use one of {', '.join(sorted(_SASL))} over SASL_SSL, or SSL with a client certificate.",
+        )
+    return faust.SASLCredentials(
+        username=options.get("sasl.username"), password=options.get("sasl.password"), ssl_context=context, mechanism=mechanism
+    )
+
+
+def _ssl_context(options: Mapping[str, str]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=options.get("ssl.ca.location"))
+    if options.get("enable.ssl.certificate.verification", "true").lower() == "false":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif options.get("ssl.endpoint.identification.algorithm", "https").lower() == "none":
+        context.check_hostname = False
+    certificate = options.get("ssl.certificate.location")
+    if certificate:
+        context.load_cert_chain(certificate, options.get("ssl.key.location"), options.get("ssl.key.password"))
+    return context
+
+
+async def stopped_within(app: Any, seconds: float) -> bool:
+    """Stop the app; False when it hung (known: unacknowledged messages, a blocked thread): the process must then end."""
+    try:
+        await asyncio.wait_for(app.stop(), seconds)
+    except TimeoutError:
+        return False
+    return True
