@@ -1,0 +1,186 @@
+"""A copier from a Debezium topic to MongoDB: correct unless a fault plan tells it what to get wrong.
+
+Correct means: it applies every record in order with majority, journaled writes, and commits its group's offsets after them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from bson import Decimal128
+from confluent_kafka import Consumer, KafkaException, Message
+from pymongo import DeleteOne, MongoClient, ReplaceOne, UpdateOne, WriteConcern
+from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, OperationFailure
+
+PLACEHOLDER = "__debezium_unavailable_value"
+BATCH = 500
+
+Operation = ReplaceOne[dict[str, Any]] | UpdateOne | DeleteOne
+Rule = Callable[["Change"], list[tuple[float, Operation | None]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One record of the topic. ``operation`` is Debezium's letter; ``after`` None for a delete."""
+
+    operation: str
+    key: int
+    after: Mapping[str, Any] | None
+    before: Mapping[str, Any] | None
+
+    @property
+    def seq(self) -> int:
+        """The number of the write in the workload; of a delete, the one that it removes (needs the before image)."""
+        image = self.after or self.before or {}
+        return int(image.get("seq") or 0)
+
+    def applied(self) -> Operation:
+        """Return the operation that a correct copier makes of this change."""
+        if self.after is None:
+            return DeleteOne({"_id": self.key})
+        document = fields_of(self.after)
+        if len(document) < len(self.after) - 1:  # an unchanged TOAST column is not in the event: leave it as it is
+            return UpdateOne({"_id": self.key}, {"$set": document}, upsert=True)
+        return ReplaceOne({"_id": self.key}, document, upsert=True)
+
+
+def fields_of(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document's fields for a row image (decimals come as text), without what the event does not carry."""
+    fields: dict[str, Any] = {}
+    for name, value in image.items():
+        if name == "id" or value == PLACEHOLDER:
+            continue
+        fields[name] = Decimal128(Decimal(value)) if name == "amount" and value is not None else value
+    return fields
+
+
+@dataclass
+class Copier:
+    """Runs in a thread. ``rules`` maps a write's number to what to do instead of applying it.
+
+    A rule returns operations with delays in seconds; (0, None) stands for doing nothing.
+    """
+
+    bootstrap_servers: str
+    topic: str
+    group: str
+    uri: str
+    database: str
+    collection: str
+    rules: dict[Any, Rule] = field(default_factory=dict)
+    applied: int = 0
+    error: BaseException | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _running: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+    _delayed: list[tuple[float, int, Operation]] = field(default_factory=list)
+    _number: int = 0
+
+    def start(self) -> None:
+        self._running.set()
+        self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        self._running.clear()
+
+    def resume(self) -> None:
+        self._running.set()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._running.set()
+        if self._thread is not None:
+            self._thread.join(30)
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def delayed(self) -> int:
+        return len(self._delayed)
+
+    def _run(self) -> None:
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.bootstrap_servers,
+                "group.id": self.group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 20,
+            }
+        )
+        client: MongoClient[dict[str, Any]] = MongoClient(self.uri, retryWrites=True)
+        try:
+            consumer.subscribe([self.topic])
+            while not self._stop.is_set():
+                self._running.wait()
+                messages = consumer.consume(BATCH, timeout=0.05)
+                self._copy(client, [message for message in messages if _readable(message)])
+                if messages:
+                    consumer.commit(asynchronous=False)
+        except BaseException as error:
+            self.error = error
+        finally:
+            consumer.close()
+            client.close()
+
+    def _copy(self, client: MongoClient[dict[str, Any]], messages: list[Message]) -> None:
+        operations: list[Operation] = []
+        for message in messages:
+            change = decode(message)
+            if change is None:
+                continue
+            rule = self.rules.get((change.operation, change.key)) or self.rules.get(change.seq)
+            if rule is None:
+                operations.append(change.applied())
+                continue
+            for delay, operation in rule(change):
+                if operation is None:
+                    continue
+                if delay:
+                    self._number += 1
+                    heapq.heappush(self._delayed, (time.monotonic() + delay, self._number, operation))
+                else:
+                    operations.append(operation)
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            operations.append(heapq.heappop(self._delayed)[2])
+        if operations:
+            self._write(client, operations)
+            self.applied += len(operations)
+
+    def _write(self, client: MongoClient[dict[str, Any]], operations: list[Operation]) -> None:
+        """Write all, again and again while MongoDB is away: every operation may be repeated without harm."""
+        concern = WriteConcern(w="majority", j=True)
+        target = client[self.database].get_collection(self.collection, write_concern=concern)
+        while not self._stop.is_set():
+            try:
+                target.bulk_write(operations, ordered=True)
+                return
+            except (AutoReconnect, ConnectionFailure, BulkWriteError, OperationFailure):
+                time.sleep(0.3)
+
+
+def _readable(message: Message) -> bool:
+    error = message.error()
+    if error is not None and not error.retriable():
+        raise KafkaException(error)
+    return error is None
+
+
+def decode(message: Message) -> Change | None:
+    """Return the change of one record; None for a tombstone."""
+    raw, key = message.value(), message.key()
+    if raw is None or key is None:
+        return None
+    value, identity = json.loads(raw), json.loads(key)
+    value, identity = value.get("payload", value), identity.get("payload", identity)
+    if value["op"] == "t":
+        return None
+    return Change(operation=value["op"], key=int(identity["id"]), after=value["after"], before=value.get("before"))
