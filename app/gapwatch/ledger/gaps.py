@@ -9,14 +9,14 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, delete, func, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, Select, delete, func, literal, select, tuple_, update
 
 from gapwatch.core.reports import encode, gap_event, rfc3339
 from gapwatch.errors import UsageError
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
-from gapwatch.ledger.types import from_us, key_hash, to_us
+from gapwatch.ledger.types import UtcTime, from_us, key_hash, to_us
 from gapwatch.model.gap import Cause, Detector, Gap, GapSummary, Kind, Resolution, State
 from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
 
@@ -143,7 +143,7 @@ class GapQueries(LedgerPart):
         query = _filtered(select(gaps), where)
         if cursor is not None:
             first_seen, gap_id = _read_cursor(cursor)
-            query = query.where(tuple_(gaps.c.first_seen, gaps.c.id) < tuple_(first_seen, gap_id))
+            query = query.where(tuple_(gaps.c.first_seen, gaps.c.id) < tuple_(literal(first_seen, UtcTime()), gap_id))
         query = query.order_by(gaps.c.first_seen.desc(), gaps.c.id.desc()).limit(size + 1)
         rows = [_gap(row) for row in self._db.read(lambda connection: connection.execute(query).mappings().all())]
         more = len(rows) > size

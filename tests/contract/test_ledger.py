@@ -1,0 +1,679 @@
+"""The contract of ports.Ledger, on SQLite and on a real Postgres."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from gapwatch.errors import ConflictError, NotFoundError, UsageError
+from gapwatch.ledger import Limit, Retention, SqlLedger
+from gapwatch.model.gap import AuditRow, Finding, GapSummary, Kind, Resolution, RunKind, RunState, State
+from gapwatch.ports import GapFilter, Ledger
+from tests.ledger_samples import T0, at, change, finding, gap, opening, run
+
+pytestmark = pytest.mark.integration
+Opener = Callable[[str], SqlLedger]
+
+
+def as_port(ledger: SqlLedger) -> Ledger:
+    """mypy proves here that the class implements the port."""
+    return ledger
+
+
+def expire_leases(ledger: SqlLedger) -> None:
+    """Move every lease into the past, as the database's clock would by itself."""
+    with ledger._db.engine.begin() as connection:
+        connection.execute(text("UPDATE leases SET expires_us = 1"))
+        connection.execute(text("UPDATE runs SET lease_until = 1 WHERE lease_until IS NOT NULL"))
+
+
+# gaps
+
+
+def test_a_gap_comes_back_exactly_as_it_was_stored(ledger: SqlLedger) -> None:
+    stored = gap(
+        key=bytes(range(256)) * 20,  # longer than what a Postgres index row may hold
+        key_fields={"id": 2**70, "name": "nul \x00 and ünïcode"},
+        fields=("total", "placed"),
+        evidence=({"side": "expected", "offset": 2**63 - 1, "values": {"total": "1e23", "text": "\x00"}},),
+        held_since=at(-5),
+        note="who knows",
+    )
+    assert ledger.store_gaps([opening(stored)]) == [True]
+    assert as_port(ledger).gap(stored.id) == stored
+    assert ledger.open_gaps_for("orders", [stored.key, b"other"]) == {stored.key: stored}
+    assert ledger.gap("gap_unknown") is None
+
+
+def test_text_that_a_database_cannot_hold_is_shown_by_a_sign(ledger: SqlLedger) -> None:
+    ledger.store_gaps([opening(gap(target_id="a\x00b", note="lone \ud800"))])
+    stored = ledger.gap(gap().id)
+    assert stored is not None
+    assert stored.target_id == "a\u2400b"
+    assert stored.note == "lone ?"
+
+
+def test_gap_row_life_row_and_outbox_row_are_stored_together(ledger: SqlLedger) -> None:
+    ledger.store_gaps([opening(gap())])
+    ledger.store_gaps([change(gap(), "acknowledged", actor="ada", state=State.ACKNOWLEDGED, note="known")])
+    history = ledger.gap_history(gap().id)
+    assert [(row["event"], row["actor"], row["revision"], row["state"]) for row in history] == [
+        ("opened", "gapwatch", 1, "open"),
+        ("acknowledged", "ada", 2, "acknowledged"),
+    ]
+    events = [json.loads(row.payload) for row in ledger.outbox(10)]
+    assert [(event["type"], event["id"]) for event in events] == [
+        ("gapwatch.gap.opened.v1", f"{gap().id}/1"),
+        ("gapwatch.gap.acknowledged.v1", f"{gap().id}/2"),
+    ]
+    assert [row.key for row in ledger.outbox(10)] == [gap().id] * 2
+
+
+def test_a_change_against_an_overtaken_revision_is_refused_alone(ledger: SqlLedger) -> None:
+    first, second = gap(1), gap(2)
+    ledger.store_gaps([opening(first), opening(second)])
+    ledger.store_gaps([change(first, "acknowledged", state=State.ACKNOWLEDGED)])
+    late = change(first, "resolved", state=State.RESOLVED, resolution=Resolution.MANUAL, resolved_at=at(9))
+    fine = change(second, "resolved", state=State.RESOLVED, resolution=Resolution.LATE_ARRIVAL, resolved_at=at(9))
+    assert ledger.store_gaps([late, fine]) == [False, True]
+    kept = ledger.gap(first.id)
+    assert kept is not None
+    assert kept.state is State.ACKNOWLEDGED
+    assert len(ledger.outbox(10)) == 4, "a refused change tells nobody"
+    assert len(ledger.gap_history(first.id)) == 2
+
+
+def test_a_change_of_a_gap_that_is_not_there_is_refused(ledger: SqlLedger) -> None:
+    assert ledger.store_gaps([change(gap(), "updated")]) == [False]
+    assert ledger.outbox(10) == []
+
+
+def test_a_key_has_at_most_one_open_gap(ledger: SqlLedger) -> None:
+    first, rival = gap(1), replace(gap(2), key=gap(1).key)
+    assert ledger.store_gaps([opening(first), opening(rival)]) == [True, False]
+    resolved = change(first, "resolved", state=State.RESOLVED, resolution=Resolution.LATE_ARRIVAL, resolved_at=at(9))
+    assert ledger.store_gaps([resolved]) == [True]
+    assert ledger.store_gaps([opening(rival)]) == [True], "a resolved one makes room"
+    again = change(resolved.gap, "reopened", state=State.OPEN, resolution=None, resolved_at=None)
+    assert ledger.store_gaps([again]) == [False], "and cannot open beside the new one"
+    assert ledger.store_gaps([opening(replace(gap(3), key=first.key, pipeline="others"))]) == [True], "per pipeline"
+
+
+def test_trap_5_storing_the_same_opening_again_changes_nothing(ledger: SqlLedger) -> None:
+    assert ledger.store_gaps([opening(gap())]) == [True]
+    assert ledger.store_gaps([opening(gap())]) == [False]
+    assert ledger.gap_counts() == {("orders", "missing", "stream"): 1}
+    assert len(ledger.outbox(10)) == 1
+
+
+def test_lesson_31_many_writers_open_one_gap_once(ledger_url: str, opened: Opener) -> None:
+    ledgers = [opened(ledger_url) for _ in range(4)]
+    barrier = threading.Barrier(len(ledgers))
+
+    def open_all(number: int) -> int:
+        barrier.wait(timeout=30)
+        # each worker has gap ids of its own for the same keys, and an order of its own
+        changes = [opening(replace(gap(key * 10 + number), key=gap(key).key)) for key in range(1, 41)]
+        ordered = changes if number % 2 else changes[::-1]
+        return sum(ledgers[number].store_gaps(ordered))
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        opened_by = list(pool.map(open_all, range(len(ledgers))))
+    assert sum(opened_by) == 40
+    assert ledgers[0].count_gaps(GapFilter(pipeline="orders")) == 40
+    assert sum(ledgers[0].gap_counts().values()) == 40
+    assert ledgers[0].outbox_size() == 40
+
+
+def test_many_writers_change_one_gap_one_at_a_time(ledger_url: str, opened: Opener) -> None:
+    ledgers = [opened(ledger_url) for _ in range(4)]
+    ledgers[0].store_gaps([opening(gap())])
+
+    def touch(ledger: SqlLedger) -> int:
+        stood = 0
+        for _ in range(10):
+            current = ledger.gap(gap().id)
+            assert current is not None
+            stood += ledger.store_gaps([change(current, "updated", occurrences=current.occurrences + 1)])[0]
+        return stood
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        stood = sum(pool.map(touch, ledgers))
+    final = ledgers[0].gap(gap().id)
+    assert final is not None
+    assert final.revision == stood + 1
+    assert final.occurrences == stood + 1
+    assert [row["revision"] for row in ledgers[0].gap_history(gap().id)] == list(range(1, stood + 2))
+
+
+def test_more_changes_than_one_transaction_holds(ledger: SqlLedger) -> None:
+    changes = [opening(gap(number)) for number in range(1, 401)]
+    assert ledger.store_gaps(changes) == [True] * 400
+    assert len(ledger.open_gaps_for("orders", [item.gap.key for item in changes])) == 400
+    assert ledger.outbox_size() == 400
+
+
+def test_paging_keeps_its_place_while_gaps_come_and_go(ledger: SqlLedger) -> None:
+    ledger.store_gaps([opening(gap(number)) for number in range(1, 26)])
+    same_moment = [replace(gap(number), first_seen=at(100)) for number in range(30, 40)]
+    ledger.store_gaps([opening(item) for item in same_moment])
+    seen: list[str] = []
+    page = ledger.gaps(GapFilter(pipeline="orders"), limit=4)
+    while len(seen) < 100:
+        seen += [item.id for item in page.gaps]
+        ledger.store_gaps([opening(replace(gap(1000 + len(seen)), first_seen=at(500)))])  # newer than everything
+        known = ledger.gap(seen[-1])
+        assert known is not None
+        ledger.store_gaps([change(known, "resolved", state=State.RESOLVED, resolution=Resolution.MANUAL, resolved_at=at(1))])
+        if page.next_cursor is None:
+            break
+        page = ledger.gaps(GapFilter(pipeline="orders"), limit=4, cursor=page.next_cursor)
+    assert len(seen) == len(set(seen)) == 35
+    assert set(seen) == {gap(number).id for number in [*range(1, 26), *range(30, 40)]}
+
+
+def test_the_last_page_has_no_cursor_and_a_wrong_cursor_is_refused(ledger: SqlLedger) -> None:
+    ledger.store_gaps([opening(gap(number)) for number in range(1, 5)])
+    assert ledger.gaps(GapFilter(), limit=4).next_cursor is None
+    assert ledger.gaps(GapFilter(), limit=3).next_cursor is not None
+    for wrong in ("", "x", "!!!", "W10", "WzEsMl0", "é"):
+        with pytest.raises(UsageError, match="cursor"):
+            ledger.gaps(GapFilter(), cursor=wrong)
+    with pytest.raises(UsageError):
+        ledger.gaps(GapFilter(), limit=0)
+
+
+def test_every_filter_narrows(ledger: SqlLedger) -> None:
+    rows = [
+        gap(1),
+        gap(2, kind=Kind.STALE),
+        gap(3, state=State.ACKNOWLEDGED),
+        gap(4, pipeline="others"),
+        gap(5, confirmed_at=at(1000)),
+    ]
+    ledger.store_gaps([opening(row) for row in rows])
+
+    def found(**where: Any) -> list[int]:
+        return sorted(item.key_fields["id"] for item in ledger.gaps(GapFilter(**where)).gaps)
+
+    assert found() == [1, 2, 3, 4, 5]
+    assert found(pipeline="others") == [4]
+    assert found(kinds=("stale",)) == [2]
+    assert found(kinds=(Kind.STALE, Kind.MISSING), pipeline="orders") == [1, 2, 3, 5]
+    assert found(states=("acknowledged",)) == [3]
+    assert found(causes=("unknown",)) == []
+    assert found(since=at(1000)) == [5]
+    assert found(key=gap(2).key) == [2]
+
+
+def test_lesson_3_counts_are_not_cut_by_a_limit(ledger: SqlLedger) -> None:
+    ledger.store_gaps([opening(gap(number)) for number in range(1, 251)])
+    assert len(ledger.gaps(GapFilter(pipeline="orders"), limit=100).gaps) == 100
+    assert ledger.count_gaps(GapFilter(pipeline="orders")) == 250
+    assert ledger.gap_summary("orders").open_by_kind == {"missing": 250}
+    assert ledger.counts_by_state("orders")[State.OPEN] == 250
+
+
+def test_the_summary_of_a_pipeline_without_gaps(ledger: SqlLedger) -> None:
+    assert ledger.gap_summary("orders") == GapSummary()
+
+
+def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> None:
+    rows = [
+        gap(1, kind=Kind.EXTRA, event_time=None, held_since=at(-100), state=State.SNOOZED),
+        gap(2, state=State.REPAIRING, confirmed_at=at(40)),
+        gap(3, state=State.ACKNOWLEDGED, confirmed_at=at(5)),
+        gap(4, confirmed_at=at(50)),
+        gap(5, event_time=at(-900), pipeline="others"),
+    ]
+    ledger.store_gaps([opening(row) for row in rows])
+    assert ledger.gap_summary("orders") == GapSummary(
+        open_by_kind={"missing": 3, "extra": 1}, alerting=2, oldest_alerting=at(40), holding_since=at(-100)
+    )
+    done = {"state": State.RESOLVED, "resolution": Resolution.ACCEPTED, "resolved_at": at(60)}
+    ledger.store_gaps([change(rows[0], "resolved", **done)])
+    assert ledger.gap_summary("orders").holding_since == at(2), "an accepted gap no longer holds"
+    ledger.store_gaps([opening(gap(6, event_time=None, held_since=None))])
+    summary = ledger.gap_summary("orders")
+    assert summary.holding_unknown
+    assert summary.holding_since == at(2)
+
+
+def test_totals_count_each_opening_and_each_resolution_once(ledger: SqlLedger) -> None:
+    ledger.store_gaps([opening(gap(1)), opening(gap(2, kind=Kind.STALE))])
+    done = {"state": State.RESOLVED, "resolution": Resolution.BACKFILLED, "resolved_at": at(60)}
+    closing = change(gap(1), "resolved", **done)
+    assert ledger.store_gaps([closing, closing]) == [True, False]
+    noted = change(closing.gap, "updated", note="after the fact")
+    ledger.store_gaps([noted])
+    assert ledger.resolution_counts() == {("orders", "backfilled"): 1}
+    ledger.store_gaps([change(noted.gap, "reopened", state=State.OPEN, resolution=None, resolved_at=None)])
+    assert ledger.gap_counts() == {("orders", "missing", "stream"): 2, ("orders", "stale", "stream"): 1}
+
+
+def test_the_outbox_keeps_order_and_forgets_only_what_is_done(ledger: SqlLedger) -> None:
+    ledger.store_gaps([opening(gap(1))])
+    ledger.store_gaps([change(gap(1), "updated", note="one")])
+    ledger.store_gaps([opening(gap(2))])
+    rows = ledger.outbox(2)
+    assert [json.loads(row.payload)["id"] for row in rows] == [f"{gap(1).id}/1", f"{gap(1).id}/2"]
+    ledger.outbox_done([row.id for row in rows])
+    ledger.outbox_done([row.id for row in rows])
+    assert [row.key for row in ledger.outbox(10)] == [gap(2).id]
+    last = ledger.outbox(10)[0].id
+    ledger.outbox_done([last])
+    ledger.store_gaps([opening(gap(3))])
+    assert ledger.outbox(10)[0].id > last, "numbers are never given twice"
+
+
+# findings and unverifiable keys
+
+
+def test_a_finding_is_new_once_and_then_refreshed(ledger: SqlLedger) -> None:
+    assert ledger.raise_finding(finding(time_from=at(5), time_to=at(6)))
+    assert not ledger.raise_finding(finding(last_seen=at(50), message="still", time_from=at(3), time_to=at(9)))
+    assert not ledger.raise_finding(finding(last_seen=at(20), message="", time_from=at(4)))
+    assert ledger.findings("orders") == [finding(last_seen=at(50), message="still", time_from=at(3), time_to=at(9))]
+    assert ledger.findings("others") == []
+
+
+def test_a_cleared_finding_is_kept_and_opens_again(ledger: SqlLedger) -> None:
+    ledger.raise_finding(finding())
+    ledger.clear_finding("finding_1", at=at(60))
+    ledger.clear_finding("finding_1", at=at(99))
+    ledger.clear_finding("unknown", at=at(99))
+    assert ledger.findings() == []
+    assert [record.cleared_at for record in ledger.findings(open_only=False)] == [at(60)]
+    assert ledger.raise_finding(finding(first_seen=at(70), last_seen=at(70)))
+    assert [record.first_seen for record in ledger.findings("orders")] == [at(70)]
+    assert len(ledger.findings(open_only=False)) == 2
+
+
+def test_a_hole_that_a_sweep_covered_stays_covered_when_it_is_told_again(ledger: SqlLedger) -> None:
+    hole = finding(finding=Finding.INGEST_HOLE, is_hole=True, time_from=at(1), time_to=at(10))
+    assert ledger.raise_finding(hole)
+    ledger.clear_finding(hole.id, at=at(20), covered_by="run_1")
+    assert not ledger.raise_finding(hole), "the suspects topic may tell it twice"
+    assert ledger.findings("orders") == []
+    assert ledger.raise_finding(replace(hole, time_to=at(11))), "but what goes beyond the covered range is new"
+    assert [record.covered_by for record in ledger.findings(open_only=False)] == ["run_1", None]
+
+
+def test_findings_of_other_feeds_and_sides_are_others(ledger: SqlLedger) -> None:
+    assert ledger.raise_finding(finding())
+    assert ledger.raise_finding(finding(side="observed"))
+    assert ledger.raise_finding(finding(feed="other"))
+    assert ledger.raise_finding(finding(pipeline="others"))
+    assert len(ledger.findings("orders")) == 3
+
+
+def test_unverifiable_keys_hold_from_their_oldest_and_are_cleared_by_their_newest_write(ledger: SqlLedger) -> None:
+    assert ledger.unverifiable_oldest("orders") is None
+    ledger.add_unverifiable("orders", b"a", at(10), "store")
+    ledger.add_unverifiable("orders", b"a", at(50), "store")
+    ledger.add_unverifiable("orders", b"b", at(20), "store")
+    ledger.add_unverifiable("others", b"c", at(1), "store")
+    assert ledger.unverifiable_oldest("orders") == at(10)
+    assert ledger.clear_unverifiable("orders", before=at(30)) == 1
+    assert ledger.unverifiable_oldest("orders") == at(10), "the sweep of 30 did not see the write of 50"
+    assert ledger.clear_unverifiable("orders", before=at(51)) == 1
+    assert ledger.unverifiable_oldest("orders") is None
+    assert ledger.unverifiable_oldest("others") == at(1)
+
+
+# runs
+
+
+def test_lesson_39_a_second_run_of_one_pipeline_and_kind_is_refused_with_the_running_id(ledger: SqlLedger) -> None:
+    ledger.create_run(run(1))
+    with pytest.raises(ConflictError) as refused:
+        ledger.create_run(run(2))
+    assert refused.value.running_id == "run_1"
+    ledger.create_run(run(3, kind=RunKind.BACKFILL))
+    ledger.create_run(run(4, pipeline="others"))
+    taken = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    assert taken is not None
+    with pytest.raises(ConflictError):
+        ledger.create_run(run(5))
+    ledger.update_run(replace(taken, state=RunState.SUCCEEDED, ended_at=at(9)), holder="a")
+    assert ledger.create_run(run(6)).id == "run_6"
+
+
+def test_f3_of_many_at_once_one_run_is_created(ledger_url: str, opened: Opener) -> None:
+    ledgers = [opened(ledger_url) for _ in range(6)]
+    barrier = threading.Barrier(len(ledgers))
+
+    def create(number: int) -> str | None:
+        barrier.wait(timeout=30)
+        try:
+            return ledgers[number].create_run(run(number)).id
+        except ConflictError as refused:
+            assert refused.running_id is not None
+            return None
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        created = [name for name in pool.map(create, range(len(ledgers))) if name]
+    assert len(created) == 1
+    assert [item.id for item in ledgers[0].runs()] == created
+
+
+def test_a_run_comes_back_as_it_was_stored(ledger: SqlLedger) -> None:
+    stored = run(counts={"missing": 3}, cursor={"after": "ff"}, requested_by="ada", progress=0.5, started_at=at(3), error="no")
+    ledger.create_run(stored)
+    assert ledger.run("run_1") == stored
+    assert ledger.run("run_2") is None
+
+
+def test_runs_are_listed_newest_first_by_what_is_asked(ledger: SqlLedger) -> None:
+    for number in range(1, 6):
+        ledger.create_run(run(number, state=RunState.SUCCEEDED))
+    ledger.create_run(run(6))
+    ledger.create_run(run(7, kind=RunKind.CHECK, pipeline="others"))
+    assert [item.id for item in ledger.runs(limit=3)] == ["run_7", "run_6", "run_5"]
+    assert [item.id for item in ledger.runs(pipeline="orders", kind=RunKind.SWEEP, states=[RunState.QUEUED])] == ["run_6"]
+
+
+def test_the_oldest_queued_run_is_taken_first_and_only_once(ledger: SqlLedger) -> None:
+    ledger.create_run(run(2))
+    ledger.create_run(run(1, pipeline="others"))
+    first, second = (ledger.take_run(RunKind.SWEEP, "a", seconds=60) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert (first.id, second.id) == ("run_1", "run_2")
+    assert first.state is RunState.RUNNING
+    assert first.started_at is not None
+    assert ledger.take_run(RunKind.SWEEP, "a", seconds=60) is None
+
+
+def test_many_workers_take_each_run_once(ledger_url: str, opened: Opener) -> None:
+    ledgers = [opened(ledger_url) for _ in range(4)]
+    for number in range(20):
+        ledgers[0].create_run(run(number, pipeline=f"p{number}"))
+
+    def take_all(number: int) -> list[str]:
+        taken = []
+        while (mine := ledgers[number].take_run(RunKind.SWEEP, f"w{number}", seconds=60)) is not None:
+            taken.append(mine.id)
+        return taken
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        taken = [name for names in pool.map(take_all, range(len(ledgers))) for name in names]
+    # SKIP LOCKED may show an empty queue to one worker while another one holds the last rows, never a row to two
+    assert len(taken) == len(set(taken))
+    while (mine := ledgers[0].take_run(RunKind.SWEEP, "last", seconds=60)) is not None:
+        taken.append(mine.id)
+    assert sorted(taken) == sorted(f"run_{number}" for number in range(20))
+
+
+def test_f4_a_frozen_holder_loses_its_run_and_its_late_writes_are_refused(ledger: SqlLedger) -> None:
+    ledger.create_run(run())
+    frozen = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    assert frozen is not None
+    expire_leases(ledger)
+    taken = ledger.take_run(RunKind.SWEEP, "b", seconds=60)
+    assert taken is not None
+    assert taken.id == frozen.id
+    assert taken.started_at == frozen.started_at, "a resumed run began when it began"
+    with pytest.raises(ConflictError, match="no longer held"):
+        ledger.update_run(replace(frozen, state=RunState.SUCCEEDED), holder="a")
+    ledger.update_run(replace(taken, progress=0.5), holder="b")
+    stored = ledger.run("run_1")
+    assert stored is not None
+    assert stored.progress == 0.5
+
+
+def test_an_update_renews_the_lease(ledger: SqlLedger) -> None:
+    ledger.create_run(run())
+    held = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    assert held is not None
+    expire_leases(ledger)
+    ledger.update_run(replace(held, progress=0.1), holder="a")  # nobody took it meanwhile
+    assert ledger.take_run(RunKind.SWEEP, "b", seconds=60) is None
+
+
+def test_an_ended_run_stays_as_it_ended(ledger: SqlLedger) -> None:
+    ledger.create_run(run())
+    held = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    assert held is not None
+    ended = replace(held, state=RunState.INCONCLUSIVE, ended_at=at(99), error="a page failed")
+    ledger.update_run(ended, holder="a")
+    assert ledger.run("run_1") == ended
+    with pytest.raises(ConflictError):
+        ledger.update_run(replace(ended, state=RunState.SUCCEEDED))
+    with pytest.raises(NotFoundError):
+        ledger.update_run(run(99))
+
+
+def test_cancelling(ledger: SqlLedger) -> None:
+    ledger.create_run(run(1))
+    assert ledger.cancel_run("run_1").state is RunState.CANCELLED
+    ledger.create_run(run(2))
+    held = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    assert held is not None
+    asked = ledger.cancel_run("run_2")
+    assert (asked.state, asked.cancel_requested) == (RunState.RUNNING, True)
+    ledger.update_run(replace(held, progress=0.2), holder="a")
+    stored = ledger.run("run_2")
+    assert stored is not None
+    assert stored.cancel_requested, "a holder that had not seen it does not wipe it out"
+    expire_leases(ledger)
+    assert ledger.cancel_run("run_2").state is RunState.CANCELLED, "its holder is gone: nobody else would end it"
+    assert ledger.cancel_run("run_2").state is RunState.CANCELLED
+    with pytest.raises(NotFoundError):
+        ledger.cancel_run("run_3")
+
+
+# audit
+
+
+def audit_row(number: int, **changes: Any) -> AuditRow:
+    row = AuditRow(
+        id=f"audit_{number}",
+        at=at(number),
+        actor="ada",
+        action="backfill_write",
+        pipeline="orders",
+        key=b"k%d" % number,
+        key_fields={"id": number},
+        run_id="run_1",
+        gap_id="gap_1",
+        outcome="written",
+        before=None,
+        after="ff" * 16,
+    )
+    return replace(row, **changes)
+
+
+def test_h8_audit_rows_are_appended_once_and_found(ledger: SqlLedger) -> None:
+    rows = [audit_row(number) for number in range(1, 601)]
+    ledger.audit(rows)
+    ledger.audit([replace(rows[0], outcome="failed"), audit_row(601, run_id="run_2", key=None, key_fields=None)])
+    ledger.audit([])
+    assert ledger.audit_rows(key=b"k1") == [rows[0]], "what was written is never changed"
+    assert [row.id for row in ledger.audit_rows(limit=2)] == ["audit_601", "audit_600"]
+    assert len(ledger.audit_rows(run_id="run_1", limit=1000)) == 600
+    assert ledger.audit_rows(pipeline="others") == []
+
+
+# epochs, facts, leases
+
+
+def test_epochs_are_numbered_once_for_all(ledger: SqlLedger) -> None:
+    assert ledger.epoch("feed", 0, "topic-a", 0) == 1
+    assert ledger.epoch("feed", 0, "topic-a", 500) == 2
+    assert ledger.epoch("feed", 1, "topic-a", 500) == 1
+    assert ledger.epoch("feed", 0, "topic-b", 500) == 3
+    assert ledger.epoch("feed", 0, "topic-a", 0) == 1
+
+
+def test_all_workers_agree_on_an_epoch(ledger_url: str, opened: Opener) -> None:
+    ledgers = [opened(ledger_url) for _ in range(4)]
+    barrier = threading.Barrier(len(ledgers))
+
+    def ask(number: int) -> dict[int, int]:
+        barrier.wait(timeout=30)
+        offsets = range(8) if number % 2 else range(7, -1, -1)
+        return {offset: ledgers[number].epoch("feed", 0, "topic", offset) for offset in offsets}
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        answers = list(pool.map(ask, range(len(ledgers))))
+    assert all(answer == answers[0] for answer in answers)
+    assert sorted(answers[0].values()) == list(range(1, 9))
+
+
+def test_facts(ledger: SqlLedger) -> None:
+    assert ledger.fact("resume/a") is None
+    ledger.set_fact("resume/a", {"token": "x", "n": 2**70})
+    ledger.set_fact("resume/a", {"token": "y"})
+    ledger.set_fact("resume/A", 1)
+    ledger.set_fact("resume%", 2)
+    ledger.set_fact("other", [])
+    assert ledger.fact("resume/a") == {"token": "y"}
+    assert ledger.facts("resume/") == {"resume/a": {"token": "y"}, "resume/A": 1}
+    assert ledger.facts("resume%") == {"resume%": 2}
+    ledger.set_fact("resume/a", None)
+    assert ledger.fact("resume/a") is None
+    assert set(ledger.facts()) == {"resume/A", "resume%", "other"}
+
+
+def test_lesson_40_a_lease_has_one_holder_and_a_fencing_number_that_rises(ledger: SqlLedger) -> None:
+    first = ledger.take_lease("capture/orders", "a", seconds=60)
+    assert first is not None
+    assert first.fencing == 1
+    assert ledger.take_lease("capture/orders", "b", seconds=60) is None
+    assert ledger.take_lease("capture/orders", "a", seconds=60) is None
+    renewed = ledger.renew_lease(first, seconds=120)
+    assert renewed is not None
+    assert renewed.fencing == first.fencing
+    assert renewed.expires_at > first.expires_at
+    expire_leases(ledger)
+    assert not ledger.holds(renewed)
+    assert ledger.renew_lease(renewed, seconds=60) is None, "an expired lease cannot be renewed"
+    second = ledger.take_lease("capture/orders", "b", seconds=60)
+    assert second is not None
+    assert second.fencing == 2
+    ledger.release_lease(renewed)  # the frozen holder wakes: it lets nothing go that is not its own
+    assert ledger.holds(second)
+    ledger.release_lease(second)
+    third = ledger.take_lease("capture/orders", "a", seconds=60)
+    assert third is not None
+    assert third.fencing == 3, "letting go forgets nothing"
+
+
+def test_lesson_40_of_many_at_once_one_gets_the_lease(ledger_url: str, opened: Opener) -> None:
+    ledgers = [opened(ledger_url) for _ in range(6)]
+    barrier = threading.Barrier(len(ledgers))
+
+    def take(number: int) -> bool:
+        barrier.wait(timeout=30)
+        return ledgers[number].take_lease("watch", f"w{number}", seconds=60) is not None
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        assert sum(pool.map(take, range(len(ledgers)))) == 1
+
+
+def test_leases_follow_the_clock_of_the_database(ledger: SqlLedger) -> None:
+    lease = ledger.take_lease("watch", "a", seconds=30)
+    assert lease is not None
+    with ledger._db.engine.connect() as connection:
+        now = ledger._db.now_us(connection)
+    assert abs(lease.expires_at.timestamp() - now / 1e6 - 30) < 5
+
+
+# tokens
+
+
+def test_a_token_opens_by_its_secret_until_it_is_revoked(ledger: SqlLedger) -> None:
+    assert not ledger.has_tokens()
+    record, secret = ledger.create_token("ci", ["repair", "read"], created_by="ada")
+    assert record.scopes == ("read", "repair")
+    assert ledger.has_tokens()
+    assert ledger.token_by_secret(secret) == record
+    assert ledger.token_by_secret(secret + "x") is None
+    assert ledger.token_by_secret("") is None
+    assert ledger.tokens() == [record]
+    assert ledger.revoke_token(record.id).revoked_at is not None
+    assert ledger.token_by_secret(secret) is None
+    assert not ledger.has_tokens()
+    with pytest.raises(NotFoundError):
+        ledger.revoke_token("tok_unknown")
+
+
+def test_h3_the_secret_of_a_token_is_stored_nowhere(ledger: SqlLedger) -> None:
+    _, secret = ledger.create_token("ci", ["read"], created_by="ada")
+    with ledger._db.engine.connect() as connection:
+        stored = str(connection.execute(text("SELECT * FROM tokens")).all())
+    assert secret not in stored
+    assert secret.removeprefix("gwt_") not in stored
+
+
+def test_an_expired_token_opens_nothing(ledger: SqlLedger) -> None:
+    _, secret = ledger.create_token("old", ["read"], created_by="ada", expires_at=T0 - timedelta(days=9999))
+    assert ledger.token_by_secret(secret) is None
+    assert not ledger.has_tokens()
+
+
+def test_wrong_tokens_are_refused(ledger: SqlLedger) -> None:
+    for name, scopes in (("ci", ["root"]), ("ci", []), (" ", ["read"]), ("x" * 101, ["read"])):
+        with pytest.raises(UsageError):
+            ledger.create_token(name, scopes, created_by="ada")
+
+
+# retention
+
+
+def test_f9_retention_by_age_deletes_what_ended_long_ago_and_nothing_open(ledger: SqlLedger) -> None:
+    now = at(40 * 86400)
+    old, young = now - timedelta(days=31), now - timedelta(days=29)
+    done = {"state": State.RESOLVED, "resolution": Resolution.MANUAL}
+    ledger.store_gaps([opening(gap(1)), opening(gap(2)), opening(gap(3))])
+    ledger.store_gaps(
+        [change(gap(1), "resolved", **done, resolved_at=old), change(gap(2), "resolved", **done, resolved_at=young)]
+    )
+    ledger.raise_finding(finding(1))
+    ledger.raise_finding(finding(2))
+    ledger.clear_finding("finding_1", at=old)
+    ledger.create_run(run(1, state=RunState.FAILED, ended_at=old))
+    ledger.create_run(run(2, state=RunState.FAILED, ended_at=young))
+    ledger.create_run(run(3, requested_at=old))
+    ledger.audit([audit_row(1, at=old), audit_row(2, at=young)])
+    month = Limit(age=timedelta(days=30))
+    pruned = ledger.prune(Retention(gaps=month, findings=month, runs=month, audit=month), now=now)
+    assert pruned == {"gaps": 1, "findings": 1, "runs": 1, "audit": 1}
+    assert ledger.gap(gap(1).id) is None
+    assert ledger.gap_history(gap(1).id) == []
+    assert {item.id for item in ledger.gaps(GapFilter()).gaps} == {gap(2).id, gap(3).id}
+    assert {item.id for item in ledger.runs()} == {"run_2", "run_3"}
+    assert [item.id for item in ledger.findings(open_only=False)] == ["finding_2"]
+    assert [item.id for item in ledger.audit_rows()] == ["audit_2"]
+    assert ledger.outbox_size() == 5, "what was not published yet goes nowhere"
+    assert ledger.resolution_counts() == {("orders", "manual"): 2}, "counters do not go back"
+
+
+def test_retention_by_count_keeps_the_newest_of_each_pipeline(ledger: SqlLedger) -> None:
+    for number in range(1, 8):
+        ledger.create_run(run(number, state=RunState.SUCCEEDED, ended_at=at(number)))
+    ledger.create_run(run(8, pipeline="others", state=RunState.SUCCEEDED, ended_at=at(0)))
+    none = Limit()
+    pruned = ledger.prune(Retention(gaps=none, findings=none, runs=Limit(count=3), audit=none), now=at(100))
+    assert pruned["runs"] == 4
+    assert {item.id for item in ledger.runs()} == {"run_5", "run_6", "run_7", "run_8"}
+
+
+def test_retention_deletes_more_than_one_transaction_holds(ledger: SqlLedger) -> None:
+    ledger.audit([audit_row(number) for number in range(1, 1302)])
+    pruned = ledger.prune(Retention(audit=Limit(count=1)), now=at(2000))
+    assert pruned["audit"] == 1300
+    assert [row.id for row in ledger.audit_rows()] == ["audit_1301"]
+
+
+def test_ping(ledger: SqlLedger) -> None:
+    ledger.ping()
