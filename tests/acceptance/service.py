@@ -1,0 +1,132 @@
+"""Gapwatch as its users run it: one process per role, started from a configuration file, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from gapwatch.api_client import Api
+from gapwatch.errors import GapwatchError
+
+T = TypeVar("T")
+OPEN_STATES = "open,acknowledged,snoozed,repairing"
+EVERY_ROLE = ("capture", "ingest", "match", "repair", "api")
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = 60.0) -> T:
+    """Return the condition's first true value; fail with `what` when there is none in time."""
+    until = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > until:
+            raise AssertionError(f"Waited {seconds:.0f} s for {what}, in vain.")
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+@dataclass
+class Service:
+    """The processes of one configuration. ``config`` lacks `api` and `database`: they are filled in."""
+
+    directory: Path
+    config: dict[str, Any]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.port = free_port()
+        self.config.setdefault("api", {"listen": f"127.0.0.1:{self.port}"})
+        self.config.setdefault("database", f"sqlite:///{self.directory / 'gapwatch.db'}")
+        self.file = self.directory / "gapwatch.yaml"
+        self.file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        self.api = Api(f"http://127.0.0.1:{self.port}")
+
+    def start(self, roles: Sequence[str] = ("all",)) -> None:
+        for role in roles:
+            with self.log(role).open("ab") as output:
+                self.processes[role] = subprocess.Popen(
+                    [sys.executable, "-m", "gapwatch", "--config", str(self.file), "run", "--role", role],
+                    stdout=output,
+                    stderr=output,
+                    stdin=subprocess.DEVNULL,
+                    preexec_fn=_die_with_parent,
+                    env={**os.environ, "NO_COLOR": "1"},
+                )
+
+    def kill(self, role: str, how: signal.Signals = signal.SIGKILL) -> None:
+        process = self.processes.pop(role)
+        process.send_signal(how)
+        process.wait(30)
+
+    def restart(self, role: str, how: signal.Signals = signal.SIGKILL) -> None:
+        self.kill(role, how)
+        self.start([role])
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for role, process in self.processes.items():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise AssertionError(f"Role {role} did not end within 20 s of SIGTERM:\n{self.tail(role)}") from None
+        self.processes.clear()
+
+    def log(self, role: str) -> Path:
+        return self.directory / f"{role}.log"
+
+    def tail(self, role: str, characters: int = 4_000) -> str:
+        return self.log(role).read_text(errors="replace")[-characters:]
+
+    def view(self, pipeline: str = "orders") -> dict[str, Any]:
+        """Return the pipeline's record, or an empty one with status None while the API does not answer."""
+        try:
+            return dict(self.api.get(f"/api/v1/pipelines/{pipeline}"))
+        except GapwatchError:
+            return {"status": None, "consistent_through": None, "gaps_open": {}, "pending_keys": None}
+
+    def gaps(self, pipeline: str = "orders", state: str = OPEN_STATES) -> list[dict[str, Any]]:
+        return self.api.pages("/api/v1/gaps", "gaps", 100_000, pipeline=pipeline, state=state)
+
+    def wait_healthy(self, pipeline: str = "orders", seconds: float = 90.0) -> dict[str, Any]:
+        def healthy() -> dict[str, Any] | None:
+            self.check_alive()
+            view = self.view(pipeline)
+            return view if view["status"] == "HEALTHY" else None
+
+        try:
+            return wait_for(healthy, f"pipeline {pipeline} to be HEALTHY", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nLast view: {json.dumps(self.view(pipeline), indent=1)}\n{self.tails()}") from None
+
+    def check_alive(self) -> None:
+        for role, process in self.processes.items():
+            if process.poll() is not None:
+                raise AssertionError(f"Role {role} ended with code {process.returncode}:\n{self.tail(role)}")
+
+    def tails(self) -> str:
+        return "\n".join(f"--- {role}\n{self.tail(role)}" for role in self.processes)
