@@ -1,0 +1,1 @@
+"""Role ``match``: the Faust app that drives ``core/matching``."""
