@@ -81,7 +81,7 @@ def parse(url: str) -> tuple[URL, str | None]:
     """Return the URL for SQLAlchemy and the host name that a SQLite URL may carry (``?host=…``)."""
     try:
         parsed = make_url(url)
-    except sa.ArgumentError:
+    except (sa.ArgumentError, ValueError):  # ValueError: a port that is no number
         raise _bad_url() from None  # the cause would show the password
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg"), None
