@@ -150,9 +150,7 @@ def _event_bytes(event: Event) -> int:
     return size
 
 
-def split(
-    section: Section, *, events_max: int = EVENTS_PER_RECORD_MAX, bytes_max: int = BYTES_PER_RECORD_MAX
-) -> list[Section]:
+def split(section: Section, *, events_max: int = EVENTS_PER_RECORD_MAX, bytes_max: int = BYTES_PER_RECORD_MAX) -> list[Section]:
     """Cut a section so that each part keeps the limits and the parts' ranges join without gaps.
 
     Events of one raw offset stay together (a repetition is recognised by its offset); one that is too large goes alone.

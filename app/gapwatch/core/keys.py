@@ -16,6 +16,7 @@ from uuid import UUID
 import msgspec
 import xxhash
 
+from gapwatch.core.values import MISSING
 from gapwatch.errors import KeyMisfit
 from gapwatch.model.pipeline import KeyColumn, KeyType
 
@@ -25,7 +26,6 @@ DECIMAL_TEXT: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,6})?"
 OBJECTID_TEXT: Final = re.compile(r"[0-9a-fA-F]{24}", re.ASCII)
 UUID_TEXT: Final = re.compile(r"[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}", re.ASCII)
 ORDERED: Final = frozenset({KeyType.INT, KeyType.UUID, KeyType.OBJECTID})
-MISSING: Final = object()
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -73,7 +73,7 @@ class KeyCodec:
             if len(values) == 1:
                 return self._encoders[0](values[0])
             return b"".join([encoder(value) for encoder, value in zip(self._encoders, values, strict=True)])
-        except _Unfit as error:
+        except _UnfitError as error:
             names = ", ".join(column.path for column in self.columns)
             raise KeyMisfit(f"Key ({names}): {error}.") from None
 
@@ -121,13 +121,13 @@ class KeyCodec:
         return self.encode([_written(column.type, value) for column, value in zip(self.columns, values, strict=False)])
 
 
-class _Unfit(ValueError):
+class _UnfitError(ValueError):
     """Says in words why a value does not fit; becomes a KeyMisfit."""
 
 
-def _unfit(value: Any, kind: str) -> _Unfit:
+def _unfit(value: Any, kind: str) -> _UnfitError:
     text = repr(value)
-    return _Unfit(f"{text[:80]} ({type(value).__name__}) does not fit {kind}")
+    return _UnfitError(f"{text[:80]} ({type(value).__name__}) does not fit {kind}")
 
 
 def _written(kind: KeyType, value: Any) -> Any:

@@ -70,10 +70,15 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyColumn:
-    """One part of a key. ``path`` is a column name, or a dotted path inside a document (``_id.order_id``)."""
+    """One part of a key. ``path`` is a column name, or a dotted path inside a document (``_id.order_id``).
+
+    ``wire`` and ``wire_scale`` say how a schemaless feed encodes it, as in :class:`FieldSpec`; ``resolve`` fills them in.
+    """
 
     path: str
     type: KeyType
+    wire: str = ""
+    wire_scale: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +111,19 @@ class FieldSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedSpec:
-    """Where one side's changes are read. ``topic`` is the Kafka topic (for ``change_stream`` the one that capture fills)."""
+    """Where one side's changes are read. ``topic`` is the Kafka topic (for ``change_stream`` the one that capture fills).
+
+    ``placeholder`` is what Debezium sends for a value that the store's log did not carry; ``full_before`` says that the
+    ``before`` image of an update holds every column; ``post_images``: documents are those of the event, not looked up later.
+    ``resolve`` fills in the three from the catalogue and the connector's configuration.
+    """
 
     kind: FeedKind
     topic: str = ""
     format: str = ""
+    placeholder: str = "__debezium_unavailable_value"
+    full_before: bool = False
+    post_images: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,233 @@
+"""What the configuration leaves open, filled in from the source's catalogue and the connector's configuration.
+
+Types that were not declared, which fields an event may lack (unchanged TOAST), and how the feed encodes each column.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
+
+from gapwatch.errors import ConfigError, ConfigProblem
+from gapwatch.model.pipeline import FeedKind, FieldSpec, FieldType, KeyColumn, PipelineSpec
+
+TOASTABLE: Final = frozenset({"x", "e", "m"})
+
+
+class Column(Protocol):
+    """``ports.ColumnInfo``, which the core does not import."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type_name(self) -> str: ...
+    @property
+    def storage(self) -> str: ...
+    @property
+    def scale(self) -> int | None: ...
+    @property
+    def precision(self) -> int | None: ...
+
+
+class Dataset(Protocol):
+    """``ports.DatasetInfo``."""
+
+    @property
+    def columns(self) -> Sequence[Column]: ...
+    @property
+    def replica_identity(self) -> str: ...
+    @property
+    def post_images(self) -> bool: ...
+
+
+class Encoding(NamedTuple):
+    """What a column is, and how Debezium writes it."""
+
+    type: FieldType
+    wire: str = ""
+    scale: int | None = None
+
+
+_TYPE: Final = re.compile(r"(?P<name>[^(\[]+?)\s*(?:\((?P<arguments>[0-9, -]+)\))?(?P<rest>\s[^\[]+)?(?P<array>(?:\[\])*)")
+_PLAIN: Final = {
+    "smallint": FieldType.INT,
+    "integer": FieldType.INT,
+    "bigint": FieldType.INT,
+    "oid": FieldType.INT,
+    "double precision": FieldType.FLOAT,
+    "boolean": FieldType.BOOL,
+    "uuid": FieldType.UUID,
+    "text": FieldType.TEXT,
+    "character varying": FieldType.TEXT,
+    "character": FieldType.TEXT,
+    "bpchar": FieldType.TEXT,
+    '"char"': FieldType.TEXT,
+    "name": FieldType.TEXT,
+    "citext": FieldType.TEXT,
+    "inet": FieldType.TEXT,
+    "cidr": FieldType.TEXT,
+    "macaddr": FieldType.TEXT,
+    "macaddr8": FieldType.TEXT,
+    "xml": FieldType.TEXT,
+    "ltree": FieldType.TEXT,
+    "int4range": FieldType.TEXT,
+    "int8range": FieldType.TEXT,
+}
+# Read differently by Debezium and by a driver, or in a form that depends on settings: somebody has to say what is meant.
+_NOT_INFERRED: Final = frozenset(
+    {"interval", "money", "hstore", "point", "line", "lseg", "box", "path", "polygon", "circle", "tsvector", "tsquery"}
+    | {"numrange", "tsrange", "tstzrange", "daterange", "geometry", "geography", "vector", "halfvec", "sparsevec"}
+)
+_TIMESTAMP_WIRE: Final = {"connect": "epoch_ms", "isostring": "iso", "nanoseconds": "epoch_ns"}
+_TIME_WIRE: Final = {"connect": "time_ms", "isostring": "iso", "nanoseconds": "time_ns"}
+_BINARY_WIRE: Final = {"bytes": "base64", "base64": "base64", "base64-url-safe": "base64url", "hex": "hex"}
+
+
+def resolve(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[str, str] | None = None) -> PipelineSpec:
+    """Return the pipeline with every open type, ``maskable`` and ``wire`` filled in; declared types stay as they are.
+
+    Args:
+        pipeline: As configured.
+        dataset: The source's catalogue (``DatasetReader.describe``). Without columns (a document store) values are compared
+            by value where no type is declared, and nothing is ever masked.
+        connector_config: The source connector's configuration, None where it is not known (Debezium's defaults are assumed).
+
+    Raises:
+        ConfigError: A mapped column is not in the table, or its type must be declared; names every such field.
+    """
+    config = connector_config or {}
+    columns = {column.name: column for column in dataset.columns}
+    problems: list[ConfigProblem] = []
+    fields = tuple(_field(pipeline, spec, columns, dataset, config, problems) for spec in pipeline.fields)
+    key = tuple(_key_column(pipeline, column, columns, config, problems) for column in pipeline.source.key)
+    if problems:
+        raise ConfigError(problems)
+    feed = replace(
+        pipeline.source.feed,
+        placeholder=config.get("unavailable.value.placeholder", pipeline.source.feed.placeholder),
+        full_before=dataset.replica_identity == "f",
+        post_images=_post_images(pipeline, dataset, config),
+    )
+    return replace(pipeline, fields=fields, source=replace(pipeline.source, key=key, feed=feed))
+
+
+def _post_images(pipeline: PipelineSpec, dataset: Dataset, config: Mapping[str, str]) -> bool:
+    if pipeline.source.feed.kind is FeedKind.DEBEZIUM:
+        return dataset.post_images and config.get("capture.mode.full.update.type") == "post_image"
+    return dataset.post_images
+
+
+def _field(
+    pipeline: PipelineSpec,
+    spec: FieldSpec,
+    columns: Mapping[str, Column],
+    dataset: Dataset,
+    config: Mapping[str, str],
+    problems: list[ConfigProblem],
+) -> FieldSpec:
+    if not columns:
+        return replace(spec, maskable=False)
+    place = f"pipelines.{pipeline.id}.fields.{spec.target}"
+    column = columns.get(spec.source)
+    if column is None:
+        problems.append(_no_column(place, spec.source, pipeline.source.table))
+        return spec
+    found = encoding_of(column, config)
+    if spec.type is FieldType.INFERRED and found is None:
+        problems.append(
+            ConfigProblem(
+                place,
+                f"The type of column {spec.source} ({column.type_name}) has no single meaning on both sides.",
+                remedy="Declare it: `type: text`, `decimal`, `json` …, or leave the field out.",
+            )
+        )
+        return spec
+    maskable = column.storage in TOASTABLE and dataset.replica_identity != "f"
+    if found is None:
+        return replace(spec, maskable=maskable)
+    kind = found.type if spec.type is FieldType.INFERRED else spec.type
+    return replace(spec, type=kind, maskable=maskable, wire=spec.wire or found.wire, wire_scale=_scale(spec, found))
+
+
+def _scale(spec: FieldSpec | KeyColumn, found: Encoding) -> int | None:
+    return found.scale if spec.wire_scale is None else spec.wire_scale
+
+
+def _key_column(
+    pipeline: PipelineSpec,
+    column: KeyColumn,
+    columns: Mapping[str, Column],
+    config: Mapping[str, str],
+    problems: list[ConfigProblem],
+) -> KeyColumn:
+    if not columns:
+        return column
+    info = columns.get(column.path)
+    if info is None:
+        problems.append(_no_column(f"pipelines.{pipeline.id}.source.key", column.path, pipeline.source.table))
+        return column
+    found = encoding_of(info, config)
+    return column if found is None else replace(column, wire=column.wire or found.wire, wire_scale=_scale(column, found))
+
+
+def _no_column(place: str, name: str, table: str) -> ConfigProblem:
+    return ConfigProblem(place, f"Column {name} is not in {table}.", remedy="Correct the name, or remove the field.")
+
+
+def encoding_of(column: Column, config: Mapping[str, str]) -> Encoding | None:
+    """Return what a Postgres column is and how Debezium's connector writes it; None where a person has to say."""
+    found = _TYPE.fullmatch(column.type_name.strip())
+    if found is None:
+        return Encoding(FieldType.TEXT)
+    arguments = [int(item) for item in (found["arguments"] or "").split(",") if item.strip()]
+    name = f"{found['name']}{found['rest'] or ''}".strip().lower()
+    element = _scalar(name, arguments, column, config)
+    if element is None or not found["array"]:
+        return element
+    return Encoding(FieldType.ARRAY, f"items:{element.type.value}:{element.wire}", element.scale)
+
+
+def _scalar(name: str, arguments: Sequence[int], column: Column, config: Mapping[str, str]) -> Encoding | None:
+    if name in _NOT_INFERRED:
+        return None
+    if name in ("numeric", "decimal"):
+        return _numeric(arguments, column, config)
+    if name == "real":
+        return Encoding(FieldType.FLOAT, "float32")
+    if name in ("json", "jsonb"):
+        return Encoding(FieldType.JSON, "json_text")
+    if name == "bytea":
+        return Encoding(FieldType.BYTES, _BINARY_WIRE.get(config.get("binary.handling.mode", "bytes"), "base64"))
+    if name in ("bit", "bit varying"):
+        return Encoding(FieldType.TEXT, "bits", arguments[0] if arguments else 1)
+    if name == "date":
+        return Encoding(FieldType.DATE, "iso" if config.get("time.precision.mode") == "isostring" else "epoch_days")
+    if name.startswith("time"):
+        return _temporal(name, arguments, config)
+    return Encoding(_PLAIN.get(name, FieldType.TEXT))  # anything else is an enum or a domain: both sides show its text
+
+
+def _numeric(arguments: Sequence[int], column: Column, config: Mapping[str, str]) -> Encoding:
+    mode = config.get("decimal.handling.mode", "precise")
+    if mode != "precise":
+        return Encoding(FieldType.DECIMAL, "text" if mode == "string" else "")
+    if arguments:
+        return Encoding(FieldType.DECIMAL, "base64_unscaled", arguments[1] if len(arguments) > 1 else 0)
+    if column.scale is not None and column.precision is not None:
+        return Encoding(FieldType.DECIMAL, "base64_unscaled", column.scale)
+    return Encoding(FieldType.DECIMAL, "variable_scale")
+
+
+def _temporal(name: str, arguments: Sequence[int], config: Mapping[str, str]) -> Encoding | None:
+    mode = config.get("time.precision.mode", "adaptive")
+    zoned = name.endswith("with time zone") or name in ("timestamptz", "timetz")
+    fine = not arguments or arguments[0] > 3  # Debezium's adaptive modes: three digits fit milliseconds
+    if name.startswith("timestamp"):
+        wire = _TIMESTAMP_WIRE.get(mode) or ("epoch_us" if fine or mode == "microseconds" else "epoch_ms")
+        return Encoding(FieldType.TIMESTAMP, "iso" if zoned else wire)
+    if name in ("time", "time without time zone", "time with time zone", "timetz"):
+        wire = _TIME_WIRE.get(mode) or ("time_us" if fine or mode != "adaptive" else "time_ms")
+        return Encoding(FieldType.TIME, "iso" if zoned else wire)
+    return Encoding(FieldType.TEXT)
