@@ -101,12 +101,20 @@ class AckedProducer:
     """An idempotent producer: a record is acknowledged by all in-sync replicas, or the producer has failed.
 
     A delivery error is final: everything after it could overtake what was lost, so the producer refuses further records and
-    raises that error to its owner, who must end. There is no time-out for delivery: while the brokers are away, records wait,
-    and ``send`` waits once ``in_flight_max`` are under way.
+    raises that error to its owner, who must end. Without ``delivery_seconds`` delivery has no time-out: while the brokers
+    are away, records wait, and ``send`` waits once ``in_flight_max`` are under way.
     """
 
-    def __init__(self, settings: Settings, *, client_id: str, in_flight_max: int = IN_FLIGHT_RECORDS_MAX) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        client_id: str,
+        in_flight_max: int = IN_FLIGHT_RECORDS_MAX,
+        delivery_seconds: float | None = None,
+    ) -> None:
         self._settings = settings
+        self._delivery_ms = 0 if delivery_seconds is None else int(delivery_seconds * 1000)
         self._client_id = client_id
         self._in_flight_max = in_flight_max
         self._in_flight = 0
@@ -145,7 +153,7 @@ class AckedProducer:
             "client.id": self._client_id,
             "enable.idempotence": True,
             "acks": "all",
-            "message.timeout.ms": 0,
+            "message.timeout.ms": self._delivery_ms,
             "queue.buffering.max.messages": self._in_flight_max + 1,
             "queue.buffering.max.kbytes": IN_FLIGHT_KIBIBYTES_MAX,
             "error_cb": self._on_client_error,

@@ -6,8 +6,8 @@
 2. `StateTable`: changelog records go through our own idempotent producer, and the writer waits for their acknowledgement; the
    stock `producer.flush()` gives up after 0.1 s and ignores failed deliveries. Of two records for one key the one with the
    higher rank wins at recovery, whatever their order: a thawed worker may have written last.
-3. `heal_gap`: a jump in offsets is answered by seeking back to the offset after the last one applied; the bookkeeping that would
-   commit over the jump (#606) is dropped.
+3. `SafeConsumer.read_again`: a jump in offsets is answered by seeking back to the offset after the last one applied. What was
+   fetched before the seek is passed over, and the bookkeeping that would commit over the jump (#606) is dropped.
 4. `SafeConsumerThread`: fetch wait of 50 ms (1.5 s is hard-coded: idle partitions stall hot ones), and the time of the last
    answered heartbeat: a worker that was frozen must not write any more.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 import faust
@@ -84,16 +84,9 @@ async def read_from(consumer: Any, tp: TP, offset: int) -> None:
     consumer._acked_index.pop(tp, None)
 
 
-async def heal_gap(consumer: Any, tp: TP, offset: int) -> None:
-    """Seek back to ``offset`` after a jump, keeping what was acknowledged before it.
-
-    The jump was entered as a compaction gap when it was fetched; left there, the next commit would pass over it.
-    """
-    consumer._gap.pop(tp, None)
-    await consumer.seek(tp, offset)
-
-
 class SafeTableManager(TableManager):  # type: ignore[misc]
+    _recovery: Recovery | None
+
     @property
     def recovery(self) -> Recovery:
         if self._recovery is None:
@@ -195,23 +188,60 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return int(self._consumer._coordinator.generation)
 
 
+class SafeConsumer(driver.Consumer):  # type: ignore[misc]
+    """Can go back to an offset without mixing what was fetched before with what is fetched after."""
+
+    Thread: ClassVar[type[SafeConsumerThread]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._batch = 0
+        self._again: dict[TP, tuple[int, int]] = {}
+        self._first_again: dict[TP, tuple[int, int]] = {}
+
+    def _new_consumer_thread(self) -> SafeConsumerThread:
+        return self.Thread(self, loop=self.loop, beacon=self.beacon)
+
+    async def read_again(self, tp: TP, offset: int) -> None:
+        """Seek back to ``offset``; of ``tp``, the next record that is delivered is that one, or the next that the log holds.
+
+        Records that were queued before are still delivered: they lie above ``offset`` and are to be ignored.
+        """
+        self._gap.pop(tp, None)
+        self._first_again.pop(tp, None)
+        await self.seek(tp, offset)
+        self._again[tp] = (offset, self._batch)
+
+    def is_absent(self, tp: TP, wanted: int, found: int) -> bool:
+        """Say whether the log was read from ``wanted`` and ``found`` came first: what lies between does not exist."""
+        return self._first_again.get(tp) == (wanted, found)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        self._batch += 1
+        batch = self._batch
+        async for tp, message in super().getmany(timeout):
+            again = self._again.get(tp)
+            if again is not None:
+                wanted, since = again
+                if message.offset < wanted or (message.offset > wanted and batch <= since):
+                    continue
+                del self._again[tp]
+                self._first_again[tp] = (wanted, message.offset)
+                self._read_offset[tp] = wanted
+            yield tp, message
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        self._again.clear()
+        self._first_again.clear()
+        await super().on_partitions_revoked(revoked)
+
+
 def safe_transport(app: Any, clock: Clock) -> Any:
-    """Return a transport for ``app`` whose consumer runs in a SafeConsumerThread."""
-
-    class Thread(SafeConsumerThread):
-        pass
-
-    Thread.clock = clock
-
-    class Consumer(driver.Consumer):  # type: ignore[misc]
-        def _new_consumer_thread(self) -> SafeConsumerThread:
-            return Thread(self, loop=self.loop, beacon=self.beacon)
-
-    class Transport(driver.Transport):  # type: ignore[misc]
-        pass
-
-    Transport.Consumer = Consumer
-    return Transport(app.conf.broker_consumer, app)
+    """Return a transport for ``app`` with a SafeConsumer that tells the time by ``clock``."""
+    thread = type("Thread", (SafeConsumerThread,), {"clock": clock})
+    consumer = type("Consumer", (SafeConsumer,), {"Thread": thread})
+    transport = type("Transport", (driver.Transport,), {"Consumer": consumer})
+    return transport(app.conf.broker_consumer, app)
 
 
 def owns_partitions(app: Any, clock: Clock, *, seconds: float) -> bool:
