@@ -53,15 +53,12 @@ def plain(value: Any) -> Any:
 
 
 def key_text(fields: Mapping[str, Any]) -> str:
-    """Return a key as one line of text: the value itself, or for a composite key a JSON object.
+    """Return a key as one line of text, as a person writes it: its parts in order, with commas between.
 
     Exact where a reader of the JSON number may not be (integers above 2**53 in a browser).
     """
-    if len(fields) == 1:
-        (value,) = fields.values()
-        shown = plain(value)
-        return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
-    return json.dumps(plain(fields), ensure_ascii=False, separators=(",", ":"))
+    parts = [plain(value) for value in fields.values()]
+    return ",".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
 
 
 def gap_record(gap: Gap) -> dict[str, Any]:

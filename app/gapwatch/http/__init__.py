@@ -1,1 +1,1 @@
-"""The HTTP edge: API, health, metrics and the page."""
+"""The HTTP side: probes, metrics, the API under ``/api/v1``, its OpenAPI document, and the page at ``/``."""

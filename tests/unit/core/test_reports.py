@@ -131,7 +131,7 @@ def test_a_key_is_shown_exactly_as_text() -> None:
     assert key_text({"id": 2**53 + 1}) == "9007199254740993"
     assert key_text({"id": "a,b"}) == "a,b"
     assert key_text({"id": UUID(int=7)}) == "00000000-0000-0000-0000-000000000007"
-    assert key_text({"order_id": 1, "line": "ü,2"}) == '{"order_id":1,"line":"ü,2"}'
+    assert key_text({"order_id": 1, "line": "ü"}) == "1,ü"
 
 
 def test_a_run() -> None:

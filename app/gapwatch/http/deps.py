@@ -1,0 +1,80 @@
+"""What the HTTP side is handed, and may do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+
+from gapwatch.model.gap import Gap, Run
+from gapwatch.model.view import PipelineView
+from gapwatch.ports import Clock, GapFilter, Ledger
+
+READY: Final = "ok"
+
+
+class Operations(Protocol):
+    """What a person may ask for; ``roles/desk.py`` implements it. ``actor`` names the token, for the audit trail.
+
+    All raise NotFoundError, UsageError, ConflictError (with the running id) or a StoreError.
+    """
+
+    def pipeline(self, name: str) -> Any:
+        """Return a configured pipeline; NotFoundError otherwise."""
+
+    async def views(self) -> Sequence[PipelineView]:
+        """Return how every configured pipeline stands now."""
+
+    async def view(self, pipeline: str) -> PipelineView: ...
+    async def pause(self, pipeline: str, *, actor: str, reason: str = "") -> None: ...
+    async def resume(self, pipeline: str, *, actor: str) -> None: ...
+    async def key_story(self, pipeline: str, text: str) -> dict[str, Any]: ...
+    async def start_sweep(self, pipeline: str, request: Mapping[str, Any], *, actor: str) -> Run: ...
+    async def plan_backfill(self, pipeline: str, kinds: Sequence[str], *, actor: str) -> Run: ...
+    async def apply_backfill(self, plan_id: str, *, actor: str) -> Run: ...
+    async def cancel(self, run_id: str, *, actor: str) -> Run: ...
+    async def change_gap(
+        self, gap_id: str, action: str, *, actor: str, note: str = "", resolution: str = "manual", seconds: float = 3600.0
+    ) -> Gap: ...
+
+
+class ApiLedger(Ledger, Protocol):
+    """The ledger, as the API reads it."""
+
+    def count_gaps(self, where: GapFilter) -> int:
+        """Return how many gaps the filter lets through, whatever a page's limit."""
+
+
+class Token(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def scopes(self) -> tuple[str, ...]: ...
+
+
+class Tokens(Protocol):
+    """Where bearer tokens are looked up; blocking, called from threads."""
+
+    def token_by_secret(self, secret: str) -> Token | None:
+        """Return the valid token with this secret."""
+
+    def has_tokens(self) -> bool:
+        """Whether any token is valid now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiDeps:
+    """``readiness`` names every part with ``"ok"`` or what is wrong with it; ``metrics`` is the exposition, may block."""
+
+    operations: Operations
+    ledger: ApiLedger
+    tokens: Tokens
+    readiness: Callable[[], Mapping[str, str]] | Callable[[], Awaitable[Mapping[str, str]]]
+    metrics: Callable[[], bytes]
+    clock: Clock
+    version: str
+
+
+DEPS: Final = web.AppKey("deps", ApiDeps)
