@@ -135,7 +135,7 @@ async def test_without_a_time_out_records_wait_for_the_broker_and_closing_cancel
 
 
 async def test_a_record_that_is_too_large_is_refused(producer: AckedProducer, topic: str) -> None:
-    with pytest.raises(StoreRefused, match="max.message.bytes"):
+    with pytest.raises(StoreRefused, match=r"max\.message\.bytes"):
         await producer.send(topic, None, b"x" * 9_000_000)
 
 
@@ -204,9 +204,7 @@ async def test_an_error_in_a_rebalance_handler_reaches_the_owner(settings: Setti
     await consumer.close()
 
 
-async def test_a_position_outside_the_log_is_a_fault_not_a_reset(
-    settings: Settings, producer: AckedProducer, topic: str
-) -> None:
+async def test_a_position_outside_the_log_is_a_fault_not_a_reset(settings: Settings, producer: AckedProducer, topic: str) -> None:
     """Trap 13: librdkafka's default would go on somewhere else, silently."""
     await fill(producer, topic, 5)
     consumer = RawConsumer(settings, client_id="beyond")
@@ -280,9 +278,7 @@ async def test_topics_are_created_once_with_stated_settings(settings: Settings) 
 
 async def test_another_partition_count_is_refused_with_its_remedy(settings: Settings) -> None:
     await ensure_topics(settings)
-    other = Settings(
-        bootstrap_servers=settings.bootstrap_servers, topics=TopicsSpec(prefix=settings.topics.prefix, partitions=4)
-    )
+    other = Settings(bootstrap_servers=settings.bootstrap_servers, topics=TopicsSpec(prefix=settings.topics.prefix, partitions=4))
     with pytest.raises(StoreRefused, match=r"has 2 partitions, but the configuration says 4.*kafka.partitions to 2"):
         await ensure_topics(other)
 
@@ -304,8 +300,8 @@ async def test_a_log_that_is_compacted_is_refused_and_a_shorter_retention_is_adv
 async def test_a_topic_made_anew_has_another_id(settings: Settings, topic: str) -> None:
     admin = TopicAdmin(settings)
     before = (await admin.describe([topic]))[topic].topic_id
-    deleted = AdminClient({"bootstrap.servers": settings.bootstrap_servers}).delete_topics([topic])
-    await asyncio.wrap_future(deleted[topic])
+    client = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    await asyncio.wrap_future(client.delete_topics([topic])[topic])
 
     async def gone() -> bool:
         return not await admin.describe([topic])
