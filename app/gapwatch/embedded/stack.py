@@ -1,0 +1,134 @@
+"""The whole stack, started side by side in a throw-away directory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from gapwatch.embedded.parts import ConnectPart, KafkaPart, MongoPart, Part, PostgresPart
+from gapwatch.embedded.process import Watchdog
+from gapwatch.errors import GapwatchError, UsageError
+
+ALL = ("kafka", "connect", "postgres", "mongodb")
+
+
+class EmbeddedStack:
+    """Kafka, Connect, Postgres and MongoDB as one thing to start and stop.
+
+    Args:
+        parts: Which parts; ``connect`` needs ``kafka``.
+        directory: Where data and logs go; else a temporary directory, removed at the end.
+        on_progress: Called with one line for each thing that takes time.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: Collection[str] = ALL,
+        directory: Path | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        unknown = sorted(set(parts) - set(ALL))
+        if unknown:
+            raise UsageError(f"There is no part {unknown[0]!r}.", remedy=f"Parts: {', '.join(ALL)}.")
+        if "connect" in parts and "kafka" not in parts:
+            raise UsageError("Kafka Connect needs Kafka.", remedy="Start both.")
+        self._names = tuple(name for name in ALL if name in parts)
+        self._given = directory
+        self._say = on_progress or _silent
+        self._parts: dict[str, Part] = {}
+        self._watchdog: Watchdog | None = None
+        self.directory: Path | None = None
+
+    @property
+    def kafka(self) -> KafkaPart:
+        part = self._part("kafka")
+        assert isinstance(part, KafkaPart)
+        return part
+
+    @property
+    def connect(self) -> ConnectPart:
+        part = self._part("connect")
+        assert isinstance(part, ConnectPart)
+        return part
+
+    @property
+    def postgres(self) -> PostgresPart:
+        part = self._part("postgres")
+        assert isinstance(part, PostgresPart)
+        return part
+
+    @property
+    def mongodb(self) -> MongoPart:
+        part = self._part("mongodb")
+        assert isinstance(part, MongoPart)
+        return part
+
+    def start(self) -> None:
+        """Start all parts side by side; return when each answers. What was started is stopped again when one fails."""
+        directory = self._given or Path(tempfile.mkdtemp(prefix="gapwatch-"))
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o755)  # Postgres' own account must be able to enter
+        self.directory = directory
+        self._watchdog = Watchdog(directory if self._given is None else directory / "nothing-to-remove")
+        try:
+            self._make(directory, self._watchdog)
+            with ThreadPoolExecutor(len(ALL)) as pool:
+                for future in [pool.submit(start) for start in self._starts()]:
+                    future.result()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop everything, last things first; never raises because a part has gone already."""
+        for name in ("connect", "kafka", "mongodb", "postgres"):
+            part = self._parts.pop(name, None)
+            if part is not None:
+                part.stop()
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
+        if self._given is None and self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.directory = None
+
+    def __enter__(self) -> EmbeddedStack:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _make(self, directory: Path, watchdog: Watchdog) -> None:
+        for name in self._names:
+            if name == "kafka":
+                self._parts[name] = KafkaPart(directory, watchdog, self._say)
+            elif name == "connect":
+                self._parts[name] = ConnectPart(directory, watchdog, self._say, self.kafka)
+            elif name == "postgres":
+                self._parts[name] = PostgresPart(directory, watchdog, self._say)
+            else:
+                self._parts[name] = MongoPart(directory, watchdog, self._say)
+
+    def _starts(self) -> list[Callable[[], None]]:
+        def kafka_then_connect() -> None:
+            self.kafka.start()
+            if "connect" in self._names:
+                self.connect.start()
+
+        starts: list[Callable[[], None]] = [self._parts[name].start for name in self._names if name in ("postgres", "mongodb")]
+        return [kafka_then_connect, *starts] if "kafka" in self._names else starts
+
+    def _part(self, name: str) -> Part:
+        if name not in self._parts:
+            raise GapwatchError(f"The part {name} is not running.")
+        return self._parts[name]
+
+
+def _silent(_: str) -> None:
+    return None
