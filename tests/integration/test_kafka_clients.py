@@ -7,10 +7,11 @@ import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
 
 import pytest
+from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient
 
 from gapwatch.clock import SystemClock
-from gapwatch.errors import HistoryLost, ProtocolError, StoreRefused, StoreUnreachable
+from gapwatch.errors import GapwatchError, HistoryLost, ProtocolError, StoreRefused, StoreUnreachable
 from gapwatch.kafka.clients import AckedProducer, Committed, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, TopicPlan, ensure_topics, topic_plans
@@ -79,7 +80,7 @@ async def test_an_acknowledged_record_lies_where_the_future_says(producer: Acked
     delivered = await future
     consumer = RawConsumer(settings, client_id="reader")
     await consumer.assign({Partition(topic, 1): delivered.offset})
-    messages = []
+    messages: list[Message] = []
 
     async def arrived() -> bool:
         messages.extend((await consumer.consume(10)).messages)
@@ -209,7 +210,7 @@ async def test_a_position_outside_the_log_is_a_fault_not_a_reset(settings: Setti
     await fill(producer, topic, 5)
     consumer = RawConsumer(settings, client_id="beyond")
     await consumer.assign({Partition(topic, 0): 1_000})
-    faults = []
+    faults: list[tuple[Partition | None, GapwatchError]] = []
 
     async def told() -> bool:
         polled = await consumer.consume(10)

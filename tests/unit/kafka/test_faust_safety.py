@@ -11,9 +11,9 @@ from typing import Any
 import faust
 import pytest
 from faust.tables.recovery import Recovery
+from faust.transport.consumer import IntervalTree
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
-from intervaltree import IntervalTree
 
 from gapwatch.errors import ProtocolError, StoreRefused
 from gapwatch.kafka import faust_safety
@@ -296,7 +296,7 @@ async def test_trap_39_after_going_back_no_commit_passes_the_jump(monkeypatch: p
 
     def commits(consumer: Any) -> list[tuple[int, int]]:
         """Return (last acknowledged, committed) of each commit: one after every acknowledgement, then two more."""
-        found = []
+        found: list[tuple[int, int]] = []
         for offset in (*range(994, 1000), 999, 999):
             if not found or found[-1][0] < offset:
                 consumer._acked[SOURCE].append(offset)
