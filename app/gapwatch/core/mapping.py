@@ -365,10 +365,7 @@ def shown(spec: FieldSpec, part: bytes, value: Any) -> str | None:
         return None if value is None else "(absent)"
     if part == ABSENT:
         return "(absent)"
-    if part[:1] == ODD:
-        text = f"{value!r} (not of type {spec.type.value})"
-    else:
-        text = _shown_payload(spec, part[1:], value)
+    text = f"{value!r} (not of type {spec.type.value})" if part[:1] == ODD else _shown_payload(spec, part[1:], value)
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}… ({len(text)} characters)"
 
 

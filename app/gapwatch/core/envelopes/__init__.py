@@ -1,11 +1,49 @@
 """What raw records say: decoders from Kafka records of each feed kind to canonical events.
 
-Built once per pipeline and side with :func:`decoder_for`; :func:`heartbeat_row` reads heartbeat topics.
+Built once per pipeline and side with :func:`decoder_for`; :func:`heartbeat_row` reads heartbeat topics, and
+:func:`dead_letter_decoder_for` the dead-letter topic of the pipeline's own sink.
 """
 
+from gapwatch.core.envelopes.change_stream import ChangeStreamDecoder
+from gapwatch.core.envelopes.dead_letters import DeadLetterDecoder
+from gapwatch.core.envelopes.debezium import DebeziumDecoder
+from gapwatch.core.envelopes.heartbeats import heartbeat_row as heartbeat_row
+from gapwatch.core.envelopes.heartbeats import message_content as message_content
 from gapwatch.core.envelopes.records import Decoder as Decoder
 from gapwatch.core.envelopes.records import Event as Event
 from gapwatch.core.envelopes.records import HeartbeatRow as HeartbeatRow
 from gapwatch.core.envelopes.records import Marker as Marker
 from gapwatch.core.envelopes.records import RawRecord as RawRecord
 from gapwatch.core.envelopes.records import Truncate as Truncate
+from gapwatch.core.envelopes.topic import TopicDecoder
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.errors import ConfigError, ConfigProblem
+from gapwatch.model.pipeline import FeedKind, PipelineSpec
+from gapwatch.model.stream import Side
+
+
+def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) -> Decoder:
+    """Return the decoder of one side's feed; `mapping` is compiled from the resolved `pipeline`.
+
+    Raises:
+        ConfigError: There is no decoder for that kind of feed.
+    """
+    name, feed = ("source", pipeline.source.feed) if side is Side.EXPECTED else ("target", pipeline.target.feed)
+    match feed.kind:
+        case FeedKind.DEBEZIUM:
+            return DebeziumDecoder(mapping, side)
+        case FeedKind.CHANGE_STREAM:
+            return ChangeStreamDecoder(mapping, side)
+        case FeedKind.TOPIC if feed.format in ("", "json"):
+            return TopicDecoder(mapping, side)
+        case FeedKind.TOPIC if feed.format == "debezium":
+            return DebeziumDecoder(mapping, side)
+    place = f"pipelines.{pipeline.id}.{name}.feed"
+    described = f"{feed.kind.value} {feed.format}".strip()
+    remedy = "Use debezium, change_stream, or topic with format json or debezium."
+    raise ConfigError([ConfigProblem(place, f"A feed of kind {described} cannot be decoded.", remedy=remedy)])
+
+
+def dead_letter_decoder_for(pipeline: PipelineSpec, mapping: CompiledMapping) -> Decoder:
+    """Return the decoder of ``target.dead_letter_topic``: its events belong to the expected side, as DEAD_LETTERED."""
+    return DeadLetterDecoder(decoder_for(pipeline, Side.EXPECTED, mapping))

@@ -1,0 +1,345 @@
+"""Debezium's records: for Postgres with and without envelope (``ExtractNewRecordState``), and the door to those for MongoDB.
+
+An unwrapped feed must carry what orders and dates its writes:
+``add.fields=op,source.ts_ms,source.sequence`` and ``delete.tombstone.handling.mode=rewrite`` (or ``rewrite-with-tombstone``).
+A single LSN or a clock is never order; a bare tombstone has neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from gapwatch.core.canonical import Form, compile_form
+from gapwatch.core.envelopes import schemas
+from gapwatch.core.envelopes.debezium_mongodb import MongoEvents
+from gapwatch.core.envelopes.debezium_parts import (
+    NULL,
+    Frame,
+    flat_of,
+    frame_of,
+    is_other,
+    is_snapshot,
+    sequence_of,
+)
+from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
+from gapwatch.core.mapping import CompiledMapping, Part, is_placeholder, placeholder_texts, whole_number
+from gapwatch.errors import KeyMisfit, RecordError
+from gapwatch.model.pipeline import Match
+from gapwatch.model.stream import Operation, Side
+
+SCHEMAS_MAX: Final = 64  # distinct schemas kept, of one feed
+OPERATIONS: Final = {"c": Operation.UPSERT, "u": Operation.UPSERT, "d": Operation.DELETE, "r": Operation.SNAPSHOT}
+UNWRAPPED: Final = "unwrapped"  # FeedSpec.format: every tombstone is a delete that must have been announced
+REMEDY: Final = (
+    "Set add.fields=op,source.ts_ms,source.sequence and delete.tombstone.handling.mode=rewrite in ExtractNewRecordState."
+)
+
+
+class _Columns(NamedTuple):
+    """How the mapped columns of one schema are read, in mapping order, and the key's."""
+
+    forms: tuple[Form, ...]
+    key_readers: tuple[Callable[[Any], Any], ...]
+
+
+class _Added(msgspec.Struct):
+    """What ``ExtractNewRecordState`` adds to a row, with its default prefix."""
+
+    op: str | None = msgspec.field(default=None, name="__op")
+    deleted: str | bool | None = msgspec.field(default=None, name="__deleted")
+    ts_ms: int | None = msgspec.field(default=None, name="__source_ts_ms")
+    sequence: str | None = msgspec.field(default=None, name="__source_sequence")
+    ordinal: int | None = msgspec.field(default=None, name="__source_ord")
+    snapshot: str | bool | None = msgspec.field(default=None, name="__source_snapshot")
+
+
+class DebeziumDecoder:
+    """Decodes one Debezium feed of one side; the record itself says whether it is an envelope and of which connector."""
+
+    def __init__(self, mapping: CompiledMapping, side: Side) -> None:
+        pipeline = mapping.pipeline
+        self._mapping = mapping
+        self._observed = side is Side.OBSERVED
+        feed = (pipeline.target if self._observed else pipeline.source).feed
+        self._unwrapped = feed.format == UNWRAPPED
+        self._full_before = feed.full_before
+        self._rows = _Rows(mapping, side)
+        self._mongo = MongoEvents(mapping, side, post_images=feed.post_images)
+        self._added = msgspec.json.Decoder(_Added)
+        self._announced: dict[tuple[str, int], bytes | None] = {}
+
+    def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
+        if not record.value or record.value == NULL:
+            return self._tombstone(record)
+        frame = frame_of(record.value)
+        if frame is None:
+            return self._flat(record)
+        self._unwrapped = False
+        if frame.source.connector == "mongodb":
+            return self._mongo.decode(record, frame)
+        return self._enveloped(record, frame)
+
+    # ── envelopes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _enveloped(self, record: RawRecord, frame: Frame) -> Sequence[Event | Truncate]:
+        if frame.op == "m":
+            return ()
+        major, minor, event_time, snapshot = _standing(frame)
+        if frame.op == "t":
+            return (Truncate(event_time, major, minor),)
+        operation = OPERATIONS.get(frame.op)
+        if operation is None:
+            raise RecordError("unknown_operation", f"Debezium says op {frame.op[:20]!r}, which is none of c, u, d, r, t, m.")
+        if snapshot and operation is not Operation.DELETE:
+            operation = Operation.SNAPSHOT
+        image = frame.envelope.before if operation is Operation.DELETE else frame.envelope.after
+        row = self._rows.read(image)
+        if row is None and operation is not Operation.DELETE:
+            raise RecordError("document_missing", f"Debezium says op {frame.op} and sends no row after it.")
+        columns = self._rows.columns(frame.schema, "after")
+        key = self._rows.key(record.key, row, columns)
+        if operation is Operation.DELETE:
+            return (_without_content(key, operation, major, minor, event_time),)
+        assert row is not None
+        parts = self._rows.parts(row, columns)
+        if operation is Operation.UPSERT and self._full_before and frame.op == "u" and self._same(frame, parts, row, columns):
+            return (_without_content(key, Operation.UNCHANGED, major, minor, event_time),)
+        return (self._event(key, operation, parts, row, major, minor, event_time),)
+
+    def _same(self, frame: Frame, parts: Sequence[Part], row: tuple[Any, ...], columns: _Columns) -> bool:
+        """Whether an update left every mapped field (and the version) as it was; only asked where ``before`` is complete."""
+        before = self._rows.read(frame.envelope.before)
+        if before is None or None in parts:
+            return False
+        return self._rows.version(before) == self._rows.version(row) and self._rows.parts(before, columns) == parts
+
+    def _event(
+        self,
+        key: bytes,
+        operation: Operation,
+        parts: Sequence[Part],
+        row: tuple[Any, ...],
+        major: int,
+        minor: int,
+        event_time: int,
+    ) -> Event:
+        content = self._mapping.content(parts)
+        if not content.complete:  # a field that the catalogue calls never masked: the content is not known
+            return _without_content(key, Operation.TOUCHED, major, minor, event_time)
+        version = self._rows.version(row)
+        if version is None and self._mapping.pipeline.match is Match.VERSION:
+            raise RecordError("version_missing", "The row's version column holds no whole number.")
+        return Event(key, operation, major, minor, event_time, content.digest, content.masks, content.values, version, None)
+
+    # ── unwrapped ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _flat(self, record: RawRecord) -> Sequence[Event]:
+        assert record.value is not None
+        flat = flat_of(record.value)
+        if flat is None:
+            return self._tombstone(record)
+        schema, raw, names = flat
+        if is_other(names):
+            return ()
+        added = self._read_added(raw)
+        mongo = added.sequence is None and added.ordinal is not None
+        _require(added, mongo=mongo)
+        assert added.op is not None
+        assert added.ts_ms is not None
+        self._unwrapped = True
+        operation = OPERATIONS.get(added.op)
+        if operation is None:
+            raise RecordError("unknown_operation", f"__op is {added.op[:20]!r}, which is none of c, u, d, r.")
+        if str(added.deleted).lower() == "true":
+            operation = Operation.DELETE
+        elif operation is not Operation.DELETE and is_snapshot(added.op, added.snapshot):
+            operation = Operation.SNAPSHOT
+        self._announced[record.topic, record.partition] = record.key if operation is Operation.DELETE else None
+        if mongo:
+            assert added.ordinal is not None
+            return self._mongo.unwrapped(record, raw, added.op, operation, added.ts_ms, added.ordinal)
+        return self._flat_row(record, schema, raw, operation, added)
+
+    def _flat_row(self, record: RawRecord, schema: bytes, raw: bytes, operation: Operation, added: _Added) -> Sequence[Event]:
+        position = sequence_of(added.sequence)
+        assert position is not None
+        assert added.ts_ms is not None
+        row = self._rows.read(raw)
+        assert row is not None
+        columns = self._rows.columns(schema, None)
+        key = self._rows.key(record.key, row, columns)
+        if operation is Operation.DELETE:
+            return (_without_content(key, operation, *position, added.ts_ms),)
+        return (self._event(key, operation, self._rows.parts(row, columns), row, *position, added.ts_ms),)
+
+    def _read_added(self, raw: bytes) -> _Added:
+        try:
+            return self._added.decode(raw)
+        except msgspec.ValidationError as error:
+            raise RecordError("added_fields_missing", f"The fields added to the row cannot be read: {error}. {REMEDY}") from error
+
+    def _tombstone(self, record: RawRecord) -> Sequence[Event]:
+        """A tombstone follows its delete; in an unwrapped feed one that follows none is a delete without any position."""
+        if not self._unwrapped:
+            return ()
+        place = (record.topic, record.partition)
+        if record.key is not None and self._announced.get(place) == record.key:
+            self._announced[place] = None
+            return ()
+        raise RecordError("delete_without_position", f"A bare tombstone says neither when nor in which order. {REMEDY}")
+
+
+class _Rows:
+    """Reads the mapped columns of Debezium's rows."""
+
+    def __init__(self, mapping: CompiledMapping, side: Side) -> None:
+        self._observed = side is Side.OBSERVED
+        pipeline = mapping.pipeline
+        self._specs = mapping.fields
+        self._codec = mapping.side(side).codec
+        version = pipeline.target.version if self._observed else pipeline.source.version
+        paths = mapping.side(side).paths
+        keys = [column.path for column in self._codec.columns]
+        names = list(dict.fromkeys([*paths, *keys, *([version] if version else [])]))
+        self._names = names
+        self._decoder = msgspec.json.Decoder(_struct("Row", names), float_hook=Decimal)
+        self._key_decoder = msgspec.json.Decoder(_struct("Key", keys), float_hook=Decimal)
+        self._field_at = tuple(names.index(path) for path in paths)
+        self._key_at = tuple(names.index(path) for path in keys)
+        self._version_at = names.index(version) if version else None
+        self._placeholder = pipeline.source.feed.placeholder
+        self._placeholder_texts = placeholder_texts(self._placeholder)
+        self._known: dict[tuple[bytes, str | None], _Columns] = {}
+        self._known_keys: dict[bytes, tuple[Callable[[Any], Any], ...]] = {}
+
+    def read(self, raw: bytes | msgspec.Raw) -> tuple[Any, ...] | None:
+        """Return the mapped columns' JSON values (UNSET where there is none); None for null."""
+        try:
+            if bytes(raw) == NULL:
+                return None
+            return msgspec.structs.astuple(self._decoder.decode(raw))
+        except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError) as error:
+            raise RecordError("unparsable_document", f"The row is no JSON object: {error}.") from error
+
+    def columns(self, schema: bytes, image: str | None) -> _Columns:
+        """Return how columns are read under a schema (b"": by the catalogue), compiled once per distinct schema."""
+        known = self._known.get((schema, image))
+        if known is None:
+            if len(self._known) >= SCHEMAS_MAX:
+                self._known.clear()
+            known = self._known[schema, image] = self._compile(schema, image)
+        return known
+
+    def _compile(self, schema: bytes, image: str | None) -> _Columns:
+        described = schemas.columns(schemas.parse(schema), image) if schema else {}
+        forms = []
+        for spec, at in zip(self._specs, self._field_at, strict=True):
+            wire, scale = schemas.wire_of(described.get(self._names[at]), spec)
+            forms.append(compile_form(replace(spec, wire_scale=scale), wire=wire, event=True))
+        return _Columns(tuple(forms), self._compile_key(described))
+
+    def _compile_key(self, described: Mapping[str, Any]) -> tuple[Callable[[Any], Any], ...]:
+        readers = []
+        for column in self._codec.columns:
+            wire, scale = column.wire, column.wire_scale
+            if (schema := described.get(column.path)) is not None:
+                named, size = schemas.wire_of(schema, self._specs[0])
+                wire, scale = (named, size) if named else (wire, scale)
+            readers.append(schemas.key_reader(column.type, wire, scale))
+        return tuple(readers)
+
+    def key(self, raw: bytes | None, row: tuple[Any, ...] | None, columns: _Columns) -> bytes:
+        """Return the key: the record's own, where it names all key columns, else the row's."""
+        values, readers = self._record_key(raw) if raw else (None, ())
+        if values is None:
+            if row is None:
+                raise RecordError("key_missing", "The record's key does not name the key columns, and there is no row.")
+            values, readers = [row[at] for at in self._key_at], columns.key_readers
+        for column, value in zip(self._codec.columns, values, strict=True):
+            if value is None or value is msgspec.UNSET:
+                raise KeyMisfit(f"Key column {column.path} is not in the record: the replica identity does not hold it.")
+        return self._codec.encode(schemas.read_keys(readers, values))
+
+    def _record_key(self, raw: bytes) -> tuple[Sequence[Any] | None, tuple[Callable[[Any], Any], ...]]:
+        schema = b""
+        try:
+            if raw.lstrip()[:10].startswith(b'{"schema"'):
+                wrapped = _WRAPPED_KEY.decode(raw)
+                schema, raw = bytes(wrapped.schema), bytes(wrapped.payload)
+            values = msgspec.structs.astuple(self._key_decoder.decode(raw))
+        except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError):
+            return None, ()  # a key that is no JSON object: the row names the columns
+        if msgspec.UNSET in values:
+            return None, ()
+        readers = self._known_keys.get(schema)
+        if readers is None:
+            if len(self._known_keys) >= SCHEMAS_MAX:
+                self._known_keys.clear()
+            described = schemas.columns(schemas.parse(schema)) if schema and schema != NULL else {}
+            readers = self._known_keys[schema] = self._compile_key(described)
+        return values, readers
+
+    def parts(self, row: tuple[Any, ...], columns: _Columns) -> list[Part]:
+        """Return the canonical bytes per field; None where a source event says that the log did not carry the value."""
+        parts: list[Part] = []
+        texts, observed = self._placeholder_texts, self._observed
+        for form, at in zip(columns.forms, self._field_at, strict=True):
+            value = row[at]
+            if value is msgspec.UNSET:
+                raise RecordError("column_missing", f"Mapped column {self._names[at]} is not in the event.")
+            if not observed and (value in texts if type(value) is str else self._is_masked(value)):
+                parts.append(None)
+            else:
+                parts.append(form(value))
+        return parts
+
+    def _is_masked(self, value: Any) -> bool:
+        return isinstance(value, list | dict) and is_placeholder(value, self._placeholder)
+
+    def version(self, row: tuple[Any, ...]) -> int | None:
+        if self._version_at is None or (value := row[self._version_at]) is msgspec.UNSET:
+            return None
+        return whole_number(value)
+
+
+class _WrappedKey(msgspec.Struct):
+    schema: msgspec.Raw
+    payload: msgspec.Raw
+
+
+_WRAPPED_KEY: Final = msgspec.json.Decoder(_WrappedKey)
+
+
+def _struct(name: str, columns: Sequence[str]) -> type[msgspec.Struct]:
+    """Make the struct that takes just these columns out of a row, whatever else it has."""
+    fields = [(f"c{index}", Any, msgspec.UNSET) for index in range(len(columns))]
+    return msgspec.defstruct(name, fields, rename={f"c{index}": column for index, column in enumerate(columns)})
+
+
+def _standing(frame: Frame) -> tuple[int, int, int, bool]:
+    """Return (major, minor, event time, snapshot) of an envelope; a snapshot read may have no position."""
+    snapshot = is_snapshot(frame.op, frame.source.snapshot)
+    position = sequence_of(frame.source.sequence)
+    if frame.source.ts_ms is None or (position is None and not snapshot):
+        raise RecordError("position_missing", "The event has no source.ts_ms or no source.sequence; it cannot be ordered.")
+    major, minor = position or (0, 0)
+    return major, minor, frame.source.ts_ms, snapshot
+
+
+def _without_content(key: bytes, operation: Operation, major: int, minor: int, event_time: int) -> Event:
+    return Event(key, operation, major, minor, event_time, b"", None, None, None, None)
+
+
+def _require(added: _Added, *, mongo: bool) -> None:
+    missing = [
+        name
+        for name, value in (("__op", added.op), ("__source_ts_ms", added.ts_ms), ("__source_sequence", mongo or added.sequence))
+        if value is None
+    ]
+    if missing:
+        raise RecordError("added_fields_missing", f"The record has no envelope and lacks {', '.join(missing)}. {REMEDY}")

@@ -1,0 +1,72 @@
+"""Heartbeat rows: what travels through a source's log in commit order without being data.
+
+Two kinds, both as Debezium delivers them: our logical messages (``pg_logical_emit_message(true, 'gapwatch', content)`` with
+content ``{"n": 7, "by": "…"}``) on ``<prefix>.message``, and rows of a captured table or collection that somebody else writes.
+``__debezium-heartbeat`` records are neither: they hold the connector's clock and overtake data.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Final
+
+import msgspec
+
+from gapwatch.core.envelopes.debezium_parts import cluster_position, frame_of, is_snapshot, sequence_of
+from gapwatch.core.envelopes.records import HeartbeatRow, RawRecord
+from gapwatch.errors import RecordError
+
+PREFIX: Final = "gapwatch"  # of our logical messages
+ROWS: Final = frozenset({"c", "u", "d"})
+
+
+class _Content(msgspec.Struct):
+    n: int
+    by: str = ""
+
+
+def message_content(number: int, sender: str) -> str:
+    """Return the content of our logical message; the heartbeat writer sends it under the prefix ``gapwatch``."""
+    return msgspec.json.encode(_Content(n=number, by=sender)).decode()
+
+
+def heartbeat_row(record: RawRecord) -> HeartbeatRow | None:
+    """Return what a record of a heartbeat topic says of time; None where it says nothing (snapshot reads, tombstones, others).
+
+    Raises:
+        RecordError: It should be a heartbeat row and cannot be read.
+    """
+    if not record.value:
+        return None
+    frame = frame_of(record.value)
+    if frame is None or is_snapshot(frame.op, frame.source.snapshot):
+        return None
+    number: int | None = None
+    sender = ""
+    if frame.op == "m":
+        message = frame.envelope.message
+        if message is None or message.prefix != PREFIX:
+            return None  # somebody else's; a non-transactional one would not even be in commit order
+        content = _content(message.content)
+        number, sender = content.n, content.by
+    elif frame.op not in ROWS:
+        return None
+    source = frame.source
+    if source.ts_ms is None:
+        raise RecordError("position_missing", "A heartbeat row has no source.ts_ms.")
+    if source.connector == "mongodb":
+        major, minor = cluster_position(source.ts_ms, source.ord or 0), 0
+    else:
+        position = sequence_of(source.sequence)
+        if position is None:
+            raise RecordError("position_missing", "A heartbeat row has no source.sequence.")
+        major, minor = position
+    return HeartbeatRow(number, sender, source.ts_ms, major, minor, source.lsn, record.timestamp)
+
+
+def _content(text: str) -> _Content:
+    try:
+        return msgspec.json.decode(base64.b64decode(text, validate=True), type=_Content)
+    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        raise RecordError("unreadable_heartbeat", f"A message with our prefix is not ours: {error}.") from error
