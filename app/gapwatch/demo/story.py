@@ -38,7 +38,7 @@ SOURCE, SINK = "orders-source", "orders-sink"
 PREFIX = "shop"
 TOPIC = f"{PREFIX}.{TABLE}"
 DEAD_LETTERS = "orders-sink.dlq"
-DATABASE, COLLECTION = "catalog", "orders"
+DATABASE, COLLECTION = "catalog", TOPIC.replace(".", "_")
 SETTLE_SECONDS_MAX = 90.0
 CLASSES = {
     "missing": "missing",
@@ -170,7 +170,7 @@ class Story:
         connect.put_connector(
             SINK,
             debezium_mongodb_sink_config(
-                self._stack.mongodb, topic=TOPIC, database=DATABASE, collection=COLLECTION, dead_letter_topic=DEAD_LETTERS
+                self._stack.mongodb, topic=TOPIC, database=DATABASE, dead_letter_topic=DEAD_LETTERS
             ),
         )
         connect.wait_running(SINK, timeout_seconds=60)
@@ -216,7 +216,6 @@ class Story:
                         "feed": {"change_stream": True},
                     },
                     "fields": {
-                        "id": "id",
                         "customer": "customer",
                         "status": "status",
                         "amount": {"from": "amount", "type": "decimal", "scale": 2},

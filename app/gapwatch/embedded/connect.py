@@ -129,15 +129,17 @@ def mongodb_source_config(mongodb: MongoPart, *, prefix: str, collections: Seque
 
 
 def debezium_mongodb_sink_config(
-    mongodb: MongoPart, *, topic: str, database: str, collection: str, dead_letter_topic: str = "", **overrides: str
+    mongodb: MongoPart, *, topic: str, database: str, dead_letter_topic: str = "", **overrides: str
 ) -> Config:
-    """Return the configuration of Debezium's own MongoDB sink, which drops every batch that holds a DELETE."""
+    """Return the configuration of Debezium's own MongoDB sink, which drops every batch that holds a DELETE.
+
+    Its collection is the topic's name with underscores for dots.
+    """
     return _filled(
         "debezium-mongodb-sink",
         uri=mongodb.uri,
         topic=topic,
         database=database,
-        collection=collection,
         dead_letter_topic=dead_letter_topic or f"{topic}.dlq",
     ) | dict(overrides)
 

@@ -1,0 +1,41 @@
+"""Fixtures of the whole suite: one stack of real parts for a session, fresh names for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from gapwatch.embedded import EmbeddedStack
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the churn for its full length")
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[EmbeddedStack]:
+    """Kafka, Connect, Postgres and MongoDB, started once. Tests leave it running, or restart what they killed."""
+    with EmbeddedStack() as running:
+        yield running
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """Return a function that makes a name nobody else uses on this stack."""
+    return lambda prefix: f"{prefix}_{os.getpid()}_{next(_NUMBERS)}"
+
+
+@pytest.fixture
+def postgres_database(stack: EmbeddedStack, unique: Callable[[str], str]) -> str:
+    """A fresh, empty Postgres database; returns its name."""
+    name = unique("db")
+    with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return name
