@@ -19,6 +19,8 @@ MEDIA_TYPE: Final = "application/problem+json"
 REQUEST_SECONDS_MAX: Final = 30.0
 RETRY_AFTER_SECONDS: Final = 5
 
+DEADLINE: Final = web.RequestKey("deadline", asyncio.Timeout)  # for handlers that stream for as long as it takes
+
 _STATUSES: Final = (
     (NotFoundError, HTTPStatus.NOT_FOUND),
     (ConflictError, HTTPStatus.CONFLICT),
@@ -60,7 +62,8 @@ def response(request: web.Request, problem: Problem) -> web.Response:
 async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error as a problem; what nobody foresaw is logged and says nothing to the client."""
     try:
-        async with asyncio.timeout(REQUEST_SECONDS_MAX):
+        async with asyncio.timeout(REQUEST_SECONDS_MAX) as deadline:
+            request[DEADLINE] = deadline
             return await handler(request)
     except Problem as problem:
         return response(request, problem)
@@ -70,7 +73,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         return response(request, _of_http(error))
     except TimeoutError:
         return response(request, Problem(504, f"The answer took longer than {REQUEST_SECONDS_MAX:.0f} s."))
-    except Exception as error:  # noqa: BLE001 - the edge of the process: logged, answered, and the next request goes on
+    except Exception as error:  # the edge of the process: logged, answered, and the next request goes on
         log.error("request_failed", path=request.path, method=request.method, exc_info=error)
         return response(request, Problem(500, "Gapwatch failed at this request; its log says why."))
 

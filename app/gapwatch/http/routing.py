@@ -138,7 +138,7 @@ def choices_of(request: web.Request, name: str, kind: type[E]) -> tuple[E, ...]:
 
 
 def _check_query(request: web.Request, route: Route) -> None:
-    """Refuse parameters that are not known: a misspelt filter would filter nothing, and its answer would look like all there is."""
+    """Refuse parameters that are not known: a misspelt filter would filter nothing, and nobody would notice."""
     known = {param.name for param in route.query}
     for name in request.query:
         if name not in known:

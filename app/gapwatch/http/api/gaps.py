@@ -6,12 +6,14 @@ import asyncio
 from typing import Any, Final
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from gapwatch.core.reports import encode, gap_record, rfc3339
-from gapwatch.errors import NotFoundError
+from gapwatch.errors import GapwatchError, NotFoundError
 from gapwatch.http.auth import ACTOR
 from gapwatch.http.deps import DEPS
+from gapwatch.http.problems import DEADLINE
 from gapwatch.http.routing import (
     JSON,
     NDJSON,
@@ -27,6 +29,8 @@ from gapwatch.http.routing import (
 )
 from gapwatch.model.gap import Cause, Gap, Kind, State
 from gapwatch.ports import GapFilter
+
+log = structlog.get_logger(__name__)
 
 TAG: Final = "gaps"
 LIMIT_DEFAULT: Final = 100
@@ -77,17 +81,21 @@ async def _export(request: web.Request, where: GapFilter) -> web.StreamResponse:
     page = await asyncio.to_thread(ledger.gaps, where, limit=EXPORT_PAGE, cursor=text_of(request, "cursor"))
     response = web.StreamResponse(headers={"Content-Type": NDJSON})
     await response.prepare(request)
+    request[DEADLINE].reschedule(None)  # an export takes as long as its reader
     try:
         while True:
             await response.write(b"".join(encode(gap_record(gap)) + b"\n" for gap in page.gaps))
             if page.next_cursor is None:
                 break
             page = await asyncio.to_thread(ledger.gaps, where, limit=EXPORT_PAGE, cursor=page.next_cursor)
-    except BaseException:
+    except GapwatchError as error:
         # The status has been sent. Without its last chunk the answer is broken, and no client takes it for complete.
+        log.error("export_failed", error=str(error))
         if request.transport is not None:
             request.transport.abort()
-        raise
+        return response
+    except ConnectionError:
+        return response  # the reader went away
     await response.write_eof()
     return response
 

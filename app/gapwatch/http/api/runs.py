@@ -90,9 +90,7 @@ class _Runs:
             deps.operations.pipeline(pipeline)
         states = choices_of(request, "state", RunState)
         limit = number_of(request, "limit", default=LIMIT_DEFAULT, most=LIMIT_MAX)
-        runs = await asyncio.to_thread(
-            lambda: deps.ledger.runs(pipeline=pipeline, kind=self._kind, states=states, limit=limit)
-        )
+        runs = await asyncio.to_thread(lambda: deps.ledger.runs(pipeline=pipeline, kind=self._kind, states=states, limit=limit))
         return json_response({self._noun: [run_record(run) for run in runs], "read_at": rfc3339(deps.clock.now())})
 
     async def show(self, request: web.Request) -> web.StreamResponse:
