@@ -29,11 +29,12 @@ from gapwatch.core.envelopes.debezium_parts import (
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
 from gapwatch.core.mapping import CompiledMapping, Part, is_placeholder, placeholder_texts, whole_number
 from gapwatch.errors import KeyMisfit, RecordError
-from gapwatch.model.pipeline import Match
+from gapwatch.model.pipeline import FieldSpec, Match
 from gapwatch.model.stream import Operation, Side
 
 SCHEMAS_MAX: Final = 64  # distinct schemas kept, of one feed
 OPERATIONS: Final = {"c": Operation.UPSERT, "u": Operation.UPSERT, "d": Operation.DELETE, "r": Operation.SNAPSHOT}
+_UNDECLARED: Final = FieldSpec(target="", source="")
 UNWRAPPED: Final = "unwrapped"  # FeedSpec.format: every tombstone is a delete that must have been announced
 REMEDY: Final = (
     "Set add.fields=op,source.ts_ms,source.sequence and delete.tombstone.handling.mode=rewrite in ExtractNewRecordState."
@@ -248,7 +249,7 @@ class _Rows:
         for column in self._codec.columns:
             wire, scale = column.wire, column.wire_scale
             if (schema := described.get(column.path)) is not None:
-                named, size = schemas.wire_of(schema, self._specs[0])
+                named, size = schemas.wire_of(schema, _UNDECLARED)
                 wire, scale = (named, size) if named else (wire, scale)
             readers.append(schemas.key_reader(column.type, wire, scale))
         return tuple(readers)
