@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gapwatch.model.gap import Cause, Detector, Finding, FindingRecord, Gap, Kind, Run, RunKind, RunState, State
+from gapwatch.model.gap import AuditRow, Cause, Detector, Finding, FindingRecord, Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.ports import GapChange
 
 T0 = datetime(2026, 11, 24, 10, 0, 0, 123456, tzinfo=UTC)
@@ -70,3 +70,21 @@ def finding(number: int = 1, **changes: Any) -> FindingRecord:
         message="task 0 is FAILED",
     )
     return replace(made, **changes)
+
+
+def audit_row(number: int, **changes: Any) -> AuditRow:
+    row = AuditRow(
+        id=f"audit_{number}",
+        at=at(number),
+        actor="ada",
+        action="backfill_write",
+        pipeline="orders",
+        key=b"k%d" % number,
+        key_fields={"id": number},
+        run_id="run_1",
+        gap_id="gap_1",
+        outcome="written",
+        before=None,
+        after="ff" * 16,
+    )
+    return replace(row, **changes)

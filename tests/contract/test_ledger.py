@@ -15,9 +15,9 @@ from sqlalchemy import text
 
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
 from gapwatch.ledger import Limit, Retention, SqlLedger
-from gapwatch.model.gap import AuditRow, Finding, GapSummary, Kind, Resolution, RunKind, RunState, State
+from gapwatch.model.gap import Finding, GapSummary, Kind, Resolution, RunKind, RunState, State
 from gapwatch.ports import GapFilter, Ledger
-from tests.ledger_samples import T0, at, change, finding, gap, opening, run
+from tests.ledger_samples import T0, at, audit_row, change, finding, gap, opening, run
 
 pytestmark = pytest.mark.integration
 Opener = Callable[[str], SqlLedger]
@@ -471,24 +471,6 @@ def test_cancelling(ledger: SqlLedger) -> None:
 
 
 # audit
-
-
-def audit_row(number: int, **changes: Any) -> AuditRow:
-    row = AuditRow(
-        id=f"audit_{number}",
-        at=at(number),
-        actor="ada",
-        action="backfill_write",
-        pipeline="orders",
-        key=b"k%d" % number,
-        key_fields={"id": number},
-        run_id="run_1",
-        gap_id="gap_1",
-        outcome="written",
-        before=None,
-        after="ff" * 16,
-    )
-    return replace(row, **changes)
 
 
 def test_h8_audit_rows_are_appended_once_and_found(ledger: SqlLedger) -> None:
