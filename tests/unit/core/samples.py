@@ -118,7 +118,13 @@ def with_schema(event: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) 
         "fields": [
             {**row, "field": "before"},
             {**row, "field": "after"},
-            {"type": "struct", "fields": [], "optional": False, "name": "io.debezium.connector.postgresql.Source", "field": "source"},
+            {
+                "type": "struct",
+                "fields": [],
+                "optional": False,
+                "name": "io.debezium.connector.postgresql.Source",
+                "field": "source",
+            },
             {"type": "string", "optional": False, "field": "op"},
         ],
         "optional": False,

@@ -28,7 +28,7 @@ def base64_of(number: int) -> str:
     return base64.b64encode(number.to_bytes(size, "big", signed=True)).decode()
 
 
-@pytest.mark.parametrize("kind", [item for item in FieldType])
+@pytest.mark.parametrize("kind", list(FieldType))
 def test_null_absent_and_empty_are_three_values(kind: FieldType) -> None:
     assert form(kind, None) == NULL
     assert form(kind, MISSING) == ABSENT

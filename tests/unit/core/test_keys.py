@@ -24,7 +24,9 @@ def test_a_declared_int_is_one_key_in_every_store(value: Any) -> None:
     assert codec(KeyType.INT).encode([value]) == codec(KeyType.INT).encode([42])
 
 
-@pytest.mark.parametrize("value", [42.0, True, "042", "+42", "42.0", " 42", "4٢", "", None, Decimal("42.0"), b"42", [42], 1 << 1000])
+@pytest.mark.parametrize(
+    "value", [42.0, True, "042", "+42", "42.0", " 42", "4٢", "", None, Decimal("42.0"), b"42", [42], 1 << 1000]
+)
 def test_what_is_no_int_never_becomes_one(value: Any) -> None:
     with pytest.raises(KeyMisfit):
         codec(KeyType.INT).encode([value])
