@@ -9,7 +9,7 @@ import typer
 
 from gapwatch.cli import runs
 from gapwatch.cli.client import connect
-from gapwatch.cli.options import OutputOption, UrlOption, WaitOption, config_of
+from gapwatch.cli.options import Output, OutputOption, UrlOption, WaitOption, config_of
 from gapwatch.cli.output import emit, note
 from gapwatch.errors import UsageError
 
@@ -23,7 +23,7 @@ def plan(
     kinds: Annotated[str, typer.Option(help="Gap kinds, comma-separated.")] = "missing,stale,mismatch",
     mode: Annotated[str, typer.Option(help="direct: guarded writes to the target.")] = "direct",
     url: UrlOption = "",
-    output: OutputOption = "table",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Say what an apply would write. Writes nothing to the target."""
     if mode != "direct":
@@ -42,7 +42,7 @@ def apply(
     wait: WaitOption = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 3_600,
     url: UrlOption = "",
-    output: OutputOption = "table",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Write what was planned, each document guarded, read back and audited."""
     if not yes and not (sys.stdin.isatty() and typer.confirm(f"Write to the target what {plan_id} lists?")):

@@ -8,7 +8,7 @@ import typer
 
 from gapwatch.cli.client import connect
 from gapwatch.cli.exits import DIFFERENCES
-from gapwatch.cli.options import OutputOption, UrlOption, config_of
+from gapwatch.cli.options import Output, OutputOption, UrlOption, config_of
 from gapwatch.cli.output import emit, note
 
 app = typer.Typer(help="Confirmed differences, with their evidence.", no_args_is_help=True)
@@ -27,7 +27,7 @@ def list_gaps(
     since: Annotated[str, typer.Option(help="Only gaps confirmed since this time (RFC 3339).")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1_000,
     url: UrlOption = "",
-    output: OutputOption = "table",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """List gaps, the oldest first. Exit code 1 when there is one."""
     states = "" if state == "all" else state
@@ -38,7 +38,7 @@ def list_gaps(
 
 
 @app.command()
-def show(context: typer.Context, gap: str, url: UrlOption = "", output: OutputOption = "json") -> None:
+def show(context: typer.Context, gap: str, url: UrlOption = "", output: OutputOption = Output.JSON) -> None:
     """Show one gap with its evidence and its history."""
     with connect(url, config_of(context)) as api:
         record = api.get(f"/api/v1/gaps/{gap}")

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from gapwatch.cli.client import connect
-from gapwatch.cli.options import OutputOption, UrlOption, config_of
+from gapwatch.cli.options import Output, OutputOption, UrlOption, config_of
 from gapwatch.cli.output import emit, note
 
 app = typer.Typer(help="All that is known about one key.", invoke_without_command=True, no_args_is_help=True)
@@ -20,7 +20,7 @@ def key(
     pipeline: Annotated[str, typer.Argument(help="The pipeline.")],
     key_text: Annotated[str, typer.Argument(metavar="KEY", help="The key; the parts of a composite one with commas between.")],
     url: UrlOption = "",
-    output: OutputOption = "json",
+    output: OutputOption = Output.JSON,
 ) -> None:
     """Show state, both stores now, gaps and audit of one key, and why it is or is not a gap."""
     with connect(url, config_of(context)) as api:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import click
 import typer
+
+
+class Output(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    NDJSON = "ndjson"
+    CSV = "csv"
+
 
 UrlOption = Annotated[
     str, typer.Option("--url", metavar="URL", help="Address of a running service; else GAPWATCH_URL, else the configuration's.")
 ]
-OutputOption = Annotated[
-    str,
-    typer.Option(
-        "--output", "-o", help="table, json, ndjson or csv.", click_type=click.Choice(["table", "json", "ndjson", "csv"])
-    ),
-]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How data is printed.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait until it has ended; the exit code says how.")]
 
 
 def config_of(context: typer.Context) -> Path | None:
     """Return the file that the global option ``--config`` names."""
-    root: click.Context = context.find_root()
-    chosen: Any = root.params.get("config")
-    return Path(chosen) if chosen is not None else None
+    chosen = context.find_root().obj
+    return chosen if isinstance(chosen, Path) else None

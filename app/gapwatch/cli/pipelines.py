@@ -8,7 +8,7 @@ import typer
 
 from gapwatch.cli.client import connect
 from gapwatch.cli.exits import DIFFERENCES, UNDECIDED
-from gapwatch.cli.options import OutputOption, UrlOption, config_of
+from gapwatch.cli.options import Output, OutputOption, UrlOption, config_of
 from gapwatch.cli.output import emit, note
 
 app = typer.Typer(help="How every pipeline stands.", no_args_is_help=False, invoke_without_command=True)
@@ -37,7 +37,7 @@ def exit_code(views: list[dict[str, Any]]) -> int:
 
 
 @app.callback()
-def pipelines(context: typer.Context, url: UrlOption = "", output: OutputOption = "table") -> None:
+def pipelines(context: typer.Context, url: UrlOption = "", output: OutputOption = Output.TABLE) -> None:
     """Show every pipeline with its status, consistent-through, lag and gaps."""
     if context.invoked_subcommand is not None:
         return

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
-import click
 import typer
 
 from gapwatch.cli.options import config_of
 
 app = typer.Typer(help="Run the service.", invoke_without_command=True)
-ROLES = ["all", "capture", "ingest", "match", "repair", "api"]
+
+
+class Role(StrEnum):
+    ALL = "all"
+    CAPTURE = "capture"
+    INGEST = "ingest"
+    MATCH = "match"
+    REPAIR = "repair"
+    API = "api"
 
 
 @app.callback()
 def run(
     context: typer.Context,
-    role: Annotated[
-        str, typer.Option(help="Which role; all: every one, on this machine.", click_type=click.Choice(ROLES))
-    ] = "all",
+    role: Annotated[Role, typer.Option(help="Which role; all: every one, on this machine.")] = Role.ALL,
 ) -> None:
     """Watch the configured pipelines until SIGTERM or Ctrl-C."""
     from gapwatch.wiring import serve

@@ -9,7 +9,7 @@ import typer
 
 from gapwatch.cli import runs
 from gapwatch.cli.client import connect
-from gapwatch.cli.options import OutputOption, UrlOption, WaitOption, config_of
+from gapwatch.cli.options import Output, OutputOption, UrlOption, WaitOption, config_of
 from gapwatch.cli.output import emit, note
 from gapwatch.errors import UsageError
 
@@ -25,7 +25,7 @@ def start(
     wait: WaitOption = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 3_600,
     url: UrlOption = "",
-    output: OutputOption = "table",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Queue a sweep; a running service carries it out."""
     request: dict[str, Any] = {"pipeline": pipeline, "content": content, **_range(range_text)}
@@ -48,7 +48,7 @@ def status(
     pipeline: Annotated[str, typer.Argument(help="Only this pipeline.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     url: UrlOption = "",
-    output: OutputOption = "table",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """List sweeps, the newest first."""
     with connect(url, config_of(context)) as api:

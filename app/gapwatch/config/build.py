@@ -1,0 +1,324 @@
+"""From the file's form to :class:`Settings`: what needs more than one key to judge, and what is not there yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from gapwatch.config import forms
+from gapwatch.config.source import Document, Place
+from gapwatch.model.pipeline import (
+    BatchSpec,
+    DeliverySpec,
+    FeedKind,
+    FeedSpec,
+    FieldSpec,
+    FieldType,
+    HeartbeatSpec,
+    KeyColumn,
+    KeyType,
+    Match,
+    PipelineSpec,
+    Policy,
+    RepairSpec,
+    Rounding,
+    Settings,
+    SourceSpec,
+    StoreSpec,
+    StoreType,
+    SweepSpec,
+    TargetSpec,
+    TopicsSpec,
+)
+
+SECRET_OPTION = re.compile(r"password|secret|key\.pem|token", re.IGNORECASE)
+_SCHEMES = {
+    StoreType.POSTGRES: ("dsn", ("postgresql://", "postgres://")),
+    StoreType.MONGODB: ("uri", ("mongodb://", "mongodb+srv://")),
+}
+_NOT_YET = "is not supported yet"
+_REMOVE = "Remove it."
+
+
+def build(form: forms.File, document: Document, file: str) -> Settings:
+    """Return the settings; problems are added to the document."""
+    host, port = _listen(form.api.listen, document)
+    topics = TopicsSpec(prefix=form.topics.prefix, partitions=form.topics.partitions, replication=form.topics.replication)
+    stores = {name: _store(name, store, document) for name, store in form.stores.items()}
+    pipelines = {name: _Builder(name, pipeline, stores, topics, document).build() for name, pipeline in form.pipelines.items()}
+    if not form.database.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        document.problem(("database",), "The ledger's address is not known.", "Write sqlite:///FILE or postgresql://….")
+    return Settings(
+        bootstrap_servers=form.kafka.bootstrap_servers,
+        kafka_options=form.kafka.options,
+        connect_url=form.connect.url,
+        listen_host=host,
+        listen_port=port,
+        topics=topics,
+        database=form.database,
+        stores=stores,
+        pipelines=pipelines,
+        file=file,
+    )
+
+
+def _listen(text: str, document: Document) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        document.problem(("api", "listen"), f"{text!r} is no address.", "Write address:port, like 127.0.0.1:8640.")
+        return "127.0.0.1", 8640
+    return host.strip("[]"), int(port)
+
+
+def _store(name: str, store: forms.Store, document: Document) -> StoreSpec:
+    place: Place = ("stores", name)
+    kind = StoreType(store.type)
+    url = ""
+    if kind is StoreType.OPENSEARCH:
+        document.problem(place, f"A store of type opensearch {_NOT_YET}.", "Use postgres and mongodb stores for now.")
+    else:
+        option, schemes = _SCHEMES[kind]
+        url = getattr(store, option) or ""
+        for other in ("dsn", "uri", "hosts"):
+            if other != option and getattr(store, other) is not None:
+                document.problem((*place, other), f"A {kind.value} store has no `{other}`.", f"Write `{option}` instead.")
+        if not url:
+            document.problem(place, f"`{option}` is missing.", f"Write {option}: {schemes[0]}….")
+        elif not url.startswith(schemes):
+            document.problem(
+                (*place, option), f"It does not begin with {schemes[0]}.", "Write the address as the driver wants it."
+            )
+    heartbeat = store.heartbeat
+    if isinstance(heartbeat, str):
+        spec = HeartbeatSpec(auto=heartbeat == "auto")
+    else:
+        spec = HeartbeatSpec(auto=heartbeat.auto and not heartbeat.topic, topic=heartbeat.topic, every_seconds=heartbeat.every)
+        if not 0 < heartbeat.every <= 10:
+            document.problem((*place, "heartbeat", "every"), "Heartbeats must come every 10 s or faster.", "Write 1s.")
+    return StoreSpec(name=name, type=kind, url=url, heartbeat=spec)
+
+
+class _Builder:
+    """Builds one pipeline."""
+
+    def __init__(
+        self, name: str, form: forms.Pipeline, stores: Mapping[str, StoreSpec], topics: TopicsSpec, document: Document
+    ) -> None:
+        self._name = name
+        self._form = form
+        self._stores = stores
+        self._topics = topics
+        self._document = document
+
+    def build(self) -> PipelineSpec:
+        form = self._form
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", self._name):
+            self._problem((), f"{self._name!r} is no name.", "Use letters, digits, - and _; at most 63.")
+        if form.maintenance is not None:
+            self._problem(("maintenance",), f"`maintenance` {_NOT_YET}.", _REMOVE)
+        source, target = self._source(), self._target()
+        self._keys()
+        if form.grace <= 0:
+            self._problem(("grace",), "The grace must be above 0.", "Write how long the target may lag, like 30s.")
+        return PipelineSpec(
+            id=self._name,
+            source=source,
+            target=target,
+            fields=self._fields(),
+            match=Match(form.match),
+            delivery=self._delivery(),
+            grace_seconds=form.grace,
+            disorder_seconds=form.disorder,
+            settle_seconds=form.settle,
+            clock_skew_max_seconds=form.clock_skew_max,
+            stall_after_seconds=form.stall_after,
+            lag_limit_seconds=form.lag_limit,
+            confirm_again_seconds=form.confirm_again,
+            pulse_seconds=form.pulse,
+            history=form.history,
+            settled_keys_max=form.settled_keys_max,
+            pending_keys_max=form.pending_keys_max,
+            suspects_max=form.suspects_max,
+            baseline=form.baseline,
+            coverage_target=form.coverage_target,
+            slo_seconds=form.slo,
+            incident_threshold=form.incident_threshold,
+            evidence=form.evidence,
+            enabled=form.enabled,
+            sweep=self._sweep(),
+            repair=self._repair(),
+        )
+
+    def _problem(self, place: Place, message: str, remedy: str = "") -> None:
+        self._document.problem(("pipelines", self._name, *place), message, remedy)
+
+    def _store(self, side: str, name: str, allowed: StoreType) -> None:
+        store = self._stores.get(name)
+        if store is None:
+            known = ", ".join(sorted(self._stores))
+            self._problem((side, "store"), f"There is no store {name!r}.", f"Stores: {known}.")
+        elif store.type is not allowed and store.type is not StoreType.OPENSEARCH:
+            self._problem(
+                (side, "store"),
+                f"A {side} of type {store.type.value} {_NOT_YET}.",
+                f"The {side} must be a {allowed.value} store.",
+            )
+
+    def _unsupported(self, side: str, form: forms.Source | forms.Target, names: tuple[str, ...]) -> None:
+        for name in names:
+            if getattr(form, name) is not None:
+                self._problem((side, name), f"`{name}` {_NOT_YET}.", _REMOVE)
+
+    def _source(self) -> SourceSpec:
+        form = self._form.source
+        self._store("source", form.store, StoreType.POSTGRES)
+        self._unsupported("source", form, ("on_leave", "tables", "topic_pattern", "collection", "where"))
+        table = form.table or ""
+        if table.count(".") != 1:
+            self._problem(("source", "table"), "The table is needed with its schema.", "Write table: public.orders.")
+        return SourceSpec(
+            store=form.store, table=table, key=_columns(form.key), feed=self._feed("source", form.feed), version=form.version
+        )
+
+    def _target(self) -> TargetSpec:
+        form = self._form.target
+        self._store("target", form.store, StoreType.MONGODB)
+        self._unsupported("target", form, ("table", "index", "routing", "deleted_when", "keep"))
+        collection = form.collection or ""
+        if "." not in collection:
+            self._problem(
+                ("target", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
+            )
+        feed = FeedSpec(kind=FeedKind.NONE) if isinstance(form.feed, str) else self._feed("target", form.feed)
+        return TargetSpec(
+            store=form.store,
+            collection=collection,
+            key=_columns(form.key),
+            feed=feed,
+            dead_letter_topic=form.dead_letter_topic,
+            version=form.version,
+        )
+
+    def _feed(self, side: str, form: forms.Feed) -> FeedSpec:
+        place = (side, "feed")
+        given = [name for name in ("debezium", "change_stream", "topic", "seq_no", "acks") if getattr(form, name)]
+        if len(given) != 1:
+            choices = "debezium: TOPIC" + (" or change_stream: true" if side == "target" else "")
+            self._problem(place, "A feed is exactly one thing.", f"Write {{ {choices} }}.")
+            return FeedSpec(kind=FeedKind.NONE)
+        kind = given[0]
+        if kind == "debezium" and form.debezium:
+            return FeedSpec(kind=FeedKind.DEBEZIUM, topic=form.debezium, format=form.format or "")
+        if kind == "change_stream" and side == "target":
+            return FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, side))
+        self._problem(
+            (*place, kind), f"A {side} feed of kind {kind} {_NOT_YET}.", "Use debezium, or a change_stream of the target."
+        )
+        return FeedSpec(kind=FeedKind.NONE)
+
+    def _keys(self) -> None:
+        source, target = self._form.source.key, self._form.target.key
+        if len(source) != len(target):
+            self._problem(
+                ("target", "key"),
+                f"The key has {len(target)} parts here and {len(source)} at the source.",
+                "Write the same parts in the same order.",
+            )
+            return
+        for (column, kind), (path, other) in zip(source.items(), target.items(), strict=True):
+            if kind != other:
+                self._problem(
+                    ("target", "key", path),
+                    f"It is of type {other}, but its counterpart {column} at the source is of type {kind}.",
+                    "Give both the same type: keys are never coerced.",
+                )
+
+    def _fields(self) -> tuple[FieldSpec, ...]:
+        specs = []
+        for path, form in self._form.fields.items():
+            if isinstance(form, str):
+                specs.append(FieldSpec(target=path, source=form))
+                continue
+            self._check_field(path, form)
+            specs.append(
+                FieldSpec(
+                    target=path,
+                    source=form.from_,
+                    type=FieldType(form.type) if form.type else FieldType.INFERRED,
+                    scale=form.scale,
+                    digits=form.digits,
+                    precision=form.precision,
+                    rounding=Rounding(form.rounding),
+                    timezone=form.timezone,
+                    tolerance=form.tolerance,
+                    multiset=form.multiset,
+                    absent_is_null=form.absent_is_null,
+                    nfc=form.nfc,
+                )
+            )
+        return tuple(specs)
+
+    def _check_field(self, path: str, form: forms.FieldForm) -> None:
+        place = ("fields", path)
+        if form.tolerance is not None:
+            if form.tolerance < 0:
+                self._problem((*place, "tolerance"), "A tolerance is not negative.", "Write an absolute difference, like 0.01.")
+            if form.type not in (None, "int", "decimal", "float"):
+                self._problem((*place, "tolerance"), f"A field of type {form.type} has no tolerance.", _REMOVE)
+        if form.scale is not None and form.type not in (None, "decimal"):
+            self._problem((*place, "scale"), f"A field of type {form.type} has no scale.", "Only decimals have one.")
+        if form.digits is not None and form.type not in (None, "float"):
+            self._problem((*place, "digits"), f"A field of type {form.type} has no digits.", "Only floats have them.")
+        if form.multiset and form.type not in (None, "array"):
+            self._problem((*place, "multiset"), f"A field of type {form.type} is no multiset.", "Only arrays are.")
+
+    def _delivery(self) -> DeliverySpec:
+        delivery = self._form.delivery
+        observed = not isinstance(self._form.target.feed, str)
+        if delivery is None:
+            if observed:
+                self._problem(
+                    ("delivery",),
+                    "It is missing: nobody says how far the sink has come, so lag could not be told from loss.",
+                    "Write delivery: { group: connect-NAME }, the sink's consumer group, or delivery: none.",
+                )
+            return DeliverySpec()
+        if isinstance(delivery, str):
+            return DeliverySpec()
+        if delivery.acks is not None:
+            self._problem(("delivery", "acks"), f"Delivery by an acks topic {_NOT_YET}.", "Write { group: NAME }.")
+        elif not delivery.group:
+            self._problem(("delivery",), "It names no group.", "Write { group: NAME }, or none.")
+        return DeliverySpec(group=delivery.group or "")
+
+    def _sweep(self) -> SweepSpec:
+        form = self._form.sweep
+        if form.lookback is not None:
+            self._problem(("sweep", "lookback"), f"`lookback` {_NOT_YET}: every sweep reads the whole dataset.", _REMOVE)
+        if form.every is not None and form.every < 10:
+            self._problem(("sweep", "every"), "Sweeps may start every 10 s at most.", "Write 30m.")
+        return SweepSpec(
+            every_seconds=form.every,
+            start_delay_seconds=form.start_delay,
+            batch=BatchSpec(documents=form.batch.documents, bytes=form.batch.bytes, pause_seconds=form.batch.pause),
+        )
+
+    def _repair(self) -> RepairSpec:
+        form = self._form.repair
+        chosen = {}
+        for name in ("missing", "stale", "mismatch", "extra", "undeleted"):
+            policy = Policy(getattr(form, name))
+            if policy is Policy.AUTO:
+                self._problem(
+                    ("repair", name),
+                    f"Automatic repair {_NOT_YET}.",
+                    "Write report, and use `gapwatch backfill plan` and `apply`.",
+                )
+            elif policy is Policy.DELETE and name not in ("extra", "undeleted"):
+                self._problem(("repair", name), f"A {name} document cannot be deleted.", "Write report.")
+            chosen[name] = policy
+        return RepairSpec(**chosen, max_documents_per_run=form.max_documents_per_run, brake_ratio=form.brake_ratio)
+
+
+def _columns(key: Mapping[str, str]) -> tuple[KeyColumn, ...]:
+    return tuple(KeyColumn(path=path, type=KeyType(kind)) for path, kind in key.items())

@@ -1,0 +1,219 @@
+"""The file's form: every key, its type and default. What needs more than one key to judge is checked in ``build``."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_SIZES = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "kB": 1000, "MB": 1000**2}
+
+
+def seconds(value: Any) -> Any:
+    """Return a duration in seconds; raises ValueError with what to write."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value)
+        if match:
+            return float(match.group(1)) * _UNITS[match.group(2)]
+    raise ValueError("a duration is a number with a unit, like 250ms, 30s, 5m, 48h or 1d")
+
+
+def size(value: Any) -> Any:
+    """Return a size in bytes; raises ValueError with what to write."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+)\s*(B|KiB|MiB|GiB|kB|MB)?\s*", value)
+        if match:
+            return int(match.group(1)) * _SIZES[match.group(2) or ""]
+    raise ValueError("a size is a number of bytes, or has a unit like 512KiB or 5MiB")
+
+
+def _text(value: Any) -> Any:
+    """Take a number where a text is meant (a database named 42), but nothing else."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(seconds),
+    Field(ge=0),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)\s*$", "examples": ["30s", "250ms"]}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(size),
+    Field(gt=0),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "examples": ["5MiB"]}),
+]
+Text = Annotated[str, BeforeValidator(_text)]
+Secret = Annotated[str, Field(min_length=1, json_schema_extra={"writeOnly": True})]
+KeyTypeName = Literal["int", "text", "uuid", "objectid", "decimal", "bytes"]
+FieldTypeName = Literal[
+    "int", "decimal", "float", "text", "bool", "timestamp", "date", "time", "uuid", "objectid", "bytes", "json", "array"
+]
+PolicyName = Literal["report", "auto", "delete"]
+
+
+class Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Kafka(Form):
+    bootstrap_servers: str = Field(min_length=1, description="host:port, comma-separated")
+    options: dict[str, Text] = Field(default_factory=dict, description="librdkafka properties: security.protocol, sasl.* …")
+
+
+class Connect(Form):
+    url: str = Field(default="", description="Kafka Connect's REST interface: connector state, discovery, doctor")
+
+
+class ApiForm(Form):
+    listen: str = Field(default="127.0.0.1:8640", description="address:port of the API and the page")
+
+
+class Topics(Form):
+    prefix: str = Field(default="gapwatch", pattern=r"^[A-Za-z0-9._-]+$")
+    partitions: int = Field(default=8, ge=1, le=1_000, description="of <prefix>.events: for life")
+    replication: int = Field(default=1, ge=1, le=10)
+
+
+class Heartbeat(Form):
+    auto: bool = True
+    every: Duration = 1.0
+    topic: str = ""
+
+
+class Store(Form):
+    type: Literal["postgres", "mongodb", "opensearch"]
+    dsn: Secret | None = None
+    uri: Secret | None = None
+    hosts: list[str] | None = None
+    heartbeat: Heartbeat | Literal["auto", "none"] = Field(default_factory=Heartbeat)
+
+
+class Feed(Form):
+    """Exactly one of them."""
+
+    debezium: str | None = None
+    change_stream: bool | None = None
+    topic: str | None = None
+    format: str | None = None
+    seq_no: bool | None = None
+    acks: str | None = None
+
+
+class Source(Form):
+    store: str
+    table: str | None = None
+    collection: str | None = None
+    key: dict[str, KeyTypeName] = Field(min_length=1)
+    feed: Feed
+    version: str = ""
+    where: str | None = None
+    on_leave: Literal["delete", "ignore"] | None = None
+    tables: list[str] | None = None
+    topic_pattern: str | None = None
+    replica_identity: Literal["require"] = "require"
+
+
+class Target(Form):
+    store: str
+    collection: str | None = None
+    table: str | None = None
+    index: str | None = None
+    key: dict[str, KeyTypeName] = Field(min_length=1)
+    feed: Feed | Literal["none"]
+    version: str = ""
+    dead_letter_topic: str = ""
+    routing: str | None = None
+    deleted_when: str | None = None
+    keep: str | None = None
+
+
+class FieldForm(Form):
+    from_: str = Field(alias="from", min_length=1)
+    type: FieldTypeName | None = None
+    scale: int | None = Field(default=None, ge=0, le=100)
+    digits: int | None = Field(default=None, ge=1, le=17)
+    precision: Literal["s", "ms", "us"] = "ms"
+    rounding: Literal["truncate", "round"] = "truncate"
+    timezone: str = "UTC"
+    tolerance: Annotated[
+        Decimal | None, BeforeValidator(lambda value: Decimal(str(value)) if isinstance(value, int | float | str) else value)
+    ] = None
+    multiset: bool = False
+    absent_is_null: bool = False
+    nfc: bool = False
+
+
+class Batch(Form):
+    documents: int = Field(default=100, ge=1, le=10_000)
+    bytes: Size = 5 * 1024 * 1024
+    pause: Duration = 0.2
+
+
+class Sweep(Form):
+    every: Duration | None = None
+    start_delay: Duration = 120.0
+    lookback: Duration | None = None
+    batch: Batch = Field(default_factory=Batch)
+
+
+class Repair(Form):
+    missing: PolicyName = "report"
+    stale: PolicyName = "report"
+    mismatch: PolicyName = "report"
+    extra: PolicyName = "report"
+    undeleted: PolicyName = "report"
+    max_documents_per_run: int = Field(default=10_000, ge=1)
+    brake_ratio: float = Field(default=0.2, gt=0, le=1)
+
+
+class Delivery(Form):
+    group: str | None = None
+    acks: str | None = None
+
+
+class Pipeline(Form):
+    source: Source
+    target: Target
+    fields: dict[str, str | FieldForm] = Field(min_length=1)
+    match: Literal["digest", "version", "presence"] = "digest"
+    grace: Duration = 30.0
+    delivery: Delivery | Literal["none"] | None = None
+    sweep: Sweep = Field(default_factory=Sweep)
+    repair: Repair = Field(default_factory=Repair)
+    disorder: Duration = 0.2
+    settle: Duration = 1.0
+    clock_skew_max: Duration = 2.0
+    stall_after: Duration = 30.0
+    lag_limit: Duration | None = None
+    history: int = Field(default=64, ge=2, le=10_000)
+    settled_keys_max: int = Field(default=1_000_000, ge=1)
+    pending_keys_max: int = Field(default=5_000_000, ge=1)
+    suspects_max: int = Field(default=100_000, ge=1)
+    confirm_again: Duration = 300.0
+    pulse: Duration = 0.25
+    baseline: Literal["sweep", "assume"] = "sweep"
+    coverage_target: float = Field(default=0.999, ge=0, le=1)
+    slo: Duration = 900.0
+    incident_threshold: int = Field(default=1_000, ge=1)
+    evidence: Literal["digest", "fields", "values"] = "fields"
+    enabled: bool = True
+    maintenance: list[str] | None = None
+
+
+class File(Form):
+    """``gapwatch.yaml``."""
+
+    kafka: Kafka
+    connect: Connect = Field(default_factory=Connect)
+    api: ApiForm = Field(default_factory=ApiForm)
+    topics: Topics = Field(default_factory=Topics)
+    database: Secret = "sqlite:///gapwatch.db"
+    stores: dict[str, Store] = Field(min_length=1)
+    pipelines: dict[str, Pipeline] = Field(min_length=1)

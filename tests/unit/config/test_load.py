@@ -1,0 +1,172 @@
+"""The configuration: every problem at once, with its line and what to do; secrets nowhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from gapwatch.config import json_schema, mask_url, parse, render
+from gapwatch.errors import ConfigError
+from gapwatch.model.pipeline import FeedKind, FieldType, KeyType, Policy, Settings
+
+ROOT = Path(__file__).parents[3]
+GOOD = """\
+kafka: { bootstrap_servers: "localhost:9092", options: { sasl.password: "hunter2" } }
+topics: { prefix: watch, partitions: 4 }
+stores:
+  shop: { type: postgres, dsn: "postgresql://app:s3cret@db/shop", heartbeat: { auto: true, every: 250ms } }
+  catalog: { type: mongodb, uri: "mongodb://app:s3cret@mongo/?replicaSet=rs0" }
+pipelines:
+  orders:
+    source: { store: shop, table: public.orders, key: { id: int }, feed: { debezium: shop.public.orders } }
+    target: { store: catalog, collection: shop.orders, key: { _id: int }, feed: { change_stream: true } }
+    fields:
+      customer: customer
+      total: { from: amount, type: decimal, scale: 2, tolerance: 0.01 }
+    grace: 5s
+    delivery: { group: connect-orders }
+"""
+
+
+def problems(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, environ or {})
+    return [str(problem) for problem in caught.value.problems]
+
+
+def settings(text: str = GOOD, **environ: str) -> Settings:
+    return parse(text, environ)
+
+
+def test_a_good_file_is_resolved() -> None:
+    orders = settings().pipelines["orders"]
+    assert (orders.grace_seconds, orders.delivery.group) == (5.0, "connect-orders")
+    assert orders.source.key[0].type is KeyType.INT
+    assert (orders.target.feed.kind, orders.target.feed.topic) == (FeedKind.CHANGE_STREAM, "watch.feed.orders.target")
+    assert [(field.target, field.source, field.type) for field in orders.fields] == [
+        ("customer", "customer", FieldType.INFERRED),
+        ("total", "amount", FieldType.DECIMAL),
+    ]
+    assert settings().stores["shop"].heartbeat.every_seconds == 0.25
+
+
+def test_bad_input_malformed_yaml() -> None:
+    assert problems("kafka: { bootstrap_servers: x\nstores: [") == [
+        "line 2, the YAML, column 7: Not valid YAML: expected ',' or '}', but got ':'. Mend the syntax there."
+    ]
+
+
+def test_bad_input_unknown_key() -> None:
+    assert problems(GOOD.replace("grace: 5s", "grase: 5s")) == [
+        "line 13, pipelines.orders.grase: There is no such key. Did you mean `grace`?"
+    ]
+
+
+def test_bad_input_key_codec_mismatch() -> None:
+    assert problems(GOOD.replace("key: { _id: int }", "key: { _id: text }")) == [
+        "line 9, pipelines.orders.target.key._id: It is of type text, but its counterpart id at the source is of type int."
+        " Give both the same type: keys are never coerced."
+    ]
+
+
+def test_k3_all_problems_are_listed_at_once() -> None:
+    text = (
+        GOOD.replace("grace: 5s", "grace: soon")
+        .replace("partitions: 4", "partitions: many")
+        .replace("type: mongodb", "type: mango")
+        .replace('"localhost:9092"', '"${BROKERS}"')
+    )
+    found = problems(text)
+    assert len(found) == 4
+    assert (
+        found[0]
+        == "line 1, kafka.bootstrap_servers: The environment variable BROKERS is not set. Set it, or write ${BROKERS:-default}."
+    )
+    assert found[1].startswith("line 2, topics.partitions: ")
+    assert found[2].startswith("line 5, stores.catalog.type: It should be 'postgres', 'mongodb' or 'opensearch'.")
+    assert found[3] == ("line 13, pipelines.orders.grace: A duration is a number with a unit, like 250ms, 30s, 5m, 48h or 1d.")
+
+
+def test_problems_that_need_two_keys_come_together_too() -> None:
+    text = (
+        GOOD.replace("store: shop,", "store: shoop,")
+        .replace("    delivery: { group: connect-orders }\n", "    repair: { missing: auto }\n    sweep: { lookback: 48h }\n")
+        .replace("table: public.orders", "table: orders")
+    )
+    found = problems(text)
+    assert any("There is no store 'shoop'. Stores: catalog, shop." in problem for problem in found)
+    assert any("Automatic repair is not supported yet." in problem for problem in found)
+    assert any("pipelines.orders.delivery: It is missing: nobody says how far the sink has come" in problem for problem in found)
+    assert any("pipelines.orders.sweep.lookback: `lookback` is not supported yet" in problem for problem in found)
+    assert any("The table is needed with its schema." in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("table: public.orders,", "table: public.orders, where: 'x > 1',"),
+        ("table: public.orders,", "table: public.orders, tables: [a],"),
+        ("collection: shop.orders,", "collection: shop.orders, routing: x,"),
+        ("collection: shop.orders,", "collection: shop.orders, keep: 30d,"),
+        ("{ change_stream: true }", "{ acks: done }"),
+        ("    grace: 5s", "    grace: 5s\n    maintenance: []"),
+    ],
+)
+def test_what_is_not_there_yet_is_refused_by_name_and_never_ignored(old: str, new: str) -> None:
+    assert any("is not supported yet" in problem for problem in problems(GOOD.replace(old, new)))
+
+
+def test_a_key_twice_is_refused() -> None:
+    assert problems(GOOD + "topics: { prefix: other }\n") == [
+        "line 15, topics: The key stands here a second time. Keep one of them."
+    ]
+
+
+def test_the_environment_wins_and_references_are_filled_in(tmp_path: Path) -> None:
+    secret = tmp_path / "uri"
+    secret.write_text("mongodb://from-a-file/\n")
+    text = GOOD.replace('"mongodb://app:s3cret@mongo/?replicaSet=rs0"', f'"${{file:{secret}}}"').replace("5s", "${GRACE:-7s}")
+    found = settings(text, GAPWATCH_KAFKA__BOOTSTRAP_SERVERS="broker:1", GAPWATCH_TOPICS__PARTITIONS="16")
+    assert (found.bootstrap_servers, found.topics.partitions) == ("broker:1", 16)
+    assert found.stores["catalog"].url == "mongodb://from-a-file/"
+    assert found.pipelines["orders"].grace_seconds == 7.0
+    assert settings(text, GRACE="9s").pipelines["orders"].grace_seconds == 9.0
+
+
+@pytest.mark.parametrize(("word", "enabled"), [("false", False), ("true", True), ("no", False)])
+def test_lesson_38_the_off_switch_switches_off(word: str, enabled: bool) -> None:
+    text = GOOD.replace("    grace: 5s", f"    enabled: {word}\n    grace: 5s")
+    assert settings(text).pipelines["orders"].enabled is enabled
+    assert settings(GOOD, GAPWATCH_PIPELINES__ORDERS__ENABLED=word).pipelines["orders"].enabled is enabled
+
+
+def test_documents_are_deleted_by_explicit_policy_only() -> None:
+    assert settings().pipelines["orders"].repair.extra is Policy.REPORT
+    text = GOOD.replace("    grace: 5s", "    repair: { extra: delete }\n    grace: 5s")
+    assert settings(text).pipelines["orders"].repair.extra is Policy.DELETE
+    assert "cannot be deleted" in problems(text.replace("extra:", "stale:"))[0]
+
+
+def test_h3_secrets_are_shown_nowhere() -> None:
+    found = settings()
+    for shown in (render(found), repr(found), repr(found.stores)):
+        assert "s3cret" not in shown
+        assert "hunter2" not in shown
+    assert "postgresql://app:***@db/shop" in render(found)
+    assert mask_url("postgresql://h/d?password=x&a=b") == "postgresql://h/d?password=***&a=b"
+    with pytest.raises(ConfigError) as caught:
+        parse(GOOD.replace("type: postgres,", "type: mongodb,"), {})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_published_schema_is_the_one_in_force_and_takes_the_good_file() -> None:
+    published = json.loads((ROOT / "docs" / "gapwatch.schema.json").read_text())
+    assert published == json_schema()
+    jsonschema.validate(yaml.safe_load(GOOD), published)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(GOOD.replace("grace: 5s", "grase: 5s")), published)
