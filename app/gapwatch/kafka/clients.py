@@ -69,6 +69,7 @@ def client_options(
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 2_000,
         "log.connection.close": False,
+        "log_level": 2,  # errors reach `error_cb`; librdkafka would print them on stderr as well
         **(defaults or {}),
         **settings.kafka_options,
         "bootstrap.servers": settings.bootstrap_servers,

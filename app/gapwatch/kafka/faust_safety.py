@@ -60,9 +60,12 @@ class SafeRecovery(Recovery):  # type: ignore[misc]
             return
         if assignment:
             await self._wait(consumer.perform_seek(), timeout=app.conf.broker_request_timeout)
-            for tp, offset in app.restored_positions().items():
-                if tp in assignment:
-                    await read_from(consumer, tp, offset)
+            positions = {tp: offset for tp, offset in app.restored_positions().items() if tp in assignment}
+            elsewhere = {tp: at for tp, at in positions.items() if at and consumer._committed_offset.get(tp) != at}
+            for tp, offset in positions.items():
+                await read_from(consumer, tp, offset)
+            if elsewhere:  # nothing else would commit what an ended worker made durable, where no record follows
+                await self._wait(consumer._commit(elsewhere), timeout=app.conf.broker_request_timeout)
         self.completed.set()
         app.flow_control.resume()  # clears the queues: nothing of the source is in them yet
         consumer.resume_partitions({tp for tp in assignment if not self._is_changelog_tp(tp)})
@@ -202,15 +205,21 @@ class SafeConsumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> SafeConsumerThread:
         return self.Thread(self, loop=self.loop, beacon=self.beacon)
 
+    async def _seek(self, partition: TP, offset: int) -> None:
+        """Seek in the consumer's own thread: the stock code does it from this one, in the middle of a fetch (a KeyError)."""
+        await self._thread.call_thread(self._thread._ensure_consumer().seek, partition, offset)
+
     async def read_again(self, tp: TP, offset: int) -> None:
         """Seek back to ``offset``; of ``tp``, the next record that is delivered is that one, or the next that the log holds.
 
         Records that were queued before are still delivered: they lie above ``offset`` and are to be ignored.
         """
-        self._gap.pop(tp, None)
         self._first_again.pop(tp, None)
-        await self.seek(tp, offset)
         self._again[tp] = (offset, self._batch)
+        await self.seek(tp, offset)
+        if tp in self._again:  # fetches that began while the seek was under way may hold either
+            self._again[tp] = (offset, self._batch)
+        self._gap.pop(tp, None)
 
     def is_absent(self, tp: TP, wanted: int, found: int) -> bool:
         """Say whether the log was read from ``wanted`` and ``found`` came first: what lies between does not exist."""

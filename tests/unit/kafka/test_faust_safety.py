@@ -61,7 +61,8 @@ class World:
             seek=self.seek,
             resume_partitions=lambda tps: self.calls.append(f"resume {sorted(tp.topic for tp in tps)}"),
             resume_flow=self.noted("resume_flow"),
-            _committed_offset={},
+            _commit=self.commit,
+            _committed_offset={SOURCE: 40},
             _gap={},
             _acked={},
             _acked_index={},
@@ -98,6 +99,10 @@ class World:
     async def seek(self, tp: TP, offset: int) -> None:
         self.calls.append(f"seek {offset}")
 
+    async def commit(self, offsets: dict[TP, int]) -> bool:
+        self.calls.append(f"commit {offsets[SOURCE]}")
+        return True
+
     async def recovered(self, active: Any, standby: Any) -> None:
         self.calls.append("load")
         if self.callback is not None:
@@ -123,7 +128,7 @@ async def test_trap_39_sources_resume_only_after_the_seek_and_the_clearing() -> 
     world = World()
     await world.recovery(SafeRecovery).on_recovery_completed(7)
     resumed = world.calls.index(f"resume ['{SOURCE.topic}']")
-    for earlier in ("load", "perform_seek", "seek 42", "clear_queues"):
+    for earlier in ("load", "perform_seek", "seek 42", "commit 42", "clear_queues"):
         assert world.calls.index(earlier) < resumed
     assert world.calls.index("ready") > resumed
     assert world.consumer._committed_offset == {SOURCE: 42}

@@ -85,7 +85,7 @@ def test_unreadable_records_stop_the_process_and_rank_below_all() -> None:
     assert rank_of(b"\xc1") == -1
     with pytest.raises(ProtocolError):
         Journal(0).restore([(b"0/a", b"\xc1")])
-    key, value = Journal(0).record("a", 7, b"x")
+    _, value = Journal(0).record("a", 7, b"x")
     assert rank_of(value) == 7
     with pytest.raises(ProtocolError):
         Journal(0).restore([(b"0/marker", value)])

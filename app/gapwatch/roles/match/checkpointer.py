@@ -1,0 +1,114 @@
+"""Makes durable what the held partitions say and are, in the order that ``core/checkpoint`` prescribes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from gapwatch.kafka.faust_safety import StateTable
+from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.ports import Clock
+from gapwatch.roles.match.held import Held
+from gapwatch.roles.match.outlet import Outlet
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One partition at one instant: all of it belongs together, whatever is applied while it becomes durable."""
+
+    held: Held
+    applied: int
+    said: Sequence[Suspect | Hole]
+    statuses: Sequence[PartitionStatus]
+    records: Sequence[tuple[str, bytes | None]]
+    marker: bytes
+    events: Sequence[Any]
+
+
+class Checkpointer:
+    """Once a second, and before partitions are given up:
+
+    1. suspects and holes are acknowledged by the brokers,
+    2. status records are,
+    3. bucket records are,
+    4. the commit marker is,
+    5. the input records are acknowledged to Faust, in offset order.
+
+    A crash in between repeats what was said (ids are deterministic) and never loses any.
+    """
+
+    def __init__(
+        self,
+        held: Mapping[int, Held],
+        table: StateTable,
+        outlet: Outlet,
+        clock: Clock,
+        *,
+        worker: str,
+        topic_id: Callable[[], str],
+        owns: Callable[[], bool],
+    ) -> None:
+        self._held = held
+        self._table = table
+        self._outlet = outlet
+        self._clock = clock
+        self._worker = worker
+        self._topic_id = topic_id
+        self._owns = owns
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> bool:
+        """Make everything applied so far durable. False: not now, because the group did not answer this worker lately.
+
+        Raises what kept a record from being acknowledged; nothing is known of the partitions then, and the worker must end.
+        """
+        async with self._lock:
+            if not self._owns():
+                log.warning("match_checkpoint_postponed", worker=self._worker)
+                return False
+            now = self._clock.now_ms()
+            cuts = [self._cut(held, now) for held in self._held.values()]
+            await self._outlet.raise_suspects([said for cut in cuts for said in cut.said])
+            await self._outlet.show_status([status for cut in cuts for status in cut.statuses])
+            changed = [cut for cut in cuts if cut.events]
+            await self._write_buckets(changed)
+            await self._write_markers(changed)
+            for cut in changed:
+                for event in cut.events:
+                    event.ack()
+            return True
+
+    def _cut(self, held: Held, now: int) -> Cut:
+        cut = Cut(
+            held=held,
+            applied=held.applied,
+            said=held.said,
+            statuses=held.matcher.status(self._worker, now),
+            records=held.matcher.bucket_records(),
+            marker=held.matcher.marker(),
+            events=held.events,
+        )
+        held.said, held.events = [], []
+        return cut
+
+    async def _write_buckets(self, cuts: Sequence[Cut]) -> None:
+        for cut in cuts:
+            journal = cut.held.journal
+            for name, payload in cut.records:
+                if payload is None:
+                    await self._table.put(journal.partition, journal.removal(name), None)
+                else:
+                    await self._table.put(journal.partition, *journal.record(name, cut.applied, payload))
+        await self._table.barrier()
+
+    async def _write_markers(self, cuts: Sequence[Cut]) -> None:
+        for cut in cuts:
+            journal = cut.held.journal
+            await self._table.put(journal.partition, *journal.marker(cut.applied, cut.marker, topic_id=self._topic_id()))
+        await self._table.barrier()

@@ -1,0 +1,250 @@
+"""One life of a match worker: a Faust app, the state of the partitions it owns, and the checkpoint once a second.
+
+The worker decides nothing about keys: ``core/matching`` does. It guarantees what that needs: every record once, in order, from
+the offset after the restored state; nothing acknowledged before what follows from it is durable. Whatever goes wrong ends the
+worker; its successor, here or elsewhere, starts from the last commit marker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
+
+import structlog
+from faust.types import TP
+
+from gapwatch.core.batches import unpack
+from gapwatch.errors import FeedError, ProtocolError, RecordError
+from gapwatch.kafka.clients import AckedProducer, Delivered, Partition
+from gapwatch.kafka.faust_safety import owns_partitions, stopped_within
+from gapwatch.kafka.offsets import OffsetReader
+from gapwatch.kafka.topics import TopicAdmin, state_topic
+from gapwatch.model.pipeline import Settings
+from gapwatch.model.stream import FORMAT, Batch, Control
+from gapwatch.ports import Clock
+from gapwatch.roles.match.checkpointer import Checkpointer
+from gapwatch.roles.match.held import Held, Restorer
+from gapwatch.roles.match.outlet import Outlet
+from gapwatch.roles.match.settings import MatchTuning, build_app
+
+log = structlog.get_logger(__name__)
+
+EMPTY: Final = Batch(format=FORMAT, sections=[], verdicts=[])
+POSTPONED_SECONDS: Final = 0.2  # before a checkpoint that had to wait is tried again while the agent is held up
+
+
+class MatchWorker:
+    """``torn``: partitions whose state was found torn before; found so again, it counts as lost."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fingerprints: Mapping[str, int],
+        clock: Clock,
+        *,
+        tuning: MatchTuning,
+        name: str,
+        torn: set[int],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._tuning = tuning
+        self._name = name
+        self._events = settings.topics.events
+        self._producer = AckedProducer(settings, client_id=name, delivery_seconds=tuning.session_seconds / 2)
+        self._offsets = OffsetReader(settings, clock)
+        self._app, self._table = build_app(settings, tuning, clock, self._send_state)
+        self._held: dict[int, Held] = {}
+        self._restorer = Restorer(settings, fingerprints, self._table, self._offsets, buckets=tuning.buckets, torn=torn)
+        outlet = Outlet(self._producer, settings.topics)
+        self._checkpointer = Checkpointer(
+            self._held, self._table, outlet, clock, worker=name, topic_id=lambda: self._restorer.topic_id, owns=self._owns
+        )
+        self._failure: asyncio.Future[BaseException]
+        self.hung = False
+        self._wire()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Match until ``stop`` is set, then drain; raise what went wrong."""
+        self._failure = asyncio.get_running_loop().create_future()
+        await self._producer.start()
+        tasks: list[asyncio.Task[Any]] = []
+        try:
+            await self._restorer.identify(TopicAdmin(self._settings))
+            self._app.finalize()
+            lives = (self._app.start(), self._crash(), self._tick(), self._probe())
+            tasks = [asyncio.create_task(self._guard(life)) for life in lives]
+            stopping = asyncio.create_task(stop.wait())
+            tasks.append(stopping)
+            await asyncio.wait({stopping, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                raise self._failure.result()
+            await self._drain()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.hung = not await stopped_within(self._app, self._tuning.stop_seconds)
+            await self._producer.close()
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """The partitions whose state this worker holds now."""
+        return tuple(sorted(self._held))
+
+    def _wire(self) -> None:
+        app = self._app
+        app.positions = self._positions
+        self._table.on_recover(self._load)
+        app.on_partitions_revoked.connect(self._revoked, weak=False)
+        topic = app.topic(self._events, key_type=bytes, value_type=bytes)
+        app.agent(topic, name="match")(self._match)
+
+    # records
+
+    async def _match(self, stream: Any) -> None:
+        try:
+            async for event in stream.noack().events():
+                await self._take(event)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    async def _take(self, event: Any) -> None:
+        message = event.message
+        partition, offset = message.partition, message.offset
+        held = self._held.get(partition)
+        if held is None:  # revoked, or not loaded yet: whoever loads it reads this record again
+            return
+        if offset <= held.applied:
+            event.ack()
+            return
+        if offset != held.expected and not await self._admit(held, TP(self._events, partition), offset):
+            return
+        held.apply(self._record(message), offset, round(message.timestamp * 1000), event)
+        if held.crowded(self._tuning.unacknowledged_records_max, self._tuning.suspects_max):
+            await self._make_room(held)
+
+    def _record(self, message: Any) -> Batch | Control:
+        """Return the record; an unreadable one as an empty one, since its ranges are then missed and become a hole."""
+        try:
+            return unpack(message.value or b"")
+        except RecordError as error:
+            if error.reason == "unknown_format":
+                raise ProtocolError(str(error), remedy="Upgrade this worker to the version of the ingesters.") from error
+            log.error("events_record_unreadable", partition=message.partition, offset=message.offset, reason=str(error))
+            return EMPTY
+
+    async def _admit(self, held: Held, tp: TP, offset: int) -> bool:
+        """Say whether a record beyond the expected one may be applied; if not, see to it that the expected one comes."""
+        if held.expected == held.again:
+            consumer = self._app.consumer
+            if not consumer.is_absent(tp, held.expected, offset):
+                return False  # queued before we went back
+            log.error("events_offsets_absent", partition=tp.partition, first=held.expected, last=offset - 1)
+            return True
+        start = (await self._offsets.log_starts([Partition(*tp)]))[Partition(*tp)]
+        if self._held.get(tp.partition) is not held:
+            return False
+        if start > held.expected:
+            log.error("events_log_truncated", partition=tp.partition, applied=held.applied, start=start)
+            held.expected = start
+        if offset == held.expected:
+            return True
+        log.warning("match_jump_healed", partition=tp.partition, expected=held.expected, found=offset)
+        held.again = held.expected
+        held.again_since = self._clock.monotonic()
+        await self._app.consumer.read_again(tp, held.expected)
+        return False
+
+    async def _make_room(self, held: Held) -> None:
+        while self._held.get(held.partition) is held and not await self._checkpointer.run():
+            await self._clock.sleep(POSTPONED_SECONDS)
+
+    # partitions come and go
+
+    async def _load(self) -> None:
+        try:
+            mine = {tp.partition for tp in self._app.consumer.assignment() if tp.topic == self._events}
+            self._held.clear()
+            held = await self._restorer.restore(mine)
+            self._held.update(held)
+            pending = sum(one.matcher.pending for one in held.values())
+            log.info("match_partitions_taken", worker=self._name, partitions=sorted(mine), pending=pending)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    async def _revoked(self, app: Any, partitions: set[TP], **kwargs: Any) -> None:
+        if self._held:
+            try:
+                async with asyncio.timeout(self._tuning.final_checkpoint_seconds):
+                    if await self._checkpointer.run():
+                        await app.consumer.commit()
+                log.info("match_partitions_left", worker=self._name, partitions=sorted(self._held))
+            except Exception as error:  # noqa: BLE001 - what was not made durable is read again by the next owner
+                log.warning("match_final_checkpoint_failed", worker=self._name, reason=repr(error))
+        self._held.clear()
+
+    def _positions(self) -> Mapping[TP, int]:
+        return {TP(self._events, number): held.expected for number, held in self._held.items()}
+
+    def _owns(self) -> bool:
+        return owns_partitions(self._app, self._clock, seconds=self._tuning.session_seconds / 2)
+
+    async def _send_state(self, partition: int, key: bytes, value: bytes | None) -> asyncio.Future[Delivered]:
+        return await self._producer.send(state_topic(self._settings), key, value, partition=partition)
+
+    # what runs beside
+
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep(self._tuning.checkpoint_seconds)
+            if self._held and not self._app.rebalancing:
+                await self._checkpointer.run()
+
+    async def _probe(self) -> None:
+        """End a worker that hangs: known of Faust after broker outages and in recovery, without any error of its own."""
+        ready_at = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(self._tuning.probe_seconds)
+            now = self._clock.monotonic()
+            if self._app.tables.actives_ready and not self._app.rebalancing:
+                ready_at = now
+            elif now - ready_at > self._tuning.recovery_seconds:
+                raise FeedError(f"Match did not get ready within {self._tuning.recovery_seconds:g} s.")
+            await self._probe_progress(now)
+
+    async def _probe_progress(self, now: float) -> None:
+        before = {number: held.applied for number, held in self._held.items()}
+        ends = (await self._offsets.log_ends([Partition(self._events, number) for number in before])).ends
+        for number, applied in before.items():
+            held = self._held.get(number)
+            if held is None:
+                continue
+            if held.again is not None and held.again > held.applied and now - held.again_since > self._tuning.stalled_seconds:
+                raise FeedError(f"Match waits in vain for offset {held.again} of {self._events}[{number}].")
+            if ends[Partition(self._events, number)] <= applied + 1 or held.applied != held.probed:
+                held.probed, held.probed_at = held.applied, now
+            elif now - held.probed_at > self._tuning.stalled_seconds:
+                raise FeedError(f"Match applied nothing of {self._events}[{number}] for {self._tuning.stalled_seconds:g} s.")
+
+    async def _crash(self) -> None:
+        await self._app._crashed.wait()
+        raise self._app.crash_reason or FeedError("Faust crashed without saying why.")
+
+    async def _guard(self, life: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await life
+        except Exception as error:  # noqa: BLE001 - run() raises it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failure.done():
+            self._failure.set_result(error)
+
+    async def _drain(self) -> None:
+        log.info("match_draining", worker=self._name, partitions=sorted(self._held))
+        if self._held and await self._checkpointer.run():
+            await self._app.consumer.commit()

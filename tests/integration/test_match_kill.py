@@ -1,0 +1,114 @@
+"""Workers are killed, stopped, frozen and started at random: what match says is what an undisturbed run says."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from pathlib import Path
+
+import pytest
+
+from gapwatch.model.pipeline import Settings
+from tests.integration.match_rig import Rig, match_rig
+from tests.integration.match_story import LAG_STEPS, Story, story_settings, undisturbed
+
+pytestmark = pytest.mark.integration
+
+PARTITIONS = 5
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str) -> Settings:
+    return story_settings(kafka_bootstrap, f"m{uuid.uuid4().hex[:8]}", PARTITIONS)
+
+
+async def assert_as_undisturbed(rig: Rig, story: Story) -> None:
+    told = await rig.told()
+    wanted = undisturbed(rig.settings, await rig.read_all(rig.settings.topics.events))
+    assert set(wanted.keys) == story.lost | story.changed | story.strange  # the judge itself is right
+    assert told.suspects.keys() == wanted.suspects.keys()
+    assert told.holes.keys() == wanted.holes.keys()
+    assert {number: status.input_offset for number, status in told.statuses.items()} == {
+        number: status.input_offset for number, status in wanted.statuses.items()
+    }
+    for number, status in wanted.statuses.items():
+        assert told.statuses[number].counters == status.counters
+        assert (told.statuses[number].pending, told.statuses[number].raised) == (status.pending, status.raised)
+
+
+class Trouble:
+    """Kills -9, terminates, freezes and starts workers, by a seed, every so many records; five run most of the time."""
+
+    def __init__(self, rig: Rig, every: int, times: int, seed: int) -> None:
+        self._rig = rig
+        self._random = random.Random(seed)
+        self._marks = {every * number for number in range(1, times + 1)}
+        self._frozen: list[str] = []
+        self._ending: list[asyncio.Task[int]] = []
+        self.done: list[str] = []
+
+    def __call__(self, count: int) -> None:
+        if count not in self._marks:
+            return
+        victim = self._random.choice([name for name in sorted(self._rig.workers) if self._rig.has_worked(name)])
+        for name in self._frozen:
+            self._rig.thaw(name)
+        fate = self._random.random()
+        if victim in self._frozen or fate < 0.5:
+            self._rig.kill(victim)
+            self.done.append(f"kill {victim}")
+        elif fate < 0.75:
+            self._ending.append(asyncio.ensure_future(self._rig.terminate(victim)))
+            self.done.append(f"terminate {victim}")
+        else:
+            self._rig.freeze(victim)
+            self.done.append(f"freeze {victim}")
+        self._frozen = [victim] if self.done[-1].startswith("freeze") else []
+        self._rig.start_worker()
+
+    async def end(self) -> list[int]:
+        """Thaw what is frozen; return the exit codes of the terminated workers."""
+        for name in self._frozen:
+            self._rig.thaw(name)
+        return await asyncio.gather(*self._ending)
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+async def test_trap_39_five_workers_killed_at_random_say_what_an_undisturbed_run_says(
+    settings: Settings, tmp_path: Path, seed: int
+) -> None:
+    story = Story(partitions=PARTITIONS, steps=500, keys_per_step=40, seed=seed)
+    records = list(story.records())
+    async with match_rig(settings, tmp_path) as rig:
+        for _ in range(5):
+            rig.start_worker()
+        await rig.working(1)
+        trouble = Trouble(rig, every=len(records) // 7, times=6, seed=seed)
+        await rig.produce(records, seconds=20, between=trouble)
+        assert set(await trouble.end()) <= {0}
+        await rig.wait_caught_up()
+        assert len(trouble.done) == 6
+        await assert_as_undisturbed(rig, story)
+        codes = [await rig.terminate(name) for name in sorted(rig.workers)]
+        assert codes == [0] * len(codes)
+
+
+@pytest.mark.parametrize("open_keys", [10_000, 100_000])
+async def test_b15_a_second_worker_takes_over_open_keys(settings: Settings, tmp_path: Path, open_keys: int) -> None:
+    """Everything is still open when one of two workers dies; what comes then is judged as if nothing had happened."""
+    story = Story(partitions=PARTITIONS, steps=LAG_STEPS, keys_per_step=open_keys // LAG_STEPS)
+    records = list(story.records(end=False))
+    async with match_rig(settings, tmp_path) as rig:
+        first, second = rig.start_worker(), rig.start_worker()
+        await rig.working(2)
+        await rig.produce(records)
+        await rig.wait_caught_up()
+        before = await rig.told()
+        assert before.suspects == {}
+        assert sum(status.pending for status in before.statuses.values()) > open_keys / 2
+        rig.kill(first)
+        await rig.produce(list(story.ending()))
+        await rig.wait_caught_up()
+        await assert_as_undisturbed(rig, story)
+        assert await rig.terminate(second) == 0
