@@ -25,7 +25,7 @@ export function card({ view, known }) {
     headline(view, known),
     el("div", { class: "pair" }, loss(view, known), lag(view, known)),
     coverage(view, known),
-    feeds(view),
+    feeds(view, known),
     findings(view),
   );
 }
@@ -55,64 +55,71 @@ function headline(view, known) {
   );
 }
 
+/** Green only where the pipeline is: no gap known is no proof while something was not read. */
 function loss(view, known) {
   const kinds = Object.entries(view.gaps_open).filter(([, number]) => number > 0);
   const total = kinds.reduce((sum, [, number]) => sum + number, 0);
+  const tone = !known ? "none" : total ? "bad" : view.status === "HEALTHY" ? "good" : "none";
   return el(
     "div",
-    { class: "half", "data-tone": total ? "bad" : known ? "good" : "none" },
+    { class: "half", "data-tone": tone },
     el("span", { class: "label" }, "Loss"),
-    el("strong", { class: "figure" }, count(total)),
-    el("span", { class: "muted" }, total === 1 ? "open gap" : "open gaps"),
-    kinds.length ? el("div", { class: "chips" }, kinds.map(([kind, number]) => el("span", { class: "chip" }, `${words(kind)} ${count(number)}`))) : null,
+    el("strong", { class: "figure" }, known ? count(total) : "?"),
+    el("span", { class: "muted" }, known ? (total === 1 ? "open gap" : "open gaps") : `${count(total)} when last read`),
+    known && kinds.length
+      ? el("div", { class: "chips" }, kinds.map(([kind, number]) => el("span", { class: "chip" }, `${words(kind)} ${count(number)}`)))
+      : null,
   );
 }
 
 function lag(view, known) {
   const lags = view.feeds.map((feed) => feed.lag).filter((lag) => lag !== null);
+  const chips = el(
+    "div",
+    { class: "chips" },
+    view.oldest_in_transit ? el("span", { class: "chip" }, "oldest ", ago(view.oldest_in_transit, "")) : null,
+    el("span", { class: "chip" }, `${count(view.pending_keys)} pending`),
+    lags.length ? el("span", { class: "chip" }, `${count(lags.reduce((sum, lag) => sum + lag, 0))} unread`) : null,
+  );
   return el(
     "div",
-    { class: "half", "data-tone": view.in_transit_keys ? "busy" : known ? "calm" : "none" },
+    { class: "half", "data-tone": known && view.in_transit_keys ? "busy" : "none" },
     el("span", { class: "label" }, "Lag"),
-    el("strong", { class: "figure" }, count(view.in_transit_keys)),
-    el("span", { class: "muted" }, "in transit, not lost"),
-    el(
-      "div",
-      { class: "chips" },
-      view.oldest_in_transit ? el("span", { class: "chip" }, "oldest ", ago(view.oldest_in_transit, "")) : null,
-      el("span", { class: "chip" }, `${count(view.pending_keys)} pending`),
-      lags.length ? el("span", { class: "chip" }, `${count(lags.reduce((sum, lag) => sum + lag, 0))} unread`) : null,
-    ),
+    el("strong", { class: "figure" }, known ? count(view.in_transit_keys) : "?"),
+    el("span", { class: "muted" }, known ? "in transit, not lost" : `${count(view.in_transit_keys)} when last read`),
+    known ? chips : null,
   );
 }
 
 function coverage(view, known) {
   const ratio = view.coverage;
-  const bar = el("meter", { min: "0", max: "1", value: ratio ?? 0, "aria-label": "Coverage" });
+  const bar = el("meter", { min: "0", max: "1", value: known ? ratio ?? 0 : 0, "aria-label": "Coverage" });
   return el(
     "div",
     { class: "coverage", "data-known": known && ratio !== null ? "yes" : "no" },
     el("span", { class: "label" }, "Coverage"),
     bar,
-    el("span", { class: "number" }, percent(ratio)),
+    el("span", { class: "number" }, known ? percent(ratio) : "unknown"),
   );
 }
 
-function feeds(view) {
+function feeds(view, known) {
   if (!view.feeds.length) return el("p", { class: "muted small" }, "No feed has spoken yet.");
-  const head = ["Feed", "Read through", "Unread", ""].map((text) => el("th", { scope: "col" }, text));
-  return el("table", { class: "feeds" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, view.feeds.map(feed)));
+  const head = ["Feed", "Watermark", "Unread", ""].map((text) => el("th", { scope: "col" }, text));
+  const rows = view.feeds.map((one) => feed(one, known));
+  return el("table", { class: "feeds" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows));
 }
 
-function feed(one) {
-  const state = one.finding ? words(one.finding) : one.caught_up ? "caught up" : "behind";
+function feed(one, known) {
+  const state = !known ? "unknown" : one.finding ? words(one.finding) : one.caught_up ? "caught up" : "behind";
+  const tone = !known ? "none" : one.finding ? "bad" : one.caught_up ? "good" : "busy";
   return el(
     "tr",
     {},
     el("td", {}, el("span", { class: "side" }, one.side), el("span", { class: "mono clip", title: one.topic }, one.topic)),
     el("td", {}, one.watermark ? ago(one.watermark) : "unknown"),
     el("td", { class: "number" }, one.lag === null ? "–" : count(one.lag)),
-    el("td", {}, el("span", { class: "tag", "data-tone": one.finding ? "bad" : one.caught_up ? "good" : "busy" }, state)),
+    el("td", {}, el("span", { class: "tag", "data-tone": tone }, state)),
   );
 }
 

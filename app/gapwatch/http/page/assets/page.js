@@ -83,7 +83,8 @@ function show() {
   showPulse(reason);
   document.body.dataset.known = known ? "yes" : "no";
   if (answer) {
-    sync($("pipelines"), answer.pipelines.map((view) => ({ view, known })), (item) => item.view.id, card);
+    const worstFirst = answer.pipelines.toSorted((one, other) => rank(other.status) - rank(one.status));
+    sync($("pipelines"), worstFirst.map((view) => ({ view, known })), (item) => item.view.id, card);
     const gaps = answer.gaps.gaps;
     sync($("gaps"), gaps, (gap) => gap.id, gapRow, keepOpen);
     sync($("sweeps"), answer.sweeps, (run) => run.id, sweepRow);
@@ -102,9 +103,27 @@ function showVerdict(reason) {
   say(box.querySelector(".glyph"), GLYPHS[status] ?? "?");
   say(box.querySelector("h1"), status);
   say(box.querySelector("p"), reason ?? sentence(views, status));
+  showSums(views, reason === null);
   const gaps = reason === null ? views.reduce((sum, view) => sum + total(view), 0) : 0;
   const title = `${gaps ? `(${count(gaps)}) ` : ""}${status} · Gapwatch`;
   if (document.title !== title) document.title = title;
+}
+
+/** The sums over all pipelines: loss beside lag, and the one that is furthest behind. */
+function showSums(views, known) {
+  const shown = known && views.length > 0;
+  const proven = views.every((view) => view.consistent_through);
+  const least = proven ? views.map((view) => view.consistent_through).sort((one, other) => Date.parse(one) - Date.parse(other))[0] : null;
+  say($("sum-gaps"), shown ? count(views.reduce((sum, view) => sum + total(view), 0)) : "?");
+  say($("sum-transit"), shown ? count(views.reduce((sum, view) => sum + view.in_transit_keys, 0)) : "?");
+  const behind = $("sum-behind");
+  if (shown && least) {
+    behind.dataset.since = least;
+  } else {
+    delete behind.dataset.since;
+    behind.removeAttribute("title");
+    say(behind, shown ? "undefined" : "?");
+  }
 }
 
 function rank(status) {
@@ -121,7 +140,14 @@ function sentence(views, status) {
   const noun = views.length === 1 ? "pipeline" : "pipelines";
   if (status === "HEALTHY") return `${count(views.length)} ${noun}: every write that is due is proven at its target.`;
   const alike = views.filter((view) => view.status === status).map((view) => view.id);
-  return `${alike.slice(0, 5).join(", ")}${alike.length > 5 ? " …" : ""} (${count(alike.length)} of ${count(views.length)} ${noun})`;
+  const names = `${alike.slice(0, 5).join(", ")}${alike.length > 5 ? " …" : ""}`;
+  return views.length === 1 ? names : `${names} · ${tally(views)}`;
+}
+
+/** "1 critical, 1 unknown, 1 healthy", the worst first. */
+function tally(views) {
+  const numbers = ORDER.toReversed().map((status) => [status, views.filter((view) => view.status === status).length]);
+  return numbers.filter(([, number]) => number).map(([status, number]) => `${count(number)} ${status.toLowerCase()}`).join(", ");
 }
 
 function showPulse(reason) {
@@ -135,9 +161,9 @@ function tick() {
     say($("pulse").lastElementChild, failure ? "no answer" : `live · ${span(seconds)} ago`);
     const now = answer.serverMs + sinceReceived();
     for (const node of document.querySelectorAll("[data-since]")) {
-      const text = `${span(age(node.dataset.since, now))} ${node.dataset.suffix}`.trim();
+      const text = `${span(age(node.dataset.since, now))} ${node.dataset.suffix ?? ""}`.trim();
       say(node, text);
-      if (!node.title) node.title = `${node.dataset.since}`;
+      if (node.title !== node.dataset.since) node.title = node.dataset.since;
     }
   } else if (failure) {
     say($("pulse").lastElementChild, "no answer");

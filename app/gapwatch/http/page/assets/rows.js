@@ -100,6 +100,7 @@ async function showHistory(gap, into) {
   }
 }
 
+const LABELS = { compared: "compared", differences: "differences", started: "started", took: "took" };
 const RUN_STATUS = { succeeded: "HEALTHY", inconclusive: "UNKNOWN", failed: "ERROR", aborted: "ERROR" };
 
 export function sweepRow(run) {
@@ -107,17 +108,17 @@ export function sweepRow(run) {
   const took = run.ended_at && run.started_at ? span((Date.parse(run.ended_at) - Date.parse(run.started_at)) / 1000) : "–";
   const bar = el("progress", { max: "1", value: run.progress ?? (run.state === "running" ? undefined : 0), "aria-label": "Progress" });
   const compared = counts.source_keys === undefined ? "–" : `${count(counts.source_keys)} / ${count(counts.target_keys)}`;
+  const cell = (name, ...children) => el("span", { class: name, "data-label": LABELS[name] }, ...children);
   return el(
     "div",
-    { class: "row sweep-row", title: run.error ?? run.id },
+    { class: "row sweep-row", title: run.id },
     el("span", { class: "clip" }, run.pipeline),
     el("span", {}, el("span", { class: "tag", "data-run": RUN_STATUS[run.state] ?? run.state }, run.state)),
-    el("span", {}, bar),
-    el("span", { class: "number" }, compared),
-    el("span", { class: "number" }, counts.differences === undefined ? "–" : count(counts.differences)),
-    el("span", {}, run.started_at ? ago(run.started_at) : "queued"),
-    el("span", { class: "number" }, took),
+    el("span", { class: "bar-cell" }, bar),
+    cell("compared", compared),
+    cell("differences", counts.differences === undefined ? "–" : count(counts.differences)),
+    cell("started", run.started_at ? ago(run.started_at) : "queued"),
+    cell("took", took),
     run.error ? el("span", { class: "run-error" }, run.error) : null,
   );
 }
-
