@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, RowMapping, Select, delete, func, literal, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
 
 from gapwatch.core.reports import encode, gap_event, rfc3339
 from gapwatch.errors import UsageError
@@ -47,7 +48,7 @@ class GapQueries(LedgerPart):
         stood = [False] * len(changes)
         totals: dict[tuple[str, str, str, str], int] = {}
         # In one order everywhere, so that two writers wait for each other instead of locking each other out.
-        for index in sorted(range(len(changes)), key=lambda index: changes[index].gap.id):
+        for index in sorted(range(len(changes)), key=lambda index: _order(changes[index].gap)):
             change = changes[index]
             before = known.get(change.gap.id)
             if change.against is None:
@@ -63,7 +64,12 @@ class GapQueries(LedgerPart):
 
     def _locked(self, connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, str]]:
         """Return revision and state of the gaps, locked until the transaction ends (SQLite locks the whole file anyway)."""
-        query = select(gaps.c.id, gaps.c.revision, gaps.c.state).where(gaps.c.id.in_(ids)).order_by(gaps.c.id).with_for_update()
+        query = (
+            select(gaps.c.id, gaps.c.revision, gaps.c.state)
+            .where(gaps.c.id.in_(ids))
+            .order_by(gaps.c.pipeline, gaps.c.key_hash, gaps.c.id)
+            .with_for_update()
+        )
         return {row.id: (row.revision, row.state) for row in connection.execute(query)} if ids else {}
 
     def _insert(self, connection: Connection, gap: Gap) -> bool:
@@ -74,20 +80,16 @@ class GapQueries(LedgerPart):
         gap = change.gap
         assert change.against is not None
         assert gap.revision > change.against, "a change has a revision of its own"
-        statement = update(gaps).where(gaps.c.id == gap.id, gaps.c.revision == change.against)
-        if was_resolved and gap.state is not State.RESOLVED:
-            other = gaps.alias()
-            statement = statement.where(
-                ~select(other.c.id)
-                .where(
-                    other.c.pipeline == gap.pipeline,
-                    other.c.key_hash == key_hash(gap.key),
-                    other.c.state != RESOLVED,
-                    other.c.id != gap.id,
-                )
-                .exists()
-            )
-        return connection.execute(statement.values(_columns(gap)).returning(gaps.c.id)).first() is not None
+        statement = (
+            update(gaps).where(gaps.c.id == gap.id, gaps.c.revision == change.against).values(_columns(gap)).returning(gaps.c.id)
+        )
+        if not was_resolved:
+            return connection.execute(statement).first() is not None
+        try:
+            with connection.begin_nested():  # so that the refusal costs this change only
+                return connection.execute(statement).first() is not None
+        except IntegrityError:
+            return False  # the key has another open gap meanwhile
 
     def _tell(self, connection: Connection, change: GapChange, at: datetime) -> None:
         gap = change.gap
@@ -232,6 +234,10 @@ class GapQueries(LedgerPart):
 
     def outbox_size(self) -> int:
         return int(self._db.read(lambda connection: connection.execute(select(func.count()).select_from(outbox)).scalar_one()))
+
+
+def _order(gap: Gap) -> tuple[str, bytes, str]:
+    return gap.pipeline, key_hash(gap.key), gap.id
 
 
 def _count(totals: dict[tuple[str, str, str, str], int], change: GapChange, state_before: str | None) -> None:
