@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
+from gapwatch.core.batches import NO_VERSION
 from gapwatch.core.buckets import Bucket, BucketStore
 from gapwatch.core.keystate import OLDER_WHEN_SETTLED, Comparison, KeyState, Token, Write
 from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
@@ -645,9 +646,15 @@ def _write_of(section: Section, number: int) -> Write:
         section.digests[number],
         tuple(section.masks[number]) if section.masks is not None else None,
         tuple(section.values[number]) if section.values is not None else None,
-        section.versions[number] if section.versions is not None else None,
+        _version(section, number),
         section.mapping,
     )
+
+
+def _version(section: Section, number: int) -> int | None:
+    if section.versions is None or section.versions[number] == NO_VERSION:
+        return None
+    return section.versions[number]
 
 
 def _carry_masks(write: Write, newest: Write | None) -> None:

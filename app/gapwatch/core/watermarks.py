@@ -6,13 +6,13 @@ buffer, what lies below is a repetition. Watermarks come in control records that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, FeedState, Section
+from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, Section
 
 REORDER_EVENTS_MAX: Final = 10_000  # events of one feed partition that wait for what comes before them
 
@@ -159,21 +159,22 @@ class FeedTimes:
         return self._least(pipeline, side, "caught_up")
 
     def _least(self, pipeline: str, side: int, name: str) -> int:
-        by_feed: dict[str, list[FeedPartition]] = {}
+        by_feed: dict[str, dict[int, FeedPartition]] = {}
         for key, feed in self.side(pipeline, side):
-            by_feed.setdefault(key[2], []).append(feed)
-        if not by_feed:
-            return 0
-        least: int | None = None
-        for feeds in by_feed.values():
-            spoken = [feed for feed in feeds if feed.spoke]
-            partitions = max((feed.partitions for feed in spoken), default=-1)
-            real = [feed for feed in spoken if feed.partitions == partitions] if partitions == 0 else spoken
-            if partitions < 0 or len(real) < partitions:
-                return 0
-            value = min(getattr(feed, name) for feed in real)
-            least = value if least is None else min(least, value)
-        return least or 0
+            if feed.spoke:
+                by_feed.setdefault(key[2], {})[key[3]] = feed
+        values = [_least_of(feeds, name) for feeds in by_feed.values()]
+        return min(values, default=0)
+
+
+def _least_of(feeds: Mapping[int, FeedPartition], name: str) -> int:
+    """Return the least over a feed's partitions, 0 until each has spoken; NO_TOPIC speaks for a feed without a topic."""
+    real = [feed for number, feed in feeds.items() if number != NO_TOPIC]
+    if not real:
+        return int(getattr(feeds[NO_TOPIC], name))
+    if len(real) < max(feed.partitions for feed in real):
+        return 0
+    return min(int(getattr(feed, name)) for feed in real)
 
 
 def _begins(item: Section | FeedState, since: int) -> int:

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -303,10 +303,14 @@ class Rebalance(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Polled:
-    """What one ``consume`` brought. ``faults``: partitions (None: the client) that cannot be read on, and why."""
+    """What one ``consume`` brought. ``faults``: partitions (None: the client) that cannot be read on, and why.
+
+    ``ends``: partitions whose end was reached, with the offset there; only with ``enable.partition.eof``.
+    """
 
     messages: Sequence[Message] = ()
     faults: Sequence[tuple[Partition | None, GapwatchError]] = ()
+    ends: Mapping[Partition, int] = field(default_factory=dict)
 
 
 class RawConsumer:
@@ -384,15 +388,19 @@ class RawConsumer:
             raise failure
         messages: list[Message] = []
         faults: list[tuple[Partition | None, GapwatchError]] = []
+        ends: dict[Partition, int] = {}
         for message in raw:
             error = message.error()
             if error is None:
                 messages.append(message)
                 continue
             topic = message.topic()
+            if error.code() == KafkaError._PARTITION_EOF and topic is not None:
+                ends[Partition(topic, message.partition() or 0)] = message.offset() or 0
+                continue
             where = Partition(topic, message.partition() or 0) if topic is not None and (message.partition() or 0) >= 0 else None
             faults.append((where, gapwatch_error(error, f"read {where.topic}[{where.partition}]" if where else "read")))
-        return Polled(messages=messages, faults=faults)
+        return Polled(messages=messages, faults=faults, ends=ends)
 
     async def seek(self, partition: Partition, offset: int) -> None:
         await self._call(lambda: self._consumer.seek(TopicPartition(partition.topic, partition.partition, offset)))

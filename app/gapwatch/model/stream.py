@@ -127,6 +127,7 @@ class FeedState(msgspec.Struct, array_like=True, gc=False):
     lost: list[Lost]
 
 
+NO_TOPIC = -1  # partition number in the FeedState of a feed whose topic does not exist yet
 NO_DELIVERY = -1
 UNKNOWN_DELIVERY = -2
 

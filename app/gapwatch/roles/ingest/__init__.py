@@ -1,0 +1,1 @@
+"""Role ``ingest``: raw topics → canonical sections and control records on ``gapwatch.events``."""

@@ -1,0 +1,61 @@
+"""Which pipelines read which raw topic, and what turns its records into events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gapwatch.core.envelopes import Decoder, decoder_for
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.model.pipeline import FeedKind, PipelineSpec
+from gapwatch.model.stream import Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """One side of one pipeline, read from one topic."""
+
+    pipeline: PipelineSpec
+    side: Side
+    topic: str
+    decoder: Decoder
+    fingerprint: int
+    kind: FeedKind
+
+
+def bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[Binding]]:
+    """Return all bindings by topic; pipelines are resolved."""
+    found: dict[str, list[Binding]] = {}
+    for pipeline in pipelines.values():
+        mapping = CompiledMapping(pipeline)
+        for side, feed in ((Side.EXPECTED, pipeline.source.feed), (Side.OBSERVED, pipeline.target.feed)):
+            if feed.kind is FeedKind.NONE:
+                continue
+            found.setdefault(feed.topic, []).append(
+                Binding(
+                    pipeline=pipeline,
+                    side=side,
+                    topic=feed.topic,
+                    decoder=decoder_for(pipeline, side, mapping),
+                    fingerprint=mapping.fingerprint,
+                    kind=feed.kind,
+                )
+            )
+    return found
+
+
+def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[str, str]) -> dict[str, str]:
+    """Return, per raw topic of a Debezium feed, the topic in which its heartbeat rows arrive.
+
+    Args:
+        pipelines: Resolved pipelines.
+        configured: Store name → topic of rows made elsewhere (``heartbeat: { topic: … }``).
+    """
+    topics: dict[str, str] = {}
+    for pipeline in pipelines.values():
+        feed = pipeline.source.feed
+        if feed.kind is not FeedKind.DEBEZIUM:
+            continue
+        prefix = ".".join(feed.topic.split(".")[:-2])  # <prefix>.<schema>.<table>
+        topics[feed.topic] = configured.get(pipeline.source.store) or f"{prefix}.message"
+    return topics
