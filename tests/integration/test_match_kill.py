@@ -7,6 +7,7 @@ import random
 import uuid
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gapwatch.model.pipeline import Settings
@@ -33,8 +34,10 @@ async def assert_as_undisturbed(rig: Rig, story: Story) -> None:
         number: status.input_offset for number, status in wanted.statuses.items()
     }
     for number, status in wanted.statuses.items():
-        assert told.statuses[number].counters == status.counters
-        assert (told.statuses[number].pending, told.statuses[number].raised) == (status.pending, status.raised)
+        found = told.statuses[number]
+        assert (found.pending, found.raised, found.oldest_unsettled) == (status.pending, status.raised, status.oldest_unsettled)
+        # How often keys were raised is the one figure that a restart changes: it raises them again.
+        assert msgspec.structs.replace(found.counters, raised=0) == msgspec.structs.replace(status.counters, raised=0)
 
 
 class Trouble:

@@ -74,7 +74,8 @@ class MatchRole:
                 raise
             except Exception as error:
                 known = isinstance(error, GapwatchError)
-                log.error("match_worker_failed", worker=self._name, reason=repr(error), exc_info=not known)
+                reason = str(error) if known else repr(error)
+                log.error("match_worker_failed", worker=self._name, reason=reason, exc_info=not known)
             if self._stop.is_set():
                 return
             if self._clock.monotonic() - began > tuning.healthy_seconds:

@@ -170,8 +170,7 @@ class MatchWorker:
             self._held.clear()
             held = await self._restorer.restore(mine)
             self._held.update(held)
-            pending = sum(one.matcher.pending for one in held.values())
-            log.info("match_partitions_taken", worker=self._name, partitions=sorted(mine), pending=pending)
+            log.info("match_partitions_taken", worker=self._name, partitions={n: one.applied for n, one in sorted(held.items())})
         except Exception as error:
             self._fail(error)
             raise

@@ -1,0 +1,279 @@
+"""Role match on a real broker, in this process: draining, jumps, torn and foreign state, truncated logs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from faust.transport.drivers import aiokafka as driver
+
+from gapwatch.clock import SystemClock
+from gapwatch.core.batches import pack
+from gapwatch.errors import StoreRefused
+from gapwatch.kafka.clients import AckedProducer, Partition
+from gapwatch.kafka.topics import ensure_topics, state_topic
+from gapwatch.model.pipeline import Settings
+from gapwatch.model.stream import FORMAT, Batch
+from gapwatch.roles.match.role import MatchRole
+from tests.integration.broker import until
+from tests.integration.match_rig import TUNING, Rig, match_rig
+from tests.integration.match_story import MAPPING, PIPELINE, Story, story_settings
+from tests.integration.test_match_kill import assert_as_undisturbed
+
+pytestmark = pytest.mark.integration
+
+PARTITIONS = 2
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str) -> Settings:
+    return story_settings(kafka_bootstrap, f"f{uuid.uuid4().hex[:8]}", PARTITIONS)
+
+
+@pytest.fixture
+async def rig(settings: Settings, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with match_rig(settings, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def logged() -> list[Mapping[str, Any]]:
+    """What is logged, as dictionaries with ``event``."""
+    lines: list[Mapping[str, Any]] = []
+
+    def keep(logger: Any, method: str, event: dict[str, Any]) -> Any:
+        lines.append(dict(event))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[keep], cache_logger_on_first_use=False)
+    return lines
+
+
+@pytest.fixture(autouse=True)
+def _unconfigured() -> Any:
+    yield
+    structlog.reset_defaults()
+
+
+def events(logged: list[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    return [line for line in logged if line["event"] == name]
+
+
+@asynccontextmanager
+async def matching(settings: Settings, *, fingerprint: int = MAPPING) -> AsyncIterator[MatchRole]:
+    """Run the role while the block runs, then drain it."""
+    stop = asyncio.Event()
+    role = MatchRole(settings, {PIPELINE: fingerprint}, SystemClock(), stop=stop, tuning=TUNING, name="here")
+    running = asyncio.create_task(role.run())
+    try:
+        yield role
+    finally:
+        stop.set()
+        await running
+
+
+def holds(role: MatchRole, count: int = PARTITIONS) -> Callable[[], Awaitable[bool]]:
+    async def enough() -> bool:
+        return len(role.partitions) == count
+
+    return enough
+
+
+async def test_what_was_said_is_what_an_undisturbed_run_says_and_a_restart_says_nothing_twice(
+    settings: Settings, rig: Rig
+) -> None:
+    story = Story(partitions=PARTITIONS, steps=60, keys_per_step=20)
+    records = list(story.records())
+    async with matching(settings):
+        await rig.produce(records[: len(records) // 2])
+        await rig.wait_caught_up()
+    suspects = await rig.read_all(settings.topics.suspects)
+    async with matching(settings) as role:
+        await until(holds(role))
+    assert await rig.read_all(settings.topics.suspects) == suspects
+    async with matching(settings):
+        await rig.produce(records[len(records) // 2 :])
+        await rig.wait_caught_up()
+    await assert_as_undisturbed(rig, story)
+
+
+async def test_draining_leaves_nothing_to_repeat(settings: Settings, rig: Rig) -> None:
+    story = Story(partitions=PARTITIONS, steps=40, keys_per_step=20)
+    async with matching(settings) as role:
+        await until(holds(role))
+        await rig.produce(list(story.records()))
+        await rig.wait_caught_up()
+    assert role.partitions == ()
+    assert await rig.caught_up()
+
+
+async def test_a_status_record_is_written_every_second_without_traffic(settings: Settings, rig: Rig) -> None:
+    async with matching(settings):
+        await rig.produce(list(Story(partitions=PARTITIONS, steps=5, keys_per_step=5).records()))
+        await rig.wait_caught_up()
+        before = await rig.told()
+
+        async def rewritten() -> bool:
+            now = await rig.told()
+            return all(now.statuses[n].written_at >= status.written_at + 1_500 for n, status in before.statuses.items())
+
+        await until(rewritten)
+        after = await rig.told()
+    assert {n: s.input_offset for n, s in after.statuses.items()} == {n: s.input_offset for n, s in before.statuses.items()}
+
+
+async def test_trap_39_a_jump_is_healed_in_place(
+    settings: Settings, rig: Rig, monkeypatch: pytest.MonkeyPatch, logged: list[Mapping[str, Any]]
+) -> None:
+    """Offsets 30 to 60 vanish between fetch and agent, once, as Faust's rebalances make them."""
+    vanished: set[int] = set()
+    stock = driver.Consumer.getmany
+
+    async def lossy(self: Any, timeout: float) -> Any:
+        async for tp, message in stock(self, timeout):
+            if tp == (settings.topics.events, 0) and 30 <= message.offset < 60 and message.offset not in vanished:
+                vanished.add(message.offset)
+                self._read_offset[tp] = message.offset
+                continue
+            yield tp, message
+
+    monkeypatch.setattr(driver.Consumer, "getmany", lossy)
+    story = Story(partitions=PARTITIONS, steps=200, keys_per_step=20)
+    async with matching(settings):
+        await rig.produce(list(story.records()))
+        await rig.wait_caught_up()
+    assert vanished == set(range(30, 60))
+    assert [line["expected"] for line in events(logged, "match_jump_healed")] == [30]
+    assert events(logged, "match_worker_failed") == []
+    await assert_as_undisturbed(rig, story)
+
+
+async def test_a_log_whose_start_passed_the_position_is_named_and_matching_goes_on(
+    settings: Settings, rig: Rig, logged: list[Mapping[str, Any]]
+) -> None:
+    records = list(Story(partitions=PARTITIONS, steps=60, keys_per_step=20).records())
+    third = len(records) // 3
+    async with matching(settings):
+        await rig.produce(records[:third])
+        await rig.wait_caught_up()
+    await rig.produce(records[third : 2 * third])
+    ends = (await rig.offsets.log_ends(rig.partitions)).ends
+    client = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    for future in client.delete_records([TopicPartition(at.topic, at.partition, end) for at, end in ends.items()]).values():
+        await asyncio.wrap_future(future)
+    async with matching(settings):
+        await rig.produce(records[2 * third :])
+        await rig.wait_caught_up()
+    truncated = events(logged, "events_log_truncated")
+    assert {line["partition"]: line["start"] for line in truncated} == {at.partition: end for at, end in ends.items()}
+    assert events(logged, "match_worker_failed") == []
+
+
+async def test_state_of_another_log_is_not_used(settings: Settings, rig: Rig, logged: list[Mapping[str, Any]]) -> None:
+    async with matching(settings):
+        await rig.produce(list(Story(partitions=PARTITIONS, steps=60, keys_per_step=20).records()))
+        await rig.wait_caught_up()
+    client = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    for topic in (settings.topics.events, settings.topics.suspects, settings.topics.status):
+        await asyncio.wrap_future(client.delete_topics([topic])[topic])
+
+    async def recreated() -> bool:
+        try:
+            await ensure_topics(settings)
+        except StoreRefused:
+            return False
+        return True
+
+    await until(recreated)
+    story = Story(partitions=PARTITIONS, steps=40, keys_per_step=20, seed=5)
+    async with matching(settings):
+        await rig.produce(list(story.records()))
+        await rig.wait_caught_up()
+    assert {line["partition"] for line in events(logged, "match_state_of_another_log")} == set(range(PARTITIONS))
+    await assert_as_undisturbed(rig, story)
+    async with matching(settings) as role:  # and nothing of the old state is found again
+        await until(holds(role))
+    assert len(events(logged, "match_state_of_another_log")) == PARTITIONS
+
+
+async def test_torn_state_is_read_once_more_and_then_given_up(
+    settings: Settings, rig: Rig, logged: list[Mapping[str, Any]]
+) -> None:
+    story = Story(partitions=PARTITIONS, steps=60, keys_per_step=20)
+    records = list(story.records(end=False))
+    async with matching(settings):
+        await rig.produce(records)
+        await rig.wait_caught_up()
+    keys = await changelog_keys(rig, 1)
+    producer = AckedProducer(settings, client_id="vandal")
+    await producer.start()
+    await (await producer.send(state_topic(settings), sorted(keys - {b"1/marker"})[0], None, partition=1))
+    await producer.close()
+    async with matching(settings) as role:
+        await until(holds(role))
+        await rig.produce(list(story.ending()))
+        await rig.wait_caught_up()
+    assert len(events(logged, "match_worker_failed")) == 1
+    assert [line["partition"] for line in events(logged, "match_state_lost")] == [1]
+
+
+async def changelog_keys(rig: Rig, partition: int) -> set[bytes]:
+    from gapwatch.kafka.clients import RawConsumer
+
+    consumer = RawConsumer(rig.settings, client_id="keys")
+    at = Partition(state_topic(rig.settings), partition)
+    start, end = await consumer.log_range(at)
+    await consumer.assign({at: start})
+    keys: set[bytes] = set()
+
+    async def read() -> bool:
+        last = -1
+        for message in (await consumer.consume(1_000)).messages:
+            keys.add(message.key() or b"")
+            last = message.offset() or 0
+        return last + 1 >= end
+
+    await until(read)
+    await consumer.close()
+    return keys
+
+
+async def test_an_unreadable_record_is_passed_over_and_named(
+    settings: Settings, rig: Rig, logged: list[Mapping[str, Any]]
+) -> None:
+    story = Story(partitions=PARTITIONS, steps=20, keys_per_step=20)
+    records = list(story.records())
+    async with matching(settings):
+        await rig.produce(records[:20])
+        await send(settings, 0, b"\xc1 not ours")
+        await rig.produce(records[20:])
+        await rig.wait_caught_up()
+    assert [line["partition"] for line in events(logged, "events_record_unreadable")] == [0]
+
+
+async def test_a_record_of_a_later_format_stops_the_worker(settings: Settings, rig: Rig, logged: list[Mapping[str, Any]]) -> None:
+    """An old worker must not pass over what a new ingester says."""
+    await send(settings, 0, pack(Batch(format=FORMAT + 1, sections=[], verdicts=[])))
+    async with matching(settings):
+
+        async def failed() -> bool:
+            return bool(events(logged, "match_worker_failed"))
+
+        await until(failed)
+    assert "Upgrade this worker" in events(logged, "match_worker_failed")[0]["reason"]
+    assert not await rig.caught_up()
+
+
+async def send(settings: Settings, partition: int, value: bytes) -> None:
+    producer = AckedProducer(settings, client_id="one-record")
+    await producer.start()
+    await (await producer.send(settings.topics.events, None, value, partition=partition))
+    await producer.close()
