@@ -1,0 +1,191 @@
+"""Reads change streams into feed topics, and sends heartbeats.
+
+The order, for every batch of a stream: events are acknowledged by Kafka; then the watermark is written to every partition of the feed
+topic; then the resume token is stored. A restart from the stored token repeats some events, which their positions tell; it loses none.
+One process reads a feed at a time, under a lease; a second one for a moment does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+import xxhash
+
+from gapwatch.core.gaps import gap_id
+from gapwatch.errors import ConflictError, HistoryLost, StoreError
+from gapwatch.kafka.clients import AckedProducer
+from gapwatch.model.gap import Finding, FindingRecord
+from gapwatch.model.pipeline import PipelineSpec, Settings
+from gapwatch.ports import Clock, FeedReader, HeartbeatWriter, Lease, Ledger, StreamBatch
+
+log = structlog.get_logger(__name__)
+
+LEASE_SECONDS = 10.0
+RENEW_SECONDS = 2.0
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """One feed that capture reads: its pipeline, its topic, how to open it."""
+
+    pipeline: PipelineSpec
+    topic: str
+    open: Callable[[], FeedReader]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """One source store that gets heartbeats."""
+
+    store: str
+    every_seconds: float
+    open: Callable[[], HeartbeatWriter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureDependencies:
+    settings: Settings
+    ledger: Ledger
+    producer: AckedProducer
+    partitions: Mapping[str, int]  # feed topic → partitions
+    streams: Sequence[Stream]
+    beats: Sequence[Beat]
+    clock: Clock
+    holder: str
+    on_finding: Callable[[str, str], None]
+
+
+class CaptureRole:
+    def __init__(self, dependencies: CaptureDependencies) -> None:
+        self._on = dependencies
+
+    async def run(self, stop: asyncio.Event) -> None:
+        await self._on.producer.start()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for stream in self._on.streams:
+                    tasks.create_task(
+                        self._keep(f"capture/{stream.topic}", stop, lambda lease, s=stream: self._read(s, lease, stop))
+                    )
+                for beat in self._on.beats:
+                    tasks.create_task(
+                        self._keep(f"heartbeat/{beat.store}", stop, lambda lease, b=beat: self._beat(b, lease, stop))
+                    )
+        finally:
+            await self._on.producer.close()
+
+    async def _keep(self, name: str, stop: asyncio.Event, work: Callable[[_Held], object]) -> None:
+        """Do `work` whenever the lease is ours; a store that does not answer is tried again."""
+        while not stop.is_set():
+            lease = await asyncio.to_thread(self._on.ledger.take_lease, name, self._on.holder, seconds=LEASE_SECONDS)
+            if lease is None:
+                await self._on.clock.sleep(RETRY_SECONDS)
+                continue
+            held = _Held(self._on, lease)
+            try:
+                await work(held)  # type: ignore[misc]
+            except ConflictError:
+                log.info("lease_lost", lease=name)
+            except StoreError as error:
+                log.warning("capture_interrupted", lease=name, reason=str(error))
+                await self._on.clock.sleep(RETRY_SECONDS)
+            finally:
+                await asyncio.to_thread(self._on.ledger.release_lease, held.lease)
+
+    # change streams
+
+    async def _read(self, stream: Stream, held: _Held, stop: asyncio.Event) -> None:
+        fact = f"resume/{stream.topic}"
+        stored = await asyncio.to_thread(self._on.ledger.fact, fact)
+        reader = stream.open()
+        try:
+            token = stored["token"].encode() if stored else None
+            async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
+                async for batch in batches:
+                    await self._send(stream, batch)
+                    await asyncio.to_thread(self._on.ledger.set_fact, fact, {"token": batch.token.decode()})
+                    await held.renew()
+                    if stop.is_set():
+                        return
+        except HistoryLost as error:
+            await self._lost(stream, error)
+            await asyncio.to_thread(self._on.ledger.set_fact, fact, None)
+        finally:
+            await reader.close()
+
+    async def _send(self, stream: Stream, batch: StreamBatch) -> None:
+        count = self._on.partitions[stream.topic]
+        futures = [
+            await self._on.producer.send(
+                stream.topic,
+                event.key,
+                event.value or None,
+                headers=event.headers,
+                partition=xxhash.xxh3_64_intdigest(event.key) % count,
+            )
+            for event in batch.events
+        ]
+        await asyncio.gather(*futures)
+        if batch.watermark:
+            headers = [("gapwatch-watermark", str(batch.watermark).encode())]
+            marks = [await self._on.producer.send(stream.topic, None, None, headers=headers, partition=n) for n in range(count)]
+            await asyncio.gather(*marks)
+
+    async def _lost(self, stream: Stream, error: HistoryLost) -> None:
+        """The stream cannot be resumed: what came in between is a hole, which a sweep covers; reading begins anew from now."""
+        now = self._on.clock.now()
+        record = FindingRecord(
+            id="capture_" + gap_id(stream.pipeline.id, stream.topic.encode(), now.isoformat()).removeprefix("gap_"),
+            pipeline=stream.pipeline.id,
+            finding=Finding.HISTORY_LOST,
+            side="observed",
+            feed=stream.topic,
+            first_seen=now,
+            last_seen=now,
+            message=error.message,
+            remedy=error.remedy or "A sweep covers it; it starts by itself.",
+            time_from=now - timedelta(days=1),
+            time_to=now,
+            is_hole=True,
+        )
+        if await asyncio.to_thread(self._on.ledger.raise_finding, record):
+            self._on.on_finding(stream.pipeline.id, Finding.HISTORY_LOST.value)
+            log.error("history_lost", pipeline=stream.pipeline.id, feed=stream.topic, reason=error.message)
+
+    # heartbeats
+
+    async def _beat(self, beat: Beat, held: _Held, stop: asyncio.Event) -> None:
+        writer, number = beat.open(), 0
+        try:
+            while not stop.is_set():
+                number += 1
+                await writer.beat(number)
+                await held.renew()
+                await self._on.clock.sleep(beat.every_seconds)
+        finally:
+            await writer.close()
+
+
+class _Held:
+    """A lease that is renewed every two seconds while its work goes on."""
+
+    def __init__(self, on: CaptureDependencies, lease: Lease) -> None:
+        self._on = on
+        self.lease = lease
+        self._renewed = on.clock.monotonic()
+
+    async def renew(self) -> None:
+        """Raises ConflictError when somebody else holds it by now."""
+        if self._on.clock.monotonic() - self._renewed < RENEW_SECONDS:
+            return
+        renewed = await asyncio.to_thread(self._on.ledger.renew_lease, self.lease, seconds=LEASE_SECONDS)
+        if renewed is None:
+            raise ConflictError(f"The lease {self.lease.name} was lost.")
+        self.lease = renewed
+        self._renewed = self._on.clock.monotonic()

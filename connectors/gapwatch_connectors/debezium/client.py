@@ -1,0 +1,82 @@
+"""Kafka Connect's REST interface, read only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from gapwatch.errors import StoreRefused, StoreUnreachable
+
+TIMEOUT = aiohttp.ClientTimeout(total=5)
+STORE = "connect"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connector:
+    """One connector: its configuration, its state, its tasks' states, and the first failed task's reason."""
+
+    name: str
+    config: Mapping[str, str]
+    state: str
+    task_states: tuple[str, ...]
+    trace: str = ""
+
+    @property
+    def captures(self) -> str:
+        return self.config.get("topic.prefix", "")
+
+
+class ConnectRest:
+    """Raises StoreUnreachable when the worker does not answer, StoreRefused when it says no."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    async def connectors(self) -> list[Connector]:
+        """Return all connectors with state and configuration, in one request."""
+        answer = await self._get("/connectors?expand=status&expand=info")
+        found = []
+        for name, body in answer.items():
+            status, info = body.get("status", {}), body.get("info", {})
+            tasks = status.get("tasks", [])
+            trace = next((task.get("trace", "") for task in tasks if task.get("state") == "FAILED"), "")
+            found.append(
+                Connector(
+                    name=name,
+                    config=info.get("config", {}),
+                    state=status.get("connector", {}).get("state", "UNKNOWN"),
+                    task_states=tuple(task.get("state", "UNKNOWN") for task in tasks),
+                    trace=trace.splitlines()[0][:300] if trace else "",
+                )
+            )
+        return found
+
+    async def source_of(self, topic: str) -> Connector | None:
+        """Return the Debezium connector whose topic prefix the topic begins with."""
+        for connector in await self.connectors():
+            if connector.captures and topic.startswith(f"{connector.captures}."):
+                return connector
+        return None
+
+    async def sink_of(self, group: str) -> Connector | None:
+        """Return the sink connector behind a consumer group (Connect calls it ``connect-<name>``)."""
+        name = group.removeprefix("connect-")
+        return next((connector for connector in await self.connectors() if connector.name == name), None)
+
+    async def _get(self, path: str) -> Any:
+        try:
+            async with aiohttp.ClientSession(timeout=TIMEOUT) as session, session.get(self._url + path) as response:
+                if response.status >= 500 or response.status == 409:
+                    raise StoreUnreachable("Kafka Connect cannot answer now.", store=STORE, remedy="It may be rebalancing.")
+                if response.status >= 400:
+                    raise StoreRefused(
+                        f"Kafka Connect refused with status {response.status}.", store=STORE, remedy="Check connect.url."
+                    )
+                return await response.json()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StoreUnreachable(
+                "Kafka Connect does not answer.", store=STORE, remedy="Check connect.url, and that it runs."
+            ) from error

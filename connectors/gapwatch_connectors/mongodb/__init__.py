@@ -1,0 +1,6 @@
+"""MongoDB as a target: reads, guarded writes, its change stream, preflight."""
+
+from gapwatch_connectors.mongodb.feed import MongoChangeStream as MongoChangeStream
+from gapwatch_connectors.mongodb.preflight import MongoPreflight as MongoPreflight
+from gapwatch_connectors.mongodb.reader import MongoReader as MongoReader
+from gapwatch_connectors.mongodb.writer import MongoWriter as MongoWriter

@@ -1,0 +1,88 @@
+"""Which connector serves which type of store. Third parties add theirs by the entry-point group ``gapwatch.connectors``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+from gapwatch.errors import UsageError
+from gapwatch.model.pipeline import PipelineSpec, StoreType
+from gapwatch.ports import DatasetReader, FeedReader, HeartbeatWriter, Preflight, TargetWriter
+from gapwatch_connectors import mongodb, postgres
+
+ENTRY_POINTS = "gapwatch.connectors"
+
+
+class Connector:
+    """What a store type can do; a method that it does not have raises UsageError with its name."""
+
+    def __init__(self, kind: StoreType) -> None:
+        self._kind = kind
+
+    def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        raise self._no("be a source")
+
+    def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        raise self._no("be a target")
+
+    def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
+        raise self._no("be repaired")
+
+    def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        raise self._no("be followed by a change stream")
+
+    def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
+        """Return None where the store type needs no heartbeats of ours."""
+        return None
+
+    def source_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+        raise self._no("be a source")
+
+    def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+        raise self._no("be a target")
+
+    def _no(self, what: str) -> UsageError:
+        return UsageError(f"A store of type {self._kind.value} cannot {what} yet.")
+
+
+class PostgresConnector(Connector):
+    def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        return postgres.PostgresReader(pipeline, url)
+
+    def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
+        return postgres.PostgresHeartbeat(store, url, sender)
+
+    def source_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+        return postgres.PostgresPreflight(pipeline, url)
+
+
+class MongoConnector(Connector):
+    def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        return mongodb.MongoReader(pipeline, url)
+
+    def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
+        return mongodb.MongoWriter(pipeline, url)
+
+    def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        return mongodb.MongoChangeStream(pipeline, url)
+
+    def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+        return mongodb.MongoPreflight(pipeline, url)
+
+
+CONNECTORS: Mapping[StoreType, Connector] = {
+    StoreType.POSTGRES: PostgresConnector(StoreType.POSTGRES),
+    StoreType.MONGODB: MongoConnector(StoreType.MONGODB),
+}
+
+
+def connector_of(kind: StoreType) -> Connector:
+    """Return the connector of a store type; raises UsageError when there is none."""
+    found = CONNECTORS.get(kind)
+    if found is not None:
+        return found
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name == kind.value:
+            made: Connector = entry.load()(kind)
+            return made
+    raise UsageError(f"There is no connector for stores of type {kind.value}.")
