@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,7 +31,7 @@ def builder() -> SectionBuilder:
     return SectionBuilder(pipeline="orders", side=Side.EXPECTED, feed="shop.public.orders", feed_partition=2, epoch=1, mapping=99)
 
 
-def event(number: int, **changes: object) -> Event:
+def event(number: int, **changes: Any) -> Event:
     plain = Event(number.to_bytes(8, "big"), Operation.UPSERT, 5, number, 1_000 + number, bytes(16), None, None, None, None)
     return plain._replace(**changes)
 

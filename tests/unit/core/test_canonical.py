@@ -74,7 +74,8 @@ def test_trap_18_special_numbers_are_named_and_never_null(name: str, values: lis
 
 
 def test_scale_cuts_and_rounds() -> None:
-    cut, rounded = {"scale": 2}, {"scale": 2, "rounding": Rounding.ROUND}
+    cut: dict[str, Any] = {"scale": 2}
+    rounded: dict[str, Any] = {"scale": 2, "rounding": Rounding.ROUND}
     assert form(FieldType.DECIMAL, Decimal("10.019"), **cut) == form(FieldType.DECIMAL, Decimal("10.01"), **cut)
     assert form(FieldType.DECIMAL, Decimal("10.015"), **rounded) == form(FieldType.DECIMAL, Decimal("10.02"), **rounded)
     assert form(FieldType.DECIMAL, Decimal("-0.001"), **cut) == form(FieldType.DECIMAL, 0, **cut)
@@ -156,7 +157,7 @@ def test_truncation_before_1970_drops_digits_and_does_not_round_up() -> None:
 
 
 def test_zone_less_values_are_read_in_the_declared_zone() -> None:
-    berlin = {"timezone": "Europe/Berlin"}
+    berlin: dict[str, Any] = {"timezone": "Europe/Berlin"}
     expected = form(FieldType.TIMESTAMP, datetime(2024, 7, 1, 10, tzinfo=UTC))
     assert form(FieldType.TIMESTAMP, datetime(2024, 7, 1, 12), **berlin) == expected  # noqa: DTZ001
     assert form(FieldType.TIMESTAMP, "2024-07-01 12:00:00", **berlin) == expected
@@ -247,11 +248,11 @@ def test_trap_22_arrays_keep_their_order_unless_they_are_multisets() -> None:
 
 
 def test_array_elements_are_read_by_their_type() -> None:
-    wire = {"wire": "items:decimal:base64_unscaled", "wire_scale": 2}
+    wire: dict[str, Any] = {"wire": "items:decimal:base64_unscaled", "wire_scale": 2}
     assert form(FieldType.ARRAY, [base64_of(1_050), None], event=True, **wire) == form(
         FieldType.ARRAY, [Decimal("10.5"), None], **wire
     )
-    moments = {"wire": "items:timestamp:epoch_us"}
+    moments: dict[str, Any] = {"wire": "items:timestamp:epoch_us"}
     assert form(FieldType.ARRAY, [MICROS], event=True, **moments) == form(FieldType.ARRAY, [MOMENT], **moments)
 
 

@@ -202,7 +202,7 @@ def test_trap_17_in_the_target_the_placeholder_is_a_value() -> None:
 
 # ── encodings ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-COLUMNS = [
+COLUMNS: list[dict[str, Any]] = [
     {"type": "int64", "optional": False, "field": "id"},
     {"type": "bytes", "name": "org.apache.kafka.connect.data.Decimal", "parameters": {"scale": "2"}, "field": "fixed"},
     {"type": "struct", "name": "io.debezium.data.VariableScaleDecimal", "field": "free"},
@@ -223,7 +223,7 @@ COLUMNS = [
         "field": "numbers",
     },
 ]
-ENCODED = {
+ENCODED: dict[str, Any] = {
     "id": 1,
     "fixed": "A+g=",
     "free": {"scale": 1, "value": "ZA=="},
@@ -240,7 +240,7 @@ ENCODED = {
     "bits": "BQ==",
     "numbers": ["A+g=", None],
 }
-READ = {
+READ: dict[str, Any] = {
     "fixed": Decimal("10.00"),
     "free": Decimal("10.0"),
     "local": datetime(2024, 9, 10, 20, 26, 40, 123_456),  # noqa: DTZ001 - a column without a zone
@@ -256,7 +256,7 @@ READ = {
     "bits": "0101",
     "numbers": [Decimal(10), None],
 }
-KINDS = {
+KINDS: dict[str, tuple[FieldType, str, int | None]] = {
     "fixed": (FieldType.DECIMAL, "base64_unscaled", 2),
     "free": (FieldType.DECIMAL, "variable_scale", None),
     "local": (FieldType.TIMESTAMP, "epoch_us", None),
