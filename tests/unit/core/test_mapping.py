@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from bson import Decimal128
+from msgspec import structs
 
 from gapwatch.core.confirm import equals_identity
 from gapwatch.core.digests import BLANK, digest, identity
@@ -86,6 +87,15 @@ def test_trap_17_a_masked_field_says_nothing_and_the_others_do() -> None:
     assert equals_identity(known, full.identity)
     other = mapping.canonical_source({**ROW, "customer": "b"})
     assert not equals_identity(known, other.identity)
+
+
+def test_trap_17_a_masked_field_is_never_named_as_differing() -> None:
+    mapping = orders()
+    source = mapping.canonical_source(ROW)
+    masked = structs.replace(source, parts=(*source.parts[:3], None), masks=(b"",))
+    assert mapping.differing(masked, mapping.canonical_target({**DOCUMENT, "note": "other"})) == ()
+    assert mapping.differing(masked, mapping.canonical_target({**DOCUMENT, "customer": "b"})) == ("customer",)
+    assert "note" not in masked.by_field
 
 
 def test_a_field_that_can_never_be_masked_makes_the_content_incomplete() -> None:

@@ -437,6 +437,7 @@ def test_a_dead_letter_of_a_plain_topic_keeps_its_original_position() -> None:
     decoder = dead_letter_decoder_for(spec, CompiledMapping(spec))
     headers = {"__connect.errors.topic": "orders", "__connect.errors.partition": "3", "__connect.errors.offset": "41"}
     assert only(decoder, {"id": 1, "customer": "a", "amount": 1}, topic="orders.dlq", headers=headers).major == 41
+    assert only(decoder, {"id": 1, "customer": "a", "amount": 1}, topic="orders.dlq", offset=17).major == 17
 
 
 @pytest.mark.parametrize("kind", [FeedKind.SEQ_NO, FeedKind.ACKS, FeedKind.NONE])
