@@ -51,6 +51,7 @@ class Metrics:
         )
         self.oplog_window = self._gauge("oplog_window_seconds", "How far back the oplog reaches", ("store",))
         self.up = self._gauge("up", "1 while the role runs", ("role",))
+        self.role_failures = self._counter("role_failures", "How often a role's task failed and was started anew", ("role",))
         info = self._gauge("build_info", "The build that runs", ("version",))
         info.labels(version=version).set(1)
         for pipeline in pipelines:  # label sets exist from the first scrape, so that rate() works

@@ -1,17 +1,18 @@
 """Reads change streams into feed topics, and sends heartbeats.
 
-The order, for every batch of a stream: events are acknowledged by Kafka; then the watermark is written to every partition of the feed
-topic; then the resume token is stored. A restart from the stored token repeats some events, which their positions tell; it loses none.
-One process reads a feed at a time, under a lease; a second one for a moment does no harm.
+The order, for every batch of a stream: events are acknowledged by Kafka; then the watermark is written to every partition of the
+feed topic; then the resume token is stored. A restart from the stored token repeats some events, which their positions tell; it
+loses none. One process reads a feed at a time, under a lease; a second one for a moment does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import structlog
 import xxhash
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 1.0
+TOKEN_SECONDS = 1.0  # how often the position of a quiet stream is stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +72,13 @@ class CaptureRole:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for stream in self._on.streams:
-                    tasks.create_task(
-                        self._keep(f"capture/{stream.topic}", stop, lambda lease, s=stream: self._read(s, lease, stop))
-                    )
+                    tasks.create_task(self._keep(f"capture/{stream.topic}", stop, partial(self._read, stream, stop)))
                 for beat in self._on.beats:
-                    tasks.create_task(
-                        self._keep(f"heartbeat/{beat.store}", stop, lambda lease, b=beat: self._beat(b, lease, stop))
-                    )
+                    tasks.create_task(self._keep(f"heartbeat/{beat.store}", stop, partial(self._beat, beat, stop)))
         finally:
             await self._on.producer.close()
 
-    async def _keep(self, name: str, stop: asyncio.Event, work: Callable[[_Held], object]) -> None:
+    async def _keep(self, name: str, stop: asyncio.Event, work: Callable[[_Held], Awaitable[None]]) -> None:
         """Do `work` whenever the lease is ours; a store that does not answer is tried again."""
         while not stop.is_set():
             lease = await asyncio.to_thread(self._on.ledger.take_lease, name, self._on.holder, seconds=LEASE_SECONDS)
@@ -89,7 +87,7 @@ class CaptureRole:
                 continue
             held = _Held(self._on, lease)
             try:
-                await work(held)  # type: ignore[misc]
+                await work(held)
             except ConflictError:
                 log.info("lease_lost", lease=name)
             except StoreError as error:
@@ -100,16 +98,20 @@ class CaptureRole:
 
     # change streams
 
-    async def _read(self, stream: Stream, held: _Held, stop: asyncio.Event) -> None:
+    async def _read(self, stream: Stream, stop: asyncio.Event, held: _Held) -> None:
         fact = f"resume/{stream.topic}"
         stored = await asyncio.to_thread(self._on.ledger.fact, fact)
         reader = stream.open()
         try:
             token = stored["token"].encode() if stored else None
             async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
+                watermark, stored_at = 0, 0.0
                 async for batch in batches:
-                    await self._send(stream, batch)
-                    await asyncio.to_thread(self._on.ledger.set_fact, fact, {"token": batch.token.decode()})
+                    await self._send(stream, batch, after=watermark)
+                    watermark = max(watermark, batch.watermark)
+                    if batch.events or self._on.clock.monotonic() - stored_at > TOKEN_SECONDS:
+                        stored_at = self._on.clock.monotonic()
+                        await asyncio.to_thread(self._on.ledger.set_fact, fact, {"token": batch.token.decode()})
                     await held.renew()
                     if stop.is_set():
                         return
@@ -119,7 +121,7 @@ class CaptureRole:
         finally:
             await reader.close()
 
-    async def _send(self, stream: Stream, batch: StreamBatch) -> None:
+    async def _send(self, stream: Stream, batch: StreamBatch, *, after: int) -> None:
         count = self._on.partitions[stream.topic]
         futures = [
             await self._on.producer.send(
@@ -132,7 +134,7 @@ class CaptureRole:
             for event in batch.events
         ]
         await asyncio.gather(*futures)
-        if batch.watermark:
+        if batch.watermark > after:
             headers = [("gapwatch-watermark", str(batch.watermark).encode())]
             marks = [await self._on.producer.send(stream.topic, None, None, headers=headers, partition=n) for n in range(count)]
             await asyncio.gather(*marks)
@@ -160,7 +162,7 @@ class CaptureRole:
 
     # heartbeats
 
-    async def _beat(self, beat: Beat, held: _Held, stop: asyncio.Event) -> None:
+    async def _beat(self, beat: Beat, stop: asyncio.Event, held: _Held) -> None:
         writer, number = beat.open(), 0
         try:
             while not stop.is_set():

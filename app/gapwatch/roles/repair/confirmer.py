@@ -136,7 +136,8 @@ class Confirmer:
     async def _settle(self, pipeline: str, decided: Sequence[Decided]) -> None:
         stores = await self._on.stores(pipeline)
         outcomes = await self._store(stores, decided)
-        verdicts, finished = [], []
+        verdicts: list[Verdict] = []
+        finished: list[Raised] = []
         for item in decided:
             key = item.case.key
             outcome = outcomes.get(key)

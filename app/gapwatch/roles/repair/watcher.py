@@ -156,8 +156,9 @@ class Watcher:
     def _read_through(self, pipeline: PipelineSpec, side: str) -> datetime | None:
         """Return the side's watermark: where a loss that is noticed now can have begun at the earliest."""
         records = self._on.board.records(pipeline.id)
-        marks = [record.source_watermark if side == "expected" else record.target_watermark for record in records]
-        return time_of(min(marks)) if marks and min(marks) else None
+        marks: list[int] = [record.source_watermark if side == "expected" else record.target_watermark for record in records]
+        earliest = min(marks, default=0)
+        return time_of(earliest) if earliest else None
 
     async def _store(self, pipeline: PipelineSpec, found: Sequence[FindingRecord], *, clear: bool) -> None:
         known = {record.id: record for record in await asyncio.to_thread(self._on.ledger.findings, pipeline.id)}

@@ -1,0 +1,48 @@
+"""Gaps on real parts: one lost write, one gap; nothing lost, none."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.copier import Change
+from tests.acceptance.scenery import watched
+from tests.acceptance.service import wait_for
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
+
+
+def nothing(_: Change) -> list[tuple[float, Any]]:
+    return [(0, None)]
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def test_b1_one_lost_write_is_one_gap(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    before = ["INSERT INTO public.orders (id, seq, v, amount) SELECT i, i, 'old', i FROM generate_series(1, 20) i"]
+    with watched(stack, postgres_database, tmp_path, before=before) as scene:
+        assert scene.service.gaps() == []
+        scene.copier.rules[501] = nothing
+        scene.insert(100, 500)
+        scene.insert(101, 501)
+        gaps = wait_for(scene.service.gaps, "the gap", 30)
+        assert [(gap["key"], gap["kind"], gap["cause"], gap["state"]) for gap in gaps] == [
+            ({"id": 101}, "missing", "never_written", "open")
+        ]
+        seen = [row for row in gaps[0]["evidence"] if row.get("topic")]
+        assert (seen[0]["topic"], seen[0]["side"]) == (f"{postgres_database}.public.orders", "expected")
+        view = scene.service.view()
+        assert view["status"] == "ERROR"
+        assert at(view["consistent_through"]) <= at(gaps[0]["event_time"])
+        scene.copier.rules.clear()
+        scene.sql("UPDATE public.orders SET v = 'again' WHERE id = 101")
+        resolved = wait_for(lambda: scene.service.gaps(state="resolved"), "the gap to be resolved", 30)
+        assert [gap["resolution"] for gap in resolved] == ["late_arrival"]
+        healthy = scene.service.wait_healthy(seconds=40)
+        assert at(healthy["consistent_through"]) > at(gaps[0]["event_time"])
