@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_DOWN, ROUND_HALF_UP, Context, Decimal
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final
 from uuid import UUID
 
@@ -52,6 +53,7 @@ Form = Callable[[Any], bytes]
 Payload = Callable[[Any], bytes | None]  # None: the type cannot read this value
 
 SMALL: Final = 10**18
+_PLAIN_TEXT: Final = (UUID, ObjectIdValue, IPv4Address, IPv6Address, IPv4Network, IPv6Network)  # interfaces are addresses
 _EXACT: Final = Context(prec=1_000_000, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _JSON: Final = msgspec.json.Decoder(float_hook=Decimal)
 _SPECIAL: Final = {
@@ -259,7 +261,7 @@ def _text_payload(spec: FieldSpec, wire: str, *, event: bool) -> Payload:
             text = _bits(value, bits)
         elif isinstance(value, str):
             text = value
-        elif isinstance(value, UUID | ObjectIdValue):
+        elif isinstance(value, _PLAIN_TEXT):
             text = str(value)
         elif bits == 1 and isinstance(value, bool):
             text = "1" if value else "0"
@@ -437,7 +439,7 @@ def _generic_other(value: Any, depth: int) -> bytes:
         return b"b%d:%b" % (len(value), bytes(value))
     if isinstance(value, UUID):
         return b"u" + value.bytes
-    if isinstance(value, datetime | Instant):
+    if isinstance(value, datetime | Instant) or type(value).__name__ == "DatetimeMS":
         moment = _ANY_MOMENT(value)
         assert isinstance(moment, Instant)
         return b"T%d;" % rescale(moment.value, moment.per_second, 1_000_000, Rounding.TRUNCATE)

@@ -72,14 +72,25 @@ _PLAIN: Final = {
     "macaddr8": FieldType.TEXT,
     "xml": FieldType.TEXT,
     "ltree": FieldType.TEXT,
-    "int4range": FieldType.TEXT,
-    "int8range": FieldType.TEXT,
 }
 # Read differently by Debezium and by a driver, or in a form that depends on settings: somebody has to say what is meant.
 _NOT_INFERRED: Final = frozenset(
     {"interval", "money", "hstore", "point", "line", "lseg", "box", "path", "polygon", "circle", "tsvector", "tsquery"}
-    | {"numrange", "tsrange", "tstzrange", "daterange", "geometry", "geography", "vector", "halfvec", "sparsevec"}
+    | {
+        "int4range",
+        "int8range",
+        "numrange",
+        "tsrange",
+        "tstzrange",
+        "daterange",
+        "geometry",
+        "geography",
+        "vector",
+        "halfvec",
+        "sparsevec",
+    }
 )
+_IN_ARRAYS: Final = _PLAIN.keys() - {"citext", "ltree"} | {"numeric", "decimal", "real", "json", "jsonb", "bytea", "date"}
 _TIMESTAMP_WIRE: Final = {"connect": "epoch_ms", "isostring": "iso", "nanoseconds": "epoch_ns"}
 _TIME_WIRE: Final = {"connect": "time_ms", "isostring": "iso", "nanoseconds": "time_ns"}
 _BINARY_WIRE: Final = {"bytes": "base64", "base64": "base64", "base64-url-safe": "base64url", "hex": "hex"}
@@ -186,6 +197,8 @@ def encoding_of(column: Column, config: Mapping[str, str]) -> Encoding | None:
     element = _scalar(name, arguments, column, config)
     if element is None or not found["array"]:
         return element
+    if name not in _IN_ARRAYS and not name.startswith("time"):
+        return None  # a driver shows the whole array of an enum or an extension's type as one text
     return Encoding(FieldType.ARRAY, f"items:{element.type.value}:{element.wire}", element.scale)
 
 

@@ -95,6 +95,8 @@ def moment_reader(timezone: str, *, ints_per_second: int, ints_zoneless: bool) -
             return _from_text(value, zone)
         if isinstance(value, Instant):
             return value
+        if type(value).__name__ == "DatetimeMS":  # bson's moment outside Python's years
+            return Instant(int(value), 1_000)
         if isinstance(value, date):
             return _localised((value.toordinal() - EPOCH_ORDINAL) * DAY_SECONDS, 1, zone)
         return None

@@ -3,11 +3,13 @@ from __future__ import annotations
 import base64
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 from uuid import UUID
 
 import pytest
 from bson import Binary, Decimal128, Int64, MaxKey, ObjectId, Regex, Timestamp
+from bson.datetime_ms import DatetimeMS
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
 
 from gapwatch.core.canonical import ABSENT, NULL, ODD, compile_form
@@ -108,6 +110,11 @@ def test_trap_20_text_is_never_taken_for_another_type() -> None:
     assert form(FieldType.BOOL, 2)[:1] == ODD
 
 
+def test_network_addresses_are_their_text() -> None:
+    for value in (ip_address("10.0.0.1"), ip_interface("10.0.0.1/24"), ip_network("10.0.0.0/24")):
+        assert form(FieldType.TEXT, value) == form(FieldType.TEXT, str(value))
+
+
 def test_text_is_normalised_only_when_asked() -> None:
     assert form(FieldType.TEXT, "e\u0301") != form(FieldType.TEXT, "\u00e9")
     assert form(FieldType.TEXT, "e\u0301", nfc=True) == form(FieldType.TEXT, "\u00e9", nfc=True)
@@ -184,6 +191,11 @@ def test_trap_18_postgres_infinity_is_a_name_on_every_wire(value: Any, wire: str
 def test_years_beyond_pythons_are_exact() -> None:
     assert form(FieldType.TIMESTAMP, "10000-01-01T00:00:00Z", precision="s") == b"\x02253402300800"
     assert form(FieldType.TIMESTAMP, 253_402_300_800_000, wire="epoch_ms", precision="s", event=True) == b"\x02253402300800"
+
+
+def test_a_moment_beyond_pythons_years_as_the_driver_holds_it() -> None:
+    far = DatetimeMS(253_402_300_800_000)
+    assert form(FieldType.TIMESTAMP, far) == form(FieldType.TIMESTAMP, "10000-01-01T00:00:00Z")
 
 
 @pytest.mark.parametrize("value", ["2024-02-30", "2024-13-01T00:00:00Z", "2024-01-01T25:00:00Z", "yesterday", 1.5, True])
@@ -265,6 +277,7 @@ def test_a_document_reads_the_same_from_the_driver_and_as_extended_json() -> Non
         "decimal": Decimal128("10.00"),
         "when": datetime(2024, 9, 10, 20, 26, 40, 123_000, tzinfo=UTC),
         "old": datetime(1950, 1, 1, tzinfo=UTC),
+        "far": DatetimeMS(253_402_300_800_000),
         "raw": b"\x00\xff",
         "uuid": Binary(UUID("8c1a9f10-0b0e-4c3a-9d52-0a8b8f3f7a11").bytes, 4),
         "stamp": Timestamp(1_726_000_000, 7),

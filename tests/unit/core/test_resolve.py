@@ -66,6 +66,13 @@ def test_types_and_encodings_come_from_the_catalogue_and_the_connector(
     assert found.scale is None  # comparing at the source's scale would hide what the target has beyond it
 
 
+@pytest.mark.parametrize("type_name", ["interval", "money", "int4range", "mood[]", "citext[]", "bit(3)[]"])
+def test_a_type_that_two_readers_show_differently_must_be_declared(type_name: str) -> None:
+    with pytest.raises(ConfigError, match="Declare it"):
+        one(type_name)
+    assert one(type_name, type=FieldType.TEXT).type is FieldType.TEXT
+
+
 def test_what_was_declared_stays() -> None:
     found = one("numeric(12,2)", type=FieldType.TEXT, wire="text")
     assert (found.type, found.wire) == (FieldType.TEXT, "text")
