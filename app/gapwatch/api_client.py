@@ -23,6 +23,14 @@ class Api:
         if not self.url.startswith(("http://", "https://")):
             raise UsageError(f"{url!r} is not the address of a service.", remedy="Write it like http://127.0.0.1:8640.")
 
+    def alive(self, seconds: float = 1.0) -> bool:
+        """Say whether the service answers at all."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/livez", timeout=seconds) as response:  # noqa: S310 - checked
+                return bool(response.status == 200)
+        except (OSError, ValueError):
+            return False
+
     def get(self, path: str, **parameters: object) -> Any:
         """Return the JSON answer; parameters that are None or empty are left out."""
         chosen = {name: str(value) for name, value in parameters.items() if value not in (None, "")}

@@ -7,7 +7,6 @@ same API over the ledger and the status topic of the configuration, inside this 
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,6 @@ from pathlib import Path
 from gapwatch.api_client import Api
 
 PROBE_SECONDS = 0.5
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/livez", timeout=PROBE_SECONDS) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 @contextmanager
@@ -42,7 +33,7 @@ def connect(url: str, config: Path | None) -> Iterator[Api]:
 
     settings = load(config, os.environ)
     listening = f"http://{settings.listen_host}:{settings.listen_port}"
-    if _answers(listening):
+    if Api(listening).alive(PROBE_SECONDS):
         yield Api(listening, token)
         return
     from gapwatch.wiring import local_service

@@ -25,7 +25,8 @@ def create_table(dsn: str) -> None:
         )
         connection.execute("ALTER TABLE public.orders REPLICA IDENTITY FULL")
         connection.execute(
-            "INSERT INTO public.orders SELECT i, 'customer ' || i % 40, 'new', i + 0.25, 1 + i % 7 FROM generate_series(1, %s) i",
+            "INSERT INTO public.orders"
+            " SELECT i, 'customer ' || i %% 40, 'new', i + 0.25, 1 + i %% 7 FROM generate_series(1, %s) i",
             (SEEDED_ROWS,),
         )
 

@@ -169,9 +169,7 @@ class Story:
         connect.wait_running(SOURCE, timeout_seconds=60)
         connect.put_connector(
             SINK,
-            debezium_mongodb_sink_config(
-                self._stack.mongodb, topic=TOPIC, database=DATABASE, dead_letter_topic=DEAD_LETTERS
-            ),
+            debezium_mongodb_sink_config(self._stack.mongodb, topic=TOPIC, database=DATABASE, dead_letter_topic=DEAD_LETTERS),
         )
         connect.wait_running(SINK, timeout_seconds=60)
         self._admin = AdminClient({"bootstrap.servers": self._stack.kafka.bootstrap_servers})
@@ -233,11 +231,7 @@ class Story:
         if self._service.poll() is not None:
             log = (Path(self._directory.name) / "gapwatch.log").read_text(errors="replace")
             raise GapwatchError(f"Gapwatch ended at its start:\n{log[-3000:]}")
-        try:
-            self._api().get("/livez")
-        except GapwatchError:
-            return False
-        return True
+        return self._api().alive()
 
     def _api(self) -> Api:
         return Api(self.scene.page)
