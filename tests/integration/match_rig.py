@@ -16,6 +16,7 @@ import msgspec
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import pack
+from gapwatch.errors import StoreUnreachable
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import ensure_topics, match_app_id
@@ -106,8 +107,11 @@ class Rig:
 
     async def caught_up(self) -> bool:
         """Say whether everything in `events` was matched, made durable and acknowledged."""
-        ends = (await self.offsets.log_ends(self.partitions)).ends
-        positions = (await self.offsets.delivery(match_app_id(self.settings), self.partitions)).positions
+        try:
+            ends = (await self.offsets.log_ends(self.partitions)).ends
+            positions = (await self.offsets.delivery(match_app_id(self.settings), self.partitions)).positions
+        except StoreUnreachable:
+            return False
         return all((positions[at] or 0) == end for at, end in ends.items())
 
     async def wait_caught_up(self, seconds: float = 60.0) -> None:
@@ -115,7 +119,10 @@ class Rig:
             await until(self.caught_up, seconds)
         except TimeoutError:
             logs = "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self._directory.glob("*.log")))
-            raise AssertionError(f"Match did not catch up in {seconds:g} s:\n{logs}") from None
+            ends = (await self.offsets.log_ends(self.partitions)).ends
+            positions = (await self.offsets.delivery(match_app_id(self.settings), self.partitions)).positions
+            shown = {number: status.input_offset for number, status in (await self.told()).statuses.items()}
+            raise AssertionError(f"Match did not catch up in {seconds:g} s: {ends=} {positions=} {shown=}:\n{logs}") from None
 
     async def read_all(self, topic: str) -> dict[int, list[tuple[int, int, bytes]]]:
         """Return ``partition → (offset, append time, value)`` of a topic as it is now."""

@@ -72,6 +72,7 @@ class Story:
     steps: int
     keys_per_step: int
     seed: int = 1
+    mapping: int = MAPPING
     lost: set[bytes] = field(default_factory=set)
     changed: set[bytes] = field(default_factory=set)
     strange: set[bytes] = field(default_factory=set)
@@ -130,7 +131,7 @@ class Story:
             builder = builders.get(number)
             if builder is None:
                 builder = builders[number] = SectionBuilder(
-                    pipeline=PIPELINE, side=side, feed=FEEDS[side], feed_partition=0, epoch=1, mapping=MAPPING
+                    pipeline=PIPELINE, side=side, feed=FEEDS[side], feed_partition=0, epoch=1, mapping=self.mapping
                 )
             raw = self._raw[side]
             builder.add(Event(key, Operation.UPSERT, raw, 0, now, digest, None, None, None, None), raw, now)

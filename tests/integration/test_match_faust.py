@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,15 +18,17 @@ from faust.transport.drivers import aiokafka as driver
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import pack
+from gapwatch.embedded import EmbeddedStack
 from gapwatch.errors import StoreRefused
-from gapwatch.kafka.clients import AckedProducer, Partition
+from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.topics import ensure_topics, state_topic
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import FORMAT, Batch
+from gapwatch.model.suspect import Reason
 from gapwatch.roles.match.role import MatchRole
 from tests.integration.broker import until
 from tests.integration.match_rig import TUNING, Rig, match_rig
-from tests.integration.match_story import MAPPING, PIPELINE, Story, story_settings
+from tests.integration.match_story import LAG_STEPS, MAPPING, PIPELINE, Story, story_settings
 from tests.integration.test_match_kill import assert_as_undisturbed
 
 pytestmark = pytest.mark.integration
@@ -87,18 +90,18 @@ def holds(role: MatchRole, count: int = PARTITIONS) -> Callable[[], Awaitable[bo
     return enough
 
 
-async def test_what_was_said_is_what_an_undisturbed_run_says_and_a_restart_says_nothing_twice(
-    settings: Settings, rig: Rig
-) -> None:
+async def test_what_was_said_is_what_an_undisturbed_run_says_and_a_restart_says_nothing_new(settings: Settings, rig: Rig) -> None:
     story = Story(partitions=PARTITIONS, steps=60, keys_per_step=20)
     records = list(story.records())
     async with matching(settings):
         await rig.produce(records[: len(records) // 2])
         await rig.wait_caught_up()
-    suspects = await rig.read_all(settings.topics.suspects)
+    before = await rig.told()
     async with matching(settings) as role:
         await until(holds(role))
-    assert await rig.read_all(settings.topics.suspects) == suspects
+    after = await rig.told()
+    assert after.suspects.keys() == before.suspects.keys()
+    assert after.holes.keys() == before.holes.keys()
     async with matching(settings):
         await rig.produce(records[len(records) // 2 :])
         await rig.wait_caught_up()
@@ -226,8 +229,6 @@ async def test_torn_state_is_read_once_more_and_then_given_up(
 
 
 async def changelog_keys(rig: Rig, partition: int) -> set[bytes]:
-    from gapwatch.kafka.clients import RawConsumer
-
     consumer = RawConsumer(rig.settings, client_id="keys")
     at = Partition(state_topic(rig.settings), partition)
     start, end = await consumer.log_range(at)
@@ -277,3 +278,43 @@ async def send(settings: Settings, partition: int, value: bytes) -> None:
     await producer.start()
     await (await producer.send(settings.topics.events, None, value, partition=partition))
     await producer.close()
+
+
+async def test_k4_matching_goes_on_by_itself_after_the_broker_was_away(
+    settings: Settings, rig: Rig, stack: EmbeddedStack
+) -> None:
+    """In a process of its own, as always: Faust's threads end with exceptions when a broker goes."""
+    story = Story(partitions=PARTITIONS, steps=100, keys_per_step=20)
+    records = list(story.records())
+    half = len(records) // 2
+    name = rig.start_worker()
+    await rig.produce(records[:half])
+    await rig.wait_caught_up()
+    await asyncio.to_thread(stack.kafka.kill)
+
+    async def noticed() -> bool:
+        return "match_checkpoint_postponed" in rig.log(name) or "match_worker_failed" in rig.log(name)
+
+    try:
+        await until(noticed)
+    finally:
+        await asyncio.to_thread(stack.kafka.start)
+    await rig.produce(records[half:])
+    await rig.wait_caught_up()
+    await assert_as_undisturbed(rig, story)
+    assert await rig.terminate(name) == 0
+
+
+async def test_a_changed_mapping_is_not_compared_with_the_old_one(settings: Settings, rig: Rig) -> None:
+    """The state holds digests of the old mapping; what comes with the new one raises for that reason, and is no mismatch."""
+    story = Story(partitions=PARTITIONS, steps=LAG_STEPS, keys_per_step=20)
+    async with matching(settings):
+        await rig.produce(list(story.records(end=False)))
+        await rig.wait_caught_up()
+    story.mapping = MAPPING + 1
+    async with matching(settings, fingerprint=MAPPING + 1):
+        await rig.produce(list(story.ending()))
+        await rig.wait_caught_up()
+    reasons = Counter(suspect.reason for suspect in (await rig.told()).suspects.values())
+    assert reasons[Reason.MAPPING] > 0
+    assert set(reasons) <= {Reason.MAPPING, Reason.UNSATISFIED, Reason.UNEXPLAINED}

@@ -73,7 +73,7 @@ def client_options(
         **(defaults or {}),
         **settings.kafka_options,
         "bootstrap.servers": settings.bootstrap_servers,
-        "error_cb": _log_client_error,
+        "error_cb": ErrorLog((guarantees or {}).get("client.id", "admin")),
         **(guarantees or {}),
     }
 
@@ -94,8 +94,18 @@ async def answered(future: Any, doing: str) -> Any:
         raise gapwatch_error(error, doing) from error
 
 
-def _log_client_error(error: KafkaError) -> None:
-    log.warning("kafka_client_error", error=error.name(), detail=error.str(), fatal=error.fatal())
+class ErrorLog:
+    """Logs a client's errors: of each kind the first, the tenth, the hundredth …; librdkafka tells of each attempt."""
+
+    def __init__(self, client: str) -> None:
+        self._client = client
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        name = error.name()
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        if str(count).strip("0") == "1":
+            log.warning("kafka_client_error", client=self._client, error=name, detail=error.str(), count=count)
 
 
 class AckedProducer:
@@ -118,6 +128,7 @@ class AckedProducer:
         self._delivery_ms = 0 if delivery_seconds is None else int(delivery_seconds * 1000)
         self._client_id = client_id
         self._in_flight_max = in_flight_max
+        self._error_log = ErrorLog(client_id)
         self._in_flight = 0
         self._failure: GapwatchError | None = None
         self._reports: deque[tuple[asyncio.Future[Delivered], KafkaError | None, Delivered]] = deque()
@@ -257,7 +268,7 @@ class AckedProducer:
         if isinstance(refused, (StoreRefused, ProtocolError)):
             self._wake(lambda: self._fail(refused))
         else:
-            _log_client_error(error)
+            self._error_log(error)
 
     def _wake(self, call: Callable[[], None]) -> None:
         try:

@@ -62,6 +62,9 @@ _SILENT: Final = frozenset(
         KafkaError.REPLICA_NOT_AVAILABLE,
         KafkaError.UNSTABLE_OFFSET_COMMIT,
         KafkaError.NOT_CONTROLLER,
+        KafkaError.FENCED_LEADER_EPOCH,  # the leader changed, and our metadata is behind or ahead of it
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
     }
 )
 _MOVED: Final = frozenset(

@@ -16,6 +16,7 @@ from gapwatch.kafka.faults import gapwatch_error, is_membership_lost
         (KafkaError._ALL_BROKERS_DOWN, StoreUnreachable),
         (KafkaError._MSG_TIMED_OUT, StoreUnreachable),
         (KafkaError.NOT_ENOUGH_REPLICAS, StoreUnreachable),
+        (KafkaError.FENCED_LEADER_EPOCH, StoreUnreachable),
         (KafkaError._AUTHENTICATION, StoreRefused),
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, StoreRefused),
         (KafkaError.UNKNOWN_TOPIC_OR_PART, StoreRefused),

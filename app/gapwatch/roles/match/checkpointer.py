@@ -76,7 +76,7 @@ class Checkpointer:
             cuts = [self._cut(held, now) for held in self._held.values()]
             await self._outlet.raise_suspects([said for cut in cuts for said in cut.said])
             await self._outlet.show_status([status for cut in cuts for status in cut.statuses])
-            changed = [cut for cut in cuts if cut.events]
+            changed = [cut for cut in cuts if cut.events or cut.records]
             await self._write_buckets(changed)
             await self._write_markers(changed)
             for cut in changed:

@@ -145,4 +145,6 @@ class Restorer:
                 records=restored.records,
                 marker=restored.marker,
             )
-        return Held(partition=number, matcher=matcher, journal=journal, expected=matcher.applied + 1)
+        held = Held(partition=number, matcher=matcher, journal=journal, expected=matcher.applied + 1)
+        held.said += matcher.advance()  # what was raised is raised again, also where no record follows
+        return held
