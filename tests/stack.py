@@ -37,7 +37,7 @@ def execute(dsn: str, *statements: str) -> None:
 def captured(stack: EmbeddedStack, database: str, tables: Sequence[str], **overrides: str) -> Iterator[str]:
     """Capture tables with Debezium while the block runs; yields the topic prefix. The slot is dropped at the end."""
     name = f"source-{database}"
-    config = postgres_source_config(stack.postgres, database=database, prefix=database, tables=tables, **overrides)
+    config = postgres_source_config(stack.postgres, database=database, prefix=database, tables=tables) | overrides
     client = stack.connect.client
     client.put_connector(name, config)
     client.wait_running(name)

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from bson import Decimal128
-from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from pymongo import DeleteOne, MongoClient, ReplaceOne, UpdateOne, WriteConcern
 from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, OperationFailure
 
@@ -114,6 +114,7 @@ class Copier:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 20,
+                "topic.metadata.refresh.interval.ms": 1_000,  # a table without rows has no topic yet
             }
         )
         client: MongoClient[dict[str, Any]] = MongoClient(self.uri, retryWrites=True)
@@ -169,7 +170,7 @@ class Copier:
 
 def _readable(message: Message) -> bool:
     error = message.error()
-    if error is not None and not error.retriable():
+    if error is not None and not error.retriable() and error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
         raise KafkaException(error)
     return error is None
 

@@ -25,7 +25,7 @@ OPEN_STATES = "open,acknowledged,snoozed,repairing"
 EVERY_ROLE = ("capture", "ingest", "match", "repair", "api")
 
 
-def wait_for(condition: Callable[[], T], what: str, seconds: float = 60.0) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
     """Return the condition's first true value; fail with `what` when there is none in time."""
     until = time.monotonic() + seconds
     while True:

@@ -11,9 +11,8 @@ ROOT = Path(__file__).parents[2]
 def test_links_inside_the_documents_lead_somewhere() -> None:
     broken = []
     for document in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", document.read_text()):
-            if not (document.parent / target).exists():
-                broken.append(f"{document.relative_to(ROOT)} → {target}")
+        targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", document.read_text())
+        broken += [f"{document.relative_to(ROOT)} → {target}" for target in targets if not (document.parent / target).exists()]
     assert broken == []
 
 

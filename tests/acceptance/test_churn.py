@@ -1,0 +1,216 @@
+"""No false red under churn: a correct copier, everything killed in turn, and not one gap is opened.
+
+The short form runs in CI; ``make soak`` runs the long one.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pymongo import MongoClient
+
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.copier import Copier
+from tests.acceptance.scenery import configuration
+from tests.acceptance.service import EVERY_ROLE, Service, wait_for
+from tests.acceptance.workload import TABLE, Churn, create_table
+from tests.stack import captured
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(1_200)]
+
+FIELDS = {
+    "seq": "seq",
+    "v": "v",
+    "amount": {"from": "amount", "type": "decimal", "scale": 2},
+    "flag": "flag",
+    "big": "big",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """How long and how hard: seconds of churn, writes a second, pause of the copier, how often each part is killed."""
+
+    seconds: float
+    rate: float
+    pause: float
+    rounds: int
+
+
+SHORT = Length(seconds=45, rate=300, pause=8, rounds=1)
+LONG = Length(seconds=300, rate=300, pause=60, rounds=2)
+
+
+@dataclass
+class Sampler:
+    """Reads consistent-through each second, and what both stores' histories say of it.
+
+    A sample is wrong when a write that was committed before it is not at the target at that moment.
+    """
+
+    service: Service
+    churn: Churn
+    uri: str
+    database: str
+    wrong: list[str] = field(default_factory=list)
+    samples: int = 0
+    defined: int = 0
+    error: BaseException | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(30)
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        client: MongoClient[dict[str, Any]] = MongoClient(self.uri)
+        try:
+            while not self._stop.wait(1.0):
+                try:
+                    self._sample(client)
+                except Exception:
+                    if self.service.view()["status"] is not None and not self._stop.is_set():
+                        continue  # MongoDB is away for a moment: nothing can be said of this second
+        except BaseException as error:
+            self.error = error
+        finally:
+            client.close()
+
+    def _sample(self, client: MongoClient[dict[str, Any]]) -> None:
+        """Compare what was claimed with what the target holds *after* the claim: it can only have come closer since."""
+        claimed = self.service.view()["consistent_through"]
+        self.samples += 1
+        if claimed is None:
+            return
+        self.defined += 1
+        through = datetime.fromisoformat(claimed.replace("Z", "+00:00")).timestamp()
+        newest: dict[int, int | None] = {}
+        for write in list(self.churn.history):
+            if write.acknowledged < through:
+                newest[write.key] = write.seq
+        present = {
+            document["_id"]: document["seq"]
+            for document in client[self.database].orders.find({"_id": {"$in": list(newest)}}, {"seq": 1})
+        }
+        for key, seq in newest.items():
+            there = present.get(key)
+            later = any(write.key == key and write.acknowledged >= through for write in self.churn.history[-20_000:])
+            if later:
+                continue  # the source moved on since: the target may show either
+            if (seq is None and there is not None) or (seq is not None and (there is None or there < seq)):
+                self.wrong.append(f"{claimed}: key {key} should be at {seq}, is at {there}")
+
+
+@contextmanager
+def churning(stack: EmbeddedStack, database: str, directory: Path, rate: float) -> Iterator[tuple[Churn, Copier, Service]]:
+    dsn = stack.postgres.dsn(database)
+    create_table(dsn)
+    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
+        group = f"copier-{database}"
+        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
+        config = configuration(stack, dsn, database, group, grace="5s", partitions=4)
+        pipeline = config["pipelines"]["orders"]
+        pipeline["source"] |= {"table": TABLE, "feed": {"debezium": f"{prefix}.{TABLE}"}}
+        pipeline["fields"] = FIELDS
+        service = Service(directory, config)
+        churn = Churn(dsn, rate)
+        copier.start()
+        try:
+            service.start(EVERY_ROLE)
+            yield churn, copier, service
+        finally:
+            churn.stop()
+            copier.stop()
+            service.stop()
+
+
+def disturb(stack: EmbeddedStack, service: Service, copier: Copier, length: Length) -> None:
+    """Kill and restart everything in turn, and pause the copier once, spread over the length of the run."""
+    steps: list[Callable[[], None]] = []
+    for number in range(length.rounds):
+        how = signal.SIGKILL if number % 2 == 0 else signal.SIGTERM
+        steps += [lambda role=role, how=how: service.restart(role, how) for role in ("match", "ingest", "capture")]  # type: ignore[misc]
+        steps += [lambda: _restart(stack.mongodb), lambda: _restart(stack.connect)]
+    steps.insert(len(steps) // 2, lambda: _pause(copier, length.pause))
+    gap = (length.seconds - length.pause) / (len(steps) + 1)
+    for step in steps:
+        time.sleep(gap)
+        step()
+    time.sleep(gap)
+
+
+def _restart(part: Any) -> None:
+    part.kill()
+    part.start()
+
+
+def _pause(copier: Copier, seconds: float) -> None:
+    copier.pause()
+    time.sleep(seconds)
+    copier.resume()
+
+
+def test_no_false_red_under_churn(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    length = LONG if request.config.getoption("--soak") else SHORT
+    with churning(stack, postgres_database, tmp_path, length.rate) as (churn, copier, service):
+        service.wait_healthy()
+        sampler = Sampler(service, churn, stack.mongodb.uri, postgres_database)
+        churn.start()
+        sampler.start()
+        disturb(stack, service, copier, length)
+        churn.stop()
+        wait_for(lambda: _copied(stack, postgres_database, churn), "the copier to have copied all", 120)
+        view = service.wait_healthy(seconds=120)
+        view = wait_for(lambda: _settled(service, churn), "every write to be accounted for", 120)
+        sampler.stop()
+        assert service.gaps(state="") == [], "gaps were opened although nothing was lost"
+        assert sampler.wrong == []
+        assert sampler.defined > length.seconds / 4, "consistent-through was hardly ever defined"
+        totals = view["totals"]
+        closed = (
+            totals["settled"] + totals["superseded"] + totals["cleared"] + totals["gap"] + sum(totals["unverifiable"].values())
+        )
+        assert closed == totals["expected"]
+        assert totals["gap"] == 0
+        assert churn.writes >= length.seconds * length.rate * 0.5
+
+
+def _copied(stack: EmbeddedStack, database: str, churn: Churn) -> bool:
+    with psycopg.connect(churn.dsn) as connection:
+        rows = dict(connection.execute(f"SELECT id, seq FROM {TABLE}").fetchall())
+    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
+    try:
+        return {document["_id"]: document["seq"] for document in client[database].orders.find({}, {"seq": 1})} == rows
+    finally:
+        client.close()
+
+
+def _settled(service: Service, churn: Churn) -> dict[str, Any] | None:
+    view = service.view()
+    if view["status"] != "HEALTHY" or view["pending_keys"] or view["in_transit_keys"]:
+        return None
+    last = churn.history[-1].acknowledged
+    through = view["consistent_through"]
+    if through is None or datetime.fromisoformat(through.replace("Z", "+00:00")).timestamp() <= last:
+        return None
+    return view
