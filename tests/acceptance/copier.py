@@ -123,8 +123,9 @@ class Copier:
             while not self._stop.is_set():
                 self._running.wait()
                 messages = consumer.consume(BATCH, timeout=0.05)
-                self._copy(client, [message for message in messages if _readable(message)])
-                if messages:
+                readable = [message for message in messages if _readable(message)]
+                self._copy(client, readable)
+                if readable:
                     consumer.commit(asynchronous=False)
         except BaseException as error:
             self.error = error

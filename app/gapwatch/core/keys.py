@@ -149,17 +149,16 @@ def _printable(value: Any) -> Any:
 
 
 def _encode_int(value: Any) -> bytes:
-    if type(value) is not int:
-        value = _to_int(value)
-    if value >= 0:
-        size = (value.bit_length() + 7) >> 3
+    number: int = value if type(value) is int else _to_int(value)
+    if number >= 0:
+        size = (number.bit_length() + 7) >> 3
         if size > INT_BYTES_MAX:
             raise _unfit(value, "int (too large)")
-        return bytes((0x80 + size,)) + value.to_bytes(size, "big")
-    size = ((-value).bit_length() + 7) >> 3
+        return bytes((0x80 + size,)) + number.to_bytes(size, "big")
+    size = ((-number).bit_length() + 7) >> 3
     if size > INT_BYTES_MAX:
         raise _unfit(value, "int (too large)")
-    return bytes((0x80 - size,)) + (value + (1 << (8 * size)) - 1).to_bytes(size, "big")
+    return bytes((0x80 - size,)) + (number + (1 << (8 * size)) - 1).to_bytes(size, "big")
 
 
 def _to_int(value: Any) -> int:
