@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def logged() -> list[Mapping[str, Any]]:
     """What is logged, as dictionaries with ``event``."""
     lines: list[Mapping[str, Any]] = []
 
-    def keep(logger: Any, method: str, event: dict[str, Any]) -> Any:
+    def keep(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         lines.append(dict(event))
         raise structlog.DropEvent
 

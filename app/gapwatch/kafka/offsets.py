@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from gapwatch.kafka.clients import REQUEST_SECONDS, Partition, admin_client, answered
 from gapwatch.kafka.faults import gapwatch_error
+from gapwatch.kafka.options import REQUEST_SECONDS, Partition, admin_client
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
+
+# librdkafka's admin client asks with the leaders that it once learnt, and is refused for ever after a broker's restart.
+_STALE: Final = frozenset(
+    {
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +54,7 @@ class OffsetReader:
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
         self._admin: AdminClient = admin_client(settings)
         self._clock = clock
 
@@ -77,12 +89,21 @@ class OffsetReader:
     async def _offsets(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
         if not partitions:
             return {}
+        try:
+            return await self._ask(partitions, spec)
+        except KafkaException as error:
+            if error.args[0].code() not in _STALE:
+                raise gapwatch_error(error, "read the ends of logs") from error
+        self._admin = admin_client(self._settings)
+        try:
+            return await self._ask(partitions, spec)
+        except KafkaException as error:
+            raise gapwatch_error(error, "read the ends of logs") from error
+
+    async def _ask(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
         asked = self._admin.list_offsets(
             {TopicPartition(p.topic, p.partition): spec for p in partitions},
             isolation_level=IsolationLevel.READ_COMMITTED,
             request_timeout=REQUEST_SECONDS,
         )
-        return {
-            Partition(at.topic, at.partition): (await answered(future, f"read offsets of {at.topic}[{at.partition}]")).offset
-            for at, future in asked.items()
-        }
+        return {Partition(at.topic, at.partition): (await asyncio.wrap_future(future)).offset for at, future in asked.items()}

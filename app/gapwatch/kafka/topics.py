@@ -22,8 +22,8 @@ from confluent_kafka.admin import (
 )
 
 from gapwatch.errors import StoreRefused
-from gapwatch.kafka.clients import REQUEST_SECONDS, admin_client, answered
 from gapwatch.kafka.faults import STORE, gapwatch_error
+from gapwatch.kafka.options import REQUEST_SECONDS, admin_client, answered
 from gapwatch.model.pipeline import FeedKind, Settings
 from gapwatch.ports import Advice
 

@@ -77,7 +77,8 @@ class MatchWorker:
             tasks = [asyncio.create_task(self._guard(life)) for life in lives]
             stopping = asyncio.create_task(stop.wait())
             tasks.append(stopping)
-            await asyncio.wait({stopping, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {stopping, self._failure}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self._failure.done():
                 raise self._failure.result()
             await self._drain()
