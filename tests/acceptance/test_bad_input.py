@@ -1,0 +1,138 @@
+"""Bad input: ``gapwatch doctor`` names each before anything starts, with cause and remedy in one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from pymongo import MongoClient
+
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.scenery import CREATE, TABLE, configuration
+from tests.stack import execute
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
+
+Configure = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def doctor(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> Callable[[Configure], tuple[int, str]]:
+    """Return a function that runs ``gapwatch doctor`` on a good configuration after one change to it."""
+    dsn = stack.postgres.dsn(postgres_database)
+    execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL")
+    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
+    try:
+        client[postgres_database].create_collection("orders")
+    finally:
+        client.close()
+    config = configuration(stack, dsn, postgres_database, "none")
+    config["database"] = f"sqlite:///{tmp_path / 'gapwatch.db'}"
+    del config["connect"]
+
+    def run(change: Configure) -> tuple[int, str]:
+        change(config)
+        file = tmp_path / "gapwatch.yaml"
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+        command = [sys.executable, "-m", "gapwatch", "--config", str(file), "doctor"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+Doctor = Callable[[Configure], tuple[int, str]]
+
+
+def test_good_input_is_not_refused(doctor: Doctor) -> None:
+    code, said = doctor(lambda config: None)
+    assert code == 0, said
+
+
+def test_bad_input_wrong_password(doctor: Doctor, stack: EmbeddedStack, postgres_database: str) -> None:
+    with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE \"{postgres_database}\" LOGIN PASSWORD 'right'")
+    hba = stack.postgres.directory / "data" / "pg_hba.conf"
+    before = hba.read_text()
+    hba.write_text(f'host all "{postgres_database}" 127.0.0.1/32 scram-sha-256\n{before}')
+    try:
+        with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
+            connection.execute("SELECT pg_reload_conf()")
+        wrong = stack.postgres.dsn(postgres_database, user=postgres_database, password="s3cret-wrong")
+        code, said = doctor(lambda config: config["stores"]["shop"].update(dsn=wrong))
+    finally:
+        hba.write_text(before)
+        with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
+            connection.execute("SELECT pg_reload_conf()")
+    assert code == 2, said
+    assert f'refused: password authentication failed for user "{postgres_database}"' in said
+    assert "Correct user, password and database in the store's dsn." in said
+    assert "s3cret-wrong" not in said
+
+
+def test_bad_input_missing_table(doctor: Doctor) -> None:
+    code, said = doctor(lambda config: config["pipelines"]["orders"]["source"].update(table="public.nothing"))
+    assert code == 2, said
+    assert "error    orders.source: There is no table public.nothing. Create it, correct its name in the pipeline" in said
+
+
+def test_bad_input_missing_topic(doctor: Doctor) -> None:
+    feed = {"debezium": "nobody.public.orders"}
+    code, said = doctor(lambda config: config["pipelines"]["orders"]["source"].update(feed=feed))
+    assert code == 0, said  # a table without writes has no topic yet: a warning, not an error
+    assert "warning  orders.source: There is no topic nobody.public.orders. Correct the feed, or start its connector" in said
+
+
+def test_bad_input_key_codec_mismatch(doctor: Doctor, stack: EmbeddedStack, postgres_database: str) -> None:
+    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
+    try:
+        client[postgres_database].orders.insert_one({"_id": "not a number"})
+    finally:
+        client.close()
+    code, said = doctor(lambda config: None)
+    assert code == 2, said
+    assert "orders.target: " in said
+    assert "keys are never coerced" in said
+
+
+def test_bad_input_replica_identity_that_loses_deletes(doctor: Doctor, stack: EmbeddedStack, postgres_database: str) -> None:
+    execute(stack.postgres.dsn(postgres_database), f"ALTER TABLE {TABLE} REPLICA IDENTITY NOTHING")
+    code, said = doctor(lambda config: None)
+    assert code == 2, said
+    assert f"{TABLE} has REPLICA IDENTITY NOTHING: its deletes and updates are lost to every reader of the log." in said
+    assert f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL, or add a primary key." in said
+
+
+def test_bad_input_malformed_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "gapwatch.yaml"
+    file.write_text("kafka: [\nstores: }")
+    done = subprocess.run(
+        [sys.executable, "-m", "gapwatch", "--config", str(file), "doctor"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Not valid YAML" in done.stderr
+    assert "line 2" in done.stderr
+
+
+def test_bad_input_unknown_key(doctor: Doctor) -> None:
+    code, said = doctor(lambda config: config["pipelines"]["orders"].update(grase="5s"))
+    assert code == 2, said
+    assert "pipelines.orders.grase: There is no such key. Did you mean `grace`?" in said
+
+
+def test_bad_input_stores_that_do_not_answer_are_undecided(doctor: Doctor) -> None:
+    code, said = doctor(lambda config: config["stores"]["catalog"].update(uri="mongodb://127.0.0.1:1/?replicaSet=rs0"))
+    assert code == 3, said
+    assert "unknown" in said
+    assert "does not answer" in said
