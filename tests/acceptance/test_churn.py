@@ -197,7 +197,7 @@ def test_no_false_red_under_churn(
 
 def _copied(stack: EmbeddedStack, database: str, churn: Churn) -> bool:
     with psycopg.connect(churn.dsn) as connection:
-        rows = dict(connection.execute(f"SELECT id, seq FROM {TABLE}").fetchall())
+        rows: dict[int, int] = dict(connection.execute(f"SELECT id, seq FROM {TABLE}").fetchall())
     client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
     try:
         return {document["_id"]: document["seq"] for document in client[database].orders.find({}, {"seq": 1})} == rows
