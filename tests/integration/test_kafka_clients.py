@@ -320,3 +320,20 @@ async def test_an_unknown_option_is_named(kafka_bootstrap: str) -> None:
         RawConsumer(wrong, client_id="x")
     with pytest.raises(StoreRefused, match=r"no\.such\.option"):
         await AckedProducer(wrong, client_id="x").start()
+
+
+async def test_the_end_of_a_partition_is_told_when_asked_for(settings: Settings, producer: AckedProducer, topic: str) -> None:
+    await fill(producer, topic, 3)
+    consumer = RawConsumer(settings, client_id="ends", options={"enable.partition.eof": True})
+    await consumer.assign({Partition(topic, 0): 0, Partition(topic, 1): 0})
+    ends: dict[Partition, int] = {}
+
+    async def both() -> bool:
+        polled = await consumer.consume(10)
+        assert not polled.faults
+        ends.update(polled.ends)
+        return len(ends) == 2
+
+    await until(both)
+    await consumer.close()
+    assert ends == {Partition(topic, 0): 3, Partition(topic, 1): 0}

@@ -74,7 +74,6 @@ class RawConsumer:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
-            "enable.partition.eof": False,
             "allow.auto.create.topics": False,
         }
         self._group = group

@@ -21,7 +21,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from gapwatch.errors import StoreRefused
+from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import REQUEST_SECONDS, admin_client, answered
 from gapwatch.model.pipeline import FeedKind, Settings
@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 _HOUR_MS: Final = 3_600_000
 _DAY_MS: Final = 24 * _HOUR_MS
+VISIBLE_ATTEMPTS: Final = 100
+VISIBLE_PAUSE_SECONDS: Final = 0.1
 RECORD_BYTES_MAX: Final = 2 * 1024 * 1024  # above every record we make: 256 KiB of events, 512 KiB of state
 
 
@@ -184,6 +186,19 @@ class TopicAdmin:
                     raise gapwatch_error(error, f"create topic {name}") from error
             else:
                 log.info("topic_created", topic=name)
+        await self._visible([plan.name for plan in plans])
+
+    async def _visible(self, names: Sequence[str]) -> None:
+        """Return once the brokers know the topics: a creation is acknowledged a little earlier."""
+        for _ in range(VISIBLE_ATTEMPTS):
+            if len(await self.describe(names)) == len(names):
+                return
+            await asyncio.sleep(VISIBLE_PAUSE_SECONDS)
+        raise StoreUnreachable(
+            f"Kafka: topics were created but are not known after {VISIBLE_ATTEMPTS * VISIBLE_PAUSE_SECONDS:g} s.",
+            store=STORE,
+            remedy="Check the controller and the brokers.",
+        )
 
     async def _check(self, plans: Sequence[TopicPlan], existing: Mapping[str, TopicFacts]) -> tuple[Advice, ...]:
         configs = await self._configs([plan.name for plan in plans])
