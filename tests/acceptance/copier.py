@@ -177,11 +177,14 @@ def _readable(message: Message) -> bool:
 
 
 def decode(message: Message) -> Change | None:
-    """Return the change of one record; None for a tombstone."""
+    """Return the change of one record; None for a tombstone, and for what is no JSON (as a sink with errors.tolerance=all)."""
     raw, key = message.value(), message.key()
     if raw is None or key is None:
         return None
-    value, identity = json.loads(raw), json.loads(key)
+    try:
+        value, identity = json.loads(raw), json.loads(key)
+    except ValueError:
+        return None
     value, identity = value.get("payload", value), identity.get("payload", identity)
     if value["op"] == "t":
         return None

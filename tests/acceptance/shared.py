@@ -1,0 +1,117 @@
+"""One watched pipeline for all tests of a file: each finds it HEALTHY, uses numbers of its own, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from pymongo import DeleteOne, MongoClient, ReplaceOne
+
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.copier import Change, Operation, fields_of
+from tests.acceptance.scenery import TABLE, Scene
+from tests.acceptance.service import Service, wait_for
+
+_NUMBERS = itertools.count(1_000_000)
+
+
+def number() -> int:
+    """Return a number that no other write of this process has."""
+    return next(_NUMBERS)
+
+
+def create_database(stack: EmbeddedStack, name: str) -> str:
+    """Create an empty database; return its name."""
+    with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return name
+
+
+def lose(_: Change) -> list[tuple[float, Operation | None]]:
+    """A rule: the write is not applied."""
+    return [(0, None)]
+
+
+def late(seconds: float) -> Callable[[Change], list[tuple[float, Operation | None]]]:
+    """Return a rule: the write is applied so much later."""
+    return lambda change: [(seconds, change.applied())]
+
+
+def falsify(**fields: Any) -> Callable[[Change], list[tuple[float, Operation | None]]]:
+    """Return a rule: the document is written with these fields instead of the row's."""
+
+    def rule(change: Change) -> list[tuple[float, Operation | None]]:
+        assert change.after is not None
+        return [(0, ReplaceOne({"_id": change.key}, {**fields_of(change.after), **fields}, upsert=True))]
+
+    return rule
+
+
+def at(text: str) -> datetime:
+    """Return an API time."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def gaps_of(service: Service, *keys: int, pipeline: str = "orders", state: str | None = None) -> list[dict[str, Any]]:
+    """Return the gaps (open ones, if not told otherwise) of these keys, in their order."""
+    found = service.gaps(pipeline) if state is None else service.gaps(pipeline, state=state)
+    return sorted((gap for gap in found if gap["key"]["id"] in keys), key=lambda gap: gap["key"]["id"])
+
+
+def during(seconds: float, look: Callable[[], None]) -> None:
+    """Call `look`, which asserts, again and again for so long: what must not happen takes time to not happen."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        look()
+        time.sleep(0.2)
+
+
+def heal(scene: Scene, collection: str = "orders", table: str = TABLE, uri: str = "") -> None:
+    """Make the target equal to the source by hand, whatever a test left there."""
+    with psycopg.connect(scene.dsn) as connection:
+        cursor = connection.execute(f"SELECT * FROM {table}")
+        names = [column.name for column in cursor.description or ()]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    wanted = {row["id"]: fields_of({name: _plain(value) for name, value in row.items()}) for row in rows}
+    client: MongoClient[dict[str, Any]] = MongoClient(uri or scene.stack.mongodb.uri)
+    try:
+        target = client[scene.database][collection]
+        there = {document["_id"]: document for document in target.find()}
+        operations: list[Any] = [DeleteOne({"_id": key}) for key in there.keys() - wanted.keys()]
+        operations += [
+            ReplaceOne({"_id": key}, document, upsert=True)
+            for key, document in wanted.items()
+            if there.get(key) != {"_id": key, **document}
+        ]
+        if operations:
+            target.bulk_write(operations)
+    finally:
+        client.close()
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | str | bool) else str(value)
+
+
+@contextmanager
+def clean(scene: Scene, pipeline: str = "orders") -> Iterator[Scene]:
+    """Yield the scene when it is HEALTHY without a gap; afterwards undo what is wrong at the target."""
+    scene.copier.rules.clear()
+    scene.service.wait_healthy(pipeline)
+    assert scene.service.gaps(pipeline) == []
+    try:
+        yield scene
+    finally:
+        scene.copier.rules.clear()
+        scene.copier.resume()
+        heal(scene)
+        wait_for(lambda: scene.service.gaps(pipeline) == [], "the gaps to be resolved", 30)

@@ -1,0 +1,382 @@
+"""What opens a gap, what does not, and when: one watched table with 10,000 older rows, grace 2 s."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from bson import Decimal128
+
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.copier import Copier
+from tests.acceptance.scenery import CREATE, FIELDS, TABLE, Scene, configuration
+from tests.acceptance.service import Service, wait_for
+from tests.acceptance.shared import at, clean, create_database, during, falsify, gaps_of, lose, now, number
+from tests.stack import captured, execute
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
+
+OLDER = 10_000
+GRACE = 2.0
+STALL_AFTER = 5.0
+SETTLED_KEYS_MAX = 5_000
+WINDOW = GRACE + 0.2  # W: grace + disorder; both clocks are this machine's
+PROMPT = 1 + (2 * 0.25 + 1) + 0.5 + 2  # P: 1 s, 2 × heartbeats + settle, the group's commits, the confirm reads
+ROLES = ("ingest", "match", "repair", "api")
+
+
+@dataclass
+class History:
+    """What the API said while the service started: (capture runs, view, number of gaps)."""
+
+    samples: list[tuple[bool, dict[str, Any], int]] = field(default_factory=list)
+
+    def take(self, service: Service, *, capturing: bool) -> dict[str, Any]:
+        view = service.view()
+        if view["status"] is not None:
+            self.samples.append((capturing, view, len(service.gaps(state=""))))
+        return view
+
+
+@dataclass
+class Stage:
+    scene: Scene
+    history: History
+    user: str
+
+
+def start_in_two_steps(service: Service) -> History:
+    """Start everything but capture until the snapshot is read through, then capture; sample the API all the while."""
+    history = History()
+    service.start(ROLES)
+
+    def snapshot_read() -> bool:
+        service.check_alive()
+        totals = history.take(service, capturing=False).get("totals")
+        return totals is not None and totals["snapshot_reads"].get("expected", 0) >= OLDER
+
+    wait_for(snapshot_read, f"{OLDER} snapshot reads", 90)
+    during(2.5, lambda: history.take(service, capturing=False) and None)
+    service.start(["capture"])
+    wait_for(lambda: history.take(service, capturing=True)["status"] == "HEALTHY", "HEALTHY", 60)
+    return history
+
+
+@pytest.fixture(scope="module")
+def stage(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A table of 10,000 rows, captured; Gapwatch reads it as a user who may do nothing but SELECT."""
+    database = create_database(stack, f"windows_{number()}")
+    dsn, user = stack.postgres.dsn(database), f"watcher_{database}"
+    execute(
+        dsn,
+        CREATE,
+        f"ALTER TABLE {TABLE} ADD COLUMN exact numeric",
+        f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL",
+        f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, 0, 'older', 1 FROM generate_series(1, {OLDER}) i",
+        f"CREATE ROLE {user} LOGIN",
+        f"GRANT SELECT ON {TABLE} TO {user}",
+    )
+    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
+        group = f"copier-{database}"
+        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
+        fields = {
+            **FIELDS,
+            "amount": {"from": "amount", "type": "decimal", "scale": 2, "tolerance": "0.01"},
+            "exact": {"from": "exact", "type": "decimal"},
+        }
+        config = configuration(
+            stack,
+            stack.postgres.dsn(database, user),
+            database,
+            group,
+            fields=fields,
+            evidence="values",
+            stall_after=f"{STALL_AFTER:.0f}s",
+            settled_keys_max=SETTLED_KEYS_MAX,
+        )
+        service = Service(tmp_path_factory.mktemp("windows"), config)
+        scene = Scene(stack, dsn, database, copier, service)
+        copier.start()
+        try:
+            yield Stage(scene, start_in_two_steps(service), user)
+            service.check_alive()
+        finally:
+            copier.stop()
+            service.stop()
+
+
+@pytest.fixture
+def scene(stage: Stage) -> Iterator[Scene]:
+    with clean(stage.scene) as scene:
+        yield scene
+
+
+def test_a4_history_is_counted_and_nothing_else(stage: Stage) -> None:
+    reading = [view for capturing, view, _ in stage.history.samples if not capturing]
+    assert reading[-1]["totals"]["snapshot_reads"]["expected"] == OLDER
+    assert max(view["totals"]["snapshot_reads"].get("expected", 0) for _, view, _ in stage.history.samples) == OLDER
+    assert {view["source_watermark"] for view in reading} == {None}, "snapshot reads moved the watermark"
+    assert max(view["pending_keys"] + view["in_transit_keys"] for _, view, _ in stage.history.samples) < SETTLED_KEYS_MAX
+    assert {count for _, _, count in stage.history.samples} == {0}
+    assert {view["totals"]["expected"] for _, view, _ in stage.history.samples} == {0}
+
+
+def test_a5_a_deleted_key_that_is_still_there(scene: Scene) -> None:
+    kept, gone = number(), number()
+    for key in (kept, gone):
+        scene.insert(key, key)
+    wait_for(lambda: {kept, gone} <= scene.documents().keys(), "both documents")
+    scene.copier.rules["d", kept] = lose
+    scene.sql(f"DELETE FROM {TABLE} WHERE id IN ({kept}, {gone})")
+    gaps = wait_for(scene.service.gaps, "the gap", 30)
+    assert [(gap["key"], gap["kind"], gap["cause"]) for gap in gaps] == [({"id": kept}, "undeleted", "never_written")]
+    assert gone not in scene.documents()
+    during(WINDOW, lambda: _none(gaps_of(scene.service, gone)))
+
+
+def test_b2_expiry_without_traffic(scene: Scene) -> None:
+    key = number()
+    scene.copier.rules[key] = lose
+    scene.insert(key, key)
+    written = now()  # and from here on silence
+    gaps = wait_for(scene.service.gaps, "the gap", 30)
+    assert [(gap["key"], gap["kind"]) for gap in gaps] == [({"id": key}, "missing")]
+    assert at(gaps[0]["first_seen"]) - written <= timedelta(seconds=WINDOW + PROMPT)
+    assert at(gaps[0]["first_seen"]) - at(gaps[0]["event_time"]) >= timedelta(seconds=GRACE)
+    source = next(row for row in gaps[0]["evidence"] if row["side"] == "expected")
+    assert source["topic"] == f"{scene.database}.{TABLE}"
+    assert source["offset"] >= 0
+    assert source["position"]
+
+
+def test_b3_a_late_write_resolves(scene: Scene) -> None:
+    key, delay = number(), 9.0
+    scene.copier.rules[key] = lambda change: [(delay, change.applied())]
+    scene.insert(key, key)
+    gaps = wait_for(lambda: gaps_of(scene.service, key), "the gap", 8)
+    assert sum(scene.service.view()["gaps_open"].values()) == 1
+    resolved = wait_for(lambda: gaps_of(scene.service, key, state="resolved"), "the late write", 30)
+    assert [gap["id"] for gap in resolved] == [gap["id"] for gap in gaps]
+    assert resolved[0]["resolution"] == "late_arrival"
+    took = at(resolved[0]["resolved_at"]) - at(resolved[0]["event_time"])
+    assert timedelta(seconds=delay) <= took <= timedelta(seconds=delay + 5)
+    assert sum(scene.service.view()["gaps_open"].values()) == 0
+
+
+def test_b4_values_within_and_beyond_the_tolerance(scene: Scene) -> None:
+    within, beyond, equal, off = number(), number(), number(), number()
+    large = Decimal(10) ** 23
+    scene.copier.rules |= {
+        within: falsify(amount=Decimal128("10.01")),
+        beyond: falsify(amount=Decimal128("10.02")),
+        equal: falsify(exact=Decimal128("1E+23")),
+        off: falsify(exact=Decimal128(str(large + 1))),
+    }
+    for key in (within, beyond):
+        scene.insert(key, key, amount="10.00")
+    for key in (equal, off):
+        scene.sql(f"INSERT INTO {TABLE} (id, seq, v, amount, exact) VALUES ({key}, {key}, 'a', 1, {large})")
+    gaps = wait_for(lambda: _all(gaps_of(scene.service, within, beyond, equal, off), 2), "two gaps", 30)
+    assert [(gap["key"]["id"], gap["kind"], gap["fields"]) for gap in gaps] == [
+        (beyond, "mismatch", ["amount"]),
+        (off, "mismatch", ["exact"]),
+    ]
+    assert [_values(gap, "amount") for gap in gaps[:1]] == [(Decimal("10.00"), Decimal("10.02"))]
+    assert [_values(gap, "exact") for gap in gaps[1:]] == [(large, large + 1)]
+    during(WINDOW, lambda: _none(gaps_of(scene.service, within, equal)))
+
+
+def test_b6_an_extra_although_the_counts_are_equal(scene: Scene) -> None:
+    lost, extra = number(), number()
+    scene.copier.rules[lost] = lose
+    scene.insert(lost, lost)
+    client = scene.mongo()
+    try:
+        client[scene.database].orders.insert_one({"_id": extra, "seq": extra, "v": "nobody's"})
+    finally:
+        client.close()
+    assert len(scene.documents()) == len(scene.rows())
+    gaps = wait_for(lambda: _all(gaps_of(scene.service, lost, extra), 2), "two gaps", 30)
+    assert [(gap["key"]["id"], gap["kind"]) for gap in gaps] == [(lost, "missing"), (extra, "extra")]
+    assert gaps[1]["target_id"] == str(extra)
+    assert gaps[1]["cause"] == "out_of_band"
+
+
+def test_b8_younger_than_the_grace_is_pending_and_no_gap(scene: Scene) -> None:
+    key = number()
+    scene.copier.rules[key] = lose
+    scene.insert(key, key)
+    written = now()
+    pending: list[int] = []
+
+    def opened() -> bool:
+        gaps, view = gaps_of(scene.service, key), scene.service.view()
+        if now() - written < timedelta(seconds=GRACE):
+            assert gaps == []
+            assert view["gaps_open"] == {} or sum(view["gaps_open"].values()) == 0
+        pending.append(view["pending_keys"] + view["in_transit_keys"])
+        return bool(gaps)
+
+    wait_for(opened, "the gap", 30)
+    assert 1 in pending
+
+
+def test_b8_in_transit_is_shown_and_is_no_gap(scene: Scene) -> None:
+    keys = [number() for _ in range(5)]
+    scene.copier.pause()
+    for key in keys:
+        scene.insert(key, key)
+    view = wait_for(lambda: _when(scene, "in_transit_keys", len(keys)), "five keys in transit", 20)
+    assert view["pending_keys"] == 0
+    during(WINDOW + PROMPT, lambda: _none(gaps_of(scene.service, *keys)))
+    assert scene.service.view()["in_transit_keys"] == len(keys)
+    scene.copier.resume()
+    wait_for(lambda: _when(scene, "in_transit_keys", 0), "nothing in transit", 20)
+    scene.service.wait_healthy()
+    assert gaps_of(scene.service, *keys, state="") == []
+
+
+def test_m1_consistent_through_stands_below_the_lost_write(stage: Stage, scene: Scene) -> None:
+    before = [view for _, view, _ in stage.history.samples if view["baseline"] is None]
+    assert before
+    assert {view["consistent_through"] for view in before} == {None}
+    key = number()
+    scene.copier.rules[key] = lose
+    scene.insert(key, key)
+    gap = wait_for(lambda: gaps_of(scene.service, key), "the gap", 30)[0]
+    lost_at = at(gap["event_time"])
+    later = number()
+    scene.insert(later, later)
+    wait_for(lambda: later in scene.documents(), "a later write")
+    during(4, lambda: _below(scene, lost_at))
+    run = scene.service.api.post("/api/v1/backfills", {"pipeline": "orders", "dry_run": False})
+
+    def verified() -> dict[str, Any] | None:
+        view = scene.service.view()
+        if gaps_of(scene.service, key):
+            assert at(view["consistent_through"]) <= lost_at
+            return None
+        return view
+
+    wait_for(verified, f"backfill {run['id']}", 30)
+    assert gaps_of(scene.service, key, state="resolved")[0]["resolution"] == "backfilled"
+    wait_for(lambda: _recent(scene), f"consistent-through within {GRACE + 2:.0f} s of now", 20)
+    during(3, lambda: _assert_recent(scene))
+
+
+def test_m19_lag_is_never_loss(scene: Scene) -> None:
+    keys = [number() for _ in range(120)]
+    scene.copier.pause()
+    begin = now()
+    writer = threading.Thread(target=_write_slowly, args=(scene, keys, 0.1))
+    writer.start()
+    transit, statuses, through = [], [], []
+
+    def look() -> None:
+        view = scene.service.view()
+        assert sum(view["gaps_open"].values()) == 0
+        transit.append(view["in_transit_keys"])
+        statuses.append((view["status"], [reason for reason in view["reasons"] if "sink_lagging" in reason]))
+        through.append(view["consistent_through"])
+
+    during(15, look)
+    writer.join()
+    assert transit[-1] == len(keys)
+    assert transit == sorted(transit)
+    assert statuses[-1][0] == "WARNING"
+    assert statuses[-1][1]
+    assert at(through[-1]) < begin + timedelta(seconds=1)
+    assert len(set(through[-20:])) == 1, "consistent-through moved although the sink stood still"
+    scene.copier.resume()
+    scene.service.wait_healthy(seconds=40)
+    wait_for(lambda: _when(scene, "in_transit_keys", 0), "nothing in transit", 20)
+    assert gaps_of(scene.service, *keys, state="") == []
+    assert at(scene.service.view()["consistent_through"]) > begin
+
+
+@pytest.mark.parametrize("role", ["match", "ingest", "capture"])
+def test_b16_a_dead_role_is_unknown_and_never_the_last_green(scene: Scene, role: str) -> None:
+    scene.service.kill(role, signal.SIGKILL)
+    killed = time.monotonic()
+    try:
+        wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
+        assert time.monotonic() - killed <= STALL_AFTER + 1
+        during(2, lambda: _unknown(scene))
+    finally:
+        scene.service.start([role])
+    scene.service.wait_healthy()
+    assert scene.service.gaps() == []
+
+
+def test_b16_heartbeat_rows_that_stop_are_unknown(scene: Scene) -> None:
+    with psycopg.connect(scene.dsn, autocommit=True) as connection:
+        signature = "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'pg_logical_emit_message'"
+        functions = [f"FUNCTION {row[0]}" for row in connection.execute(signature).fetchall()]
+        assert functions
+        for name in functions:
+            connection.execute(f"REVOKE EXECUTE ON {name} FROM PUBLIC")
+        stopped = time.monotonic()
+        try:
+            wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
+            assert time.monotonic() - stopped <= STALL_AFTER + 1
+            during(2, lambda: _unknown(scene))
+            assert any("source watermark" in reason for reason in scene.service.view()["reasons"])
+        finally:
+            for name in functions:
+                connection.execute(f"GRANT EXECUTE ON {name} TO PUBLIC")
+    scene.service.wait_healthy()
+    assert scene.service.gaps() == []
+
+
+def _none(gaps: list[dict[str, Any]]) -> None:
+    assert gaps == []
+
+
+def _all(gaps: list[dict[str, Any]], count: int) -> list[dict[str, Any]] | None:
+    return gaps if len(gaps) >= count else None
+
+
+def _values(gap: dict[str, Any], name: str) -> tuple[Decimal, Decimal]:
+    values = {row["side"]: row["values"][name] for row in gap["evidence"] if "values" in row}
+    return Decimal(values["source"]), Decimal(values["target"])
+
+
+def _when(scene: Scene, name: str, value: object) -> dict[str, Any] | None:
+    view = scene.service.view()
+    return view if view[name] == value else None
+
+
+def _below(scene: Scene, time: datetime) -> None:
+    assert at(scene.service.view()["consistent_through"]) <= time
+
+
+def _age(scene: Scene) -> float:
+    through = scene.service.view()["consistent_through"]
+    return (now() - at(through)).total_seconds()
+
+
+def _recent(scene: Scene) -> bool:
+    return _age(scene) <= GRACE + 2
+
+
+def _assert_recent(scene: Scene) -> None:
+    assert _age(scene) <= GRACE + 2
+
+
+def _unknown(scene: Scene) -> None:
+    assert scene.service.view()["status"] == "UNKNOWN"
+
+
+def _write_slowly(scene: Scene, keys: list[int], pause: float) -> None:
+    with psycopg.connect(scene.dsn, autocommit=True) as connection:
+        for key in keys:
+            connection.execute(f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES (%s, %s, 'a', 1)", (key, key))
+            time.sleep(pause)
