@@ -1,0 +1,132 @@
+"""``make bench``: rows of ``docs/performance.md``, each as a ratio to the raw limit of the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import work
+from benchmarks.contestants import found
+from gapwatch.embedded import EmbeddedStack
+
+ROWS = {1: "ingest", 2: "match", 3: "end to end"}
+GOALS = {1: 0.45, 2: 0.9, 3: 0.3}
+ROUNDS = 3
+LATE_MS = 3_000  # writes so close to the end are not due yet when the streams stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Medians over all rounds."""
+
+    per_cpu_second: float
+    peak_rss_mib: float
+
+
+def main() -> int:
+    """Measure the rows asked for, check the answer, print a table or one JSON object; 1 when the answer is wrong."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rows", default="1,2,3", help="comma-separated")
+    parser.add_argument("--keys", type=int, default=100_000, help="keys a side")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = sorted(int(row) for row in options.rows.split(","))
+    unknown = [row for row in rows if row not in ROWS]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]} yet; rows: {', '.join(map(str, ROWS))}")
+    measured = measure(options.keys)
+    report = describe(rows, measured)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        for row in report["rows"]:
+            met = "met" if row["met"] else "not met"
+            figures = f"{row['value']:>12,.0f} {row['unit']}  {row['ratio']:.2f} × R"
+            print(f"{row['row']}  {row['name']:12} {figures}  goal {row['goal']}: {met}")
+    return 0
+
+
+def measure(keys: int) -> dict[str, Figures]:
+    """Run every contestant in turn, round after round, each on a broker of its own round."""
+    results: dict[str, list[dict[str, float]]] = {}
+    for number in range(ROUNDS):
+        print(f"round {number + 1} of {ROUNDS}", file=sys.stderr)
+        with EmbeddedStack(parts=("kafka",)) as stack, tempfile.TemporaryDirectory() as directory:
+            servers = stack.kafka.bootstrap_servers
+            planted = work.produce(servers, keys)
+            for name in ("C", "R", "ingest", "match"):
+                results.setdefault(name, []).append(_run(name, servers, keys, f"sqlite:///{Path(directory) / 'bench.db'}"))
+            _check(found(servers), planted, keys)
+    return {
+        name: Figures(
+            per_cpu_second=median(result["events"] / result["cpu"] for result in rounds),
+            peak_rss_mib=median(result["peak_rss_mib"] for result in rounds),
+        )
+        for name, rounds in results.items()
+    }
+
+
+def _run(name: str, servers: str, keys: int, database: str) -> dict[str, float]:
+    core = sorted(os.sched_getaffinity(0))[-1]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.contestants", name, servers, str(keys), database],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"  {name:8} {figures['events'] / figures['cpu']:>12,.0f} events per CPU second", file=sys.stderr)
+    return figures
+
+
+def _check(suspects: set[int], planted: work.Planted, keys: int) -> None:
+    """The answer counts, not only the speed: exactly what was planted is suspected, but for what is not due yet."""
+    wrong = planted.missing | planted.wrong
+    undue = {key for key in wrong if work.START_MS + key * 1_000 // work.PER_SECOND > work.end_time(keys) - LATE_MS}
+    if not (wrong - undue <= suspects <= wrong):
+        sys.exit(f"wrong answer: {len(wrong - undue - suspects)} missed, {len(suspects - wrong)} invented")
+
+
+def describe(rows: list[int], measured: dict[str, Figures]) -> dict[str, Any]:
+    reference = measured["R"].per_cpu_second
+    ingest, match = measured["ingest"].per_cpu_second, measured["match"].per_cpu_second
+    values = {1: ingest, 2: match, 3: 1 / (1 / ingest + 1 / match)}
+    peaks = {
+        1: measured["ingest"].peak_rss_mib,
+        2: measured["match"].peak_rss_mib,
+        3: measured["ingest"].peak_rss_mib + measured["match"].peak_rss_mib,
+    }
+    return {
+        "schema_version": 1,
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version(), "gapwatch": version("gapwatch"), "faust": version("faust-streaming")},
+        "rows": [
+            {
+                "row": row,
+                "name": ROWS[row],
+                "value": values[row],
+                "unit": "events per CPU second",
+                "reference": reference,
+                "ratio": values[row] / reference,
+                "goal": f"≥ {GOALS[row]} R",
+                "met": values[row] / reference >= GOALS[row],
+                "peak_rss_mib": peaks[row],
+            }
+            for row in rows
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Each contestant runs in a process of its own and prints what it used: ``python -m benchmarks.contestants NAME …``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sys
+import time
+
+import msgspec
+from confluent_kafka import Consumer, TopicPartition
+
+from benchmarks import work
+from gapwatch.clock import SystemClock
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.ledger import open_ledger
+from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+
+
+class _Row(msgspec.Struct):
+    id: int
+    customer: str
+    status: str
+    amount: str
+    quantity: int
+    placed: int
+    note: str
+
+
+class _Source(msgspec.Struct):
+    ts_ms: int
+    sequence: str
+
+
+class _Envelope(msgspec.Struct):
+    op: str
+    after: _Row
+    source: _Source
+
+
+def consume(servers: str, keys: int, *, decode: bool) -> dict[str, float]:
+    """The raw limits: read both topics, with or without a typed decode of every record."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": "limit",
+            "enable.auto.commit": False,
+            "fetch.queue.backoff.ms": 20,
+            "queued.max.messages.kbytes": 65_536,
+        }
+    )
+    consumer.assign(
+        [TopicPartition(topic, number, 0) for topic in (work.SOURCE, work.TARGET) for number in range(work.PARTITIONS)]
+    )
+    envelope = msgspec.json.Decoder(_Envelope)
+    document = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    read, total = 0, work.records(keys)
+    while read < total:
+        for message in consumer.consume(2_000, timeout=0.05):
+            read += 1
+            if decode:
+                value = message.value() or b""
+                (envelope if message.topic() == work.SOURCE else document).decode(value)
+    consumer.close()
+    return {"events": float(read)}
+
+
+async def ingest(servers: str, keys: int, database: str) -> dict[str, float]:
+    """Row 1: the real role, until every raw offset is committed."""
+    from gapwatch.kafka.clients import RawConsumer
+    from gapwatch.kafka.offsets import OffsetReader
+    from gapwatch.kafka.producer import AckedProducer
+    from gapwatch.kafka.topics import TopicAdmin, ensure_topics
+    from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
+
+    settings, clock = work.settings(servers, database), SystemClock()
+    await ensure_topics(settings)
+    ledger = open_ledger(database)
+
+    async def no_skew(_: str) -> int:
+        return 0
+
+    role = IngestRole(
+        IngestDependencies(
+            settings=settings,
+            pipelines=settings.pipelines,
+            ledger=ledger,
+            producer=AckedProducer(settings, client_id="bench"),
+            consumer=RawConsumer(settings, client_id="bench", group="gapwatch.ingest", options={"enable.partition.eof": True}),
+            heartbeats=RawConsumer(settings, client_id="bench-heartbeats"),
+            offsets=OffsetReader(settings, clock),
+            topics=TopicAdmin(settings),
+            clock=clock,
+            name="bench",
+            skew_ms=no_skew,
+            on_unparsable=lambda reason: sys.exit(f"unparsable: {reason}"),
+            on_finding=lambda pipeline, finding: sys.exit(f"finding: {finding}"),
+        )
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(role.run(stop))
+    offsets = OffsetReader(settings, clock)
+    from gapwatch.kafka.clients import Partition
+
+    partitions = [Partition(topic, number) for topic in (work.SOURCE, work.TARGET) for number in range(work.PARTITIONS)]
+    total = work.records(keys)
+    while not running.done():
+        committed = (await offsets.delivery("gapwatch.ingest", partitions)).positions
+        if sum(offset or 0 for offset in committed.values()) >= total:
+            break
+        await asyncio.sleep(0.2)
+    stop.set()
+    await running
+    ledger.close()
+    return {"events": float(total)}
+
+
+async def match(servers: str, keys: int, database: str) -> dict[str, float]:
+    """Row 2: the real role with its Faust worker, until its status says that all of the events were applied."""
+    from gapwatch.roles.match.role import MatchRole
+
+    settings, clock = work.settings(servers, database), SystemClock()
+    fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
+    stop = asyncio.Event()
+    running = asyncio.create_task(MatchRole(settings, fingerprints, clock, stop=stop).run())
+    statuses: dict[int, PartitionStatus] = {}
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-status", "enable.auto.commit": False})
+    ends = {
+        number: consumer.get_watermark_offsets(TopicPartition(settings.topics.events, number))[1]
+        for number in range(settings.topics.partitions)
+    }
+    consumer.assign([TopicPartition(settings.topics.status, 0, 0)])
+    while not running.done():
+        for message in await asyncio.to_thread(consumer.consume, 100, 0.2):
+            value = message.value()
+            if value is not None and message.error() is None:
+                status = msgspec.json.decode(value, type=PartitionStatus)
+                statuses[status.partition] = status
+        if len(statuses) == len(ends) and all(status.input_offset >= ends[number] - 1 for number, status in statuses.items()):
+            break
+    consumer.close()
+    stop.set()
+    await running
+    return {"events": float(work.records(keys)), "expected": float(sum(s.counters.expected for s in statuses.values()))}
+
+
+def found(servers: str) -> set[int]:
+    """Return the keys of all suspects."""
+    settings = work.settings(servers, "")
+    codec = CompiledMapping(settings.pipelines["orders"]).source.codec
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-suspects", "enable.auto.commit": False})
+    parts = [TopicPartition(settings.topics.suspects, number, 0) for number in range(settings.topics.partitions)]
+    total = sum(consumer.get_watermark_offsets(part)[1] for part in parts)
+    consumer.assign(parts)
+    keys: set[int] = set()
+    read = 0
+    while read < total:
+        for message in consumer.consume(500, timeout=0.2):
+            read += 1
+            record = msgspec.json.decode(message.value() or b"", type=Suspect | Hole)
+            if isinstance(record, Suspect):
+                keys.add(int(codec.decode(record.key)[0]))
+    consumer.close()
+    return keys
+
+
+def main() -> None:
+    """Run one contestant and print its figures as JSON: events, CPU seconds, wall seconds, peak memory in MiB."""
+    name, servers, keys, database = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    began = time.monotonic()
+    if name in ("C", "R"):
+        figures = consume(servers, keys, decode=name == "R")
+    else:
+        figures = asyncio.run({"ingest": ingest, "match": match}[name](servers, keys, database))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures |= {"cpu": used.ru_utime + used.ru_stime, "wall": time.monotonic() - began, "peak_rss_mib": used.ru_maxrss / 1024}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
