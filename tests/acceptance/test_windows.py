@@ -309,7 +309,7 @@ def test_b16_a_dead_role_is_unknown_and_never_the_last_green(scene: Scene, role:
     try:
         wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
         assert time.monotonic() - killed <= STALL_AFTER + 1
-        during(2, lambda: _unknown(scene))
+        during(STALL_AFTER, lambda: _unknown(scene))
     finally:
         scene.service.start([role])
     scene.service.wait_healthy()
@@ -327,7 +327,7 @@ def test_b16_heartbeat_rows_that_stop_are_unknown(scene: Scene) -> None:
         try:
             wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
             assert time.monotonic() - stopped <= STALL_AFTER + 1
-            during(2, lambda: _unknown(scene))
+            during(STALL_AFTER, lambda: _unknown(scene))
             assert any("source watermark" in reason for reason in scene.service.view()["reasons"])
         finally:
             for name in functions:

@@ -1,13 +1,14 @@
 """Polls what no event tells: do the stores answer, does the connector run, is its slot alive, was a table replaced.
 
-Every five seconds. What a check finds becomes a stream finding; what it no longer finds is cleared. A check that could not
-be made clears nothing. Findings that can mean loss are holes: they keep a time range and only a sweep covers them.
+The stores are asked several times in ``stall_after``, the rest every five seconds. What a check finds becomes a stream
+finding; what it no longer finds is cleared. A check that could not be made clears nothing. Findings that can mean loss are
+holes: they keep a time range and only a sweep covers them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 5.0
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
+REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
 LOSS = frozenset({Finding.SLOT_LOST, Finding.SLOT_JUMPED, Finding.HISTORY_LOST, Finding.LOG_TRUNCATED, Finding.TOPIC_RECREATED})
 ENDED = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 
@@ -89,12 +91,22 @@ class Watcher:
         self._book = book
 
     async def run(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            await asyncio.gather(*(self.step(pipeline) for pipeline in self._on.pipelines.values()))
-            await self._on.clock.sleep(POLL_SECONDS)
+        """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
+        async with asyncio.TaskGroup() as tasks:
+            for pipeline in self._on.pipelines.values():
+                report_seconds = min(POLL_SECONDS, pipeline.stall_after_seconds / REPORTS_PER_STALL)
+                tasks.create_task(self._repeat(stop, pipeline, self.report, report_seconds))
+                tasks.create_task(self._repeat(stop, pipeline, self.check, POLL_SECONDS))
 
-    async def step(self, pipeline: PipelineSpec) -> None:
-        """Check one pipeline and store what was found, and what could not be read."""
+    async def _repeat(
+        self, stop: asyncio.Event, pipeline: PipelineSpec, step: Callable[[PipelineSpec], Awaitable[None]], seconds: float
+    ) -> None:
+        while not stop.is_set():
+            await step(pipeline)
+            await self._on.clock.sleep(seconds)
+
+    async def report(self, pipeline: PipelineSpec) -> None:
+        """Say what of one pipeline's stores could not be read; that somebody said so expires after ``stall_after``."""
         unreadable = await self._unreadable(pipeline)
         fact = {
             "at": self._on.clock.now().isoformat(),
@@ -102,6 +114,9 @@ class Watcher:
             "unreadable": unreadable,
         }
         await asyncio.to_thread(self._on.ledger.set_fact, Facts.repair(pipeline.id, self._on.host), fact)
+
+    async def check(self, pipeline: PipelineSpec) -> None:
+        """Make every check of one pipeline and store what was found."""
         found: list[FindingRecord] = []
         checked_all = True
         for check in self._on.checks(pipeline.id):
