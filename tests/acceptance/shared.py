@@ -67,7 +67,7 @@ def gaps_of(service: Service, *keys: int, pipeline: str = "orders", state: str |
     return sorted((gap for gap in found if gap["key"]["id"] in keys), key=lambda gap: gap["key"]["id"])
 
 
-def during(seconds: float, look: Callable[[], None]) -> None:
+def during(seconds: float, look: Callable[[], object]) -> None:
     """Call `look`, which asserts, again and again for so long: what must not happen takes time to not happen."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

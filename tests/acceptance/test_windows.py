@@ -64,7 +64,7 @@ def start_in_two_steps(service: Service) -> History:
         return totals is not None and totals["snapshot_reads"].get("expected", 0) >= OLDER
 
     wait_for(snapshot_read, f"{OLDER} snapshot reads", 90)
-    during(2.5, lambda: history.take(service, capturing=False) and None)
+    during(2.5, lambda: history.take(service, capturing=False))
     service.start(["capture"])
     wait_for(lambda: history.take(service, capturing=True)["status"] == "HEALTHY", "HEALTHY", 60)
     return history
