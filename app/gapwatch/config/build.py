@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from gapwatch.config import forms
+from gapwatch.config.checks import address_problem, field_problems, option_problem, path_problems, topic_problem
 from gapwatch.config.source import Document, Place
 from gapwatch.model.pipeline import (
     BatchSpec,
@@ -31,7 +32,6 @@ from gapwatch.model.pipeline import (
     TopicsSpec,
 )
 
-SECRET_OPTION = re.compile(r"password|secret|key\.pem|token", re.IGNORECASE)
 _SCHEMES = {
     StoreType.POSTGRES: ("dsn", ("postgresql://", "postgres://")),
     StoreType.MONGODB: ("uri", ("mongodb://", "mongodb+srv://")),
@@ -46,8 +46,7 @@ def build(form: forms.File, document: Document, file: str) -> Settings:
     topics = TopicsSpec(prefix=form.topics.prefix, partitions=form.topics.partitions, replication=form.topics.replication)
     stores = {name: _store(name, store, document) for name, store in form.stores.items()}
     pipelines = {name: _Builder(name, pipeline, stores, topics, document).build() for name, pipeline in form.pipelines.items()}
-    if not form.database.startswith(("sqlite:///", "postgresql://", "postgres://")):
-        document.problem(("database",), "The ledger's address is not known.", "Write sqlite:///FILE or postgresql://….")
+    _common(form, document)
     return Settings(
         bootstrap_servers=form.kafka.bootstrap_servers,
         kafka_options=form.kafka.options,
@@ -60,6 +59,20 @@ def build(form: forms.File, document: Document, file: str) -> Settings:
         pipelines=pipelines,
         file=file,
     )
+
+
+def _common(form: forms.File, document: Document) -> None:
+    if not form.database.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        document.problem(("database",), "The ledger's address is not known.", "Write sqlite:///FILE or postgresql://….")
+    elif not form.database.startswith("sqlite"):
+        document.add(("database",), address_problem(form.database))
+    if form.connect.url:
+        if not form.connect.url.startswith(("http://", "https://")):
+            document.problem(("connect", "url"), "It is no HTTP address.", "Write it like http://localhost:8083.")
+        document.add(("connect", "url"), address_problem(form.connect.url))
+    for name in form.kafka.options:
+        document.add(("kafka", "options", name), option_problem(name))
+    document.add(("topics", "prefix"), topic_problem(form.topics.prefix))
 
 
 def _listen(text: str, document: Document) -> tuple[str, int]:
@@ -88,6 +101,9 @@ def _store(name: str, store: forms.Store, document: Document) -> StoreSpec:
             document.problem(
                 (*place, option), f"It does not begin with {schemes[0]}.", "Write the address as the driver wants it."
             )
+        document.add((*place, option), address_problem(url))
+        if kind is not StoreType.POSTGRES and "heartbeat" in store.model_fields_set:
+            document.problem((*place, "heartbeat"), f"A {kind.value} store needs no heartbeat.", _REMOVE)
     heartbeat = store.heartbeat
     if isinstance(heartbeat, str):
         spec = HeartbeatSpec(auto=heartbeat == "auto")
@@ -118,13 +134,17 @@ class _Builder:
             self._problem(("maintenance",), f"`maintenance` {_NOT_YET}.", _REMOVE)
         source, target = self._source(), self._target()
         self._keys()
+        self._versions(source, target)
+        fields = self._fields()
+        for path, problem in path_problems(fields, source.key, target.key):
+            self._add(("fields", path), problem)
         if form.grace <= 0:
             self._problem(("grace",), "The grace must be above 0.", "Write how long the target may lag, like 30s.")
         return PipelineSpec(
             id=self._name,
             source=source,
             target=target,
-            fields=self._fields(),
+            fields=fields,
             match=Match(form.match),
             delivery=self._delivery(),
             grace_seconds=form.grace,
@@ -152,8 +172,18 @@ class _Builder:
     def _problem(self, place: Place, message: str, remedy: str = "") -> None:
         self._document.problem(("pipelines", self._name, *place), message, remedy)
 
+    def _add(self, place: Place, problem: tuple[str, str] | None) -> None:
+        self._document.add(("pipelines", self._name, *place), problem)
+
+    def _versions(self, source: SourceSpec, target: TargetSpec) -> None:
+        for side, version in (("source", source.version), ("target", target.version)):
+            if self._form.match == "version" and not version:
+                self._problem((side, "version"), "It is missing: match: version compares it.", "Name the column that rises.")
+
     def _store(self, side: str, name: str, allowed: StoreType) -> None:
         store = self._stores.get(name)
+        if store is None and name in (self._document.tree.get("stores") or {}):
+            return  # there is one, with a problem of its own
         if store is None:
             known = ", ".join(sorted(self._stores))
             self._problem((side, "store"), f"There is no store {name!r}.", f"Stores: {known}.")
@@ -189,6 +219,8 @@ class _Builder:
             self._problem(
                 ("target", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
             )
+        if form.dead_letter_topic:
+            self._add(("target", "dead_letter_topic"), topic_problem(form.dead_letter_topic))
         feed = FeedSpec(kind=FeedKind.NONE) if isinstance(form.feed, str) else self._feed("target", form.feed)
         return TargetSpec(
             store=form.store,
@@ -207,7 +239,10 @@ class _Builder:
             self._problem(place, "A feed is exactly one thing.", f"Write {{ {choices} }}.")
             return FeedSpec(kind=FeedKind.NONE)
         kind = given[0]
+        if kind != "debezium" and form.format is not None:
+            self._problem((*place, "format"), f"A feed of kind {kind} has no format.", _REMOVE)
         if kind == "debezium" and form.debezium:
+            self._add((*place, kind), topic_problem(form.debezium, self._topics))
             return FeedSpec(kind=FeedKind.DEBEZIUM, topic=form.debezium, format=form.format or "")
         if kind == "change_stream" and side == "target":
             return FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, side))
@@ -239,7 +274,8 @@ class _Builder:
             if isinstance(form, str):
                 specs.append(FieldSpec(target=path, source=form))
                 continue
-            self._check_field(path, form)
+            for option, problem in field_problems(form):
+                self._add(("fields", path, option), problem)
             specs.append(
                 FieldSpec(
                     target=path,
@@ -257,20 +293,6 @@ class _Builder:
                 )
             )
         return tuple(specs)
-
-    def _check_field(self, path: str, form: forms.FieldForm) -> None:
-        place = ("fields", path)
-        if form.tolerance is not None:
-            if form.tolerance < 0:
-                self._problem((*place, "tolerance"), "A tolerance is not negative.", "Write an absolute difference, like 0.01.")
-            if form.type not in (None, "int", "decimal", "float"):
-                self._problem((*place, "tolerance"), f"A field of type {form.type} has no tolerance.", _REMOVE)
-        if form.scale is not None and form.type not in (None, "decimal"):
-            self._problem((*place, "scale"), f"A field of type {form.type} has no scale.", "Only decimals have one.")
-        if form.digits is not None and form.type not in (None, "float"):
-            self._problem((*place, "digits"), f"A field of type {form.type} has no digits.", "Only floats have them.")
-        if form.multiset and form.type not in (None, "array"):
-            self._problem((*place, "multiset"), f"A field of type {form.type} is no multiset.", "Only arrays are.")
 
     def _delivery(self) -> DeliverySpec:
         delivery = self._form.delivery

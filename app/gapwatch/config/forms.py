@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
-from typing import Annotated, Any, Literal
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+from gapwatch.config.source import Given
+
+DURATION_SECONDS_MAX = 3_650 * 86_400
+_UNITS = {"ms": "0.001", "s": "1", "m": "60", "h": "3600", "d": "86400"}
+_SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WHOLE = re.compile(r"[-+]?[0-9][0-9_]{0,24}")
+_NUMBER = re.compile(r"[-+]?[0-9][0-9_]{0,24}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,2})?")
 _SIZES = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "kB": 1000, "MB": 1000**2}
 
 
@@ -17,7 +23,10 @@ def seconds(value: Any) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value)
         if match:
-            return float(match.group(1)) * _UNITS[match.group(2)]
+            exact = Decimal(match.group(1)) * Decimal(_UNITS[match.group(2)])
+            if exact > DURATION_SECONDS_MAX:
+                raise ValueError("a duration is at most 3650d")
+            return float(exact)
     raise ValueError("a duration is a number with a unit, like 250ms, 30s, 5m, 48h or 1d")
 
 
@@ -32,9 +41,27 @@ def size(value: Any) -> Any:
     raise ValueError("a size is a number of bytes, or has a unit like 512KiB or 5MiB")
 
 
-def _text(value: Any) -> Any:
-    """Take a number where a text is meant (a database named 42), but nothing else."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def difference(value: Any) -> Any:
+    """Return an exact number; raises ValueError with what to write."""
+    try:
+        number = Decimal(value) if isinstance(value, str) else None
+    except InvalidOperation:
+        number = None
+    if number is None or not number.is_finite() or number < 0:
+        raise ValueError("a tolerance is an absolute difference, like 0.01")
+    return number
+
+
+def typed(annotation: Any, value: Given) -> Any:
+    """Return what a text means where `annotation` stands; the text itself where it means nothing else."""
+    kinds = {annotation, *get_args(annotation)}
+    if bool in kinds:
+        return _SWITCH.get(value.lower(), value)
+    if int in kinds and _WHOLE.fullmatch(value):
+        return int(value)
+    if float in kinds and _NUMBER.fullmatch(value):
+        return float(value)
+    return str(value)
 
 
 Duration = Annotated[
@@ -49,7 +76,8 @@ Size = Annotated[
     Field(gt=0),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "examples": ["5MiB"]}),
 ]
-Text = Annotated[str, BeforeValidator(_text)]
+Positive = Annotated[Duration, Field(gt=0)]
+Text = Annotated[str, WithJsonSchema({"type": ["string", "number", "boolean"]})]
 Secret = Annotated[str, Field(min_length=1, json_schema_extra={"writeOnly": True})]
 KeyTypeName = Literal["int", "text", "uuid", "objectid", "decimal", "bytes"]
 FieldTypeName = Literal[
@@ -60,6 +88,14 @@ PolicyName = Literal["report", "auto", "delete"]
 
 class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kinds = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
+        return {key: typed(kinds.get(key), value) if isinstance(value, Given) else value for key, value in data.items()}
 
 
 class Kafka(Form):
@@ -101,7 +137,7 @@ class Feed(Form):
     debezium: str | None = None
     change_stream: bool | None = None
     topic: str | None = None
-    format: str | None = None
+    format: Literal["unwrapped"] | None = None
     seq_no: bool | None = None
     acks: str | None = None
 
@@ -142,9 +178,7 @@ class FieldForm(Form):
     precision: Literal["s", "ms", "us"] = "ms"
     rounding: Literal["truncate", "round"] = "truncate"
     timezone: str = "UTC"
-    tolerance: Annotated[
-        Decimal | None, BeforeValidator(lambda value: Decimal(str(value)) if isinstance(value, int | float | str) else value)
-    ] = None
+    tolerance: Annotated[Decimal, BeforeValidator(difference), WithJsonSchema({"type": ["number", "string"]})] | None = None
     multiset: bool = False
     absent_is_null: bool = False
     nfc: bool = False
@@ -190,14 +224,14 @@ class Pipeline(Form):
     disorder: Duration = 0.2
     settle: Duration = 1.0
     clock_skew_max: Duration = 2.0
-    stall_after: Duration = 30.0
+    stall_after: Positive = 30.0
     lag_limit: Duration | None = None
     history: int = Field(default=64, ge=2, le=10_000)
     settled_keys_max: int = Field(default=1_000_000, ge=1)
     pending_keys_max: int = Field(default=5_000_000, ge=1)
     suspects_max: int = Field(default=100_000, ge=1)
-    confirm_again: Duration = 300.0
-    pulse: Duration = 0.25
+    confirm_again: Positive = 300.0
+    pulse: Positive = 0.25
     baseline: Literal["sweep", "assume"] = "sweep"
     coverage_target: float = Field(default=0.999, ge=0, le=1)
     slo: Duration = 900.0

@@ -3,46 +3,69 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from enum import Enum
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
 from gapwatch.config import forms
-from gapwatch.config.build import SECRET_OPTION
-from gapwatch.model.pipeline import Settings
+from gapwatch.model.pipeline import (
+    FeedKind,
+    FeedSpec,
+    FieldSpec,
+    FieldType,
+    KeyColumn,
+    PipelineSpec,
+    Settings,
+    SourceSpec,
+    StoreSpec,
+    StoreType,
+    TargetSpec,
+)
 
 MASK = "***"
-_QUERY_SECRET = re.compile(r"(?i)((?:password|secret|token)[^=&]*=)[^&]*")
+SECRET_OPTION = re.compile(r"password|secret|token|key\.pem|jaas|oauthbearer\.config", re.IGNORECASE)
+_ACCOUNT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)@([^@]*)$", re.DOTALL)
+_QUERY_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token|authmechanismproperties)[^=&;]*=)[^&;]*")
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def mask_url(url: str) -> str:
-    """Return `url` with its password, and passwords in its query, replaced by ``***``."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return MASK
-    netloc = parts.netloc
-    if "@" in netloc:
-        account, _, host = netloc.rpartition("@")
-        user, separator, _ = account.partition(":")
-        netloc = f"{user}{separator}{MASK if separator else ''}@{host}"
-    return urlunsplit(parts._replace(netloc=netloc, query=_QUERY_SECRET.sub(rf"\g<1>{MASK}", parts.query)))
+    """Return `url` with its password, and passwords in its query, replaced by ``***``; all of it where it cannot be told."""
+    if "@" in url:
+        parts = _ACCOUNT.match(url)
+        if parts is None:
+            return MASK
+        user, separator, _ = parts[2].partition(":")
+        url = f"{parts[1]}{user}{separator}{MASK if separator else ''}@{parts[3]}"
+    return _QUERY_SECRET.sub(rf"\g<1>{MASK}", url)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as the file has it: the largest unit that it is a whole number of, else milliseconds."""
+    exact = Decimal(repr(seconds))
+    for unit, size in _UNITS:
+        if exact >= size and exact % size == 0:
+            return f"{int(exact / size)}{unit}"
+    return f"{(exact * 1000).normalize():f}ms"
 
 
 def render(settings: Settings) -> str:
-    """Return everything in force as YAML, defaults included, secrets masked. Names are those of the resolved settings."""
-    tree = _plain(settings)
-    tree["database"] = mask_url(settings.database)
-    tree["kafka_options"] = {
-        name: MASK if SECRET_OPTION.search(name) else value for name, value in sorted(settings.kafka_options.items())
+    """Return everything in force as ``gapwatch.yaml`` would say it, defaults included, secrets masked."""
+    options = {name: MASK if SECRET_OPTION.search(name) else value for name, value in sorted(settings.kafka_options.items())}
+    host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
+    topics = settings.topics
+    tree: dict[str, Any] = {
+        "kafka": {"bootstrap_servers": settings.bootstrap_servers, "options": options},
+        "connect": {"url": mask_url(settings.connect_url)},
+        "api": {"listen": f"{host}:{settings.listen_port}"},
+        "topics": {"prefix": topics.prefix, "partitions": topics.partitions, "replication": topics.replication},
+        "database": settings.database if settings.database.startswith("sqlite") else mask_url(settings.database),
+        "stores": {name: _store(store) for name, store in settings.stores.items()},
+        "pipelines": {name: _pipeline(pipeline) for name, pipeline in settings.pipelines.items()},
     }
-    for name, store in settings.stores.items():
-        tree["stores"][name]["url"] = mask_url(store.url)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_escaped(tree), sort_keys=False, allow_unicode=True, width=120)
 
 
 def json_schema() -> dict[str, Any]:
@@ -51,15 +74,91 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gapwatch.yaml", **schema}
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Decimal):
-        return str(value)
+def _escaped(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
+        return {name: _escaped(item) for name, item in value.items()}
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
+def _store(store: StoreSpec) -> dict[str, Any]:
+    option = "dsn" if store.type is StoreType.POSTGRES else "uri"
+    tree: dict[str, Any] = {"type": store.type.value, option: mask_url(store.url)}
+    if store.type is StoreType.POSTGRES:
+        beat = store.heartbeat
+        if beat.auto:
+            tree["heartbeat"] = {"auto": True, "every": duration(beat.every_seconds)}
+        else:
+            tree["heartbeat"] = {"auto": False, "topic": beat.topic, "every": duration(beat.every_seconds)}
+    return tree
+
+
+def _pipeline(spec: PipelineSpec) -> dict[str, Any]:
+    sweep, repair = spec.sweep, spec.repair
+    tree: dict[str, Any] = {
+        "source": _source(spec.source),
+        "target": _target(spec.target),
+        "fields": {field.target: _field(field) for field in spec.fields},
+        "match": spec.match.value,
+        "grace": duration(spec.grace_seconds),
+        "delivery": {"group": spec.delivery.group} if spec.delivery.group else "none",
+        "sweep": {
+            "start_delay": duration(sweep.start_delay_seconds),
+            "batch": {
+                "documents": sweep.batch.documents,
+                "bytes": sweep.batch.bytes,
+                "pause": duration(sweep.batch.pause_seconds),
+            },
+        },
+        "repair": {
+            **{name: getattr(repair, name).value for name in ("missing", "stale", "mismatch", "extra", "undeleted")},
+            "max_documents_per_run": repair.max_documents_per_run,
+            "brake_ratio": repair.brake_ratio,
+        },
+    }
+    if sweep.every_seconds is not None:
+        tree["sweep"] = {"every": duration(sweep.every_seconds), **tree["sweep"]}
+    for name in ("disorder", "settle", "clock_skew_max", "stall_after", "lag_limit", "confirm_again", "pulse", "slo"):
+        seconds = getattr(spec, f"{name}_seconds")
+        if seconds is not None:
+            tree[name] = duration(seconds)
+    for name in ("history", "settled_keys_max", "pending_keys_max", "suspects_max", "baseline", "coverage_target"):
+        tree[name] = getattr(spec, name)
+    return {**tree, "incident_threshold": spec.incident_threshold, "evidence": spec.evidence, "enabled": spec.enabled}
+
+
+def _source(spec: SourceSpec) -> dict[str, Any]:
+    version = {"version": spec.version} if spec.version else {}
+    feed = {"store": spec.store, "table": spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
+    return {**feed, "replica_identity": spec.replica_identity, **version}
+
+
+def _target(spec: TargetSpec) -> dict[str, Any]:
+    tree = {"store": spec.store, "collection": spec.collection, "key": _key(spec.key), "feed": _feed(spec.feed)}
+    options = {"version": spec.version, "dead_letter_topic": spec.dead_letter_topic}
+    return {**tree, **{name: value for name, value in options.items() if value}}
+
+
+def _key(columns: Sequence[KeyColumn]) -> dict[str, str]:
+    return {column.path: column.type.value for column in columns}
+
+
+def _feed(spec: FeedSpec) -> Mapping[str, Any] | str:
+    if spec.kind is FeedKind.NONE:
+        return "none"
+    if spec.kind is FeedKind.CHANGE_STREAM:
+        return {"change_stream": True}
+    return {spec.kind.value: spec.topic, **({"format": spec.format} if spec.format else {})}
+
+
+def _field(spec: FieldSpec) -> Mapping[str, Any] | str:
+    plain = FieldSpec(target=spec.target, source=spec.source)
+    if spec == plain:
+        return spec.source
+    tree: dict[str, Any] = {"from": spec.source}
+    if spec.type is not FieldType.INFERRED:
+        tree["type"] = spec.type.value
+    for name in ("scale", "digits", "precision", "rounding", "timezone", "tolerance", "multiset", "absent_is_null", "nfc"):
+        value = getattr(spec, name)
+        if value != getattr(plain, name):
+            tree[name] = str(value) if isinstance(value, Decimal | str) else value
+    return tree

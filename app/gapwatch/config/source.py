@@ -1,4 +1,8 @@
-"""The file as it stands: YAML with the line of every key, ``${…}`` filled in, environment variables laid over it."""
+"""The file as it stands: YAML with the line of every key, ``${…}`` filled in, environment variables laid over it.
+
+YAML guesses types (`no` a boolean, `010` eight); here the form decides. Every plain scalar, filled-in text and variable is
+a :class:`Given` text, and becomes a number or a switch only where one is meant. What is quoted is text for good.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +20,33 @@ Place = tuple[str | int, ...]
 ENVIRONMENT_PREFIX = "GAPWATCH_"
 # Variables with a meaning of their own, which are no part of the configuration file.
 OTHER_VARIABLES = frozenset({"CONFIG", "URL", "TOKEN", "CACHE", "DEBUG", "PARENT"})
-_REFERENCE = re.compile(r"\$\$|\$\{([^}]*)\}")
+# What Kubernetes puts into every container for a service called gapwatch or gapwatch-something.
+_SERVICE_LINK = re.compile(r".*(?:^|_)(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)")
+_REFERENCE = re.compile(r"\$\$|\$\{([^}]*)(\}?)")
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_TAGS = {
+    yaml.ScalarNode: "tag:yaml.org,2002:str",
+    yaml.MappingNode: "tag:yaml.org,2002:map",
+    yaml.SequenceNode: "tag:yaml.org,2002:seq",
+}
+SECRET_FILE_BYTES_MAX = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Given(str):
+    """A text whose type the form decides."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)
 class Document:
-    """The merged tree, where each of its places is written, and what was wrong so far."""
+    """The merged tree, where each of its places is written, and what was wrong so far. ``parsed``: the YAML could be read."""
 
     tree: dict[str, Any]
+    parsed: bool = True
     lines: dict[Place, int] = field(default_factory=dict)
+    variables: dict[Place, str] = field(default_factory=dict)
     problems: list[ConfigProblem] = field(default_factory=list)
 
     def line_of(self, place: Place) -> int | None:
@@ -37,7 +58,15 @@ class Document:
         return None
 
     def problem(self, place: Place, message: str, remedy: str = "") -> None:
-        self.problems.append(ConfigProblem(dotted(place), message, remedy=remedy, line=self.line_of(place)))
+        """Add a problem, under the name of the variable where the value came from one."""
+        variable = next((name for laid, name in self.variables.items() if place[: len(laid)] == laid), None)
+        shown, line = (dotted(place), self.line_of(place)) if variable is None else (f"{variable}: {dotted(place)}", None)
+        self.problems.append(ConfigProblem(shown, message, remedy=remedy, line=line))
+
+    def add(self, place: Place, problem: tuple[str, str] | None) -> None:
+        """Add a problem that a check returned as message and remedy, if it did."""
+        if problem is not None:
+            self.problem(place, *problem)
 
 
 def dotted(place: Place) -> str:
@@ -48,49 +77,61 @@ def read(text: str, environ: Mapping[str, str]) -> Document:
     """Return the document of a YAML text with references and overrides applied; malformed YAML is its only problem then."""
     document = Document(tree={})
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        tree = {} if node is None else _walk(node, (), document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else None
-        column = f", column {mark.column + 1}" if mark else ""
+        where = f", column {mark.column + 1}" if mark else ""
         what = error.problem or error.context or "it cannot be parsed"
-        document.problems.append(
-            ConfigProblem(f"the YAML{column}", f"Not valid YAML: {what}.", remedy="Mend the syntax there.", line=line)
-        )
-        return document
-    if node is not None:
-        loader = yaml.SafeLoader("")
-        tree = _walk(loader, node, (), document)
-        if isinstance(tree, dict):
-            document.tree = tree
-        else:
-            document.problem((), "The file must be a mapping.", "Begin with `kafka:`, `stores:` and `pipelines:`.")
-    document.tree = _filled(document.tree, (), document, environ)
+        return _unreadable(f"Not valid YAML: {what}.", where, mark.line + 1 if mark else None)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        return _unreadable(f"Not valid YAML: the character #x{error.character:04x} is not allowed.", "", line)
+    except RecursionError:
+        return _unreadable("It is nested too deeply, or within itself.", "", None)
+    if isinstance(tree, dict):
+        document.tree = _filled(tree, (), document, environ)
+    else:
+        document.parsed = False
+        document.problem((), "The file must be a mapping.", "Begin with `kafka:`, `stores:` and `pipelines:`.")
     _override(document, environ)
     return document
 
 
-def _walk(loader: yaml.SafeLoader, node: yaml.Node, place: Place, document: Document) -> Any:
-    if place and place not in document.lines:
-        document.lines[place] = node.start_mark.line + 1
+def _unreadable(message: str, where: str, line: int | None) -> Document:
+    problem = ConfigProblem(f"the YAML{where}", message, remedy="Mend the syntax there.", line=line)
+    return Document(tree={}, parsed=False, problems=[problem])
+
+
+def _walk(node: yaml.Node, place: Place, document: Document) -> Any:
+    document.lines.setdefault(place, node.start_mark.line + 1)
+    if node.tag != _TAGS[type(node)]:
+        document.problem(place, f"The tag {node.tag} is not known.", "Write the value without a tag.")
+        return None
     if isinstance(node, yaml.MappingNode):
-        tree: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None:
-                document.problem(place, "A key must be plain text.")
-                continue
-            here = (*place, key)
-            if key in tree:
-                document.lines[here] = key_node.start_mark.line + 1
-                document.problem(here, "The key stands here a second time.", "Keep one of them.")
-                continue
-            document.lines[here] = key_node.start_mark.line + 1
-            tree[key] = _walk(loader, value_node, here, document)
-        return tree
+        return _mapping(node, place, document)
     if isinstance(node, yaml.SequenceNode):
-        return [_walk(loader, item, (*place, number), document) for number, item in enumerate(node.value)]
-    return loader.construct_object(node)
+        return [_walk(item, (*place, number), document) for number, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
+    if node.style is not None:
+        return str(node.value)
+    return None if node.value in _NULLS else Given(node.value)
+
+
+def _mapping(node: yaml.MappingNode, place: Place, document: Document) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            document.problem(place, "A key must be plain text.", "Write `key: value`.")
+            continue
+        key = str(key_node.value)
+        here = (*place, key)
+        document.lines[here] = key_node.start_mark.line + 1
+        if key in tree:
+            document.problem(here, "The key stands here a second time.", "Keep one of them.")
+            continue
+        tree[key] = _walk(value_node, here, document)
+    return tree
 
 
 def _filled(value: Any, place: Place, document: Document, environ: Mapping[str, str]) -> Any:
@@ -102,16 +143,22 @@ def _filled(value: Any, place: Place, document: Document, environ: Mapping[str, 
         return value
 
     def replace(match: re.Match[str]) -> str:
-        return "$" if match.group() == "$$" else _reference(match.group(1), place, document, environ)
+        if match.group() == "$$":
+            return "$"
+        if not match.group(2):
+            document.problem(place, "A reference is not closed.", "Write ${NAME}; $$ for a dollar.")
+            return ""
+        return _reference(match.group(1), place, document, environ)
 
-    return _REFERENCE.sub(replace, value)
+    return Given(_REFERENCE.sub(replace, value))
 
 
 def _reference(text: str, place: Place, document: Document, environ: Mapping[str, str]) -> str:
     if text.startswith("file:"):
         path = Path(text.removeprefix("file:"))
         try:
-            return path.read_text().rstrip("\r\n")
+            with path.open("rb") as file:
+                return file.read(SECRET_FILE_BYTES_MAX).decode().rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             document.problem(place, f"The file {path} cannot be read: {reason}.", "Correct the path, or its rights.")
@@ -131,33 +178,39 @@ def _reference(text: str, place: Place, document: Document, environ: Mapping[str
 
 
 def _override(document: Document, environ: Mapping[str, str]) -> None:
-    """Lay ``GAPWATCH_A__B=value`` over ``a.b``; values are read as YAML, so that numbers and lists can be given."""
+    """Lay ``GAPWATCH_A__B=value`` over ``a.b``. A value is text, to be typed by the form; `[…]` and `{…}` are read as YAML."""
     for variable in sorted(environ):
         rest = variable.removeprefix(ENVIRONMENT_PREFIX)
-        if rest == variable or rest.split("__")[0] in OTHER_VARIABLES:
+        if rest == variable or rest in OTHER_VARIABLES or ("__" not in rest and _SERVICE_LINK.fullmatch(rest)):
             continue
-        names = rest.split("__")
         tree = document.tree
-        place: list[str] = []
-        for name in names[:-1]:
-            place.append(_existing(tree, name))
-            below = tree.setdefault(place[-1], {})
-            if not isinstance(below, dict):
-                document.problem(
-                    (*place,), f"{variable} reaches below a value that is no mapping.", "Correct the variable's name."
-                )
-                return
-            tree = below
-        key = _existing(tree, names[-1])
+        place: Place = ()
+        *above, last = rest.split("__")
+        for name in above:
+            key = _existing(tree, name, place)
+            place = (*place, key)
+            if not isinstance(tree.setdefault(key, {}), dict):
+                tree[key] = {}  # `feed: none` becomes `feed: { debezium: … }`
+                document.variables[place] = variable
+            tree = tree[key]
+        key = _existing(tree, last, place)
+        document.variables[(*place, key)] = variable
+        tree[key] = _value(environ[variable])
+
+
+def _value(text: str) -> Any:
+    if text.strip().startswith(("[", "{")):
         try:
-            tree[key] = yaml.safe_load(environ[variable])
-        except yaml.YAMLError:
-            tree[key] = environ[variable]
+            node = yaml.compose(text, Loader=yaml.BaseLoader)
+            return Given(text) if node is None else _walk(node, (), Document(tree={}))
+        except (yaml.YAMLError, RecursionError):
+            pass  # then it is a text that begins like that
+    return Given(text)
 
 
-def _existing(tree: Mapping[str, Any], name: str) -> str:
-    """Return the key of `tree` that an upper-case variable part means: pipelines may have dashes and capitals."""
+def _existing(tree: Mapping[str, Any], name: str, place: Place) -> str:
+    """Return the key that an upper-case variable part means: one that is there, whatever its case and marks, or a new one."""
     for key in tree:
-        if key.upper().replace("-", "_") == name.upper():
+        if re.sub(r"[-.]", "_", key).upper() == name.upper():
             return key
-    return name.lower()
+    return name.lower().replace("_", ".") if place == ("kafka", "options") else name.lower()

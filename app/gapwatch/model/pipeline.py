@@ -277,7 +277,7 @@ class Settings:
 
     bootstrap_servers: str
     kafka_options: Mapping[str, str] = field(default_factory=dict, repr=False)  # librdkafka names; may hold a password
-    connect_url: str = ""
+    connect_url: str = field(default="", repr=False)  # may hold a password
     listen_host: str = "127.0.0.1"
     listen_port: int = 8640
     topics: TopicsSpec = TopicsSpec()
