@@ -22,6 +22,7 @@ from gapwatch.embedded import EmbeddedStack
 ROWS = {1: "ingest", 2: "match", 3: "end to end"}
 GOALS = {1: 0.45, 2: 0.9, 3: 0.3}
 ROUNDS = 3
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 LATE_MS = 3_000  # writes so close to the end are not due yet when the streams stop
 
 
@@ -46,6 +47,7 @@ def main() -> int:
         parser.error(f"there is no row {unknown[0]} yet; rows: {', '.join(map(str, ROWS))}")
     measured = measure(options.keys)
     report = describe(rows, measured)
+    PAGE.write_text(page(report))
     if options.json:
         print(json.dumps(report))
     else:
@@ -96,6 +98,27 @@ def _check(suspects: set[int], planted: work.Planted, keys: int) -> None:
     undue = {key for key in wrong if work.START_MS + key * 1_000 // work.PER_SECOND > work.end_time(keys) - LATE_MS}
     if not (wrong - undue <= suspects <= wrong):
         sys.exit(f"wrong answer: {len(wrong - undue - suspects)} missed, {len(suspects - wrong)} invented")
+
+
+def page(report: dict[str, Any]) -> str:
+    """Return ``docs/performance.md`` for the rows that were measured."""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    lines = [
+        "# Performance",
+        "",
+        "Written by `make bench`. Ratios to `R`, reading both topics with a typed decode of every record, measured in the same run on the",
+        "same core; medians of three rounds; the answer is checked.",
+        "",
+        f"{report['machine']['cores']} cores; {versions}.",
+        "",
+        "| # | what | events / CPU s | × R | goal | peak RSS, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        met = "met" if row["met"] else "not met"
+        figures = f"{row['value']:,.0f} | {row['ratio']:.2f} | {row['goal']}: {met} | {row['peak_rss_mib']:,.0f}"
+        lines.append(f"| {row['row']} | {row['name']} | {figures} |")
+    return "\n".join(lines) + "\n"
 
 
 def describe(rows: list[int], measured: dict[str, Figures]) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def _send(
 ) -> None:
     while True:
         try:
-            producer.produce(topic, key=key, value=value, headers=headers, partition=number % PARTITIONS)
+            # Appended when it was written, by the clock of the work itself: due times count from the later of both.
+            at = START_MS + number * 1_000 // PER_SECOND
+            producer.produce(topic, key=key, value=value, headers=headers, partition=number % PARTITIONS, timestamp=at)
             return
         except BufferError:
             producer.poll(0.1)
