@@ -17,7 +17,7 @@ import xxhash
 
 from gapwatch.core.batches import NO_VERSION
 from gapwatch.core.buckets import Bucket, BucketStore
-from gapwatch.core.keystate import OLDER_WHEN_SETTLED, Comparison, KeyState, Token, Write
+from gapwatch.core.keystate import OLDER_WHEN_SETTLED, Comparison, KeyState, Token, Write, is_masked
 from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import (
@@ -244,6 +244,7 @@ class KeyMatcher:
     def _settle(self, counters: Counters, state: KeyState, superseded: int, write: Write, *, arrived: Write | None) -> None:
         """Count `write` as settled and the `superseded` pending ones before it; a newest one ends what was odd."""
         counters.settled += 1
+        counters.masked += is_masked(write)
         counters.superseded += superseded
         if arrived is not None:
             self._store.delay(_delay_bound(arrived.event_time - write.event_time))

@@ -209,6 +209,7 @@ def _totals_record(totals: Totals) -> dict[str, Any]:
         "superseded": totals.superseded,
         "gap": totals.gap,
         "cleared": totals.cleared,
+        "masked": totals.masked,
         "unverifiable": dict(totals.unverifiable),
         "late": totals.late,
         "raised": totals.raised,

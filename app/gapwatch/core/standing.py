@@ -41,6 +41,7 @@ class LedgerFacts:
     last_full_sweep_started: datetime | None
     last_sweep: Run | None
     unverifiable_oldest: datetime | None
+    masked_swept: int = 0  # masked settled writes that the last full content sweep read in full
     undecided: int = 0  # suspects whose stores could not be read
     paused: str | None = None  # the reason, when paused
     unreadable_stores: Sequence[str] = ()
@@ -68,14 +69,14 @@ def standing(
     records = {record.partition: record for record in statuses}
     complete = all(number in records for number in range(partitions))
     holes = uncovered_holes(records.values(), facts)
-    totals = _totals(records.values())
+    totals = _totals(records.values(), facts.masked_swept)
     coverage = ratio(
-        settled=totals.settled + totals.cleared,
+        settled=totals.settled + totals.cleared - totals.masked,
         superseded=totals.superseded,
         gap=totals.gap,
-        unverifiable=sum(totals.unverifiable.values()),
+        unverifiable=sum(totals.unverifiable.values()) + totals.masked,
     )
-    judged = list(_judge(pipeline, partitions, records, facts, holes, coverage, now))
+    judged = list(_judge(pipeline, partitions, records, facts, holes, coverage, totals, now))
     worst = max(judged, key=lambda item: item.severity, default=_Judged(severity=Severity.HEALTHY, reason=""))
     if facts.paused is not None:
         judged, worst = [_Judged(severity=Severity.SKIPPED, reason=facts.paused)], _Judged(severity=Severity.SKIPPED, reason="")
@@ -138,6 +139,7 @@ def _judge(
     facts: LedgerFacts,
     holes: Sequence[datetime],
     coverage: float | None,
+    totals: Totals,
     now: datetime,
 ) -> list[_Judged]:
     judged = _judge_gaps(pipeline, facts, now) + _judge_findings(facts, now)
@@ -158,7 +160,9 @@ def _judge(
     if facts.last_sweep is not None and facts.last_sweep.state.value == "inconclusive":
         judged.append(_Judged(severity=Severity.UNKNOWN, reason="the last sweep was inconclusive"))
     if coverage is not None and coverage < pipeline.coverage_target:
-        judged.append(_Judged(severity=Severity.WARNING, reason=f"coverage {coverage:.4f} is below {pipeline.coverage_target}"))
+        because = f"; {totals.masked} writes had fields that no event carried: sweep the content" if totals.masked else ""
+        reason = f"coverage {coverage:.4f} is below {pipeline.coverage_target}{because}"
+        judged.append(_Judged(severity=Severity.WARNING, reason=reason))
     lagging = _oldest(record.oldest_in_transit for record in records.values())
     if lagging is not None and now - lagging > timedelta(seconds=pipeline.lag_limit):
         judged.append(_Judged(severity=Severity.WARNING, reason="sink_lagging: a write has been in transit for too long"))
@@ -250,11 +254,11 @@ def _consistent_through(
     return min(bounds)
 
 
-def _totals(records: Iterable[PartitionStatus]) -> Totals:
+def _totals(records: Iterable[PartitionStatus], masked_swept: int) -> Totals:
     unverifiable: dict[str, int] = {}
     snapshot_reads: dict[str, int] = {}
     delays: dict[int, int] = {}
-    sums = dict.fromkeys(("expected", "observed", "settled", "superseded", "gap", "cleared", "late", "raised"), 0)
+    sums = dict.fromkeys(("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised"), 0)
     for record in records:
         for name in sums:
             sums[name] += getattr(record.counters, name)
@@ -263,6 +267,7 @@ def _totals(records: Iterable[PartitionStatus]) -> Totals:
                 into[label] = into.get(label, 0) + count
         for bound, count in record.delays_ms:
             delays[bound] = delays.get(bound, 0) + count
+    sums["masked"] = max(0, sums["masked"] - masked_swept)
     return Totals(**sums, unverifiable=unverifiable, snapshot_reads=snapshot_reads, delays_ms=delays)
 
 

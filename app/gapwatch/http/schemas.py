@@ -147,7 +147,7 @@ def _feed() -> dict[str, Schema]:
 
 
 def _totals() -> dict[str, Schema]:
-    names = ("expected", "observed", "settled", "superseded", "gap", "cleared", "late", "raised")
+    names = ("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised")
     return {**dict.fromkeys(names, COUNT), "unverifiable": _map(COUNT), "snapshot_reads": _map(COUNT)}
 
 

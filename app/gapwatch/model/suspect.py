@@ -89,6 +89,7 @@ class Counters(msgspec.Struct, kw_only=True):
     superseded: int = 0
     gap: int = 0
     cleared: int = 0  # settled by a confirm read rather than by an observed event
+    masked: int = 0  # of the settled ones: a field was in no event, so that nothing but a content sweep proves it
     unverifiable: dict[str, int] = msgspec.field(default_factory=dict)
     unchanged: int = 0
     late: int = 0

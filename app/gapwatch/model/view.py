@@ -30,6 +30,7 @@ class Totals:
     superseded: int = 0
     gap: int = 0
     cleared: int = 0
+    masked: int = 0  # of the settled ones, and not proven by a content sweep since: some field was in no event
     unverifiable: dict[str, int] = field(default_factory=dict)
     late: int = 0
     raised: int = 0

@@ -149,6 +149,7 @@ class Board:
             findings=ledger.findings(pipeline),
             baseline=_baseline(ledger.fact(Facts.baseline(pipeline))),
             last_full_sweep_started=_time(swept["started_at"]) if swept else None,
+            masked_swept=int(swept.get("masked", 0)) if swept else 0,
             last_sweep=sweeps[0] if sweeps else None,
             unverifiable_oldest=ledger.unverifiable_oldest(pipeline),
             undecided=sum(int(fact["undecided"]) for fact in said),

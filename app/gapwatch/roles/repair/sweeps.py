@@ -183,9 +183,10 @@ class RunRunner:
             return
         swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
+        masked = sum(record.counters.masked for record in on.board.records(run.pipeline))  # before anything is read
         ended = await on.sweeper.run(run, stores, last_full_started=covered)
         if ended.state is RunState.SUCCEEDED and ended.request.get("range") == "full":
-            await asyncio.to_thread(self._settle, ended)
+            await asyncio.to_thread(self._settle, ended, masked)
 
     async def _end(self, run: Run, state: RunState, error: str) -> None:
         ended = replace(run, state=state, error=error, ended_at=self._on.clock.now())
@@ -194,8 +195,11 @@ class RunRunner:
         except ConflictError:
             return  # somebody else holds it by now: it is theirs to end
 
-    def _settle(self, run: Run) -> None:
-        """Store what a succeeded sweep of the whole range proves: holes that ended before it, unverifiable keys, baseline."""
+    def _settle(self, run: Run, masked: int) -> None:
+        """Store what a succeeded sweep of the whole range proves.
+
+        Holes that ended before it, unverifiable keys, the baseline, and the first `masked` writes that events showed in part.
+        """
         on, started, ended = self._on, run.started_at, run.ended_at
         assert started is not None
         assert ended is not None
@@ -211,4 +215,4 @@ class RunRunner:
         for finding in findings:
             if finding.is_hole and (finding.time_to or finding.last_seen) < started:
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id)
-        on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id})
+        on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})
