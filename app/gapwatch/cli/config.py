@@ -43,7 +43,7 @@ def report(advice: object) -> int:
     levels = {item.level for item in advice}
     if "error" in levels:
         return USAGE
-    return UNDECIDED if "unknown" in levels else 0
+    return 0 if levels <= {"warning", "ok"} else UNDECIDED
 
 
 @app.command()

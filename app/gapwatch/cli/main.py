@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gapwatch import __version__
-from gapwatch.cli.exits import INTERRUPTED
+from gapwatch.cli.exits import CONSISTENT, INTERRUPTED, UNDECIDED, USAGE
 
 NOUNS = {
     "run": ("gapwatch.cli.run", "Run the service, whole or one role of it."),
@@ -34,9 +37,54 @@ def _version_of(chosen: bool) -> None:
         raise typer.Exit
 
 
-def application(arguments: Sequence[str]) -> typer.Typer:
-    """Return the application with the one noun loaded that `arguments` name; the others are known by name and help only."""
+class NobodyReads(Exception):  # noqa: N818 - reads as a state of the output
+    """Standard output was closed. (Typer would end with 1 for the operating system's own error.)"""
+
+
+class Nouns(TyperGroup):
+    """The commands of ``NOUNS``; a module is imported when its noun is called, and none for the list of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(NOUNS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _command(cmd_name) if cmd_name in NOUNS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in NOUNS.items()])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise NobodyReads from error
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        near = difflib.get_close_matches(args[0], NOUNS, n=1)
+        if args[0] not in NOUNS and near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+
+def _command(name: str) -> Any:
+    """Return a noun's command. One without verbs is a plain command: its options may stand after its arguments."""
+    module, text = NOUNS[name]
+    app: typer.Typer = import_module(module).app
+    holder = typer.Typer(rich_markup_mode=None, add_completion=False)
+    if app.registered_commands or app.registered_groups:
+        holder.add_typer(app, name=name, help=text)
+        return typer.main.get_group(holder).commands[name]
+    assert app.registered_callback is not None
+    assert app.registered_callback.callback is not None
+    holder.command(name, help=text)(app.registered_callback.callback)
+    return typer.main.get_command(holder)
+
+
+def application() -> typer.Typer:
+    """Return the application; its commands are known by name and help only."""
     app = typer.Typer(
+        cls=Nouns,
         name="gapwatch",
         help="Did every write committed at the source arrive at the target, correctly? Continuously, and with evidence.",
         no_args_is_help=True,
@@ -44,17 +92,7 @@ def application(arguments: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    chosen = next((argument for argument in arguments if argument in NOUNS), None)
-    for name, (module, text) in NOUNS.items():
-        if name == chosen:
-            app.add_typer(import_module(module).app, name=name, help=text)
-        else:
-            app.command(name, help=text)(_not_loaded)
     return app
-
-
-def _not_loaded() -> None:
-    raise AssertionError("a noun that is called has been loaded")
 
 
 def _root(
@@ -75,23 +113,66 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; return its exit code. Errors are one sentence on standard error, never a traceback."""
+    """Run one command; return its exit code. An error is a sentence on standard error, and a traceback only where we are wrong.
+
+    1 means "differences found", so nothing else may end with it: not a bug, not a pipe that its reader closed.
+    """
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except (BrokenPipeError, NobodyReads):
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - no file, and what is still buffered goes there
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return UNDECIDED
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     from gapwatch.errors import ConfigError, GapwatchError
 
     try:
-        code = application(arguments)(arguments, prog_name="gapwatch", standalone_mode=False)
+        code = application()(_config_first(arguments), prog_name="gapwatch", standalone_mode=False)
     except typer.Exit as ended:
         return ended.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except typer.TyperException as error:
-        error.show(sys.stderr)  # type: ignore[attr-defined] # every exception of the parser has it; Typer's base does not say so
-        return error.exit_code
+        show = getattr(error, "show", None)  # every exception of the parser has it; Typer's base does not say so
+        if show is not None:
+            show(sys.stderr)
+        else:
+            print(f"error: {error.format_message()}", file=sys.stderr)
+        return USAGE
     except GapwatchError as error:
         if os.environ.get("GAPWATCH_DEBUG") == "1":
-            raise
+            traceback.print_exc()
         print(f"error: {error.message}", file=sys.stderr)
         if error.remedy and not isinstance(error, ConfigError):
             print(f"  {error.remedy}", file=sys.stderr)
         return error.exit_code
-    return code if isinstance(code, int) else 0
+    except (BrokenPipeError, NobodyReads):
+        raise
+    except Exception:  # noqa: BLE001 - Python's own exit code for it would say "differences found"
+        traceback.print_exc()
+        print("error: This is a fault in Gapwatch; nothing was decided.", file=sys.stderr)
+        return UNDECIDED
+    return code if isinstance(code, int) else CONSISTENT
+
+
+def _config_first(arguments: Sequence[str]) -> list[str]:
+    """Put ``--config FILE`` first, wherever it stands: `gapwatch run --config FILE` is promised too."""
+    chosen: list[str] = []
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--":
+            rest += [argument, *waiting]
+            break
+        if argument == "--config" and waiting:
+            chosen = [argument, waiting.pop(0)]
+        elif argument.startswith("--config="):
+            chosen = [argument]
+        else:
+            rest.append(argument)
+    return chosen + rest
