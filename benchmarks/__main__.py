@@ -106,8 +106,8 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         "# Performance",
         "",
-        "Written by `make bench`. Ratios to `R`, reading both topics with a typed decode of every record, measured in the same run",
-        "on the same core; medians of three rounds; the answer is checked.",
+        "Written by `make bench`. Ratios to `R`, reading both topics with a typed decode of every record, measured in the same",
+        "run on the same core; medians of three rounds; the answer is checked.",
         "",
         f"{report['machine']['cores']} cores; {versions}.",
         "",
