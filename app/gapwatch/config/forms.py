@@ -14,7 +14,7 @@ DURATION_SECONDS_MAX = 3_650 * 86_400
 _UNITS = {"ms": "0.001", "s": "1", "m": "60", "h": "3600", "d": "86400"}
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _WHOLE = re.compile(r"[-+]?[0-9][0-9_]{0,24}")
-_NUMBER = re.compile(r"[-+]?[0-9][0-9_]{0,24}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,2})?")
+_NUMBER = re.compile(r"[-+]?[0-9][0-9_]{0,24}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?")
 _SIZES = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "kB": 1000, "MB": 1000**2}
 
 

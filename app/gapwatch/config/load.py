@@ -42,7 +42,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """
     file = path or Path(environ.get("GAPWATCH_CONFIG") or DEFAULT_FILE)
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         problem = ConfigProblem("the file", f"It cannot be read: {error.strerror}.", remedy="Name another one with --config.")
         raise ConfigError([problem], file=str(file)) from error

@@ -59,7 +59,8 @@ class Document:
 
     def problem(self, place: Place, message: str, remedy: str = "") -> None:
         """Add a problem, under the name of the variable where the value came from one."""
-        variable = next((name for laid, name in self.variables.items() if place[: len(laid)] == laid), None)
+        above = [place[:length] for length in range(len(place), 0, -1)]
+        variable = next((self.variables[laid] for laid in above if laid in self.variables), None)
         shown, line = (dotted(place), self.line_of(place)) if variable is None else (f"{variable}: {dotted(place)}", None)
         self.problems.append(ConfigProblem(shown, message, remedy=remedy, line=line))
 
@@ -189,7 +190,7 @@ def _override(document: Document, environ: Mapping[str, str]) -> None:
         for name in above:
             key = _existing(tree, name, place)
             place = (*place, key)
-            if not isinstance(tree.setdefault(key, {}), dict):
+            if not isinstance(tree.get(key), dict):
                 tree[key] = {}  # `feed: none` becomes `feed: { debezium: … }`
                 document.variables[place] = variable
             tree = tree[key]
