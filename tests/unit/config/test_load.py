@@ -170,3 +170,12 @@ def test_the_published_schema_is_the_one_in_force_and_takes_the_good_file() -> N
     jsonschema.validate(yaml.safe_load(GOOD), published)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(yaml.safe_load(GOOD.replace("grace: 5s", "grase: 5s")), published)
+
+
+def test_the_example_of_the_readme_is_valid() -> None:
+    text = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    found = parse(text, {"SHOP_DSN": "postgresql://db/shop", "CATALOG_URI": "mongodb://mongo/?replicaSet=rs0"})
+    assert found.pipelines["orders"].grace_seconds == 30.0
+    with pytest.raises(ConfigError, match="The environment variable SHOP_DSN is not set") as caught:
+        parse(text, {})
+    assert len(caught.value.problems) == 2
