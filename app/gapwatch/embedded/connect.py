@@ -40,25 +40,25 @@ class ConnectClient:
 
     def put_connector(self, name: str, config: Mapping[str, str]) -> dict[str, Any]:
         """Create the connector, or change its configuration."""
-        return dict(self._request("PUT", f"/connectors/{quote(name)}/config", dict(config)))
+        return dict(self._request("PUT", f"/connectors/{quote(name, safe='')}/config", dict(config)))
 
     def status(self, name: str) -> dict[str, Any]:
-        return dict(self._request("GET", f"/connectors/{quote(name)}/status"))
+        return dict(self._request("GET", f"/connectors/{quote(name, safe='')}/status"))
 
     def offsets(self, name: str) -> dict[str, Any]:
-        return dict(self._request("GET", f"/connectors/{quote(name)}/offsets"))
+        return dict(self._request("GET", f"/connectors/{quote(name, safe='')}/offsets"))
 
     def restart(self, name: str) -> None:
-        self._request("POST", f"/connectors/{quote(name)}/restart?includeTasks=true")
+        self._request("POST", f"/connectors/{quote(name, safe='')}/restart?includeTasks=true")
 
     def pause(self, name: str) -> None:
-        self._request("PUT", f"/connectors/{quote(name)}/pause")
+        self._request("PUT", f"/connectors/{quote(name, safe='')}/pause")
 
     def resume(self, name: str) -> None:
-        self._request("PUT", f"/connectors/{quote(name)}/resume")
+        self._request("PUT", f"/connectors/{quote(name, safe='')}/resume")
 
     def delete(self, name: str) -> None:
-        self._request("DELETE", f"/connectors/{quote(name)}")
+        self._request("DELETE", f"/connectors/{quote(name, safe='')}")
 
     def wait_running(self, name: str, timeout_seconds: float = 60.0) -> None:
         """Return when the connector and at least one task run. Raises with the trace of a failed task."""

