@@ -66,13 +66,14 @@ class ScanChunk:
     """A stretch of a scan. ``complete`` is False when a page failed: the sweep is then inconclusive there.
 
     ``records`` come in the store's natural order; ``cursor`` resumes after the last one. ``identity`` names the scanned object
-    (relation oid and filenode, collection uuid), so that a re-created one is noticed.
+    (relation oid and filenode, collection uuid), so that a re-created one is noticed. ``reason`` says why it is not complete.
     """
 
     records: Sequence[StoredRecord]
     cursor: Any
     identity: str
     complete: bool = True
+    reason: str = ""
 
 
 class Clock(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import entry_points
 
 from gapwatch.errors import UsageError
@@ -11,6 +11,7 @@ from gapwatch.ports import DatasetReader, FeedReader, HeartbeatWriter, Preflight
 from gapwatch_connectors import mongodb, postgres
 
 ENTRY_POINTS = "gapwatch.connectors"
+ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
 
 
 class Connector:
@@ -35,7 +36,8 @@ class Connector:
         """Return None where the store type needs no heartbeats of ours."""
         return None
 
-    def source_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+    def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
+        """Return the check of a source; `connector` returns the configuration of the connector that captures it."""
         raise self._no("be a source")
 
     def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
@@ -52,8 +54,8 @@ class PostgresConnector(Connector):
     def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
         return postgres.PostgresHeartbeat(store, url, sender)
 
-    def source_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
-        return postgres.PostgresPreflight(pipeline, url)
+    def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
+        return postgres.PostgresPreflight(pipeline, url, connector)
 
 
 class MongoConnector(Connector):

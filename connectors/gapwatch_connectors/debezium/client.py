@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -55,11 +56,29 @@ class ConnectRest:
         return found
 
     async def source_of(self, topic: str) -> Connector | None:
-        """Return the Debezium connector whose topic prefix the topic begins with."""
-        for connector in await self.connectors():
-            if connector.captures and topic.startswith(f"{connector.captures}."):
+        """Return the Debezium connector that writes the topic.
+
+        It is the one whose topic prefix the topic begins with (the longest, where several do); else, as a transform may have
+        renamed it, the one of which Kafka Connect has seen it write there.
+        """
+        sources = [connector for connector in await self.connectors() if connector.captures]
+        named = [connector for connector in sources if topic.startswith(f"{connector.captures}.")]
+        if named:
+            return max(named, key=lambda connector: len(connector.captures))
+        for connector in sources:
+            if topic in await self._topics(connector.name):
                 return connector
         return None
+
+    find_connector_for_topic = source_of
+
+    async def _topics(self, name: str) -> list[str]:
+        """Return the topics that a connector was seen to use; none where Connect does not keep count of them (403)."""
+        try:
+            answer = await self._get(f"/connectors/{quote(name, safe='')}/topics")
+        except StoreRefused:
+            return []
+        return list(answer.get(name, {}).get("topics", []))
 
     async def sink_of(self, group: str) -> Connector | None:
         """Return the sink connector behind a consumer group (Connect calls it ``connect-<name>``)."""
@@ -76,7 +95,7 @@ class ConnectRest:
                         f"Kafka Connect refused with status {response.status}.", store=STORE, remedy="Check connect.url."
                     )
                 return await response.json()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise StoreUnreachable(
                 "Kafka Connect does not answer.", store=STORE, remedy="Check connect.url, and that it runs."
             ) from error

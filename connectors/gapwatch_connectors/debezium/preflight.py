@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice
 from gapwatch_connectors.debezium.client import Connector, ConnectRest
 
-RUNNING = "RUNNING"
+FLUSH_SECONDS_DEFAULT: Final = 60.0
+LOSSY_SINK: Final = "io.debezium.connector.mongodb.MongoDbSinkConnector"
+NO_SNAPSHOT: Final = frozenset({"no_data", "never"})
 
 
 class ConnectorPreflight:
@@ -27,14 +31,14 @@ class ConnectorPreflight:
                 message = f"No connector on Kafka Connect writes {pipeline.source.feed.topic}."
                 advice.append(self._advice("source", "warning", message, "Register one (see debezium/), or correct the topic."))
             else:
-                advice += self._state("source", source) + self._source(source)
+                advice += [*self._state("source", source), *self._source(source)]
         if pipeline.delivery.group.startswith("connect-"):
             sink = await self._rest.sink_of(pipeline.delivery.group)
             if sink is None:
                 message = f"No connector is behind the delivery group {pipeline.delivery.group}."
                 advice.append(self._advice("target", "warning", message, "Correct delivery.group, or register the sink."))
             else:
-                advice += self._state("target", sink)
+                advice += [*self._state("target", sink), *self._sink(sink)]
         return advice or [self._advice("source", "ok", "Its connectors run.")]
 
     async def close(self) -> None:
@@ -43,23 +47,116 @@ class ConnectorPreflight:
     def _advice(self, side: str, level: str, message: str, remedy: str = "", finding: str = "") -> Advice:
         return Advice(level=level, subject=f"{self._pipeline.id}.{side}", message=message, remedy=remedy, finding=finding)
 
-    def _state(self, side: str, connector: Connector) -> list[Advice]:
-        bad = [state for state in (connector.state, *connector.task_states) if state == "FAILED"]
-        if not bad and connector.task_states:
-            return []
-        reason = connector.trace or f"state {connector.state}, tasks {', '.join(connector.task_states) or 'none'}"
-        message = f"Connector {connector.name} does not run: {reason}."
-        level = "error" if bad else "warning"
-        return [self._advice(side, level, message, "Look at its trace, mend it, restart it.", "connector_failed" if bad else "")]
+    def _state(self, side: str, connector: Connector) -> Iterator[Advice]:
+        states = (connector.state, *connector.task_states)
+        if "FAILED" in states:
+            reason = connector.trace or f"state {connector.state}, tasks {', '.join(connector.task_states) or 'none'}"
+            message = f"Connector {connector.name} does not run: {reason.rstrip('.')}."
+            yield self._advice(side, "error", message, "Look at its trace, mend it, restart it.", "connector_failed")
+        elif not connector.task_states or "PAUSED" in states or "STOPPED" in states:
+            shown = f"state {connector.state}, tasks {', '.join(connector.task_states) or 'none'}"
+            message = f"Connector {connector.name} does not run: {shown}."
+            yield self._advice(side, "warning", message, "Resume it; what it does not read meanwhile is in transit.")
 
-    def _source(self, connector: Connector) -> list[Advice]:
-        config, advice = connector.config, []
+    # the source
+
+    def _source(self, connector: Connector) -> Iterator[Advice]:
+        config, name = connector.config, connector.name
         if config.get("decimal.handling.mode") == "double":
-            message = f"Connector {connector.name} sends decimals as doubles: digits are lost before anyone can compare them."
-            advice.append(self._advice("source", "error", message, "Set decimal.handling.mode to precise or string."))
+            message = f"Connector {name} sends decimals as doubles: digits are lost before anyone can compare them."
+            yield self._advice("source", "error", message, "Set decimal.handling.mode to precise or string.")
+        failures = config.get("event.processing.failure.handling.mode", "fail")
+        if failures != "fail":
+            message = f"Connector {name} drops events that it cannot process (event.processing.failure.handling.mode={failures})."
+            yield self._advice("source", "error", message, "Set event.processing.failure.handling.mode to fail.")
         if config.get("skipped.operations", "t") not in ("none", ""):
+            skipped = config.get("skipped.operations", "t")
+            message = f"Connector {name} skips operations ({skipped}): a TRUNCATE goes unseen."
+            level = "warning" if skipped == "t" else "error"
+            yield self._advice("source", level, message, "Set skipped.operations to none.")
+        if config.get("tombstones.on.delete", "true") == "false":
+            message = f"Connector {name} sends no tombstones: sinks that delete by them, and compaction, keep deleted rows."
+            yield self._advice("source", "warning", message, "Set tombstones.on.delete to true.")
+        if config.get("offset.mismatch.strategy", "no_validation") != "trust_offset":
+            message = f"Connector {name} goes on silently where its slot has moved past its offset: what lies between is lost."
+            yield self._advice("source", "warning", message, "Set offset.mismatch.strategy to trust_offset.")
+        if config.get("snapshot.mode") in NO_SNAPSHOT and self._pipeline.baseline == "assume":
+            message = f"Connector {name} takes no snapshot and the baseline is assumed: nobody compares what was there before."
+            yield self._advice("source", "warning", message, "Set the pipeline's baseline to sweep.")
+        yield from self._tables(connector)
+        yield from self._columns(connector)
+        yield from self._key(connector)
+
+    def _tables(self, connector: Connector) -> Iterator[Advice]:
+        table = self._pipeline.source.table
+        included, excluded = connector.config.get("table.include.list", ""), connector.config.get("table.exclude.list", "")
+        if not _chosen(included, excluded, table):
+            message = f"Connector {connector.name} does not capture {table}."
+            yield self._advice("source", "error", message, "Correct its table.include.list or table.exclude.list.")
+
+    def _columns(self, connector: Connector) -> Iterator[Advice]:
+        """Columns that are left out, masked or cut on the way cannot be compared."""
+        table = self._pipeline.source.table
+        included, excluded = connector.config.get("column.include.list", ""), connector.config.get("column.exclude.list", "")
+        mapped = [column.path for column in self._pipeline.source.key] + [spec.source for spec in self._pipeline.fields]
+        for column in dict.fromkeys(mapped):
+            place = f"{table}.{column}"
+            if not _chosen(included, excluded, place):
+                message = f"Connector {connector.name} does not send column {column}."
+                yield self._advice("source", "error", message, "Correct its column lists, or leave the field out.")
+            for option, pattern in connector.config.items():
+                if option.startswith(("column.mask.", "column.truncate.to.")) and _matches(pattern, place):
+                    message = f"Connector {connector.name} changes column {column} on the way ({option})."
+                    yield self._advice("source", "error", message, "Leave the field out: it can never be equal.")
+
+    def _key(self, connector: Connector) -> Iterator[Advice]:
+        """The records' key decides their partition: all changes of one key have to be in one, in order."""
+        wanted = {column.path for column in self._pipeline.source.key}
+        for rule in connector.config.get("message.key.columns", "").split(";"):
+            pattern, _, columns = rule.strip().rpartition(":")
+            if not pattern or not _matches(pattern, self._pipeline.source.table):
+                continue
+            used = {column.strip() for column in columns.split(",")}
+            if not used <= wanted:
+                message = (
+                    f"Connector {connector.name} keys its records by ({', '.join(sorted(used))}), not by the pipeline's key."
+                )
+                remedy = "Remove message.key.columns, or use the same columns: one key's changes must not be spread."
+                yield self._advice("source", "error", message, remedy)
+
+    # the sink
+
+    def _sink(self, connector: Connector) -> Iterator[Advice]:
+        config, name = connector.config, connector.name
+        if config.get("errors.tolerance") == "all" and not config.get("errors.deadletterqueue.topic.name"):
+            message = f"Connector {name} drops records that it cannot write (errors.tolerance=all, and no dead-letter topic)."
+            yield self._advice("target", "error", message, "Set errors.deadletterqueue.topic.name, or errors.tolerance to none.")
+        if config.get("connector.class") == LOSSY_SINK:
+            message = f"Connector {name} is of a class that swallows every failed batch and commits its offsets."
+            yield self._advice("target", "warning", message, "Use com.mongodb.kafka.connect.MongoSinkConnector.")
+        if self._pipeline.grace_seconds < FLUSH_SECONDS_DEFAULT:
             message = (
-                f"Connector {connector.name} skips operations ({config.get('skipped.operations', 't')}): a TRUNCATE goes unseen."
+                f"A write that {name} loses is found after its next commit, every offset.flush.interval.ms of the worker"
+                f" ({FLUSH_SECONDS_DEFAULT:.0f} s if not set), which no interface shows."
             )
-            advice.append(self._advice("source", "warning", message, "Set skipped.operations to none."))
-        return advice
+            remedy = f"Set offset.flush.interval.ms to {self._pipeline.grace_seconds * 1000:.0f} (the grace) or less."
+            yield self._advice("target", "ok", message, remedy)
+
+
+def _chosen(included: str, excluded: str, name: str) -> bool:
+    """Whether a pair of lists lets the name through; a pattern that Python does not know counts for it."""
+    if included and not _matches(included, name, unknown=True):
+        return False
+    return not (excluded and _matches(excluded, name))
+
+
+def _matches(patterns: str, name: str, *, unknown: bool = False) -> bool:
+    """Whether one of Debezium's comma-separated, anchored, case-blind patterns is the whole of the name."""
+    for pattern in re.split(r"(?<!\\),", patterns):
+        try:
+            if re.fullmatch(pattern.strip(), name, re.IGNORECASE):
+                return True
+        except re.error:  # a pattern of Java's that Python does not know
+            if unknown:
+                return True
+    return False

@@ -8,14 +8,14 @@ from typing import Any
 
 from bson import CodecOptions
 from bson.codec_options import DatetimeConversion
+from bson.errors import BSONError
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     AutoReconnect,
-    ConfigurationError,
     ConnectionFailure,
     ExecutionTimeout,
-    InvalidURI,
     NetworkTimeout,
     OperationFailure,
     PyMongoError,
@@ -26,43 +26,76 @@ from gapwatch.errors import HistoryLost, StoreRefused, StoreUnreachable
 
 Document = dict[str, Any]
 SELECTION_MILLISECONDS = 5_000
-SOCKET_MILLISECONDS = 20_000
-AUTHENTICATION = frozenset({8000, 18})
+SOCKET_MILLISECONDS = 10_000  # a server that was stopped closes nothing
+AUTHENTICATION = frozenset({8000, 18, 11})
 RIGHT = frozenset({13})
-# Where a position lies outside the oplog, or the stream cannot go on: by code, never by text.
-HISTORY = frozenset({280, 286, 136})
+# Where a position lies outside the oplog, or is none of this cluster's: by code, never by text.
+HISTORY = frozenset({280, 286, 136, 260, 50811})
+TOO_LARGE = frozenset({10334})
+NO_REPLICA_SET = frozenset({40573})
 # Shutting down, stepping down, not primary …: the server says that it cannot now.
-AWAY = frozenset({6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 43, 237, 234, 50})
+AWAY = frozenset({6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 43, 237, 234, 50, 133, 134, 202, 96})
+OPTIONS: CodecOptions[Document] = CodecOptions(tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
-def client(uri: str) -> AsyncMongoClient[Document]:
-    """Return a client that reads from the primary and gives up within seconds; raises StoreRefused for a wrong address."""
-    try:
-        return AsyncMongoClient(
-            uri,
-            serverSelectionTimeoutMS=SELECTION_MILLISECONDS,
-            connectTimeoutMS=SELECTION_MILLISECONDS,
-            socketTimeoutMS=SOCKET_MILLISECONDS,
-            tz_aware=True,
-            retryReads=True,
-            retryWrites=True,
-            appname="gapwatch",
+class Mongo:
+    """One client of a store, opened at the first use: a wrong address is then an answer like any other."""
+
+    def __init__(self, store: str, uri: str) -> None:
+        self.store = store
+        self._uri = uri
+        self._client: AsyncMongoClient[Document] | None = None
+
+    @property
+    def client(self) -> AsyncMongoClient[Document]:
+        """The client: gives up within seconds. Raises StoreRefused for a wrong address."""
+        if self._client is None:
+            self._client = self._open()
+        return self._client
+
+    def _open(self) -> AsyncMongoClient[Document]:
+        try:
+            return AsyncMongoClient(
+                self._uri,
+                serverSelectionTimeoutMS=SELECTION_MILLISECONDS,
+                connectTimeoutMS=SELECTION_MILLISECONDS,
+                socketTimeoutMS=SOCKET_MILLISECONDS,
+                tz_aware=True,
+                retryReads=True,
+                retryWrites=True,
+                appname="gapwatch",
+            )
+        except (PyMongoError, ValueError, TypeError):
+            # The driver's message may quote the address, password and all: it is not kept as the cause either.
+            raise StoreRefused(
+                f"The uri of store {self.store} cannot be read.",
+                store=self.store,
+                remedy="Write mongodb://USER:PASSWORD@HOST:PORT/?replicaSet=NAME, with %40 for an @ in the password.",
+            ) from None
+
+    def database(self, name: str) -> AsyncDatabase[Document]:
+        return self.client[name]
+
+    def collection(self, name: str) -> AsyncCollection[Document]:
+        """Return a collection by ``database.collection``: majority reads from the primary, majority and journaled writes."""
+        database, _, rest = name.partition(".")
+        return self.client[database].get_collection(
+            rest,
+            codec_options=OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("majority"),
+            write_concern=WriteConcern("majority", j=True, wtimeout=SOCKET_MILLISECONDS),
         )
-    except (InvalidURI, ConfigurationError) as error:
-        raise StoreRefused("The address of the MongoDB store is wrong.", remedy="Correct the store's uri.") from error
 
+    @contextmanager
+    def wrapped(self) -> Iterator[None]:
+        with wrapped(self.store):
+            yield
 
-def collection(mongo: AsyncMongoClient[Document], name: str) -> AsyncCollection[Document]:
-    """Return a collection by ``database.collection``: majority reads from the primary, majority and journaled writes."""
-    database, _, rest = name.partition(".")
-    options: CodecOptions[Document] = CodecOptions(tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
-    return mongo[database].get_collection(
-        rest,
-        codec_options=options,
-        read_preference=ReadPreference.PRIMARY,
-        read_concern=ReadConcern("majority"),
-        write_concern=WriteConcern("majority", j=True),
-    )
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
 
 
 @contextmanager
@@ -72,25 +105,26 @@ def wrapped(store: str) -> Iterator[None]:
         yield
     except OperationFailure as error:
         raise _ours(store, error) from error
-    except (AutoReconnect, ConnectionFailure, NetworkTimeout, ExecutionTimeout) as error:
+    except (AutoReconnect, ConnectionFailure, NetworkTimeout, ExecutionTimeout, OSError) as error:
         raise StoreUnreachable(f"MongoDB store {store} does not answer.", store=store, remedy="Check that it runs.") from error
-    except PyMongoError as error:
-        raise StoreRefused(f"MongoDB store {store} refused: {type(error).__name__}.", store=store) from error
+    except (PyMongoError, BSONError, OverflowError) as error:
+        raise StoreRefused(
+            f"MongoDB store {store} refused: {type(error).__name__}.", store=store, remedy="Compare the pipeline with the store."
+        ) from error
 
 
 def _ours(store: str, error: OperationFailure) -> StoreRefused | StoreUnreachable | HistoryLost:
     code = error.code or 0
     name = (error.details or {}).get("codeName", f"code {code}")
-    if code in AUTHENTICATION:
-        return StoreRefused(
-            f"MongoDB store {store} refused the user or the password.", store=store, remedy="Correct them in the store's uri."
-        )
-    if code in RIGHT:
-        return StoreRefused(
-            f"MongoDB store {store} refused: the user lacks a right ({name}).",
-            store=store,
-            remedy="Grant it read on the database.",
-        )
+    refusals = {
+        AUTHENTICATION: ("refused the user or the password.", "Correct them in the store's uri."),
+        RIGHT: (f"refused: the user lacks a right ({name}).", "Grant it read on the database."),
+        TOO_LARGE: ("refused: a change is larger than 16 MiB.", "Turn off pre- or post-images of such documents, or split them."),
+        NO_REPLICA_SET: ("has no change streams: it is no replica set.", "Start mongod with --replSet, and initiate it."),
+    }
+    for codes, (message, remedy) in refusals.items():
+        if code in codes:
+            return StoreRefused(f"MongoDB store {store} {message}", store=store, remedy=remedy)
     if code in HISTORY:
         return HistoryLost(
             f"The change stream's position lies outside the oplog of store {store} ({name}).",
@@ -98,4 +132,4 @@ def _ours(store: str, error: OperationFailure) -> StoreRefused | StoreUnreachabl
         )
     if code in AWAY or error.timeout or error.has_error_label("RetryableWriteError"):
         return StoreUnreachable(f"MongoDB store {store} cannot answer now ({name}).", store=store, remedy="Wait for its primary.")
-    return StoreRefused(f"MongoDB store {store} refused: {name}.", store=store)
+    return StoreRefused(f"MongoDB store {store} refused: {name}.", store=store, remedy="Compare the pipeline with the store.")

@@ -2,91 +2,120 @@
 
 A marker is a note in the oplog (``appendOplogNote``), or, without that right, a small document of ours on the same cluster. We
 note our clock T, write the marker, and once the stream's resume token has passed its time, everything committed before T was
-read.
+read. Without either right the token's own time has to do: it moves with the cluster's traffic, every ten seconds without any.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any, Final
 
 from bson import Timestamp
+from bson.codec_options import DatetimeConversion
+from bson.errors import BSONError
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
+from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.errors import OperationFailure
 
+from gapwatch.clock import SystemClock
 from gapwatch.errors import HistoryLost, StoreRefused
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import ChangeEvent, StreamBatch
-from gapwatch_connectors.mongodb.connection import Document, client, collection, wrapped
+from gapwatch.ports import ChangeEvent, Clock, StreamBatch
+from gapwatch_connectors.mongodb.connection import Document, Mongo
+from gapwatch_connectors.mongodb.tokens import cluster_time, operation_index
 
-EVENTS_PER_BATCH = 1_000
-AWAIT_MILLISECONDS = 50
-MARKER_COLLECTION = "gapwatch_markers"
-ENDED = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
-OPERATIONS = {"insert": "insert", "replace": "replace", "delete": "delete"}
+EVENTS_PER_BATCH: Final = 1_000
+AWAIT_MILLISECONDS: Final = 50
+MARKERS_MAX: Final = 10_000  # a stream that is far behind keeps no more; the oldest ones prove least
+STEP_SECONDS: Final = 10
+MARKER_COLLECTION: Final = "gapwatch_markers"
+ENDED: Final = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
+OPERATIONS: Final = {"insert": "insert", "replace": "replace", "delete": "delete"}
+NOT_ALLOWED: Final = frozenset({13, 59, 115, 8000})  # unauthorized, no such command, not supported, not on this service
+EXACT: Final = CANONICAL_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
 class MongoChangeStream:
     """Implements :class:`gapwatch.ports.FeedReader` for a pipeline's target collection."""
 
-    def __init__(self, pipeline: PipelineSpec, url: str) -> None:
+    def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store
         self._name = pipeline.target.collection
         self._pulse = pipeline.pulse_seconds
-        self._client = client(url)
-        self._collection = collection(self._client, self._name)
+        self._mongo = Mongo(self._store, url)
+        self._clock = clock or SystemClock()
         self._may_note = True
-        self._markers: deque[tuple[int, int]] = deque()  # our clock, cluster time of the marker
+        self._may_mark = True
+        self._markers: deque[tuple[int, int]] = deque(maxlen=MARKERS_MAX)  # our clock, cluster time of the marker
         self._next_marker = 0.0
-        self._in_transaction: tuple[int, int] = (0, 0)
+        self._at_time: tuple[int, int] = (0, 0)
         self._proven_clock = 0
 
-    def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
-        return self._batches(token)
-
     async def close(self) -> None:
-        await self._client.close()
+        await self._mongo.close()
 
-    async def _batches(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
+    async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
         images = await self._post_images()
+        stream = await self._watch(token, images=images)
+        async with stream:
+            while True:
+                await self._mark()
+                events, ended = await self._read(stream, images=images)
+                position = stream.resume_token
+                if events and ended:
+                    position = loads(events[-1].token.decode())  # what comes after them is said below
+                if position is not None:
+                    yield StreamBatch(events=events, token=_encoded(position), watermark=self._proven(position))
+                if ended:
+                    remedy = "A sweep covers what follows; reading begins anew by itself."
+                    raise HistoryLost(f"The change stream of {self._name} ended with {ended}.", remedy=remedy)
+
+    async def _watch(self, token: bytes | None, *, images: bool) -> AsyncChangeStream[Document]:
         options: dict[str, Any] = {
             "full_document": "whenAvailable" if images else "updateLookup",
             "max_await_time_ms": AWAIT_MILLISECONDS,
             "batch_size": EVENTS_PER_BATCH,
         }
         if token is not None:
-            options["resume_after"] = loads(token.decode())
-        with wrapped(self._store):
-            stream = await self._collection.watch(**options)
-        async with stream:
-            while True:
-                await self._mark()
-                events: list[ChangeEvent] = []
-                open_transaction = False  # its events share a cluster time, so that a position lies only after all of them
-                with wrapped(self._store):
-                    while len(events) < EVENTS_PER_BATCH or open_transaction:
-                        change = await stream.try_next()
-                        if change is None:
-                            break
-                        events.append(self._event(change, stream.resume_token, images=images))
-                        open_transaction = "txnNumber" in change
-                    position = stream.resume_token
-                if position is None:
-                    continue
-                yield StreamBatch(events=events, token=_encoded(position), watermark=self._proven(position))
+            options["resume_after"] = self._resumed(token)
+        with self._mongo.wrapped():
+            return await self._mongo.collection(self._name).watch(**options)
+
+    def _resumed(self, token: bytes) -> Document:
+        try:
+            found: Any = loads(token.decode())
+        except (ValueError, TypeError, BSONError):
+            found = None
+        if not isinstance(found, dict) or not cluster_time(found):
+            raise HistoryLost(
+                f"The stored position of {self._name} is no resume token.", remedy="A sweep covers what was missed."
+            )
+        return found
+
+    async def _read(self, stream: AsyncChangeStream[Document], *, images: bool) -> tuple[list[ChangeEvent], str]:
+        """Return the changes that are there now, and the kind of the one that ends the stream, if it came."""
+        events: list[ChangeEvent] = []
+        with self._mongo.wrapped():
+            while len(events) < EVENTS_PER_BATCH:
+                change = await stream.try_next()
+                if change is None:
+                    break
+                kind = change["operationType"]
+                if kind != "update" and kind not in OPERATIONS:
+                    return events, str(kind)
+                events.append(self._event(change, images=images))
+        return events, ""
 
     async def _post_images(self) -> bool:
         database, _, name = self._name.partition(".")
-        with wrapped(self._store):
-            found = await (await self._client[database].list_collections(filter={"name": name})).to_list()
+        with self._mongo.wrapped():
+            found = await (await self._mongo.database(database).list_collections(filter={"name": name})).to_list()
         return bool(found and found[0].get("options", {}).get("changeStreamPreAndPostImages", {}).get("enabled"))
 
-    def _event(self, change: Document, token: Any, *, images: bool) -> ChangeEvent:
+    def _event(self, change: Document, *, images: bool) -> ChangeEvent:
         kind = change["operationType"]
-        if kind in ENDED:
-            raise HistoryLost(f"The collection {self._name} ended with {kind}.", remedy="A sweep covers what follows.")
         document = change.get("fullDocument")
         if kind == "update":
             operation = "update_touched" if document is None else ("update" if images else "update_lookup")
@@ -97,53 +126,68 @@ class MongoChangeStream:
         headers = [
             ("gapwatch-op", operation.encode()),
             ("gapwatch-time", str(time_ms).encode()),
-            ("gapwatch-position", f"{_u64(cluster)}:{self._minor(cluster)}".encode()),
+            ("gapwatch-position", f"{_u64(cluster)}:{self._minor(cluster, change['_id'])}".encode()),
         ]
         return ChangeEvent(
             key=_encoded(change["documentKey"]),
             value=_encoded(document) if document is not None else b"",
             headers=headers,
             event_time=time_ms,
-            token=_encoded(token),
+            token=_encoded(change["_id"]),
         )
 
-    def _minor(self, cluster: Timestamp) -> int:
-        """Return the event's number among those of one cluster time: operations of a transaction share theirs."""
+    def _minor(self, cluster: Timestamp, token: Document) -> int:
+        """Return the event's place among those of one cluster time: operations of a transaction share theirs.
+
+        The token says it, so that a stream resumed inside a transaction numbers on. Of an unknown layout, arrival has to do.
+        """
+        index = operation_index(token)
+        if index is not None:
+            return index
         now = _u64(cluster)
-        number = self._in_transaction[1] + 1 if self._in_transaction[0] == now else 0
-        self._in_transaction = (now, number)
+        number = self._at_time[1] + 1 if self._at_time[0] == now else 0
+        self._at_time = (now, number)
         return number
+
+    # markers
 
     async def _mark(self) -> None:
         """Write a marker once a pulse; what it proves is known when the stream has passed it."""
-        if time.monotonic() < self._next_marker:  # noqa: TID251 - paces a loop
+        if not self._may_mark or self._clock.monotonic() < self._next_marker:
             return
-        self._next_marker = time.monotonic() + self._pulse  # noqa: TID251
-        await self.mark()
+        self._next_marker = self._clock.monotonic() + self._pulse
+        try:
+            await self.mark()
+        except StoreRefused:
+            self._may_mark = False
 
     async def mark(self) -> None:
         """Write a marker now. Raises StoreRefused when no way of writing one is allowed."""
-        clock = time.time_ns() // 1_000_000  # noqa: TID251 - the marker is of this machine's clock
-        with wrapped(self._store):
-            cluster = await self._note()
-        self._markers.append((clock, cluster))
+        clock = self._clock.now_ms()
+        with self._mongo.wrapped():
+            cluster = await self._note() if self._may_note else None
+            self._may_note = cluster is not None
+            self._markers.append((clock, await self._document() if cluster is None else cluster))
 
-    async def _note(self) -> int:
-        if self._may_note:
-            try:
-                said = await self._client.admin.command("appendOplogNote", 1, data={"gapwatch": "marker"})
-                return _u64(said["operationTime"])
-            except OperationFailure as error:
-                if error.code != 13:
-                    raise
-                self._may_note = False
+    async def _note(self) -> int | None:
+        """Write a note into the oplog; None where that is not allowed."""
+        try:
+            said = await self._mongo.client.admin.command("appendOplogNote", 1, data={"gapwatch": "marker"})
+        except OperationFailure as error:
+            if error.code not in NOT_ALLOWED:
+                raise
+            return None
+        return _u64(said["operationTime"])
+
+    async def _document(self) -> int:
+        """Write a document of ours beside the watched collection."""
         database = self._name.partition(".")[0]
-        markers = collection(self._client, f"{database}.{MARKER_COLLECTION}")
-        async with self._client.start_session() as session:
+        markers = self._mongo.collection(f"{database}.{MARKER_COLLECTION}")
+        async with self._mongo.client.start_session() as session:
             try:
                 await markers.update_one({"_id": self._name}, {"$inc": {"n": 1}}, upsert=True, session=session)
             except OperationFailure as error:
-                if error.code != 13:
+                if error.code not in NOT_ALLOWED:
                     raise
                 raise StoreRefused(
                     f"Store {self._store} allows no markers: no appendOplogNote, and no write to {database}.{MARKER_COLLECTION}.",
@@ -153,25 +197,27 @@ class MongoChangeStream:
             assert session.operation_time is not None
             return _u64(session.operation_time)
 
-    def _proven(self, token: Any) -> int:
-        """Return the clock of the newest marker that the resume token has passed, 0 for none yet."""
-        passed = _token_time(token)
+    def _proven(self, token: Mapping[str, Any]) -> int:
+        """Return up to when everything was read: our clock at the newest marker that the token has passed, 0 for none yet."""
+        passed = cluster_time(token)
         while self._markers and self._markers[0][1] <= passed:
             self._proven_clock = self._markers.popleft()[0]
+        if not self._may_mark:
+            step = (passed >> 32) * 1000 - 1
+            if step >= self._proven_clock + STEP_SECONDS * 1000:
+                self._proven_clock = step
         return self._proven_clock
 
 
+async def first_batch(stream: MongoChangeStream) -> StreamBatch:
+    """Open a stream from now, and return its first batch: a change stream can be read."""
+    async with aclosing(stream.open(None)) as batches:  # type: ignore[type-var]
+        return await anext(batches)
+
+
 def _encoded(value: Any) -> bytes:
-    return dumps(value, json_options=CANONICAL_JSON_OPTIONS).encode()
+    return dumps(value, json_options=EXACT).encode()
 
 
 def _u64(stamp: Timestamp) -> int:
     return (stamp.time << 32) | stamp.inc
-
-
-def _token_time(token: Any) -> int:
-    """Return the cluster time that a resume token begins with: a key string of one timestamp (type byte 0x82, eight bytes)."""
-    raw = bytes.fromhex(token["_data"][:18])
-    if raw[0] != 0x82:
-        return 0
-    return int.from_bytes(raw[1:9], "big")

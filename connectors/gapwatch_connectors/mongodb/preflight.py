@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import aclosing
 
-from gapwatch.errors import StoreError, StoreRefused
+from pymongo.errors import OperationFailure
+
+from gapwatch.errors import StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice
-from gapwatch_connectors.mongodb.connection import client, collection, wrapped
-from gapwatch_connectors.mongodb.feed import MongoChangeStream
+from gapwatch_connectors.mongodb.connection import RIGHT, Document, Mongo
+from gapwatch_connectors.mongodb.feed import STEP_SECONDS, MongoChangeStream, first_batch
+from gapwatch_connectors.mongodb.keys import DocumentKeys
 from gapwatch_connectors.mongodb.reader import MongoReader
+
+SAMPLE = 10
+WINDOW_SECONDS_MIN = 3_600  # an outage of capture that lasts longer than the oplog's window loses the stream
+FULL_SHARE = 0.9  # before an oplog is that full its window still grows
 
 
 class MongoPreflight:
@@ -18,8 +26,10 @@ class MongoPreflight:
     def __init__(self, pipeline: PipelineSpec, url: str) -> None:
         self._pipeline = pipeline
         self._url = url
+        self._name = pipeline.target.collection
+        self._keys = DocumentKeys(pipeline.target.key)
         self._reader = MongoReader(pipeline, url)
-        self._client = client(url)
+        self._mongo = Mongo(pipeline.target.store, url)
         self._subject = f"{pipeline.id}.target"
 
     async def check(self) -> Sequence[Advice]:
@@ -27,50 +37,108 @@ class MongoPreflight:
         try:
             await self._reader.ping()
             info = await self._reader.describe()
+            if self._pipeline.target.feed.kind is FeedKind.CHANGE_STREAM:
+                advice += await self._stream(post_images=info.post_images)
+            advice += await self._index()
+            advice += await self._documents()
         except StoreRefused as error:
             return [self._advice("error", error.message, error.remedy)]
-        if self._pipeline.target.feed.kind is FeedKind.CHANGE_STREAM:
-            advice += await self._stream()
-            if not info.post_images:
-                message = (
-                    f"{self._pipeline.target.collection} has no post-images: updates are looked up, and may show a later state."
-                )
-                remedy = "collMod with changeStreamPreAndPostImages: { enabled: true } makes them exact."
-                advice.append(self._advice("warning", message, remedy))
-        advice += await self._key()
-        return advice or [self._advice("ok", f"{self._pipeline.target.collection} can be read.")]
+        return advice or [self._advice("ok", f"{self._name} can be read.")]
 
     async def close(self) -> None:
         await self._reader.close()
-        await self._client.close()
+        await self._mongo.close()
 
     def _advice(self, level: str, message: str, remedy: str = "", finding: str = "") -> Advice:
         return Advice(level=level, subject=self._subject, message=message, remedy=remedy, finding=finding)
 
-    async def _stream(self) -> list[Advice]:
+    async def _stream(self, *, post_images: bool) -> list[Advice]:
         """Open the stream and write one marker: both rights are needed."""
-        store = self._pipeline.target.store
-        try:
-            with wrapped(store):
-                async with await collection(self._client, self._pipeline.target.collection).watch(max_await_time_ms=1):
-                    pass
-        except StoreError as error:
-            remedy = "A change stream needs a replica set, and find and changeStream on the collection."
-            return [self._advice("error", error.message, remedy)]
+        with self._mongo.wrapped():
+            hello = await self._mongo.client.admin.command("hello")
+        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+            message = f"Store {self._pipeline.target.store} is no replica set: it has no change streams."
+            return [self._advice("error", message, "Start mongod with --replSet, and initiate it.")]
         stream = MongoChangeStream(self._pipeline, self._url)
+        try:
+            advice = await self._rights(stream)
+        finally:
+            await stream.close()
+        if not post_images:
+            message = f"{self._name} has no post-images: updates are looked up, and may show a later state."
+            remedy = "collMod with changeStreamPreAndPostImages: { enabled: true } makes them exact."
+            advice.append(self._advice("warning", message, remedy))
+        if not self._keys.is_id:
+            message = f"Deletes in {self._name} carry only _id: the change stream does not say which {self._keys.paths[0]} went."
+            advice.append(self._advice("warning", message, "Keep the key in _id; else sweeps alone find deletes."))
+        return advice + await self._window()
+
+    async def _rights(self, stream: MongoChangeStream) -> list[Advice]:
+        try:
+            await first_batch(stream)
+        except StoreUnreachable:
+            raise
+        except StoreError as error:
+            remedy = "Grant find and changeStream on the collection, and a replica set."
+            return [self._advice("error", f"No change stream of {self._name}: {error.message}", remedy)]
         try:
             await stream.mark()
         except StoreRefused as error:
-            return [self._advice("error", error.message, error.remedy)]
-        finally:
-            await stream.close()
+            message = f"{error.message} What was read is then known only in steps of {STEP_SECONDS} s and more."
+            return [self._advice("warning", message, error.remedy)]
         return []
 
-    async def _key(self) -> list[Advice]:
-        """Read a few documents: their keys must fit the codec."""
-        async for chunk in self._reader.scan(content=False, chunk=10):
-            if not chunk.complete:
-                remedy = "Correct the key of the pipeline's target: path and type; keys are never coerced."
-                return [self._advice("error", "The first documents could not be read with the pipeline's key.", remedy)]
-            break
+    async def _window(self) -> list[Advice]:
+        """Say when the oplog is full and holds little time: a position is then soon lost."""
+        seconds = await self.oplog_window_seconds()
+        if seconds is None or seconds >= WINDOW_SECONDS_MIN:
+            return []
+        message = f"The oplog of store {self._pipeline.target.store} holds {seconds} s: a longer outage loses the change stream."
+        remedy = "Give it more room: replSetResizeOplog with a larger size, or minRetentionHours."
+        return [self._advice("warning", message, remedy)]
+
+    async def oplog_window_seconds(self) -> int | None:
+        """Return how much time a full oplog holds; None while it is not full, or where it may not be read."""
+        oplog = self._mongo.database("local")["oplog.rs"]
+        with self._mongo.wrapped():
+            try:
+                stats: Document = await self._mongo.database("local").command("collStats", "oplog.rs")
+                if stats.get("size", 0) < FULL_SHARE * stats.get("maxSize", 0):
+                    return None
+                ends = [await oplog.find_one({}, {"ts": 1}, sort=[("$natural", direction)]) for direction in (1, -1)]
+            except OperationFailure as error:
+                if error.code not in RIGHT:
+                    raise
+                return None
+        first, last = ends
+        return int(last["ts"].time - first["ts"].time) if first and last else None
+
+    async def _index(self) -> list[Advice]:
+        """A key that is not the id is looked up, and kept unique, by an index of its own."""
+        if self._keys.is_id:
+            return []
+        with self._mongo.wrapped():
+            indexes = await self._mongo.collection(self._name).index_information()
+        key, shown = set(self._keys.paths), ", ".join(self._keys.paths)
+        fields = [([name for name, _ in index["key"]], bool(index.get("unique"))) for index in indexes.values()]
+        if not any(names[0] in key for names, _ in fields):
+            remedy = f"Create a unique index on it: createIndex({{ {self._keys.paths[0]}: 1 }}, {{ unique: true }})."
+            return [
+                self._advice(
+                    "warning", f"No index of {self._name} begins with the key ({shown}): each look-up reads it all.", remedy
+                )
+            ]
+        if not any(unique and set(names) <= key for names, unique in fields):
+            message = f"No unique index keeps the key ({shown}) of {self._name} unique: duplicates are possible."
+            return [self._advice("warning", message, "Make its index unique.")]
         return []
+
+    async def _documents(self) -> list[Advice]:
+        """Read a few documents: their keys must fit the codec."""
+        async with aclosing(self._reader.scan(content=False, chunk=SAMPLE)) as chunks:  # type: ignore[type-var]
+            first = await anext(chunks, None)
+        if first is None or first.complete:
+            return []
+        await self._reader.ping()  # an outage is no advice
+        remedy = "Correct the key of the pipeline's target: path and type; keys are never coerced."
+        return [self._advice("error", f"The documents of {self._name} do not have the pipeline's key: {first.reason}", remedy)]

@@ -2,122 +2,131 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
-from bson import Binary, Decimal128, ObjectId
-from bson.binary import UuidRepresentation
-from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
+import bson
+from bson.codec_options import DatetimeConversion
+from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
+from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING
 
-from gapwatch.core.keys import KeyCodec
+from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import KeyMisfit, StoreError, StoreRefused
+from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
-from gapwatch.ports import ABSENT, DatasetInfo, Key, Read, ScanChunk, StoredRecord
-from gapwatch_connectors.mongodb.connection import Document, client, collection, wrapped
+from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, Read, ScanChunk, StoredRecord, Unread
+from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
+from gapwatch_connectors.mongodb.keys import DocumentKeys
 
-
-def bson_of(kind: KeyType, value: Any) -> Any:
-    """Return a decoded key part as MongoDB stores it."""
-    if kind is KeyType.OBJECTID:
-        return ObjectId(value)
-    if kind is KeyType.UUID:
-        return Binary.from_uuid(value if isinstance(value, UUID) else UUID(value), UuidRepresentation.STANDARD)
-    if kind is KeyType.DECIMAL:
-        return Decimal128(value)
-    return value
+RAW = OPTIONS.with_options(document_class=RawBSONDocument)
+CURSOR = CANONICAL_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+SORTED = frozenset({KeyType.INT, KeyType.UUID, KeyType.OBJECTID})  # MongoDB orders them as their key bytes
 
 
 class MongoReader:
-    """Implements :class:`gapwatch.ports.DatasetReader` for a pipeline's target collection."""
+    """Implements :class:`gapwatch.ports.DatasetReader` for a pipeline's target collection.
 
-    def __init__(self, pipeline: PipelineSpec, url: str) -> None:
+    ``StoredRecord.raw`` is the document's own bytes (a ``RawBSONDocument``). A scan's cursor is extended JSON of an ``_id``.
+    """
+
+    def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store
         self._name = pipeline.target.collection
-        self._client = client(url)
-        self._collection = collection(self._client, self._name)
-        self._columns = pipeline.target.key
-        self._codec = KeyCodec(pipeline.target.key)
+        self._mongo = Mongo(self._store, url)
+        self._keys = DocumentKeys(pipeline.target.key)
+        self._clock = clock or SystemClock()
         self._projection: dict[str, int] | None = None
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
             self._projection = _projection(CompiledMapping(pipeline).target_paths)
-        self._key_projection = _projection([column.path for column in self._columns])
+        self._key_projection = _projection(self._keys.paths)
 
     async def ping(self) -> None:
-        with wrapped(self._store):
-            hello = await self._client.admin.command("hello")
+        with self._mongo.wrapped():
+            hello = await self._mongo.client.admin.command("hello")
+        if hello.get("secondary"):
+            remedy = "Name the replica set in the store's uri (?replicaSet=NAME), so that the primary is found."
+            raise StoreRefused(
+                f"MongoDB store {self._store} is a secondary: what it lacks may be lag.", store=self._store, remedy=remedy
+            )
         if not hello.get("isWritablePrimary"):
-            raise StoreRefused(f"MongoDB store {self._store} has no primary.", store=self._store, remedy="Wait for the election.")
+            raise StoreUnreachable(
+                f"MongoDB store {self._store} has no primary.", store=self._store, remedy="Wait for its election."
+            )
 
     async def clock_offset_ms(self) -> int:
-        with wrapped(self._store):
-            before = time.time()  # noqa: TID251 - the measurement is of this machine's clock
-            hello = await self._client.admin.command("hello")
-            after = time.time()  # noqa: TID251
-        return int((hello["localTime"].timestamp() - (before + after) / 2) * 1000)
+        with self._mongo.wrapped():
+            before = self._clock.now_ms()
+            hello = await self._mongo.client.admin.command("hello")
+            after = self._clock.now_ms()
+        local: float = hello["localTime"].timestamp() * 1000
+        return round(local - (before + after) / 2)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._mongo.close()
 
     async def describe(self) -> DatasetInfo:
-        database, _, name = self._name.partition(".")
-        with wrapped(self._store):
-            found = await (await self._client[database].list_collections(filter={"name": name})).to_list()
-        if not found:
+        found = await self._catalogue()
+        if found is None:
             raise StoreRefused(
                 f"There is no collection {self._name}.",
                 store=self._store,
                 remedy="Create it, let the sink write once, or correct its name in the pipeline.",
             )
-        options = found[0].get("options", {})
-        images = bool(options.get("changeStreamPreAndPostImages", {}).get("enabled"))
-        return DatasetInfo(identity=str(found[0]["info"].get("uuid", "")), primary_key=("_id",), post_images=images)
+        if found.get("type", "collection") != "collection":
+            remedy = "Name the collection that it is made of: a view has no change stream and takes no writes."
+            raise StoreRefused(f"{self._name} is a {found['type']}, not a collection.", store=self._store, remedy=remedy)
+        images = bool(found.get("options", {}).get("changeStreamPreAndPostImages", {}).get("enabled"))
+        return DatasetInfo(identity=_identity(found), primary_key=("_id",), post_images=images)
+
+    async def _catalogue(self) -> Document | None:
+        database, _, name = self._name.partition(".")
+        with self._mongo.wrapped():
+            found = await (await self._mongo.database(database).list_collections(filter={"name": name})).to_list()
+        return dict(found[0]) if found else None
+
+    # by key
 
     async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
         wanted = list(keys)
-        if not wanted:
-            return {}
+        condition = self._keys.filter(wanted)
+        if condition is None:
+            return dict.fromkeys(wanted, ABSENT)
         found: dict[Key, list[StoredRecord]] = {}
-        with wrapped(self._store):
-            cursor = self._collection.find(self._filter(wanted))
-            async for document in cursor:
-                record = self._record(document)
+        misfit = ""
+        with self._mongo.wrapped():
+            for raw in await self._read_now(condition):
+                document = bson.decode(raw.raw, OPTIONS)
+                try:
+                    record = self._record(document, raw)
+                except KeyMisfit as error:
+                    misfit = f"a document was found whose key does not fit: {error.message}"
+                    continue
                 found.setdefault(record.key, []).append(record)
-        return {key: _read(found.get(key, [])) for key in wanted}
+        missing: Read = Unread(misfit) if misfit else ABSENT
+        return {key: _read(found.get(key, ()), missing) for key in wanted}
 
-    def _filter(self, keys: Sequence[Key]) -> Document:
-        decoded = [self._codec.decode(key) for key in keys]
-        if len(self._columns) == 1:
-            column = self._columns[0]
-            if column.path.startswith("_id.") and column.path.count(".") == 1:
-                # A one-field _id is found by the whole sub-document, through the index of _id.
-                part = column.path.partition(".")[2]
-                return {"_id": {"$in": [{part: bson_of(column.type, values[0])} for values in decoded]}}
-            return {column.path: {"$in": [bson_of(column.type, values[0]) for values in decoded]}}
-        return {
-            "$or": [
-                {column.path: bson_of(column.type, value) for column, value in zip(self._columns, values, strict=True)}
-                for values in decoded
-            ]
-        }
+    async def _read_now(self, condition: Document) -> list[RawBSONDocument]:
+        """Read from the primary, by majority, no older than this call.
 
-    def _record(self, document: Document) -> StoredRecord:
-        try:
-            key = self._codec.extract(document)
-        except KeyMisfit as error:
-            raise StoreRefused(
-                f"A document of {self._name} has a key that does not fit: {error.message}",
-                store=self._store,
-                remedy="Correct the key of the pipeline's target, or the document.",
-            ) from error
+        The primary first names its own latest time; the read then waits until the majority has come so far: without that, a
+        write that was acknowledged a moment ago might not be seen, and would look lost.
+        """
+        client = self._mongo.client
+        async with client.start_session(causal_consistency=True) as session:
+            await client.admin.command("ping", session=session)
+            collection = self._mongo.collection(self._name).with_options(codec_options=RAW)
+            return await collection.find(condition, session=session, max_time_ms=10_000).to_list()
+
+    def _record(self, document: Document, raw: RawBSONDocument | None = None) -> StoredRecord:
+        """Raises KeyMisfit."""
         identifier = document.get("_id")
-        shown = str(identifier) if not isinstance(identifier, dict) else dumps(identifier, json_options=CANONICAL_JSON_OPTIONS)
-        return StoredRecord(key=key, fields=document, target_id=shown, raw=document)
+        shown = dumps(identifier, json_options=CANONICAL_JSON_OPTIONS) if isinstance(identifier, dict) else str(identifier)
+        return StoredRecord(key=self._keys.of(document), fields=document, target_id=shown, raw=raw)
 
-    def scan(
+    # all of it
+
+    async def scan(
         self,
         *,
         content: bool,
@@ -126,47 +135,65 @@ class MongoReader:
         upper: Key | None = None,
         chunk: int = 10_000,
     ) -> AsyncIterator[ScanChunk]:
-        return self._scan(content, cursor, lower, upper, chunk)
-
-    async def _scan(
-        self, content: bool, after: Any, lower: Key | None, upper: Key | None, chunk: int
-    ) -> AsyncIterator[ScanChunk]:
-        """Read page by page in the order of ``_id``, which has one order over all types: ``$gt`` with a type bracket has not."""
-        try:
-            identity = (await self.describe()).identity
-        except StoreRefused:
-            identity = ""  # no collection: it holds nothing, which `is_empty` proves
+        """Read page by page in the order of ``_id``, which is one order over all types."""
+        identity = _identity(await self._catalogue())  # "" for no collection: it holds nothing, which `is_empty` proves
         projection = self._projection if content else self._key_projection
+        bounds = self._bounds(lower, upper)
+        after: str | None = cursor
         while True:
             try:
-                documents = await self._page(after, chunk, projection)
+                documents = await self._page(after, chunk, projection, bounds)
                 records = [self._record(document) for document in documents]
-            except StoreError:
-                yield ScanChunk(records=(), cursor=after, identity=identity, complete=False)
+                if _identity(await self._catalogue()) != identity:
+                    raise StoreRefused(f"{self._name} was dropped or created anew during the scan.", store=self._store)
+            except (StoreError, KeyMisfit) as error:
+                yield ScanChunk(records=(), cursor=after, identity=identity, complete=False, reason=error.message)
                 return
             if documents:
-                after = documents[-1]["_id"]
+                after = dumps(documents[-1]["_id"], json_options=CURSOR)
             kept = [r for r in records if (lower is None or r.key >= lower) and (upper is None or r.key < upper)]
             if identity or kept:
                 yield ScanChunk(records=kept, cursor=after, identity=identity)
             if len(documents) < chunk:
                 return
 
-    async def _page(self, after: Any, chunk: int, projection: dict[str, int] | None) -> list[Document]:
-        # `min` on the index compares across all BSON types, unlike `$gt`, which stays inside one type's bracket.
-        with wrapped(self._store):
-            cursor = self._collection.find({}, {"_id": 1, **projection} if projection is not None else None)
+    def _bounds(self, lower: Key | None, upper: Key | None) -> tuple[Any, Any]:
+        """Return the ``_id`` where the range begins and the first one behind it, None where the index cannot say."""
+        if self._keys.paths != ("_id",) or self._keys.columns[0].type not in SORTED:
+            return None, None
+        ends = [self._keys.values(key) if key is not None else None for key in (lower, upper)]
+        return tuple(values[0] if values else None for values in ends)  # type: ignore[return-value]
+
+    async def _page(
+        self, after: str | None, chunk: int, projection: dict[str, int] | None, bounds: tuple[Any, Any]
+    ) -> list[Document]:
+        # `min` and `max` on the index compare across all BSON types, unlike `$gt`, which stays inside one type's bracket.
+        first, last = bounds
+        begin = loads(after, json_options=CURSOR) if after is not None else first
+        with self._mongo.wrapped():
+            cursor = self._mongo.collection(self._name).find({}, projection, max_time_ms=30_000)
             cursor = cursor.sort("_id", ASCENDING).hint([("_id", ASCENDING)]).limit(chunk + 1)
-            if after is not None:
-                cursor = cursor.min([("_id", after)])
+            if begin is not None:
+                cursor = cursor.min([("_id", begin)])
+            if last is not None:
+                cursor = cursor.max([("_id", last)])
             documents = await cursor.to_list()
-        if after is not None and documents and documents[0]["_id"] == after:
+        if after is not None and documents and _same(documents[0]["_id"], begin):
             documents = documents[1:]
         return documents[:chunk]
 
     async def is_empty(self) -> bool:
-        with wrapped(self._store):
-            return await self._collection.find_one({}, {"_id": 1}) is None
+        with self._mongo.wrapped():
+            return await self._mongo.collection(self._name).find_one({}, {"_id": 1}) is None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two ids are one, type and all: Python holds True for 1, and a document for one with other field order."""
+    return bson.encode({"": one}) == bson.encode({"": other})
+
+
+def _identity(found: Document | None) -> str:
+    return str(found.get("info", {}).get("uuid", "")) if found else ""
 
 
 def _projection(paths: Sequence[str]) -> dict[str, int]:
@@ -175,7 +202,7 @@ def _projection(paths: Sequence[str]) -> dict[str, int]:
     return {path: 1 for path in chosen if path.split(".")[0] != "_id"} | {"_id": 1}
 
 
-def _read(records: Sequence[StoredRecord]) -> Read | tuple[StoredRecord, ...]:
+def _read(records: Sequence[StoredRecord], missing: Read) -> Read | tuple[StoredRecord, ...]:
     if not records:
-        return ABSENT
+        return missing
     return records[0] if len(records) == 1 else tuple(records)

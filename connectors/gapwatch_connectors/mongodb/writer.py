@@ -2,126 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
-from decimal import Decimal
-from typing import Any
-from uuid import UUID
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
-from bson import Binary, Decimal128, Int64
-from bson.binary import UuidRepresentation
 from bson.errors import BSONError
-from pymongo.errors import DuplicateKeyError, WriteError
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import BulkWriteError, DuplicateKeyError, WriteConcernError, WriteError
 
-from gapwatch.core.keys import KeyCodec
-from gapwatch.core.values import JsonText
-from gapwatch.errors import RecordError
-from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec
+from gapwatch.errors import StoreUnreachable
+from gapwatch.model.pipeline import FieldSpec, PipelineSpec
 from gapwatch.ports import Key, StoredRecord, WriteItem, WriteResult
-from gapwatch_connectors.mongodb.connection import Document, client, collection, wrapped
-from gapwatch_connectors.mongodb.reader import bson_of
+from gapwatch_connectors.mongodb.connection import Document, Mongo
+from gapwatch_connectors.mongodb.documents import build
+from gapwatch_connectors.mongodb.keys import DocumentKeys
 
-INT32_MAX = 2**31 - 1
-INT64_MAX = 2**63 - 1
-PLACEHOLDER = "__debezium_unavailable_value"
+AT_ONCE: Final = 8  # guarded replacements in flight: a bulk would not say which of them found what they expected
+DUPLICATE: Final = frozenset({11000, 11001, 12582})
+THERE: Final = "a document with this key is there by now"
+CHANGED: Final = "the document is not what was read any more"
 
 
 class MongoWriter:
     """Implements :class:`gapwatch.ports.TargetWriter` for a pipeline's target collection."""
 
     def __init__(self, pipeline: PipelineSpec, url: str) -> None:
-        self._store = pipeline.target.store
-        self._collection = collection(client(url), pipeline.target.collection)
-        self._columns = pipeline.target.key
-        self._codec = KeyCodec(pipeline.target.key)
+        self._mongo = Mongo(pipeline.target.store, url)
+        self._name = pipeline.target.collection
+        self._keys = DocumentKeys(pipeline.target.key)
+        self._placeholder = pipeline.source.feed.placeholder
+
+    async def close(self) -> None:
+        await self._mongo.close()
 
     async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
-        return [await self._one(item) for item in items]
+        """Apply each item under its guard. Raises StoreUnreachable when the store answered for none of them.
+
+        Where only some were answered for, the others fail with a reason: whether they were written is for the next read.
+        """
+        results: dict[int, WriteResult] = {}
+        away: list[StoreUnreachable] = []
+        inserts = [n for n, item in enumerate(items) if not isinstance(item.replaces, StoredRecord) and self._keys.is_id]
+        others = [n for n in range(len(items)) if n not in set(inserts)]
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def one(number: int) -> None:
+            async with places:
+                results[number] = await self._one(items[number])
+
+        for outcome in await asyncio.gather(
+            self._insert(items, inserts, results), *(one(number) for number in others), return_exceptions=True
+        ):
+            if isinstance(outcome, StoreUnreachable):
+                away.append(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        if away and not results:
+            raise away[0]
+        unanswered = "the store did not answer: it may have been written"
+        return [results.get(n) or _failed(item.key, unanswered) for n, item in enumerate(items)]
+
+    def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
+        return build(self._keys, key, row, fields, self._placeholder)
+
+    @property
+    def _collection(self) -> AsyncCollection[Document]:
+        return self._mongo.collection(self._name)
+
+    async def _insert(self, items: Sequence[WriteItem], numbers: Sequence[int], results: dict[int, WriteResult]) -> None:
+        """Insert all at once, unordered: a refused document holds up no other."""
+        if not numbers:
+            return
+        documents = []
+        for number in numbers:
+            document = items[number].document
+            assert document is not None, "what is not there cannot be deleted"
+            documents.append(dict(document))
+        found: dict[int, WriteResult] = {}
+        with self._mongo.wrapped():
+            try:
+                await self._collection.insert_many(documents, ordered=False)
+            except BulkWriteError as error:
+                found = _of_bulk(error, [items[number].key for number in numbers])
+            except (BSONError, OverflowError):  # the driver refuses one of them, before it sends any
+                found = {at: await self._one(items[number]) for at, number in enumerate(numbers)}
+        for at, number in enumerate(numbers):
+            results[number] = found.get(at) or WriteResult(key=items[number].key, outcome="written")
 
     async def _one(self, item: WriteItem) -> WriteResult:
-        try:
-            with wrapped(self._store):
+        with self._mongo.wrapped():
+            try:
                 return await self._guarded(item)
-        except BSONError as error:
-            return WriteResult(key=item.key, outcome="failed", reason=str(error))
+            except DuplicateKeyError:
+                return WriteResult(key=item.key, outcome="guard_failed", reason=THERE)
+            except WriteConcernError as error:
+                return _failed(item.key, f"not confirmed by the majority: {_reason(error.details, error)}")
+            except WriteError as error:
+                return _failed(item.key, _reason(error.details, error))
+            except (BSONError, OverflowError) as error:
+                return _failed(item.key, str(error))
 
     async def _guarded(self, item: WriteItem) -> WriteResult:
         target = self._collection
-        try:
-            if not isinstance(item.replaces, StoredRecord):
-                assert item.document is not None, "what is not there cannot be deleted"
-                await target.insert_one(dict(item.document))
-                return WriteResult(key=item.key, outcome="written")
-            read = item.replaces.raw
-            guard = {"_id": read["_id"], "$expr": {"$eq": ["$$ROOT", {"$literal": read}]}}
-            if item.document is None:
-                changed = (await target.delete_one(guard)).deleted_count
-            else:
-                changed = (await target.replace_one(guard, {**item.document, "_id": read["_id"]})).matched_count
-        except DuplicateKeyError:
-            return WriteResult(key=item.key, outcome="guard_failed", reason="a document with this id is there by now")
-        except WriteError as error:
-            return WriteResult(key=item.key, outcome="failed", reason=_reason(error))
+        if not isinstance(item.replaces, StoredRecord):
+            assert item.document is not None, "what is not there cannot be deleted"
+            return await self._inserted(item.key, dict(item.document))
+        read = item.replaces.raw
+        guard = {"_id": read["_id"], "$expr": {"$eq": ["$$ROOT", {"$literal": read}]}}
+        if item.document is None:
+            changed = (await target.delete_one(guard)).deleted_count
+        else:
+            changed = (await target.replace_one(guard, {"_id": read["_id"], **_without_id(item.document)})).matched_count
         if not changed:
-            return WriteResult(key=item.key, outcome="guard_failed", reason="the document is not what was read any more")
+            return WriteResult(key=item.key, outcome="guard_failed", reason=CHANGED)
         return WriteResult(key=item.key, outcome="written")
 
-    def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
-        document: Document = {}
-        for column, value in zip(self._columns, self._codec.decode(key), strict=True):
-            _put(document, column.path, bson_of(column.type, value))
-        for spec in fields:
-            if spec.source not in row.fields:
-                raise RecordError(
-                    "field_missing", f"The source row has no column {spec.source}: nothing is written in its place."
-                )
-            value = row.fields[spec.source]
-            if value == PLACEHOLDER:
-                raise RecordError("field_masked", f"Column {spec.source} holds Debezium's placeholder: it is not written.")
-            if value is None and spec.absent_is_null:
-                continue
-            if spec.target.split(".")[0] != "_id":
-                _put(document, spec.target, _bson(spec, value))
-        return document
+    async def _inserted(self, key: Key, document: Document) -> WriteResult:
+        """Insert where no document has the key. Where the key is not the id, the id alone would let a second one in."""
+        if self._keys.is_id:
+            await self._collection.insert_one(document)
+            return WriteResult(key=key, outcome="written")
+        condition = self._keys.filter([key])
+        assert condition is not None, "a document was built of it"
+        is_new = {"$eq": [{"$type": "$_id"}, "missing"]}
+        stage = {"$replaceWith": {"$cond": [is_new, {"$literal": document}, "$$ROOT"]}}
+        done = await self._collection.update_one(condition, [stage], upsert=True)
+        if done.upserted_id is None:
+            return WriteResult(key=key, outcome="guard_failed", reason=THERE)
+        return WriteResult(key=key, outcome="written")
 
 
-def _put(document: Document, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for parent in parents:
-        document = document.setdefault(parent, {})
-    document[last] = value
-
-
-def _bson(spec: FieldSpec, value: Any) -> Any:
-    """Return a driver value as the target stores it; raises RecordError where BSON has no such value."""
-    if value is None or isinstance(value, bool | str | bytes | float):
-        return value
-    if isinstance(value, int):
-        if abs(value) > INT64_MAX:
-            raise RecordError("unrepresentable", f"{spec.target}: {value} does not fit 64 bits.")
-        return (
-            Decimal128(Decimal(value)) if spec.type is FieldType.DECIMAL else (value if abs(value) <= INT32_MAX else Int64(value))
-        )
-    if isinstance(value, Decimal):
-        try:
-            return Decimal128(value)
-        except (ArithmeticError, ValueError) as error:
-            raise RecordError("unrepresentable", f"{spec.target}: {value} has more digits than a Decimal128.") from error
-    if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    if isinstance(value, date):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC)
-    if isinstance(value, UUID):
-        return Binary.from_uuid(value, UuidRepresentation.STANDARD)
-    if isinstance(value, JsonText):
-        import json
-
-        return json.loads(value.text, parse_float=lambda text: Decimal128(Decimal(text)))
-    if isinstance(value, list | tuple):
-        return [_bson(spec, item) for item in value]
-    raise RecordError("unrepresentable", f"{spec.target}: a value of type {type(value).__name__} cannot be written.")
-
-
-def _reason(error: WriteError) -> str:
+def _of_bulk(error: BulkWriteError, keys: Sequence[Key]) -> dict[int, WriteResult]:
+    """Return the results that are not plain successes, by position in the batch."""
     details = error.details or {}
-    return str(details.get("errmsg") or error)[:300]
+    found: dict[int, WriteResult] = {}
+    for refused in details.get("writeErrors", ()):
+        at = refused["index"]
+        if refused.get("code") in DUPLICATE:
+            found[at] = WriteResult(key=keys[at], outcome="guard_failed", reason=THERE)
+        else:
+            found[at] = _failed(keys[at], _reason(refused, error))
+    for concern in details.get("writeConcernErrors", ()):
+        for at, key in enumerate(keys):
+            found.setdefault(at, _failed(key, f"not confirmed by the majority: {_reason(concern, error)}"))
+    return found
+
+
+def _without_id(document: Mapping[str, Any]) -> Document:
+    return {name: value for name, value in document.items() if name != "_id"}
+
+
+def _failed(key: Key, reason: str) -> WriteResult:
+    return WriteResult(key=key, outcome="failed", reason=reason)
+
+
+def _reason(details: Mapping[str, Any] | None, error: Exception) -> str:
+    """Return why the server refused: its words, and of a validator the rules that were broken, without the row's values."""
+    said = dict(details or {})
+    text = str(said.get("errmsg") or error)
+    rules = dict.fromkeys(_rules(said.get("errInfo", {}).get("details")))
+    return (f"{text} ({', '.join(rules)})" if rules else text)[:300]
+
+
+def _rules(details: Any) -> Iterator[str]:
+    if isinstance(details, Mapping):
+        if "propertyName" in details:
+            yield str(details["propertyName"])
+        elif "operatorName" in details:
+            yield str(details["operatorName"])
+        for inner in details.values():
+            yield from _rules(inner)
+    elif isinstance(details, list):
+        for inner in details:
+            yield from _rules(inner)

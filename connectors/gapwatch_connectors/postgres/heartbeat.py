@@ -10,7 +10,7 @@ class PostgresHeartbeat:
     """Implements :class:`gapwatch.ports.HeartbeatWriter`. ``sender`` tells several writers' numbers apart."""
 
     def __init__(self, store: str, url: str, sender: str) -> None:
-        self._connections = Connections(store, url, idle_max=1)
+        self._connections = Connections(store, url, idle_max=1, read_only=False)
         self._sender = sender
 
     async def beat(self, number: int) -> None:

@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 
-from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
-from gapwatch.errors import ConfigError, KeyMisfit, StoreRefused
+from gapwatch.errors import ConfigError, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice, DatasetInfo
-from gapwatch_connectors.postgres.connection import Connections
+from gapwatch_connectors.postgres.catalogue import Slot, Table, read_slots, read_table
+from gapwatch_connectors.postgres.connection import Connection, Connections
+from gapwatch_connectors.postgres.lookups import lookups_of
 from gapwatch_connectors.postgres.reader import PostgresReader
+
+SAMPLE = 10
+ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
+# Column lists and row filters are there from Postgres 15 on; a partitioned table may be listed by its partitions.
+_PUBLISHED = """
+SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AS whole, to_jsonb(t) ->> 'rowfilter' AS filter,
+       ARRAY (SELECT jsonb_array_elements_text(to_jsonb(t) -> 'attnames')) AS columns
+  FROM pg_publication p JOIN pg_publication_tables t ON t.pubname = p.pubname
+  JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+ WHERE p.pubname = %(publication)s
+   AND (c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s::oid::regclass)))
+"""
 
 
 class PostgresPreflight:
-    """Implements :class:`gapwatch.ports.Preflight` for one pipeline's source."""
+    """Implements :class:`gapwatch.ports.Preflight` for one pipeline's source.
 
-    def __init__(self, pipeline: PipelineSpec, url: str) -> None:
+    Args:
+        pipeline: As configured, or resolved.
+        url: The store's dsn.
+        connector: Returns the Debezium connector's configuration, whose slot and publication are then looked at; without it
+            all of the database's slots are.
+    """
+
+    def __init__(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> None:
         self._pipeline = pipeline
+        self._table = pipeline.source.table
         self._reader = PostgresReader(pipeline, url)
         self._connections = Connections(pipeline.source.store, url, idle_max=1)
+        self._connector = connector
         self._subject = f"{pipeline.id}.source"
 
     async def check(self) -> Sequence[Advice]:
         try:
             await self._reader.ping()
             info = await self._reader.describe()
+            async with self._connections.connection() as connection:
+                table = await read_table(connection, self._pipeline.source.store, self._table)
+                advice = self._identity(table) + self._mapping(info) + self._columns(table) + await self._log(connection, table)
+            advice += await self._rows()
         except StoreRefused as error:
             return [self._advice("error", error.message, error.remedy)]
-        advice = self._identity(info) + self._mapping(info) + await self._log() + await self._key()
-        return advice or [self._advice("ok", f"{self._pipeline.source.table} can be read.")]
+        return advice or [self._advice("ok", f"{self._table} can be read.")]
 
     async def close(self) -> None:
         await self._reader.close()
@@ -39,56 +65,123 @@ class PostgresPreflight:
     def _advice(self, level: str, message: str, remedy: str = "", finding: str = "") -> Advice:
         return Advice(level=level, subject=self._subject, message=message, remedy=remedy, finding=finding)
 
-    def _identity(self, info: DatasetInfo) -> list[Advice]:
+    # what the log carries
+
+    def _identity(self, table: Table) -> list[Advice]:
         """Judge the replica identity: without one, updates and deletes do not say which row they mean."""
-        table = self._pipeline.source.table
-        if info.replica_identity == "n" or (info.replica_identity == "d" and not info.primary_key):
-            what = "NOTHING" if info.replica_identity == "n" else "DEFAULT without a primary key"
-            message = f"{table} has REPLICA IDENTITY {what}: its deletes and updates are lost to every reader of the log."
-            return [
-                self._advice(
-                    "error", message, f"ALTER TABLE {table} REPLICA IDENTITY FULL, or add a primary key.", "replica_identity"
-                )
-            ]
-        if info.replica_identity == "d":
-            message = f"{table} has REPLICA IDENTITY DEFAULT: unchanged TOAST columns are missing from its updates."
-            return [self._advice("warning", message, f"ALTER TABLE {table} REPLICA IDENTITY FULL proves them by the stream too.")]
+        kind, name = table.replica_identity, self._table
+        if kind == "f":
+            return []
+        full = f"ALTER TABLE {name} REPLICA IDENTITY FULL"
+        if kind == "n" or not table.identity_columns:
+            what = "NOTHING" if kind == "n" else "DEFAULT without a primary key"
+            message = f"{name} has REPLICA IDENTITY {what}: its deletes and updates are lost to every reader of the log."
+            return [self._advice("error", message, f"{full}, or add a primary key.", "replica_identity")]
+        beyond = [column.path for column in self._pipeline.source.key if column.path not in table.identity_columns]
+        if beyond:
+            carried = ", ".join(table.identity_columns)
+            message = f"Deletes of {name} carry only ({carried}): without {beyond[0]} nobody knows which key they mean."
+            return [self._advice("error", message, f"{full}, or use ({carried}) as the key.", "replica_identity")]
+        message = f"{name} has REPLICA IDENTITY {'DEFAULT' if kind == 'd' else 'USING INDEX'}: "
+        message += "unchanged TOAST columns are missing from its updates."
+        return [self._advice("warning", message, f"{full} proves them by the stream too.")]
+
+    async def _log(self, connection: Connection, table: Table) -> list[Advice]:
+        if self._pipeline.source.feed.kind is not FeedKind.DEBEZIUM:
+            return []
+        row = await (await connection.execute("SELECT current_setting('wal_level') AS level")).fetchone()
+        if row is not None and row["level"] != "logical":
+            message = f"wal_level is {row['level']}: Debezium cannot read changes."
+            return [self._advice("error", message, "Set wal_level = logical and restart Postgres.")]
+        slots = await read_slots(connection)
+        config = await self._connector() if self._connector is not None else None
+        if config is None:
+            return [advice for slot in slots for advice in self._slot(slot)]
+        name = config.get("slot.name", "debezium")
+        advice = [advice for slot in slots if slot.name == name for advice in self._slot(slot)]
+        if all(slot.name != name for slot in slots):
+            message = f"There is no replication slot {name}: what is written until there is one is not captured."
+            advice.append(self._advice("error", message, "Start the connector; a sweep covers the time in between.", "slot_lost"))
+        return advice + await self._published(connection, config.get("publication.name", "dbz_publication"), table)
+
+    def _slot(self, slot: Slot) -> list[Advice]:
+        if slot.lost:
+            message = f"Replication slot {slot.name} is lost: Postgres removed log that it still needed."
+            remedy = "Drop it, let the connector make a new one, and sweep; raise max_slot_wal_keep_size."
+            return [self._advice("error", message, remedy, "slot_lost")]
+        if slot.wal_status == "unreserved":
+            message = f"Replication slot {slot.name} is about to be lost: it holds back {slot.retained_bytes or 0} bytes of log."
+            return [self._advice("warning", message, "Let its connector catch up, or raise max_slot_wal_keep_size.")]
         return []
+
+    async def _published(self, connection: Connection, publication: str, table: Table) -> list[Advice]:
+        """Look for the table in the publication: whole rows, all of them, every kind of write."""
+        rows = await (await connection.execute(_PUBLISHED, {"publication": publication, "table": table.oid})).fetchall()
+        if not rows:
+            message = f"{self._table} is not in the publication {publication}: its changes are not sent."
+            return [self._advice("error", message, f"ALTER PUBLICATION {publication} ADD TABLE {self._table}.")]
+        advice = []
+        mapped = {spec.source for spec in self._pipeline.fields} | {column.path for column in self._pipeline.source.key}
+        wanted = {name for name in mapped if name in table.columns and not table.columns[name].generated}
+        for row in rows:
+            missing = sorted(wanted - set(row["columns"] or wanted))
+            if missing:
+                message = f"The publication {publication} does not send column {missing[0]} of {self._table}."
+                advice.append(self._advice("error", message, "Add it to the publication's column list, or leave the field out."))
+            if row["filter"]:
+                message = f"The publication {publication} sends only some rows of {self._table}: {row['filter']}."
+                advice.append(self._advice("warning", message, "Remove the filter, or repeat it as the source's `where`."))
+            if not row["whole"]:
+                message = f"The publication {publication} does not send all of insert, update and delete."
+                remedy = f"ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')."
+                advice.append(self._advice("error", message, remedy))
+        return advice
+
+    # key and fields
 
     def _mapping(self, info: DatasetInfo) -> list[Advice]:
         try:
             CompiledMapping(resolve(self._pipeline, info))
         except ConfigError as error:
             return [self._advice("error", f"{problem.place}: {problem.message}", problem.remedy) for problem in error.problems]
-        columns = {column.name: column for column in info.columns}
-        missing = [column.path for column in self._pipeline.source.key if column.path not in columns]
-        if missing:
-            return [self._advice("error", f"{self._pipeline.source.table} has no key column {missing[0]}.", "Correct the key.")]
-        key = {column.path for column in self._pipeline.source.key}
-        if info.primary_key and set(info.primary_key) != key:
-            shown = ", ".join(info.primary_key)
-            message = f"The pipeline's key is not the primary key ({shown}) of {self._pipeline.source.table}."
-            return [self._advice("warning", message, "Use the primary key, or be sure that the key is unique and never null.")]
         return []
 
-    async def _log(self) -> list[Advice]:
-        if self._pipeline.source.feed.kind is not FeedKind.DEBEZIUM:
+    def _columns(self, table: Table) -> list[Advice]:
+        key = [column.path for column in self._pipeline.source.key]
+        lookups = lookups_of(
+            self._pipeline.source.key, table.columns, store=self._pipeline.source.store, table=self._table
+        )  # raises StoreRefused where a column cannot hold such keys
+        advice = []
+        if not any(unique <= set(key) for unique in table.unique):
+            message = f"({', '.join(key)}) is not unique in {self._table}: several rows would be one key."
+            advice.append(self._advice("error", message, "Use the primary key, or add a unique index."))
+        elif table.primary_key and set(table.primary_key) != set(key):
+            message = f"The pipeline's key is not the primary key ({', '.join(table.primary_key)}) of {self._table}."
+            advice.append(self._advice("warning", message, "Use the primary key, or be sure that the key never changes."))
+        for name in key:
+            if not table.columns[name].required:
+                message = f"Key column {name} of {self._table} may be null: such rows have no key and are not compared."
+                advice.append(self._advice("warning", message, f"ALTER TABLE {self._table} ALTER COLUMN {name} SET NOT NULL."))
+        for name, lookup in zip(key, lookups, strict=True):
+            if not lookup.native:
+                message = f"Key column {name} ({table.columns[name].type_name}) is looked up without its index."
+                advice.append(
+                    self._advice("warning", message, "Declare the key by the column's own type, or index the expression.")
+                )
+        for spec in self._pipeline.fields:
+            column = table.columns.get(spec.source)
+            if column is not None and column.generated:
+                message = f"Column {column.name} is generated: pgoutput does not send it."
+                advice.append(
+                    self._advice("warning", message, f"Leave the field {spec.target} out, or compute it in the target.")
+                )
+        return advice
+
+    async def _rows(self) -> list[Advice]:
+        """Read some rows: the rights are there, the condition is right, and the keys fit the codec."""
+        async with aclosing(self._reader.scan(content=self._reader.knows_its_columns, chunk=SAMPLE)) as chunks:  # type: ignore[type-var]
+            first = await anext(chunks)
+        if first.complete:
             return []
-        async with self._connections.connection() as connection:
-            row = await (await connection.execute("SELECT current_setting('wal_level') AS level")).fetchone()
-        if row is not None and row["level"] != "logical":
-            message = f"wal_level is {row['level']}: Debezium cannot read changes."
-            return [self._advice("error", message, "Set wal_level = logical and restart Postgres.")]
-        return []
-
-    async def _key(self) -> list[Advice]:
-        """Read one row: its key must fit the codec."""
-        codec = KeyCodec(self._pipeline.source.key)
-        try:
-            async for chunk in self._reader.scan(content=False, chunk=10):
-                for record in chunk.records:
-                    codec.decode(record.key)
-                break
-        except (StoreRefused, KeyMisfit) as error:
-            return [self._advice("error", error.message, "Correct the type of the pipeline's key: keys are never coerced.")]
-        return []
+        await self._reader.ping()  # an outage is no advice
+        return [self._advice("error", first.reason, "Correct the pipeline's key or condition: keys are never coerced.")]

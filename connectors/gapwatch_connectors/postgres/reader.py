@@ -2,61 +2,52 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from psycopg import sql
+from psycopg.rows import tuple_row
 
+from gapwatch.clock import SystemClock
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
-from gapwatch.ports import ABSENT, ColumnInfo, DatasetInfo, Key, Read, ScanChunk, StoredRecord
-from gapwatch_connectors.postgres.connection import Connection, Connections
+from gapwatch.ports import ABSENT, Clock, ColumnInfo, DatasetInfo, Key, Read, ScanChunk, StoredRecord, Unread
+from gapwatch_connectors.postgres.catalogue import Table, read_identity, read_table
+from gapwatch_connectors.postgres.connection import PAGE_SECONDS, Connection, Connections
+from gapwatch_connectors.postgres.lookups import Lookup, Never, lookups_of, plain
+from gapwatch_connectors.postgres.values import BINARY
 
-_CATALOGUE = """
-SELECT c.oid, pg_relation_filenode(c.oid) AS filenode, c.relreplident AS identity,
-       (SELECT array_agg(a.attname ORDER BY array_position(i.indkey::int2[], a.attnum))
-          FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
-         WHERE i.indrelid = c.oid AND i.indisprimary) AS primary_key
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
-"""
-_COLUMNS = """
-SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type_name, a.attstorage::text AS storage, a.attnotnull,
-       CASE WHEN a.atttypid = 'numeric'::regtype AND a.atttypmod > 4 THEN ((a.atttypmod - 4) >> 16) & 65535 END AS precision,
-       CASE WHEN a.atttypid = 'numeric'::regtype AND a.atttypmod > 4 THEN (a.atttypmod - 4) & 65535 END AS scale
-  FROM pg_attribute a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
-"""
-_ARRAYS = {
-    KeyType.INT: "numeric[]",
-    KeyType.TEXT: "text[]",
-    KeyType.UUID: "uuid[]",
-    KeyType.OBJECTID: "text[]",
-    KeyType.DECIMAL: "numeric[]",
-    KeyType.BYTES: "bytea[]",
-}
+REVISION: Final = sql.SQL("concat(t.xmin, '/', t.tableoid, '/', t.ctid)")
+SORTED: Final = frozenset({KeyType.INT, KeyType.UUID, KeyType.OBJECTID})  # the database orders them as their key bytes
 
 
 class PostgresReader:
-    """Implements :class:`gapwatch.ports.DatasetReader` for a pipeline's source table."""
+    """Implements :class:`gapwatch.ports.DatasetReader` for a pipeline's source table.
 
-    def __init__(self, pipeline: PipelineSpec, url: str) -> None:
+    A row that does not satisfy the source's ``where`` is absent. A scan's cursor is a list of texts, one a key column.
+    """
+
+    def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.source.store
-        self._table = pipeline.source.table
-        self._schema, _, self._name = pipeline.source.table.partition(".")
+        self._name = pipeline.source.table
+        self._schema, _, self._relation_name = pipeline.source.table.partition(".")
+        self._key = pipeline.source.key
         self._codec = KeyCodec(pipeline.source.key)
+        self._names = tuple(column.path for column in pipeline.source.key)
+        self._where = pipeline.source.where
         self._connections = Connections(self._store, url)
+        self._clock = clock or SystemClock()
         self._columns: tuple[str, ...] | None = None
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
             self._columns = CompiledMapping(pipeline).source_columns
-        self._keys = tuple(column.path for column in pipeline.source.key)
-        self._types = tuple(column.type for column in pipeline.source.key)
+        self._table: Table | None = None
 
     @property
-    def _relation(self) -> sql.Composable:
-        return sql.Identifier(self._schema, self._name)
+    def knows_its_columns(self) -> bool:
+        """Whether the pipeline is resolved, so that content is read column by column rather than as it comes."""
+        return self._columns is not None
 
     async def ping(self) -> None:
         async with self._connections.connection() as connection:
@@ -64,99 +55,120 @@ class PostgresReader:
 
     async def clock_offset_ms(self) -> int:
         async with self._connections.connection() as connection:
-            before = time.time()  # noqa: TID251 - the measurement is of this machine's clock
-            row = await _one(connection, "SELECT extract(epoch FROM clock_timestamp()) AS now")
-            after = time.time()  # noqa: TID251
-        return int((float(row["now"]) - (before + after) / 2) * 1000)
+            before = self._clock.now_ms()
+            row = await _one(connection, "SELECT extract(epoch FROM clock_timestamp()) * 1000 AS now")
+            after = self._clock.now_ms()
+        return round(float(row["now"]) - (before + after) / 2)
 
     async def close(self) -> None:
         await self._connections.close()
 
     async def describe(self) -> DatasetInfo:
         async with self._connections.connection() as connection:
-            cursor = await connection.execute(_CATALOGUE, (self._schema, self._name))
-            found = await cursor.fetchone()
-            if found is None:
-                raise StoreRefused(
-                    f"There is no table {self._table}.",
-                    store=self._store,
-                    remedy="Create it, correct its name in the pipeline, or grant USAGE on its schema.",
-                )
-            columns = await (await connection.execute(_COLUMNS, (found["oid"],))).fetchall()
-        identity = found["identity"]
+            table = await self._read_table(connection)
         return DatasetInfo(
-            identity=f"{found['oid']}/{found['filenode']}",
+            identity=table.identity,
             columns=tuple(
                 ColumnInfo(
-                    name=column["name"],
-                    type_name=column["type_name"],
-                    storage=column["storage"],
-                    scale=column["scale"],
-                    precision=column["precision"],
-                    nullable=not column["attnotnull"],
+                    name=column.name,
+                    type_name=column.type_name,
+                    storage=column.storage,
+                    scale=column.scale,
+                    precision=column.precision,
+                    nullable=not column.required,
                 )
-                for column in columns
+                for column in table.columns.values()
             ),
-            primary_key=tuple(found["primary_key"] or ()),
-            replica_identity=identity.decode() if isinstance(identity, bytes) else str(identity),
+            primary_key=table.primary_key,
+            replica_identity=table.replica_identity,
         )
+
+    async def _read_table(self, connection: Connection) -> Table:
+        self._table = await read_table(connection, self._store, self._name)
+        return self._table
+
+    # by key
 
     async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
         wanted = list(keys)
         if not wanted:
             return {}
-        decoded = [self._codec.decode(key) for key in wanted]
-        condition, parameters = self._condition(decoded)
-        query = sql.SQL(
-            'SELECT {columns}, t.xmin::text AS "gapwatch xmin", t.ctid::text AS "gapwatch ctid" FROM {table} t WHERE {condition}'
-        )
         async with self._connections.connection() as connection:
             await _primary(connection, self._store)
-            cursor = await connection.execute(
-                query.format(columns=self._selected(), table=self._relation, condition=condition), parameters
-            )
-            rows = await cursor.fetchall()
+            table = self._table or await self._read_table(connection)
+            lookups = self._lookups(table)
+            parameters = self._parameters(wanted, lookups)
+            names = self._selected(table, content=True)
+            rows: list[tuple[Any, ...]] = []
+            if parameters[0]:
+                rows = await self._rows(connection, self._by_key(names, lookups), parameters)
         found: dict[Key, list[StoredRecord]] = {}
-        for row in rows:
-            record = self._record(row)
+        misfit = ""
+        for *values, revision in rows:
+            try:
+                record = self._record(dict(zip(names, values, strict=True)), revision)
+            except KeyMisfit as error:
+                misfit = f"a row was found whose key does not fit: {error.message}"
+                continue
             found.setdefault(record.key, []).append(record)
-        return {key: _read(found.get(key, [])) for key in wanted}
+        missing: Read = Unread(misfit) if misfit else ABSENT
+        return {key: _read(found.get(key, ()), missing) for key in wanted}
 
-    def _condition(self, keys: Sequence[tuple[Any, ...]]) -> tuple[sql.Composable, list[Any]]:
-        """Return a condition that an index on the key can serve, and its parameters: one array per key column."""
-        columns = list(zip(*keys, strict=True))
-        arrays: list[Any] = [list(column) for column in columns]
-        if len(self._keys) == 1:
-            cast = sql.SQL(self._cast(0))
-            return sql.SQL("t.{} = ANY (%s::{})").format(sql.Identifier(self._keys[0]), cast), arrays
-        names = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(name)) for name in self._keys)
-        casts = sql.SQL(", ").join(sql.SQL("%s::" + self._cast(number)) for number in range(len(self._keys)))
-        return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(names, casts), arrays
+    def _parameters(self, keys: Sequence[Key], lookups: Sequence[Lookup]) -> list[list[Any]]:
+        """Return one array a key column; keys that the columns cannot hold are left out: they are absent."""
+        columns: list[list[Any]] = [[] for _ in lookups]
+        for key in keys:
+            values = [lookup.convert(value) for lookup, value in zip(lookups, self._codec.decode(key), strict=True)]
+            if Never in values:
+                continue
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+        return columns
 
-    def _cast(self, number: int) -> str:
-        kind = self._types[number]
-        # Integer columns are compared as bigint, so that their index serves; what does not fit bigint cannot be in one.
-        return "bigint[]" if kind is KeyType.INT else _ARRAYS[kind]
+    def _by_key(self, names: Sequence[str], lookups: Sequence[Lookup]) -> sql.Composed:
+        if len(lookups) == 1:
+            condition = sql.SQL("{} = ANY (%s::{})").format(lookups[0].left, _array(lookups[0]))
+        else:
+            left = sql.SQL(", ").join([lookup.left for lookup in lookups])
+            arrays = sql.SQL(", ").join([sql.SQL("%s::{}").format(_array(lookup)) for lookup in lookups])
+            condition = sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(left, arrays)
+        return self._select([*_idents(names), REVISION], [condition])
 
-    def _selected(self, *, content: bool = True) -> sql.Composable:
-        if content and self._columns is None:
-            return sql.SQL("t.*")
-        names = self._columns if content and self._columns is not None else self._keys
-        return sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(name)) for name in names)
+    def _lookups(self, table: Table) -> tuple[Lookup, ...]:
+        return lookups_of(self._key, table.columns, store=self._store, table=self._name)
 
-    def _record(self, row: dict[str, Any]) -> StoredRecord:
-        xmin, ctid = row.pop("gapwatch xmin", None), row.pop("gapwatch ctid", None)
-        try:
-            key = self._codec.encode([row[name] for name in self._keys])
-        except KeyMisfit as error:
-            raise StoreRefused(
-                f"A row of {self._table} has a key that does not fit: {error.message}",
-                store=self._store,
-                remedy="Correct the type of the pipeline's key.",
-            ) from error
-        return StoredRecord(key=key, fields=row, revision=f"{xmin}/{ctid}" if xmin is not None else None)
+    def _selected(self, table: Table, *, content: bool) -> tuple[str, ...]:
+        if not content:
+            return self._names
+        return tuple(table.columns) if self._columns is None else self._columns
 
-    def scan(
+    def _select(self, columns: Sequence[sql.Composable], conditions: Sequence[sql.Composable]) -> sql.Composed:
+        everything = [*conditions, *self._filter()]
+        query = sql.SQL("SELECT {} FROM {} t").format(
+            sql.SQL(", ").join(columns), sql.Identifier(self._schema, self._relation_name)
+        )
+        if everything:
+            query += sql.SQL(" WHERE ") + sql.SQL(" AND ").join(everything)
+        return query
+
+    def _filter(self) -> list[sql.Composable]:
+        # The condition is the configuration's own SQL, as trusted as the table's name; `%` is the driver's sign.
+        return [sql.SQL("(" + self._where.replace("%", "%%") + ")")] if self._where else []
+
+    async def _rows(
+        self, connection: Connection, query: sql.Composed, parameters: Sequence[Any], *, binary: bool = False
+    ) -> list[tuple[Any, ...]]:
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(query, parameters, binary=binary)
+            return await cursor.fetchall()
+
+    def _record(self, fields: dict[str, Any], revision: str | None = None) -> StoredRecord:
+        """Raises KeyMisfit."""
+        return StoredRecord(key=self._codec.encode([fields[name] for name in self._names]), fields=fields, revision=revision)
+
+    # all of it
+
+    async def scan(
         self,
         *,
         content: bool,
@@ -165,47 +177,110 @@ class PostgresReader:
         upper: Key | None = None,
         chunk: int = 10_000,
     ) -> AsyncIterator[ScanChunk]:
-        return self._scan(content, cursor, lower, upper, chunk)
-
-    async def _scan(
-        self, content: bool, cursor: Any, lower: Key | None, upper: Key | None, chunk: int
-    ) -> AsyncIterator[ScanChunk]:
-        """Read page by page after the last key, each page one short statement."""
-        identity = (await self.describe()).identity
-        after = cursor
+        """Read page by page after the last key, each page one short statement of its own."""
+        async with self._connections.connection() as connection:
+            table = await self._read_table(connection)
+        pages = _Pages(self, table, content=content, lower=lower, upper=upper, chunk=chunk)
+        after: list[str] | None = cursor
         while True:
             try:
-                rows = await self._page(content, after, chunk)
-            except StoreError:
-                yield ScanChunk(records=(), cursor=after, identity=identity, complete=False)
+                rows = await pages.read(after)
+                records = [self._record(fields) for fields in rows]
+            except (StoreError, KeyMisfit) as error:
+                yield ScanChunk(records=(), cursor=after, identity=table.identity, complete=False, reason=error.message)
                 return
-            records = [self._record(row) for row in rows]
-            if rows:
-                after = [rows[-1][name] for name in self._keys]
+            if records:
+                after = [plain(records[-1].fields[name]) for name in self._names]
             kept = [r for r in records if (lower is None or r.key >= lower) and (upper is None or r.key < upper)]
-            yield ScanChunk(records=kept, cursor=after, identity=identity)
-            if len(rows) < chunk:
-                return
-
-    async def _page(self, content: bool, after: Sequence[Any] | None, chunk: int) -> list[dict[str, Any]]:
-        order = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(name)) for name in self._keys)
-        condition: sql.Composable = sql.SQL("true")
-        if after is not None:
-            condition = sql.SQL("({}) > ({})").format(order, sql.SQL(", ").join([sql.Placeholder()] * len(self._keys)))
-        query = sql.SQL("SELECT {columns} FROM {table} t WHERE {condition} ORDER BY {order} LIMIT {limit}").format(
-            columns=self._selected(content=content),
-            table=self._relation,
-            condition=condition,
-            order=order,
-            limit=sql.Literal(chunk),
-        )
-        async with self._connections.connection() as connection:
-            return await (await connection.execute(query, list(after) if after is not None else None)).fetchall()
+            yield ScanChunk(records=kept, cursor=after, identity=table.identity)
+            if len(records) < chunk:
+                break
+        reason = await pages.left_out()
+        if reason:
+            yield ScanChunk(records=(), cursor=after, identity=table.identity, complete=False, reason=reason)
 
     async def is_empty(self) -> bool:
-        query = sql.SQL("SELECT NOT EXISTS (SELECT 1 FROM {}) AS empty").format(self._relation)
+        query = sql.SQL("SELECT NOT EXISTS ({}) AS empty").format(self._select([sql.SQL("1")], []))
         async with self._connections.connection() as connection:
+            await _primary(connection, self._store)
             return bool((await _one(connection, query))["empty"])
+
+
+class _Pages:
+    """The queries of one scan."""
+
+    def __init__(
+        self, reader: PostgresReader, table: Table, *, content: bool, lower: Key | None, upper: Key | None, chunk: int
+    ) -> None:
+        self._reader = reader
+        self._table = table
+        self._lookups = reader._lookups(table)
+        self._names = reader._selected(table, content=content)
+        self._binary = all(table.columns[name].internal in BINARY for name in self._names if name in table.columns)
+        self._chunk = chunk
+        self._nullable = [name for name in reader._names if not table.columns[name].required]
+        self._bounds = list(self._bounded(lower, upper))
+
+    async def read(self, after: Sequence[str] | None) -> list[dict[str, Any]]:
+        reader = self._reader
+        names = _idents(reader._names)
+        conditions = [sql.SQL("{} IS NOT NULL").format(name) for name in _idents(self._nullable)]
+        parameters: list[Any] = []
+        bounds = [*self._bounds, (">", list(after))] if after is not None else self._bounds
+        for operator, values in bounds:
+            casts = [sql.SQL("%s::{}").format(sql.SQL(self._cast(number))) for number in range(len(names))]
+            left, right = sql.SQL(", ").join(names), sql.SQL(", ").join(casts)
+            conditions.append(sql.SQL("({}) {} ({})").format(left, sql.SQL(operator), right))
+            parameters += values
+        query = reader._select(_idents(self._names), conditions)
+        query += sql.SQL(" ORDER BY {} LIMIT {}").format(sql.SQL(", ").join(names), sql.Literal(self._chunk))
+        async with reader._connections.connection(seconds=PAGE_SECONDS) as connection:
+            await _primary(connection, reader._store)
+            rows = await reader._rows(connection, query, parameters, binary=self._binary)
+            identity = await read_identity(connection, reader._name)
+        if identity != self._table.identity:
+            raise StoreRefused(
+                f"{reader._name} was truncated, rewritten or created anew during the scan.",
+                store=reader._store,
+                remedy="Scan it again.",
+            )
+        return [dict(zip(self._names, row, strict=True)) for row in rows]
+
+    async def left_out(self) -> str:
+        """Return why rows were not read: null is no key."""
+        if not self._nullable:
+            return ""
+        reader = self._reader
+        nulls = sql.SQL(" OR ").join([sql.SQL("{} IS NULL").format(name) for name in _idents(self._nullable)])
+        query = reader._select([sql.SQL("1")], [sql.SQL("({})").format(nulls)]) + sql.SQL(" LIMIT 1")
+        try:
+            async with reader._connections.connection(seconds=PAGE_SECONDS) as connection:
+                found = await reader._rows(connection, query, [])
+        except StoreError as error:
+            return error.message
+        return f"{reader._name} holds rows whose key is null" if found else ""
+
+    def _cast(self, number: int) -> str:
+        return self._table.columns[self._reader._names[number]].bare
+
+    def _bounded(self, lower: Key | None, upper: Key | None) -> Iterator[tuple[str, list[str]]]:
+        """Yield the bounds that the database can apply itself; the caller applies both anyway."""
+        pairs = zip(self._reader._key, self._lookups, strict=True)
+        sortable = all(column.type in SORTED and lookup.native for column, lookup in pairs)
+        for operator, key in ((">=", lower), ("<", upper)):
+            if key is None or not sortable:
+                continue
+            values = [lookup.convert(value) for lookup, value in zip(self._lookups, self._reader._codec.decode(key), strict=True)]
+            if Never not in values:
+                yield operator, [plain(value) for value in values]
+
+
+def _idents(names: Sequence[str]) -> list[sql.Composable]:
+    return [sql.SQL("t.{}").format(sql.Identifier(name)) for name in names]
+
+
+def _array(lookup: Lookup) -> sql.Composable:
+    return sql.SQL(f"{lookup.cast}[]")  # a type's name as the catalogue quotes it
 
 
 async def _primary(connection: Connection, store: str) -> None:
@@ -215,12 +290,12 @@ async def _primary(connection: Connection, store: str) -> None:
 
 
 async def _one(connection: Connection, query: Any) -> dict[str, Any]:
-    row = await (await connection.execute(query)).fetchone()
+    row = await (await connection.execute(query, [])).fetchone()
     assert row is not None
     return dict(row)
 
 
-def _read(records: Sequence[StoredRecord]) -> Read | tuple[StoredRecord, ...]:
+def _read(records: Sequence[StoredRecord], missing: Read) -> Read | tuple[StoredRecord, ...]:
     if not records:
-        return ABSENT
+        return missing
     return records[0] if len(records) == 1 else tuple(records)

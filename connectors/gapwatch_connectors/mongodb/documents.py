@@ -1,0 +1,143 @@
+"""Source rows as BSON documents: by the declared mapping, complete, nothing defaulted, nothing rounded without being told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from bson import Binary, DatetimeMS, Decimal128, Int64, ObjectId
+from bson.binary import UuidRepresentation
+
+from gapwatch.core.keys import OBJECTID_TEXT, decimal_text
+from gapwatch.core.temporal import moment_reader, rescale
+from gapwatch.core.values import Instant, JsonText
+from gapwatch.errors import RecordError
+from gapwatch.model.pipeline import FieldSpec, FieldType
+from gapwatch.ports import Key, StoredRecord
+from gapwatch_connectors.mongodb.keys import INT32_MAX, INT64_MAX, INT64_MIN, DocumentKeys, Never, bson_of
+
+Document = dict[str, Any]
+MILLIS: Final = 1_000
+TIMES: Final = frozenset({FieldType.TIMESTAMP, FieldType.DATE})
+
+
+def build(keys: DocumentKeys, key: Key, row: StoredRecord, fields: Sequence[FieldSpec], placeholder: str) -> Document:
+    """Return the target's document. Raises RecordError where a field is missing, masked, or has no form in BSON."""
+    document: Document = {}
+    for column, value in zip(keys.columns, keys.codec.decode(key), strict=True):
+        stored = bson_of(column.type, value)
+        if stored is Never:
+            raise RecordError("unrepresentable", f"Key {column.path}: BSON has no such value.")
+        _put(document, column.path, stored)
+    for spec in fields:
+        if spec.source not in row.fields:
+            raise RecordError("field_missing", f"The source row has no column {spec.source}: nothing is written in its place.")
+        value = row.fields[spec.source]
+        if _is_masked(value, placeholder):
+            raise RecordError("field_masked", f"Column {spec.source} holds Debezium's placeholder: it is not written.")
+        if value is None and spec.absent_is_null:
+            continue
+        inside_id = keys.is_id and spec.target.split(".")[0] == "_id"
+        if not inside_id and spec.target not in keys.paths:
+            _put(document, spec.target, _bson(spec, value))
+    return document
+
+
+def _is_masked(value: Any, placeholder: str) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_is_masked(item, placeholder) for item in value)
+    return bool(value == placeholder or value == placeholder.encode())
+
+
+def _put(document: Document, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        document = document.setdefault(parent, {})
+        if not isinstance(document, dict):
+            raise RecordError("unrepresentable", f"{path} lies inside a field that is mapped as a whole.")
+    if last in document:
+        raise RecordError("unrepresentable", f"{path} is mapped twice.")
+    document[last] = value
+
+
+def _bson(spec: FieldSpec, value: Any) -> Any:
+    """Return a driver value in the declared type; raises RecordError where BSON has no such value."""
+    if value is None or isinstance(value, bool | bytes):
+        return value
+    if isinstance(value, list | tuple) and not isinstance(value, Instant):
+        return [_bson(spec, item) for item in value]
+    if spec.type is FieldType.TEXT and isinstance(value, UUID | Decimal):
+        return str(value)
+    if spec.type in TIMES or isinstance(value, datetime | date | Instant):
+        return _moment(spec, value)
+    if spec.type is FieldType.OBJECTID and isinstance(value, str) and OBJECTID_TEXT.fullmatch(value):
+        return ObjectId(value)
+    if isinstance(value, int | Decimal):
+        return _number(spec, value)
+    if isinstance(value, UUID):
+        return Binary.from_uuid(value, UuidRepresentation.STANDARD)
+    if isinstance(value, JsonText):
+        return _json(spec, value.text)
+    if isinstance(value, str | float):
+        return value
+    raise RecordError("unrepresentable", f"{spec.target}: a value of type {type(value).__name__} cannot be written.")
+
+
+def _number(spec: FieldSpec, value: int | Decimal) -> Any:
+    if spec.type is FieldType.FLOAT:
+        return float(value)
+    whole = isinstance(value, int) or (spec.type is FieldType.INT and value.is_finite() and value == value.to_integral_value())
+    if not whole or spec.type is FieldType.DECIMAL:
+        return _decimal(spec.target, Decimal(value))
+    number = int(value)
+    if not INT64_MIN <= number <= INT64_MAX:
+        raise RecordError("unrepresentable", f"{spec.target}: {number} does not fit 64 bits.")
+    return number if abs(number) <= INT32_MAX else Int64(number)
+
+
+def _decimal(path: str, value: Decimal) -> Decimal128:
+    """Return a Decimal128; it holds 34 digits, and what has more is not cut."""
+    if value.is_finite():
+        text = decimal_text(value)  # without trailing zeros, which need no digits
+        plain = str(value) if len(value.as_tuple().digits) <= 34 else text
+    else:
+        plain = str(value)
+    try:
+        return Decimal128(plain)
+    except (ArithmeticError, ValueError) as error:
+        raise RecordError("unrepresentable", f"{path}: {value} does not fit a Decimal128.") from error
+
+
+def _moment(spec: FieldSpec, value: Any) -> Any:
+    """Return a BSON date: whole milliseconds, cut or rounded as the field says."""
+    zone = "UTC" if spec.type is FieldType.DATE else spec.timezone  # a day is kept as its midnight UTC
+    moment = moment_reader(zone, ints_per_second=MILLIS, ints_zoneless=False)(value)
+    if not isinstance(moment, Instant):
+        raise RecordError("unrepresentable", f"{spec.target}: {value!r} is no BSON date.")
+    millis = rescale(moment.value, moment.per_second, MILLIS, spec.rounding)
+    if not INT64_MIN <= millis <= INT64_MAX:
+        raise RecordError("unrepresentable", f"{spec.target}: {value!r} is no BSON date.")
+    try:
+        return DatetimeMS(millis).as_datetime().replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return DatetimeMS(millis)  # a year that Python does not have
+
+
+def _json(spec: FieldSpec, text: str) -> Any:
+    """Return JSON as BSON, its numbers exact."""
+
+    def whole(digits: str) -> Any:
+        number = int(digits)
+        if INT64_MIN <= number <= INT64_MAX:
+            return number if abs(number) <= INT32_MAX else Int64(number)
+        return _decimal(spec.target, Decimal(digits))
+
+    def broken(digits: str) -> Any:
+        return _decimal(spec.target, Decimal(digits))
+
+    read: Mapping[str, Any] | Any = json.loads(text, parse_int=whole, parse_float=broken)
+    return read
