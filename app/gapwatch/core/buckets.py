@@ -1,246 +1,299 @@
-"""How a partition's keys are cut into records: per bucket a base and what changed since, so that a checkpoint costs what changed.
+"""How a partition's keys are cut into records: per bucket a base and what changed since; a checkpoint costs what changed.
 
-A bucket's records carry the offset up to which they hold everything. A checkpoint that ended half way leaves some buckets ahead
-of the commit marker; they skip what they hold already when the records after the marker are applied again. A new base goes under
-the other of two generations' names, so that the one before stays whole until the next base.
+A bucket's records carry the offset up to which they hold everything: events, verdicts, what was judged. A checkpoint that
+ended half way leaves some buckets ahead of the commit marker; they sleep until the records after the marker have come so far.
+A new base goes under the other of two generations' names, so that the one before stays whole until the next base. All counters
+and limits are the bucket's own: what happens in it is a function of its keys and of the streams' times, of no other bucket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+import xxhash
 
-from gapwatch.core.keys import bucket_of
-from gapwatch.core.keystate import KeyState
+from gapwatch.core.keystate import Held, KeyState
 from gapwatch.errors import ProtocolError
-from gapwatch.model.suspect import Counters
+from gapwatch.model.suspect import Counters, Hole
 
 RECORD_BYTES_MAX: Final = 400 * 1024
-DELTAS_MAX: Final = 16
+DELTAS_MIN: Final = 16  # so many before a new base,
+DELTAS_MAX: Final = 128  # and at most so many, while they are small beside the base
+DELAY_BOUNDS_MS: Final = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000, 3_600_000)
 
-_Item = tuple[str, bytes, Any]  # pipeline, key, packed state (None: gone)
+PENDING: Final = 0
+SETTLED: Final = 1
+GONE: Final = 2
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_Item = tuple[bytes, int, Any]  # key, where it is, what is known
+
+
+class Cell:
+    """The keys of one pipeline in one bucket: those that are open, and those that are settled (least recently changed first)."""
+
+    __slots__ = ("changed", "counters", "delays", "hole", "limits", "pending", "raised", "settled", "touched")
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.pending: dict[bytes, Held] = {}
+        self.settled: dict[bytes, Held] = {}
+        self.raised: set[bytes] = set()
+        self.changed: set[bytes] = set()
+        self.touched = False  # something besides the keys changed
+        self.counters = Counters()
+        self.delays = [0] * (len(DELAY_BOUNDS_MS) + 1)
+        self.hole: Hole | None = None  # what overflowed
+
+    def settle(self, key: bytes, held: Held) -> None:
+        """File a settled key as the most recently changed; the least recent one makes room."""
+        settled = self.settled
+        settled.pop(key, None)
+        settled[key] = held
+        self.changed.add(key)
+        if len(settled) > self.limits.settled:
+            oldest = next(iter(settled))
+            del settled[oldest]
+            self.changed.add(oldest)
+
+    def drop(self, key: bytes) -> None:
+        self.pending.pop(key, None)
+        self.settled.pop(key, None)
+        self.raised.discard(key)
+        self.changed.add(key)
+
+    def changes(self) -> list[_Item]:
+        """Return what changed since the last call; settled keys in the order of their change, which is their place in line."""
+        changed, pending, settled = self.changed, self.pending, self.settled
+        items: list[_Item] = []
+        lined: list[_Item] = []
+        for key in reversed(settled):  # what changed stands at the end of the line
+            if key not in changed:
+                break
+            lined.append((key, SETTLED, _packed(settled[key])))
+        for key in changed:
+            if key in pending:
+                items.append((key, PENDING, _packed(pending[key])))
+            elif key not in settled:
+                items.append((key, GONE, None))
+        lined.reverse()
+        self.forget_changes()
+        return items + lined
+
+    def everything(self) -> Iterator[_Item]:
+        for key, held in self.pending.items():
+            yield key, PENDING, _packed(held)
+        for key, held in self.settled.items():
+            yield key, SETTLED, _packed(held)
+
+    def forget_changes(self) -> None:
+        self.changed = set()
+        self.touched = False
+
+    def load(self, items: Iterable[_Item]) -> None:
+        for key, place, packed in items:
+            self.pending.pop(key, None)
+            self.settled.pop(key, None)
+            self.raised.discard(key)
+            if place == PENDING:
+                held = _unpacked(packed)
+                self.pending[key] = held
+                if isinstance(held, KeyState) and held.raised:
+                    self.raised.add(key)
+            elif place == SETTLED:
+                self.settled[key] = _unpacked(packed)
+
+    def extras(self) -> tuple[Any, ...]:
+        return self.counters, self.delays, self.hole
+
+    def load_extras(self, extras: Sequence[Any]) -> None:
+        counters, delays, hole = extras
+        self.counters = msgspec.convert(counters, Counters)
+        self.delays = list(delays)
+        self.hole = msgspec.convert(hole, Hole) if hole is not None else None
+
+
+class Limits:
+    """A pipeline's limits in one bucket of one partition: its share, as the keys are spread by their hash."""
+
+    __slots__ = ("pending", "raised", "settled")
+
+    def __init__(self, *, pending: int, raised: int, settled: int, shares: int) -> None:
+        self.pending = max(1, pending // shares)
+        self.raised = max(1, raised // shares)
+        self.settled = max(1, settled // shares)
 
 
 class Bucket:
-    """Some of a partition's keys: those that are unsettled, those that are settled (bounded), and the counters of both."""
+    """One bucket's cells, by pipeline, and where its records stand."""
 
-    __slots__ = (
-        "_changed",
-        "_counters",
-        "_limits",
-        "_open",
-        "_settled",
-        "applied",
-        "deltas",
-        "dirty_counters",
-        "generation",
-        "parts",
-    )
+    __slots__ = ("applied", "base_bytes", "cells", "delta_bytes", "deltas", "deltas_min", "generation", "stamp")
 
-    def __init__(self, limits: Mapping[str, int]) -> None:
-        self._limits = limits
-        self._open: dict[str, dict[bytes, KeyState]] = {}
-        self._settled: dict[str, dict[bytes, KeyState]] = {}
-        self._counters: dict[str, Counters] = {}
-        self._changed: set[tuple[str, bytes]] = set()
-        self.dirty_counters = False
+    def __init__(self, number: int, limits: Mapping[str, Limits]) -> None:
+        self.cells = {name: Cell(limit) for name, limit in limits.items()}
         self.applied = -1  # of the restored records; what is applied later is newer
         self.generation = 0
         self.deltas = DELTAS_MAX  # so that the first record is a base
-        self.parts = 0
-
-    def find(self, pipeline: str, key: bytes) -> KeyState | None:
-        state = self._open.get(pipeline, {}).get(key)
-        return state if state is not None else self._settled.get(pipeline, {}).get(key)
-
-    def put(self, pipeline: str, key: bytes, state: KeyState) -> None:
-        """File the state where it belongs now; the settled key that changed least recently makes room."""
-        self._changed.add((pipeline, key))
-        settled = self._settled.setdefault(pipeline, {})
-        opened = self._open.setdefault(pipeline, {})
-        settled.pop(key, None)
-        if not state.settled:
-            opened[key] = state
-            return
-        opened.pop(key, None)
-        settled[key] = state
-        if len(settled) > self._limits.get(pipeline, 1):
-            oldest = next(iter(settled))
-            del settled[oldest]
-            self._changed.add((pipeline, oldest))
-
-    def drop(self, pipeline: str, key: bytes) -> None:
-        self._changed.add((pipeline, key))
-        self._open.get(pipeline, {}).pop(key, None)
-        self._settled.get(pipeline, {}).pop(key, None)
-
-    def open_count(self, pipeline: str) -> int:
-        return len(self._open.get(pipeline, ()))
-
-    def open_items(self, pipeline: str) -> Iterator[tuple[bytes, KeyState]]:
-        return iter(self._open.get(pipeline, {}).items())
-
-    def counters_of(self, pipeline: str) -> Counters:
-        self.dirty_counters = True
-        found = self._counters.get(pipeline)
-        if found is None:
-            found = self._counters[pipeline] = Counters()
-        return found
-
-    @property
-    def counters(self) -> Mapping[str, Counters]:
-        return self._counters
-
-    def changes(self) -> list[_Item]:
-        """Return what changed since the last call."""
-        items: list[_Item] = []
-        for pipeline, key in self._changed:
-            state = self.find(pipeline, key)
-            items.append((pipeline, key, state.packed() if state is not None else None))
-        self._changed.clear()
-        self.dirty_counters = False
-        return items
+        self.deltas_min = DELTAS_MIN + number % DELTAS_MIN  # so that not all buckets are written anew at once
+        self.base_bytes = self.delta_bytes = 0
+        self.stamp = 0
 
     @property
     def changed(self) -> bool:
-        return bool(self._changed) or self.dirty_counters
-
-    def everything(self) -> Iterator[_Item]:
-        for kept in (self._settled, self._open):
-            for pipeline, states in kept.items():
-                for key, state in states.items():
-                    yield pipeline, key, state.packed()
-
-    def load(self, items: Sequence[Any], counters: Mapping[str, Any]) -> None:
-        for pipeline, key, fields in items:
-            if fields is None:
-                self.drop(pipeline, key)
-            else:
-                self.put(pipeline, key, KeyState.unpacked(fields))
-        self._counters = {name: msgspec.convert(value, Counters) for name, value in counters.items()}
-        self._changed.clear()
-        self.dirty_counters = False
+        return any(cell.changed or cell.touched for cell in self.cells.values())
 
 
 class BucketStore:
     """All buckets of one partition."""
 
-    def __init__(self, partitions: int, buckets: int, limits: Mapping[str, int]) -> None:
-        self._partitions = partitions
-        self._buckets = [Bucket(limits) for _ in range(buckets)]
-        self.delays: dict[int, int] = {}
+    def __init__(self, buckets: int, limits: Mapping[str, Limits]) -> None:
+        self.buckets = [Bucket(number, limits) for number in range(buckets)]
 
-    def __len__(self) -> int:
-        return len(self._buckets)
+    def cells(self, pipeline: str) -> list[Cell]:
+        """Return a pipeline's cells, by bucket."""
+        return [bucket.cells[pipeline] for bucket in self.buckets]
 
-    def bucket_of(self, key: bytes) -> Bucket:
-        return self._buckets[bucket_of(key, self._partitions, len(self._buckets))]
+    def records(self, applied: int, names: Any) -> list[tuple[str, bytes | None]]:
+        """Return the records of every bucket that changed.
 
-    def open_items(self, pipeline: str) -> Iterator[tuple[bytes, KeyState]]:
-        for bucket in self._buckets:
-            yield from bucket.open_items(pipeline)
-
-    def open_states(self, pipeline: str) -> Iterator[KeyState]:
-        return (state for _, state in self.open_items(pipeline))
-
-    def delay(self, bound: int) -> None:
-        self.delays[bound] = self.delays.get(bound, 0) + 1
-
-    def counters(self, pipeline: str) -> Counters:
-        """Return the sums over all buckets."""
-        total = Counters()
-        for bucket in self._buckets:
-            found = bucket.counters.get(pipeline)
-            if found is None:
-                continue
-            for name in Counters.__struct_fields__:
-                value = getattr(found, name)
-                if isinstance(value, dict):
-                    into = getattr(total, name)
-                    for label, count in value.items():
-                        into[label] = into.get(label, 0) + count
-                else:
-                    setattr(total, name, getattr(total, name) + value)
-        return total
-
-    def records(self, applied: int) -> list[tuple[str, bytes | None]]:
-        """Return the records of every bucket that changed; `applied` is the offset that they hold everything up to."""
+        Args:
+            applied: The offset of ``gapwatch.events`` that they hold everything up to.
+            names: What the writes' numbers of feeds and mappings mean; goes into each record.
+        """
         records: list[tuple[str, bytes | None]] = []
-        for number, bucket in enumerate(self._buckets):
+        for number, bucket in enumerate(self.buckets):
             if bucket.changed:
-                records += self._delta(number, bucket, applied) or self._base(number, bucket, applied)
+                records += self._delta(number, bucket, applied, names) or self._base(number, bucket, applied, names)
         return records
 
-    def _delta(self, number: int, bucket: Bucket, applied: int) -> list[tuple[str, bytes | None]]:
+    def _delta(self, number: int, bucket: Bucket, applied: int, names: Any) -> list[tuple[str, bytes | None]]:
         """Return the bucket's next delta; empty when it is time for a base."""
-        if bucket.deltas >= DELTAS_MAX:
+        small = bucket.delta_bytes < bucket.base_bytes // 4
+        if bucket.deltas >= (DELTAS_MAX if small else bucket.deltas_min):
             return []
-        payload = _encoded(bucket.generation, applied, 0, bucket.changes(), bucket.counters)
+        changes = {name: (cell.extras(), cell.changes()) for name, cell in bucket.cells.items() if cell.changed or cell.touched}
+        payload = _encode((bucket.generation, applied, bucket.stamp, 0, names, changes))
         if len(payload) > RECORD_BYTES_MAX:
             return []
         name = f"{number}/{bucket.generation % 2}/delta{bucket.deltas}"
         bucket.deltas += 1
+        bucket.delta_bytes += len(payload)
         return [(name, payload)]
 
-    def _base(self, number: int, bucket: Bucket, applied: int) -> list[tuple[str, bytes | None]]:
-        bucket.changes()
+    def _base(self, number: int, bucket: Bucket, applied: int, names: Any) -> list[tuple[str, bytes | None]]:
         bucket.generation += 1
-        bucket.deltas = 0
-        parts = list(_cut(bucket.everything()))
-        bucket.parts = len(parts)
-        return [
-            (
-                f"{number}/{bucket.generation % 2}/base{part}",
-                _encoded(bucket.generation, applied, len(parts), items, bucket.counters),
-            )
-            for part, items in enumerate(parts)
-        ]
+        if bucket.generation > 1:
+            bucket.deltas_min = DELTAS_MIN
+        bucket.deltas = bucket.base_bytes = bucket.delta_bytes = 0
+        parts = list(_cut(bucket.cells))
+        stamp = xxhash.xxh3_64()
+        bodies = []
+        for part in parts:
+            bodies.append(_encode(part))
+            stamp.update(bodies[-1])
+        bucket.stamp = stamp.intdigest()
+        for cell in bucket.cells.values():
+            cell.forget_changes()
+        records: list[tuple[str, bytes | None]] = []
+        for index, body in enumerate(bodies):
+            head = (bucket.generation, applied, bucket.stamp, len(parts), names, msgspec.Raw(body))
+            payload = _encode(head)
+            bucket.base_bytes += len(payload)
+            records.append((f"{number}/{bucket.generation % 2}/base{index}", payload))
+        return records
 
-    def load(self, records: Mapping[str, bytes]) -> None:
-        """Take up restored records: of each bucket the newest generation that is whole, with its deltas."""
-        found: dict[int, dict[int, list[tuple[bool, int, list[Any]]]]] = {}
+    def load(self, records: Mapping[str, bytes]) -> list[Any]:
+        """Take up restored records: of each bucket the newest base that is whole, with its deltas. Return the names found."""
+        found: dict[int, dict[tuple[int, int], _Generation]] = {}
         for name, payload in records.items():
             number, _, kind = name.split("/")
-            body = msgspec.msgpack.decode(payload)
-            index = int(kind.removeprefix("base").removeprefix("delta"))
-            found.setdefault(int(number), {}).setdefault(body[0], []).append((kind.startswith("base"), index, body))
+            generation, applied, stamp, parts, names, body = msgspec.msgpack.decode(payload)
+            one = found.setdefault(int(number), {}).setdefault((generation, stamp), _Generation())
+            if kind.startswith("base"):
+                one.parts = parts
+                one.size += len(payload)
+                one.base[int(kind[4:])] = (applied, names, body)
+            else:
+                one.deltas[int(kind[5:])] = (applied, names, body)
+        every: list[Any] = []
         for place, generations in found.items():
-            if place >= len(self._buckets):
-                raise ProtocolError(f"The state was cut into more than {len(self._buckets)} buckets.")
-            self._load(self._buckets[place], generations)
+            if place >= len(self.buckets):
+                raise ProtocolError(f"The state was cut into more than {len(self.buckets)} buckets.")
+            every += self._load(self.buckets[place], generations)
+        return every
 
-    def _load(self, bucket: Bucket, generations: Mapping[int, Sequence[tuple[bool, int, list[Any]]]]) -> None:
-        for generation in sorted(generations, reverse=True):
-            entries = generations[generation]
-            bases = [body for is_base, _, body in entries if is_base]
-            if not bases or len(bases) < bases[0][2]:
+    def _load(self, bucket: Bucket, generations: Mapping[tuple[int, int], _Generation]) -> list[Any]:
+        for (generation, stamp), found in sorted(generations.items(), reverse=True):
+            if not found.parts or len(found.base) < found.parts:
                 continue  # the checkpoint that wrote it did not end; the generation before it is whole
-            deltas = [(index, body) for is_base, index, body in entries if not is_base]
-            in_order = [*bases, *(body for _, body in sorted(deltas))]
-            for _, applied, _, items, counters in in_order:
-                bucket.load(items, counters)
+            every = []
+            deltas = found.in_order()
+            for applied, names, body in [*(found.base[index] for index in range(found.parts)), *deltas]:
+                _load_cells(bucket.cells, body)
                 bucket.applied = max(bucket.applied, applied)
-            bucket.generation, bucket.parts = generation, len(bases)
-            bucket.deltas = max((index for index, _ in deltas), default=-1) + 1
-            return
+                every.append(names)
+            bucket.generation, bucket.stamp = generation, stamp
+            bucket.deltas, bucket.base_bytes = len(deltas), found.size
+            for cell in bucket.cells.values():
+                cell.forget_changes()
+            return every
         raise ProtocolError("No generation of a bucket's records is whole.")
 
 
-def _cut(items: Iterator[_Item]) -> Iterator[list[_Item]]:
-    """Cut items into lists that fit into a record; at least one, empty where there is none."""
-    chunk: list[_Item] = []
+class _Generation:
+    """A base and its deltas, as found: by index (applied, names, cells)."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.parts = 0
+        self.base: dict[int, tuple[int, Any, Any]] = {}
+        self.deltas: dict[int, tuple[int, Any, Any]] = {}
+
+    def in_order(self) -> list[tuple[int, Any, Any]]:
+        """Return the deltas from the first one on without gaps."""
+        found: list[tuple[int, Any, Any]] = []
+        while len(found) in self.deltas:
+            found.append(self.deltas[len(found)])
+        return found
+
+
+def _load_cells(cells: Mapping[str, Cell], body: Mapping[str, Any]) -> None:
+    for name, (extras, items) in body.items():
+        cell = cells.get(name)
+        if cell is not None:  # else of a pipeline that is no more
+            cell.load(items)
+            cell.load_extras(extras)
+
+
+def _cut(cells: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    """Cut everything into parts that fit into a record; at least one."""
+    part: dict[str, Any] = {}
     size = 0
-    for item in items:
-        weight = len(msgspec.msgpack.encode(item))
-        if chunk and size + weight > RECORD_BYTES_MAX:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(item)
-        size += weight
-    yield chunk
+    for name, cell in cells.items():
+        items: list[_Item] = []
+        part[name] = (cell.extras(), items)
+        for item in cell.everything():
+            weight = _weight(item)
+            if size + weight > RECORD_BYTES_MAX and size:
+                yield part
+                items = []
+                part, size = {name: (cell.extras(), items)}, 0
+            items.append(item)
+            size += weight
+    yield part
 
 
-def _encoded(generation: int, applied: int, parts: int, items: Sequence[_Item], counters: Mapping[str, Counters]) -> bytes:
-    return msgspec.msgpack.encode((generation, applied, parts, items, dict(counters)))
+def _weight(item: _Item) -> int:
+    """Return an upper bound of an item's bytes in a record."""
+    key, _, packed = item
+    return len(key) + 16 + (len(packed) if isinstance(packed, bytes) else len(_encode(packed)))
+
+
+def _packed(held: Held) -> Any:
+    return held if isinstance(held, bytes) else held.packed()
+
+
+def _unpacked(packed: Any) -> Held:
+    return packed if isinstance(packed, bytes) else KeyState.unpacked(packed)

@@ -1,66 +1,68 @@
 """Matching for the keys of one partition of ``gapwatch.events``: sections, times and verdicts come in, suspects come out.
 
 Pure and deterministic: what it says depends only on the records applied, in their order. It asks no clock; a write is late when
-the *streams* have passed its due time. ``design.md`` 3 and 4 say why each rule is as it is.
+the *streams* have passed its due time, and that is looked at after each control record, never in between. ``design.md`` 3 and 4
+say why each rule is as it is.
 
-Conservation, per bucket: ``expected = settled + superseded + gap + cleared + Σ unverifiable + pending``.
+Conservation, always: ``expected = settled + superseded + gap + cleared + Σ unverifiable + open writes``.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 import xxhash
 
 from gapwatch.core.batches import NO_VERSION
-from gapwatch.core.buckets import Bucket, BucketStore
-from gapwatch.core.keystate import OLDER_WHEN_SETTLED, Comparison, KeyState, Token, Write, is_masked
-from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
-from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.model.stream import (
-    NO_DELIVERY,
-    UNKNOWN_DELIVERY,
-    Batch,
-    Control,
-    FeedState,
-    Operation,
-    Outcome,
-    Section,
-    Side,
-    VerdictSection,
+from gapwatch.core.buckets import DELAY_BOUNDS_MS, RECORD_BYTES_MAX, BucketStore, Cell, Limits
+from gapwatch.core.duetimes import SLOT_BITS
+from gapwatch.core.keyrules import Effect
+from gapwatch.core.keystate import (
+    BLANK,
+    DEAD,
+    EVENT_TIME_AT,
+    EXTRA,
+    HEAD_BYTES,
+    UNKNOWN_MAPPING,
+    KeyState,
+    Write,
+    compact_pending,
+    compact_settled,
+    due_of,
+    event_time_of,
+    pack_head,
+    pending_state,
+    seen_of,
+    settled_state,
+    times_of,
+    token_of,
+    with_tail,
 )
-from gapwatch.model.suspect import Counters, FeedStatus, Hole, PartitionStatus, Reason, Suspect
+from gapwatch.core.pipelinestate import PipelineState
+from gapwatch.core.watermarks import NEVER, FeedTimes, chosen
+from gapwatch.errors import ProtocolError
+from gapwatch.model.pipeline import Match, PipelineSpec
+from gapwatch.model.stream import NO_DELIVERY, Batch, Control, FeedState, Operation, Outcome, Section, Side, VerdictSection
+from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 
-HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
-DELAY_BOUNDS_MS: Final = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000, 3_600_000)
-MINUTE_MS: Final = 60_000
+STATE_FORMAT: Final = 2
+STALE_ENTRIES_MAX: Final = 100_000  # due times of settled keys, beside twice the open keys, before they are swept out
+OVERFLOW_MS: Final = 10_000  # stretches that overflow gives up are rounded up to this, so that one hole stands for many keys
+LAST_PLAIN: Final = int(Operation.DELETE)  # UPSERT and DELETE take the fast path
+WAITING: Final = "waiting"
 
-Due = tuple[int, int, bytes, int, Token]  # time, number (order of arrival), key, side, token
+Said = list[Suspect | Hole]
+Columns = tuple[bytes, int, int, int, int, int, int, bytes]  # key, operation, offset, major, minor, event, append, identity
 
-
-class _Pipeline:
-    """One pipeline's times and queues in this partition; everything here but holes and times can be rebuilt from the keys."""
-
-    def __init__(self, index: int, spec: PipelineSpec, fingerprint: int) -> None:
-        self.index = index
-        self.spec = spec
-        self.fingerprint = fingerprint
-        self.comparison = Comparison(spec.match, [field.tolerance for field in spec.fields if field.tolerance is not None])
-        self.grace = int(spec.grace_seconds * 1000)
-        self.skew = 0
-        self.source_start = 0  # the source side's first watermark: what was observed before it is the baseline's
-        self.holes: list[Hole] = []
-        self.due: list[Due] = []
-        self.again: list[Due] = []
-        self.transit: dict[tuple[str, int], list[tuple[int, int, bytes, Token]]] = {}  # per source feed partition, by offset
-        self.observes = spec.target.feed.kind is not FeedKind.NONE
+_hash = xxhash.xxh3_64_intdigest
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class KeyMatcher:
-    """The matcher of one partition, for all pipelines.
+    """The matcher of one partition, for all pipelines. ``applied``: the offset of the last applied record, -1: none.
 
     Args:
         partition: Its number.
@@ -81,329 +83,346 @@ class KeyMatcher:
     ) -> None:
         self._partition = partition
         self._partitions = partitions
-        names = sorted(pipelines)
+        self._buckets = buckets
+        names = [name for name in sorted(pipelines) if name in fingerprints]
+        self._times = FeedTimes()
+        self._store = BucketStore(buckets, {name: _limits(pipelines[name], partitions * buckets) for name in names})
         self._pipelines = {
-            name: _Pipeline(number, pipelines[name], fingerprints[name])
-            for number, name in enumerate(names)
-            if name in fingerprints
+            name: PipelineState(pipelines[name], fingerprints[name], self._store.cells(name), self._times) for name in names
         }
-        stall = min((int(spec.stall_after_seconds * 1000) for spec in pipelines.values()), default=30_000)
-        self._times = FeedTimes(stall)
-        limits = {name: max(16, spec.settled_keys_max // (partitions * buckets)) for name, spec in pipelines.items()}
-        self._store = BucketStore(partitions, buckets, limits)
-        self._number = 0
+        self._asleep: set[int] = set()  # buckets that a torn checkpoint left ahead of the marker
+        self._restored: Said = []
+        self._waiting = (0, 0, 0)  # slot, parts and stamp of the records that hold what waits
+        self._append_time = 0
         self.applied = -1
 
     # what comes in
 
-    def apply(self, record: Batch | Control, offset: int, append_time: int) -> list[Suspect | Hole]:
-        """Apply one record of ``gapwatch.events``; return what has to be said at once (holes).
+    def apply(self, record: Batch | Control, offset: int, append_time: int) -> Said:
+        """Apply one record of ``gapwatch.events``; return what follows from it.
 
         Args:
             record: The record.
-            offset: Its offset; records come in order, each once, but for what :meth:`restore` repeats.
+            offset: Its offset; records come in order, each once, from the one after ``applied``.
             append_time: Its Kafka timestamp, in milliseconds.
         """
-        said: list[Suspect | Hole] = []
-        self.applied = offset
+        said: Said = []
+        self.applied, self._append_time = offset, append_time
         if isinstance(record, Control):
-            for times in record.pipelines:
-                pipeline = self._pipelines.get(times.pipeline)
-                if pipeline is not None:
-                    pipeline.skew, pipeline.grace = max(0, times.skew), times.grace
-            for state in record.feeds:
-                self._admit(state, state.feed_partition, append_time, said)
-            return said
-        for section in record.sections:
-            self._admit(section, section.feed_partition, append_time, said)
-        for verdicts in record.verdicts:
-            self._apply_verdicts(verdicts)
+            self._apply_control(record, said)
+        else:
+            for section in record.sections:
+                self._admit(section, said)
+            for verdicts in record.verdicts:
+                self._apply_verdicts(verdicts)
+        if self._asleep:
+            self._wake()
         return said
 
-    def _admit(self, item: Section | FeedState, number: int, append_time: int, said: list[Suspect | Hole]) -> None:
+    def advance(self) -> Said:
+        """Return what is to be said besides what :meth:`apply` returned: after a restore, every raised key once more."""
+        said, self._restored = self._restored, []
+        return said
+
+    def acknowledgeable(self) -> int:
+        """Return the offset below which records may be acknowledged once the state is durable: what waits is part of it."""
+        return self.applied + 1
+
+    def _apply_control(self, record: Control, said: Said) -> None:
+        for times in record.pipelines:
+            pipeline = self._pipelines.get(times.pipeline)
+            if pipeline is not None:
+                pipeline.skew, pipeline.grace = max(0, times.skew), times.grace
+        touched: dict[str, PipelineState] = {}
+        for state in record.feeds:
+            pipeline = self._pipelines.get(state.pipeline)
+            if pipeline is not None:
+                touched[state.pipeline] = pipeline
+                self._admit(state, said)
+        for pipeline in touched.values():
+            self._judge(pipeline, said)
+
+    def _admit(self, item: Section | FeedState, said: Said) -> None:
         pipeline = self._pipelines.get(item.pipeline)
         if pipeline is None:
             return
-        key = (item.pipeline, item.side, item.feed, number)
-        admitted = self._times.admit(key, item, append_time)
-        said += [self._hole(pipeline, item.side, item.feed, number, span) for span in admitted.holes]
+        side, feed, number = item.side, item.feed, item.feed_partition
+        key = (item.pipeline, side, feed, number)
+        admitted = self._times.admit(key, item, self._append_time, pipeline.stall_after)
+        said += [pipeline.hole(side, feed, number, span, self._partition) for span in admitted.holes]
         for ready in admitted.items:
             if isinstance(ready, Section):
                 self._apply_section(pipeline, ready, said)
-            elif ready.side == Side.EXPECTED:
-                self._deliver(pipeline, ready.feed, number)
-        if not pipeline.source_start:
-            pipeline.source_start = self._times.watermark(item.pipeline, Side.EXPECTED)
+        if side == Side.EXPECTED and pipeline.delivery_known:
+            pipeline.moved[feed, number] = self._times.of(key)
 
-    def _apply_section(self, pipeline: _Pipeline, section: Section, said: list[Suspect | Hole]) -> None:
-        store, applied = self._store, self.applied
+    def _apply_section(self, pipeline: PipelineState, section: Section, said: Said) -> None:
+        if not section.keys:
+            return
+        known = self._times.of((section.pipeline, section.side, section.feed, section.feed_partition)).watermark
+        if known and min(section.event_times) < known:
+            pipeline.late += sum(
+                time < known and operation != Operation.SNAPSHOT
+                for time, operation in zip(section.event_times, section.operations, strict=True)
+            )
+        feed, mapping = pipeline.numbers_of(section)
+        if self._asleep:
+            section = chosen(section, [at for at, key in enumerate(section.keys) if self._bucket(key) not in self._asleep])
+        if _has_tails(pipeline, section):
+            self._apply_tailed(pipeline, section, feed, mapping, said)
+        elif section.side == Side.EXPECTED:
+            self._expect_all(pipeline, section, feed, mapping, said)
+        else:
+            self._observe_all(pipeline, section, feed, mapping, said)
+        due = pipeline.due
+        if due.entries > STALE_ENTRIES_MAX and due.entries > 2 * sum(len(cell.pending) for cell in pipeline.cells):
+            due.clear()
+            pipeline.schedule_all([cell for number, cell in enumerate(pipeline.cells) if number not in self._asleep])
+
+    def _bucket(self, key: bytes) -> int:
+        return _hash(key) // self._partitions % self._buckets
+
+    # the hot loops: no object per event; a key that is in its first write, or in the answer to it, touches one dict entry
+
+    def _expect_all(self, pipeline: PipelineState, section: Section, feed: int, mapping: int, said: Said) -> None:
+        cells, partitions, buckets, due_times = pipeline.cells, self._partitions, self._buckets, pipeline.due
+        number, epoch, hold, low = section.feed_partition, section.epoch, pipeline.hold, pipeline.survey.low
+        last = -1
+        slot: list[bytes] = []
+        for key, operation, offset, major, minor, event_time, append_time, identity in _columns(section):
+            cell = cells[_hash(key) // partitions % buckets]
+            due = (event_time if event_time > append_time else append_time) + hold
+            write = (
+                pack_head(operation, 0, mapping, feed, len(identity) >> 4, number, epoch, major, minor, offset, event_time, due)
+                + identity
+            )
+            pending = cell.pending
+            if operation > LAST_PLAIN or key in pending or key in cell.settled or len(pending) >= cell.limits.pending:
+                self._expect(pipeline, cell, key, write, said)
+                continue
+            pending[key] = write
+            cell.changed.add(key)
+            cell.counters.expected += 1
+            if due >> SLOT_BITS != last:
+                last = due >> SLOT_BITS
+                slot = due_times.slot(due)
+            slot.append(key)
+            due_times.entries += 1
+            if event_time < low:
+                low = event_time
+        pipeline.survey.low = min(low, pipeline.survey.low)
+
+    def _observe_all(self, pipeline: PipelineState, section: Section, feed: int, mapping: int, said: Said) -> None:
+        cells, partitions, buckets = pipeline.cells, self._partitions, self._buckets
+        number, epoch, hold = section.feed_partition, section.epoch, pipeline.hold
+        plain = pipeline.rules.comparison.by_identity and mapping != UNKNOWN_MAPPING
+        for key, operation, offset, major, minor, event_time, append_time, identity in _columns(section):
+            cell = cells[_hash(key) // partitions % buckets]
+            due = (event_time if event_time > append_time else append_time) + hold
+            head = pack_head(
+                operation, 0, mapping, feed, len(identity) >> 4, number, epoch, major, minor, offset, event_time, due
+            )
+            held = cell.pending.get(key)
+            if (
+                plain
+                and held.__class__ is bytes
+                and held[0] == operation
+                and operation <= LAST_PLAIN
+                and held[2] == mapping
+                and held[HEAD_BYTES:] == identity
+                and (len(identity) <= 16 or BLANK not in identity)
+            ):
+                del cell.pending[key]
+                cell.settle(key, held + head)
+                counters = cell.counters
+                counters.observed += 1
+                counters.settled += 1
+                written = int.from_bytes(held[EVENT_TIME_AT : EVENT_TIME_AT + 8], "little")
+                cell.delays[bisect_left(DELAY_BOUNDS_MS, event_time - written)] += 1
+                continue
+            self._observe(pipeline, cell, key, head + identity, said)
+
+    def _apply_tailed(self, pipeline: PipelineState, section: Section, feed: int, mapping: int, said: Said) -> None:
+        """Take a section with toleranced values or versions, event by event."""
         take = self._expect if section.side == Side.EXPECTED else self._observe
-        late_below = self._times.watermark(section.pipeline, section.side)
-        for number, key in enumerate(section.keys):
-            bucket = store.bucket_of(key)
-            if bucket.applied >= applied:
-                continue  # the restored bucket holds this already
-            write = _write_of(section, number)
-            counters = bucket.counters_of(pipeline.spec.id)
-            if write.event_time < late_below and write.operation != Operation.SNAPSHOT:
-                counters.late += 1
-            take(pipeline, bucket, counters, key, write, said)
+        for at, columns in enumerate(_columns(section)):
+            key, operation, offset, major, minor, event_time, append_time, identity = columns
+            values = section.values[at] if section.values is not None else None
+            version = section.versions[at] if section.versions is not None else NO_VERSION
+            due = max(event_time, append_time) + pipeline.hold
+            head = pack_head(
+                operation,
+                EXTRA,
+                mapping,
+                feed,
+                len(identity) >> 4,
+                section.feed_partition,
+                section.epoch,
+                major,
+                minor,
+                offset,
+                event_time,
+                due,
+            )
+            tail = with_tail(values or None, None if version == NO_VERSION else version)
+            take(pipeline, pipeline.cells[self._bucket(key)], key, head + identity + tail, said)
 
-    def _expect(
-        self, pipeline: _Pipeline, bucket: Bucket, counters: Counters, key: bytes, write: Write, said: list[Suspect | Hole]
-    ) -> None:
-        """Take one write of the source."""
-        if write.operation == Operation.DEAD_LETTERED:
-            self._dead_lettered(pipeline, bucket, key)
-            return
-        state = bucket.find(pipeline.spec.id, key)
-        newest = state.expected if state is not None else None
-        if newest is not None and write.token <= newest.token:
-            counters.repeated += 1
-            return
-        if write.operation == Operation.SNAPSHOT:
-            counters.snapshot_reads["expected"] = counters.snapshot_reads.get("expected", 0) + 1
-            if state is None or state.settled:
-                state = state or KeyState()
-                state.expected = write
-                bucket.put(pipeline.spec.id, key, state)
-            return
-        state = state or KeyState()
-        _carry_masks(write, newest)
-        if newest is not None:
-            state.remember(newest.identity, pipeline.spec.history)
-        state.expected = write
-        if write.operation == Operation.UNCHANGED:
-            counters.unchanged += 1
-            bucket.put(pipeline.spec.id, key, state)
-            return
-        counters.expected += 1
-        if pipeline.comparison.satisfies(write, state.observed):
-            self._settle(counters, state, len(state.pending), write, arrived=None)
-            bucket.put(pipeline.spec.id, key, state)
-            return
-        if not state.pending and bucket.open_count(pipeline.spec.id) >= self._pending_limit(pipeline):
-            counters.unverifiable["overflow"] = counters.unverifiable.get("overflow", 0) + 1
-            said.append(self._overflow(pipeline, write))
-            bucket.drop(pipeline.spec.id, key)
-            return
-        self._push(pipeline, counters, state, write)
-        bucket.put(pipeline.spec.id, key, state)
-        self._schedule(pipeline, key, write)
+    # one key
 
-    def _pending_limit(self, pipeline: _Pipeline) -> int:
-        return max(1, pipeline.spec.pending_keys_max // (self._partitions * len(self._store)))
+    def _expect(self, pipeline: PipelineState, cell: Cell, key: bytes, write: Write, said: Said) -> None:
+        state = _state(cell, key)
+        self._file(pipeline, cell, key, state, pipeline.rules.expect(state, write, cell), said)
 
-    def _push(self, pipeline: _Pipeline, counters: Counters, state: KeyState, write: Write) -> None:
-        state.pending.append(write)
-        if len(state.pending) > pipeline.spec.history:
-            del state.pending[1]  # the oldest keeps its due time, the newest ones stay
-            state.overflowed = True
-            counters.superseded += 1
+    def _observe(self, pipeline: PipelineState, cell: Cell, key: bytes, write: Write, said: Said) -> None:
+        state = _state(cell, key)
+        self._file(pipeline, cell, key, state, pipeline.rules.observe(state, write, cell), said)
 
-    def _observe(
-        self, pipeline: _Pipeline, bucket: Bucket, counters: Counters, key: bytes, write: Write, said: list[Suspect | Hole]
-    ) -> None:
-        """Take one write of the target."""
-        name = pipeline.spec.id
-        state = bucket.find(name, key)
-        if state is not None and state.observed is not None and write.token <= state.observed.token:
-            counters.repeated += 1
+    def _file(self, pipeline: PipelineState, cell: Cell, key: bytes, state: KeyState, effect: Effect, said: Said) -> None:
+        """Put a key's state where it belongs now."""
+        cell.touched = True
+        if effect is Effect.NONE:
             return
-        if write.operation == Operation.SNAPSHOT:
-            counters.snapshot_reads["observed"] = counters.snapshot_reads.get("observed", 0) + 1
-            if state is not None and state.settled:
-                state.observed = write
-                bucket.put(name, key, state)
+        if effect is Effect.GONE:
+            cell.drop(key)
             return
-        counters.observed += 1
-        state = state or KeyState()
-        state.observed = write
-        matched = next(
-            (
-                number
-                for number in range(len(state.pending) - 1, -1, -1)
-                if pipeline.comparison.satisfies(state.pending[number], write)
-            ),
-            None,
+        if not state.open:
+            cell.pending.pop(key, None)
+            cell.raised.discard(key)
+            cell.settle(key, compact_settled(state))
+            return
+        if key not in cell.pending and len(cell.pending) >= cell.limits.pending:
+            self._let_go(pipeline, cell, key, state, said)
+            return
+        cell.settled.pop(key, None)
+        cell.pending[key] = compact_pending(state)
+        cell.changed.add(key)
+        (cell.raised.add if state.raised else cell.raised.discard)(key)
+        if effect is Effect.OPENED:
+            pipeline.due.add(key, state.due)
+            pipeline.survey.low = min(pipeline.survey.low, event_time_of(state.opening))
+
+    def _let_go(self, pipeline: PipelineState, cell: Cell, key: bytes, state: KeyState, said: Said) -> None:
+        """A limit is reached: the key becomes part of a hole, which a sweep covers."""
+        counters = cell.counters
+        if state.writes:
+            counters.unverifiable["overflow"] = counters.unverifiable.get("overflow", 0) + len(state.writes)
+        opening, time = state.opening, state.oldest_time
+        cell.drop(key)
+        known = cell.hole
+        if known is not None and known.time_from <= time and self._append_time <= known.time_to:
+            return
+        bucket = pipeline.cells.index(cell)
+        end = (self._append_time // OVERFLOW_MS + 1) * OVERFLOW_MS
+        side = int(Side.EXPECTED if state.writes else Side.OBSERVED)
+        identity = f"{pipeline.id}\0{self._partition}\0{bucket}\0overflow\0{end}\0{time}".encode()
+        said.append(
+            Hole(
+                id="hole_" + xxhash.xxh3_128_hexdigest(identity),
+                pipeline=pipeline.id,
+                side=side,
+                feed=pipeline.feeds[opening[3]],
+                feed_partition=0,
+                time_from=time,
+                time_to=max(end, time),
+                reason="ingest_hole",
+            )
         )
-        if matched is not None:
-            self._settle(counters, state, matched, state.pending[matched], arrived=write)
-            del state.pending[: matched + 1]
-            self._moved_on(pipeline, key, state)
-        elif state.expected is not None and pipeline.comparison.satisfies(state.expected, write):
-            state.odd = None
-            state.raised = 0 if not state.pending else state.raised
-        elif state.pending and state.overflowed:
-            state.pending[0].event_time = max(state.pending[0].event_time, write.event_time)  # progress: it gets its grace anew
-            self._schedule(pipeline, key, state.pending[0])
-        else:
-            self._odd(pipeline, key, state, write)
-        bucket.put(name, key, state)
-
-    def _settle(self, counters: Counters, state: KeyState, superseded: int, write: Write, *, arrived: Write | None) -> None:
-        """Count `write` as settled and the `superseded` pending ones before it; a newest one ends what was odd."""
-        counters.settled += 1
-        counters.masked += is_masked(write)
-        counters.superseded += superseded
-        if arrived is not None:
-            self._store.delay(_delay_bound(arrived.event_time - write.event_time))
-        if arrived is None:
-            state.pending.clear()
-        if state.expected is not None and write.token == state.expected.token:
-            state.odd, state.raised, state.overflowed = None, 0, False
-            del state.older[OLDER_WHEN_SETTLED:]
-
-    def _moved_on(self, pipeline: _Pipeline, key: bytes, state: KeyState) -> None:
-        """After an older version arrived: the oldest one that is left has its own due time."""
-        state.raised = 0
-        state.overflowed = state.overflowed and len(state.pending) > 1
-        if state.pending:
-            state.odd = None
-            self._schedule(pipeline, key, state.pending[0])
-
-    def _odd(self, pipeline: _Pipeline, key: bytes, state: KeyState, write: Write) -> None:
-        """The target shows what no expected version that is not settled yet explains."""
-        newest = state.expected
-        if write.unknown:
-            state.odd_reason = Reason.TOUCHED
-        elif newest is not None and not newest.absent and not write.absent and newest.mapping != write.mapping:
-            state.odd_reason = Reason.MAPPING
-        elif newest is not None and (write.identity in state.older or newest.absent):
-            state.odd_reason = Reason.REGRESSED
-        else:
-            state.odd_reason = Reason.UNEXPLAINED
-        state.odd = write
-        if not state.pending:
-            state.raised = 0
-            self._schedule(pipeline, key, write)
-
-    def _dead_lettered(self, pipeline: _Pipeline, bucket: Bucket, key: bytes) -> None:
-        state = bucket.find(pipeline.spec.id, key)
-        if state is not None and state.pending:
-            state.odd_reason = Reason.DEAD_LETTERED
-            first = state.pending[0]
-            heapq.heappush(pipeline.due, (0, self._next(), key, first.side, first.token))
-            bucket.put(pipeline.spec.id, key, state)
+        latest = said[-1]
+        assert isinstance(latest, Hole)
+        cell.hole = latest if known is None else msgspec.structs.replace(latest, time_from=min(known.time_from, time))
 
     # when something is due
 
-    def _next(self) -> int:
-        self._number += 1
-        return self._number
-
-    def _schedule(self, pipeline: _Pipeline, key: bytes, write: Write) -> None:
-        """Queue a write: by its offset while the sink has not come to it, else by its due time."""
-        clock = 0
-        if write.side == Side.EXPECTED and pipeline.spec.delivery.known:
-            feed = self._feed(pipeline, write)
-            if _in_transit(feed, write):
-                queue = pipeline.transit.setdefault((write.feed, write.partition), [])
-                heapq.heappush(queue, (write.offset, self._next(), key, write.token))
-                return
-            clock = feed.delivery_clock
-        due = max(write.event_time + pipeline.grace, write.append_time + pipeline.grace, clock) + pipeline.skew
-        heapq.heappush(pipeline.due, (due, self._next(), key, write.side, write.token))
-
-    def _feed(self, pipeline: _Pipeline, write: Write) -> FeedPartition:
-        return self._times.of((pipeline.spec.id, write.side, write.feed, write.partition))
-
-    def _deliver(self, pipeline: _Pipeline, feed_name: str, number: int) -> None:
-        """The sink's position moved: what it has passed gets its due time."""
-        queue = pipeline.transit.get((feed_name, number))
-        if not queue:
+    def _judge(self, pipeline: PipelineState, said: Said) -> None:
+        """Raise what the streams' times have made late: the target's watermark passed it, and the source was read beyond it."""
+        times = self._times
+        target = times.watermark(*pipeline.target)
+        if not pipeline.start:
+            pipeline.start = times.start(*pipeline.source)
+        for (feed, number), state in pipeline.moved.items():
+            position = NEVER if state.delivery == NO_DELIVERY or state.gone_below == state.epoch else state.position
+            for key in list(
+                pipeline.due.delivered((pipeline.feeds.index(feed) if feed in pipeline.feeds else -1, number), position)
+            ):
+                self._reschedule(pipeline, key)
+        pipeline.moved.clear()
+        now = min(target - 1, times.caught_up(*pipeline.source))
+        if now <= 0 or not pipeline.start:
             return
-        feed = self._times.of((pipeline.spec.id, Side.EXPECTED, feed_name, number))
-        while queue and (feed.delivery == NO_DELIVERY or (feed.delivery >= 0 and queue[0][0] < feed.delivery)):
-            _, _, key, token = heapq.heappop(queue)
-            write = self._pending(pipeline, key, token)
-            if write is not None:
-                self._schedule(pipeline, key, write)
+        for key in pipeline.due.due(now):
+            self._look(pipeline, key, now, target, said)
+        for at, key in list(pipeline.due.again(target)):
+            cell = pipeline.cells[self._bucket(key)]
+            held = cell.pending.get(key)
+            if isinstance(held, KeyState) and held.raised and held.raised + pipeline.confirm_again == at:
+                said.append(self._raise(pipeline, cell, key, held, target, held.due, again=True))
 
-    def _pending(self, pipeline: _Pipeline, key: bytes, token: Token) -> Write | None:
-        state = self._store.bucket_of(key).find(pipeline.spec.id, key)
-        if state is None:
-            return None
-        return next((write for write in state.pending if write.token == token), None)
+    def _reschedule(self, pipeline: PipelineState, key: bytes) -> None:
+        held = pipeline.cells[self._bucket(key)].pending.get(key)
+        if held is not None:
+            pipeline.due.add(key, due_of(held) if isinstance(held, bytes) else held.due)
 
-    def advance(self) -> list[Suspect | Hole]:
-        """Return the suspects that the streams' times make due; to be called after each record that was applied."""
-        said: list[Suspect | Hole] = []
-        for pipeline in self._pipelines.values():
-            now = self._now(pipeline)
-            target = self._target_watermark(pipeline)
-            if not now:
-                continue
-            while pipeline.due and pipeline.due[0][0] <= now:
-                suspect = self._raise(pipeline, heapq.heappop(pipeline.due), target)
-                if suspect is not None:
-                    said.append(suspect)
-            while pipeline.again and pipeline.again[0][0] <= target:
-                suspect = self._raise(pipeline, heapq.heappop(pipeline.again), target, again=True)
-                if suspect is not None:
-                    said.append(suspect)
-        return said
-
-    def _target_watermark(self, pipeline: _Pipeline) -> int:
-        return self._times.watermark(pipeline.spec.id, Side.OBSERVED if pipeline.observes else Side.EXPECTED)
-
-    def _now(self, pipeline: _Pipeline) -> int:
-        """Return the time that the streams have passed: what is due by then is late. 0: nothing can be late yet."""
-        target = self._target_watermark(pipeline)
-        caught_up = self._times.caught_up(pipeline.spec.id, Side.EXPECTED)
-        return min(target, caught_up)
-
-    def _raise(self, pipeline: _Pipeline, due: Due, target: int, *, again: bool = False) -> Suspect | None:
-        _, _, key, side, token = due
-        bucket = self._store.bucket_of(key)
-        state = bucket.find(pipeline.spec.id, key)
-        if state is None or state.settled:
-            return None
-        opening = state.opening()
-        if opening.token != token or opening.side != side:
-            return None  # that write is settled, or waits behind an older one
-        if state.raised and not again:
-            return None
-        if side == Side.EXPECTED and pipeline.spec.delivery.known and _in_transit(self._feed(pipeline, opening), opening):
-            self._schedule(pipeline, key, opening)  # the sink went back
-            return None
-        if side == Side.OBSERVED and state.expected is None and self._before_start(pipeline, opening):
-            bucket.drop(pipeline.spec.id, key)
-            return None
-        counters = bucket.counters_of(pipeline.spec.id)
-        counters.raised += 0 if again or state.raised else 1
-        state.raised = max(1, target)
-        bucket.put(pipeline.spec.id, key, state)
-        later = state.raised + int(pipeline.spec.confirm_again_seconds * 1000)
-        heapq.heappush(pipeline.again, (later, self._next(), key, side, token))
-        return self._suspect(pipeline, key, state, opening, due[0], again=again)
-
-    def _before_start(self, pipeline: _Pipeline, write: Write) -> bool:
-        return not pipeline.source_start or write.event_time < pipeline.source_start
-
-    def _suspect(self, pipeline: _Pipeline, key: bytes, state: KeyState, opening: Write, due: int, *, again: bool) -> Suspect:
-        if opening.side == Side.EXPECTED:
-            reason = Reason.DEAD_LETTERED if state.odd_reason == Reason.DEAD_LETTERED else Reason.UNSATISFIED
-            if opening.unknown:
-                reason = Reason.TOUCHED
-            elif state.observed is not None and not state.observed.absent and state.observed.mapping != opening.mapping:
-                reason = Reason.MAPPING
+    def _look(self, pipeline: PipelineState, key: bytes, now: int, target: int, said: Said) -> None:
+        cell = pipeline.cells[self._bucket(key)]
+        held = cell.pending.get(key)
+        if held is None or (isinstance(held, KeyState) and held.raised):
+            return
+        opening, due = (held, due_of(held)) if isinstance(held, bytes) else (held.opening, held.due)
+        expected = isinstance(held, bytes) or bool(held.writes)
+        # What the target shows is not odd for good while the sink still has the newest expected write to deliver.
+        awaited = opening if isinstance(held, bytes) or expected else held.expected
+        if awaited is not None and not awaited[1] & DEAD:
+            clock = pipeline.passed(awaited)
+            if clock is None:
+                pipeline.due.wait_for_delivery((awaited[3], awaited[6] | awaited[7] << 8), times_of(awaited)[0], key)
+                return
+            due = max(due, clock + pipeline.skew)
+        if due > now:
+            pipeline.due.add(key, due)
+            return
+        state = pending_state(held)
+        if not expected and state.expected is None and event_time_of(opening) < pipeline.start:
+            state.odd = False  # the baseline's
+            self._file(pipeline, cell, key, state, Effect.CHANGED, said)
+        elif len(cell.raised) >= cell.limits.raised:
+            cell.touched = True
+            self._let_go(pipeline, cell, key, state, said)
         else:
-            reason = state.odd_reason
-        name = pipeline.spec.id
+            cell.counters.raised += 1
+            said.append(self._raise(pipeline, cell, key, state, target, due, again=False))
+
+    def _raise(
+        self, pipeline: PipelineState, cell: Cell, key: bytes, state: KeyState, target: int, due: int, *, again: bool
+    ) -> Suspect:
+        state.raised = target
+        state.raised_on = token_of(state.observed) if state.observed is not None else None
+        cell.pending[key] = state
+        cell.raised.add(key)
+        cell.changed.add(key)
+        pipeline.due.raise_again(key, target + pipeline.confirm_again)
+        return self._suspect(pipeline, key, state, due, again=again)
+
+    def _suspect(self, pipeline: PipelineState, key: bytes, state: KeyState, due: int, *, again: bool) -> Suspect:
+        def seen(write: Write, side: Side) -> Any:
+            return seen_of(write, int(side), pipeline.feeds, comparable=pipeline.comparable(write))
+
+        side = Side.EXPECTED if state.writes else Side.OBSERVED
+        opening = state.opening
+        epoch, major, minor = token_of(opening)
+        identity = f"{pipeline.id}\0{int(side)}\0{epoch}\0{major}\0{minor}\0".encode() + key
         return Suspect(
-            id=_suspect_id(name, key, opening),
-            pipeline=name,
+            id="sus_" + xxhash.xxh3_128_hexdigest(identity),
+            pipeline=pipeline.id,
             partition=self._partition,
             key=key,
-            reason=reason,
-            opening=opening.seen(),
-            newest_expected=state.expected.seen() if state.expected else None,
-            newest_observed=state.observed.seen() if state.observed else None,
+            reason=pipeline.rules.reason(state),
+            opening=seen(opening, side),
+            newest_expected=seen(state.expected, Side.EXPECTED) if state.expected is not None else None,
+            newest_observed=seen(state.observed, Side.OBSERVED) if state.observed is not None else None,
             older=list(state.older),
             due=due,
-            source_watermark=self._times.watermark(name, Side.EXPECTED),
-            target_watermark=self._target_watermark(pipeline),
+            source_watermark=self._times.watermark(*pipeline.source),
+            target_watermark=self._times.watermark(*pipeline.target),
             raised_again=again,
         )
 
@@ -413,162 +432,56 @@ class KeyMatcher:
         pipeline = self._pipelines.get(section.pipeline)
         if pipeline is None:
             return
-        for number, key in enumerate(section.keys):
-            bucket = self._store.bucket_of(key)
-            if bucket.applied >= self.applied:
+        said: Said = []
+        for key, side, token, outcome in zip(section.keys, section.sides, section.tokens, section.outcomes, strict=True):
+            number = self._bucket(key)
+            cell = pipeline.cells[number]
+            held = cell.pending.get(key)
+            if held is None or number in self._asleep:
                 continue
-            state = bucket.find(section.pipeline, key)
-            if state is None:
-                continue
-            epoch, major, minor = section.tokens[number]
-            self._close(
-                pipeline, bucket, key, state, section.sides[number], (epoch, major, minor), Outcome(section.outcomes[number])
-            )
-
-    def _close(
-        self, pipeline: _Pipeline, bucket: Bucket, key: bytes, state: KeyState, side: int, token: Token, outcome: Outcome
-    ) -> None:
-        """Close what the verdict's token names and everything older, nothing newer."""
-        counters = bucket.counters_of(pipeline.spec.id)
-        newer = state.expected is not None and state.expected.token > token
-        if outcome is Outcome.SUPERSEDED and side == Side.EXPECTED and not newer:
-            return  # nothing newer is known here: the key stays raised
-        if side == Side.EXPECTED:
-            closed = [write for write in state.pending if write.token <= token]
-            if not closed:
-                return
-            _count(counters, outcome, len(closed))
-            state.pending = [write for write in state.pending if write.token > token]
-            state.overflowed = state.overflowed and len(state.pending) > 1
-            if not state.pending and outcome is not Outcome.SUPERSEDED:
-                state.odd = None
-        elif state.odd is None or state.odd.token > token:
-            return
-        else:
-            state.odd = None
-        state.raised, state.odd_reason = 0, state.odd_reason if state.odd else ""
-        if state.settled and (outcome is Outcome.GAP or state.expected is None):
-            bucket.drop(pipeline.spec.id, key)  # the ledger holds the gap; of a key unknown to the source nothing is left to know
-            return
-        if state.settled and outcome is Outcome.CLEARED:
-            state.observed = None  # a read proved agreement; what the stream showed last says nothing against it any more
-        bucket.put(pipeline.spec.id, key, state)
-        if not state.settled:
-            self._schedule(pipeline, key, state.opening())
-
-    # holes
-
-    def _hole(self, pipeline: _Pipeline, side: int, feed: str, number: int, span: Span) -> Hole:
-        parts = (pipeline.spec.id, str(side), feed, str(number), span.reason, str(span.time_from), str(span.time_to // MINUTE_MS))
-        hole = Hole(
-            id="hole_" + xxhash.xxh3_128_hexdigest("\0".join(parts).encode()),
-            pipeline=pipeline.spec.id,
-            side=side,
-            feed=feed,
-            feed_partition=number,
-            time_from=span.time_from,
-            time_to=span.time_to,
-            reason=span.reason,
-        )
-        pipeline.holes = [known for known in pipeline.holes if known.id != hole.id] + [hole]
-        if len(pipeline.holes) > HOLES_MAX:
-            first, second, *rest = pipeline.holes
-            joined = msgspec.structs.replace(
-                second, time_from=min(first.time_from, second.time_from), time_to=max(first.time_to, second.time_to)
-            )
-            pipeline.holes = [joined, *rest]
-        return hole
-
-    def _overflow(self, pipeline: _Pipeline, write: Write) -> Hole:
-        second = write.event_time // 1_000 * 1_000
-        return self._hole(pipeline, write.side, write.feed, write.partition, Span(second, second + 1_000, "ingest_hole"))
+            state = pending_state(held)
+            effect = pipeline.rules.close(state, side == Side.EXPECTED, (token[0], token[1], token[2]), Outcome(outcome), cell)
+            self._file(pipeline, cell, key, state, effect, said)
+        assert not said, "a verdict opens no key"
 
     # what is shown
 
     def status(self, worker: str, now_ms: int) -> list[PartitionStatus]:
         """Return one record per pipeline."""
-        return [self._status(pipeline, worker, now_ms) for pipeline in self._pipelines.values()]
-
-    def _status(self, pipeline: _Pipeline, worker: str, now_ms: int) -> PartitionStatus:
-        name = pipeline.spec.id
-        pending = in_transit = raised = 0
-        oldest: int | None = None
-        oldest_transit: int | None = None
-        known = pipeline.spec.delivery.known
-        for state in self._store.open_states(name):
-            time = state.oldest_time
-            if state.odd is not None and not state.pending and state.expected is None and self._before_start(pipeline, state.odd):
-                continue  # the baseline's
-            oldest = time if oldest is None else min(oldest, time)
-            first = state.pending[0] if state.pending else None
-            if first is not None and known and _in_transit(self._feed(pipeline, first), first):
-                in_transit += 1
-                oldest_transit = first.event_time if oldest_transit is None else min(oldest_transit, first.event_time)
-            elif state.raised:
-                raised += 1
-            else:
-                pending += 1
-        source = self._times.watermark(name, Side.EXPECTED)
-        feeds = [
-            FeedStatus(
-                side=key[1],
-                feed=key[2],
-                feed_partition=key[3],
-                partitions=feed.partitions,
-                epoch=feed.epoch,
-                reached=feed.reached,
-                watermark=feed.watermark,
-                caught_up=feed.caught_up,
-                delivery=feed.delivery if key[1] == Side.EXPECTED else NO_DELIVERY,
-            )
-            for side in Side
-            for key, feed in self._times.side(name, side)
+        return [
+            pipeline.status(self._partition, self._partitions, worker, self.applied, now_ms)
+            for pipeline in self._pipelines.values()
         ]
-        unknown = known and any(
-            feed.delivery == UNKNOWN_DELIVERY and feed.reached > 0
-            for feed in feeds
-            if feed.side == Side.EXPECTED and feed.partitions
-        )
-        return PartitionStatus(
-            pipeline=name,
-            partition=self._partition,
-            partitions=self._partitions,
-            worker=worker,
-            input_offset=self.applied,
-            written_at=now_ms,
-            source_watermark=source,
-            target_watermark=self._target_watermark(pipeline),
-            source_caught_up=self._times.caught_up(name, Side.EXPECTED),
-            target_caught_up=self._times.caught_up(name, Side.OBSERVED if pipeline.observes else Side.EXPECTED),
-            delivered_through=min(source, oldest_transit) if oldest_transit is not None else source,
-            oldest_unsettled=oldest,
-            oldest_in_transit=oldest_transit,
-            pending=pending,
-            in_transit=in_transit,
-            raised=raised,
-            counters=self._store.counters(name),
-            feeds=feeds,
-            holes=list(pipeline.holes),
-            delays_ms=sorted(self._store.delays.items()),
-            delivery_unknown=unknown,
-        )
+
+    def open_writes(self, pipeline: str) -> int:
+        """Return how many expected writes are in no class yet."""
+        return self._pipelines[pipeline].open_writes()
 
     # state
 
     def bucket_records(self) -> list[tuple[str, bytes | None]]:
-        """Return the state's records that changed since the last call, by name; None: the record is to go."""
-        return self._store.records(self.applied)
+        """Return the state's records that changed since the last call, by name. To be followed by :meth:`marker`."""
+        names = {name: pipeline.names for name, pipeline in self._pipelines.items()}
+        records = self._store.records(self.applied, names)
+        if self._times.waiting_changed:
+            self._times.waiting_changed = False
+            payload = _encode(self._times.pack_waiting())
+            slot = 1 - self._waiting[0]
+            chunks = [payload[at : at + RECORD_BYTES_MAX] for at in range(0, len(payload), RECORD_BYTES_MAX)]
+            self._waiting = (slot, len(chunks), xxhash.xxh3_64_intdigest(payload))
+            records += [(f"{WAITING}/{slot}/part{number}", chunk) for number, chunk in enumerate(chunks)]
+        return records
 
     def marker(self) -> bytes:
         """Return the commit marker's payload: everything that is not in a bucket."""
-        return msgspec.msgpack.encode(
+        return _encode(
             {
+                "format": STATE_FORMAT,
                 "applied": self.applied,
-                "feeds": [(list(key), _packed_feed(feed)) for key, feed in self._times.feeds.items()],
-                "pipelines": {
-                    name: (item.grace, item.skew, item.source_start, item.holes) for name, item in self._pipelines.items()
-                },
-                "delays": list(self._store.delays.items()),
+                "append_time": self._append_time,
+                "feeds": self._times.pack(),
+                "waiting": self._waiting,
+                "pipelines": {name: pipeline.pack() for name, pipeline in self._pipelines.items()},
             }
         )
 
@@ -584,132 +497,90 @@ class KeyMatcher:
         marker: bytes,
         buckets: int = 32,
     ) -> KeyMatcher:
-        """Return the matcher as the marker left it. A bucket may be ahead of the marker: it skips what it holds already.
+        """Return the matcher as the marker left it. A bucket that is ahead of it sleeps until the records have come so far.
 
-        Every raised key is raised again by the next :meth:`advance`.
+        Every raised key is raised again by the next :meth:`advance`. Raises ProtocolError when the records contradict themselves.
         """
         matcher = cls(partition, partitions, pipelines, fingerprints=fingerprints, buckets=buckets)
         body = msgspec.msgpack.decode(marker)
-        matcher.applied = body["applied"]
-        for key, fields in body["feeds"]:
-            pipeline, side, feed, number = key
-            matcher._times.feeds[pipeline, side, feed, number] = _unpacked_feed(fields)
-        for name, (grace, skew, start, holes) in body["pipelines"].items():
-            item = matcher._pipelines.get(name)
-            if item is not None:
-                item.grace, item.skew, item.source_start = grace, skew, start
-                item.holes = msgspec.convert(holes, list[Hole])
-        matcher._store.load(records)
-        matcher._store.delays.update(dict(body["delays"]))
-        matcher._rebuild()
+        if body.get("format") != STATE_FORMAT:
+            raise ProtocolError(
+                f"The state of partition {partition} has format {body.get('format')}, not {STATE_FORMAT}.",
+                remedy="Delete the changelog topic of match; a sweep then covers what was open.",
+            )
+        matcher.applied, matcher._append_time = body["applied"], body["append_time"]
+        matcher._times.unpack(body["feeds"])
+        for name, packed in body["pipelines"].items():
+            if name in matcher._pipelines:
+                matcher._pipelines[name].unpack(packed)
+        matcher._restore_waiting(records, body["waiting"])
+        matcher._restore_buckets({name: value for name, value in records.items() if not name.startswith(WAITING)})
         return matcher
 
-    def _rebuild(self) -> None:
-        for name, pipeline in self._pipelines.items():
-            for key, state in self._store.open_items(name):
-                state.raised = 0
-                for write in state.pending:
-                    self._schedule(pipeline, key, write)
-                if state.odd is not None:
-                    self._schedule(pipeline, key, state.odd)
+    def _restore_waiting(self, records: Mapping[str, bytes], written: Sequence[int]) -> None:
+        slot, parts, stamp = written
+        self._waiting = (slot, parts, stamp)
+        if not parts:
+            return
+        payload = b"".join(records.get(f"{WAITING}/{slot}/part{number}", b"") for number in range(parts))
+        if xxhash.xxh3_64_intdigest(payload) != stamp:
+            raise ProtocolError(f"The records of partition {self._partition} that wait for others are not those of its marker.")
+        self._times.unpack_waiting(msgspec.msgpack.decode(payload))
+
+    def _restore_buckets(self, records: Mapping[str, bytes]) -> None:
+        for names in self._store.load(records):
+            for name, known in names.items():
+                if name in self._pipelines:
+                    self._pipelines[name].learn(known)
+        self._asleep = {number for number, bucket in enumerate(self._store.buckets) if bucket.applied > self.applied}
+        for pipeline in self._pipelines.values():
+            pipeline.schedule_all([cell for number, cell in enumerate(pipeline.cells) if number not in self._asleep])
+            for cell in pipeline.cells:
+                for key in sorted(cell.raised):
+                    state = pending_state(cell.pending[key])
+                    self._restored.append(self._suspect(pipeline, key, state, state.due, again=True))
+
+    def _wake(self) -> None:
+        for number in [number for number in self._asleep if self._store.buckets[number].applied <= self.applied]:
+            self._asleep.discard(number)
+            for pipeline in self._pipelines.values():
+                pipeline.schedule_all([pipeline.cells[number]])
 
 
-def _in_transit(feed: FeedPartition, write: Write) -> bool:
-    """Whether the sink has not come to this write. A position that nobody knows has passed nothing."""
-    if feed.delivery == NO_DELIVERY or write.epoch < feed.epoch:
-        return False
-    return feed.delivery < 0 or write.offset >= feed.delivery
+def _limits(spec: PipelineSpec, shares: int) -> Limits:
+    return Limits(pending=spec.pending_keys_max, raised=spec.suspects_max, settled=spec.settled_keys_max, shares=shares)
 
 
-def _count(counters: Counters, outcome: Outcome, closed: int) -> None:
-    if outcome is Outcome.CLEARED:
-        counters.cleared += closed
-    elif outcome is Outcome.GAP:
-        counters.gap += closed
-    elif outcome is Outcome.SUPERSEDED:
-        counters.superseded += closed
-    else:
-        counters.unverifiable["not_read"] = counters.unverifiable.get("not_read", 0) + closed
+def _state(cell: Cell, key: bytes) -> KeyState:
+    held = cell.pending.get(key)
+    if held is not None:
+        return pending_state(held)
+    held = cell.settled.get(key)
+    return settled_state(held) if held is not None else KeyState()
 
 
-def _write_of(section: Section, number: int) -> Write:
-    return Write(
-        section.side,
-        section.feed,
-        section.feed_partition,
-        section.offsets[number],
-        section.epoch,
-        section.majors[number],
-        section.minors[number],
-        section.operations[number],
-        section.event_times[number],
-        section.append_times[number],
-        section.digests[number],
-        tuple(section.masks[number]) if section.masks is not None else None,
-        tuple(section.values[number]) if section.values is not None else None,
-        _version(section, number),
-        section.mapping,
+def _has_tails(pipeline: PipelineState, section: Section) -> bool:
+    if pipeline.spec.match is Match.VERSION:
+        return section.versions is not None
+    return not pipeline.rules.comparison.by_identity and section.values is not None
+
+
+def _columns(section: Section) -> zip[Columns]:
+    """Return the section's events as tuples; the masks are part of the identity, zeros where the event does not carry a field."""
+    identities = section.digests
+    if section.masks is not None:
+        identities = [
+            digest + b"".join([mask or BLANK for mask in masks]) if digest else digest
+            for digest, masks in zip(section.digests, section.masks, strict=True)
+        ]
+    return zip(
+        section.keys,
+        section.operations,
+        section.offsets,
+        section.majors,
+        section.minors,
+        section.event_times,
+        section.append_times,
+        identities,
+        strict=True,
     )
-
-
-def _version(section: Section, number: int) -> int | None:
-    if section.versions is None or section.versions[number] == NO_VERSION:
-        return None
-    return section.versions[number]
-
-
-def _carry_masks(write: Write, newest: Write | None) -> None:
-    """A source event leaves out what it did not change: the field's digest is the one of the version before."""
-    if write.masks and newest is not None and newest.masks and newest.mapping == write.mapping and write.side == Side.EXPECTED:
-        write.masks = tuple(mask or before for mask, before in zip(write.masks, newest.masks, strict=True))
-
-
-def _delay_bound(delay_ms: int) -> int:
-    """Return the histogram's upper bound for a delay; clocks of two stores may make it negative."""
-    return next((bound for bound in DELAY_BOUNDS_MS if delay_ms <= bound), -1)
-
-
-def _suspect_id(pipeline: str, key: bytes, opening: Write) -> str:
-    text = f"{pipeline}\0{opening.side}\0{opening.epoch}\0{opening.major}\0{opening.minor}\0".encode()
-    return "sus_" + xxhash.xxh3_128_hexdigest(text + key)
-
-
-def _packed_feed(feed: FeedPartition) -> tuple[Any, ...]:
-    waiting = [(entry.since, isinstance(entry.item, Section), entry.item) for entry in feed.waiting]
-    return (
-        feed.epoch,
-        feed.reached,
-        feed.watermark,
-        feed.caught_up,
-        feed.delivery,
-        feed.delivery_clock,
-        feed.partitions,
-        feed.spoke,
-        waiting,
-    )
-
-
-def _unpacked_feed(fields: Sequence[Any]) -> FeedPartition:
-    feed = FeedPartition()
-    (
-        feed.epoch,
-        feed.reached,
-        feed.watermark,
-        feed.caught_up,
-        feed.delivery,
-        feed.delivery_clock,
-        feed.partitions,
-        feed.spoke,
-        waiting,
-    ) = fields
-    feed.waiting = list(_waiting(waiting))
-    return feed
-
-
-def _waiting(entries: Sequence[Any]) -> Iterator[Any]:
-    from gapwatch.core.watermarks import Waiting
-
-    for number, (since, is_section, item) in enumerate(entries):
-        kind: type[Section] | type[FeedState] = Section if is_section else FeedState
-        converted = msgspec.convert(item, kind)
-        yield Waiting(converted.offset_from, -len(entries) + number, since, converted)

@@ -6,27 +6,33 @@ buffer, what lies below is a repetition. Watermarks come in control records that
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, Section
 
 REORDER_EVENTS_MAX: Final = 10_000  # events of one feed partition that wait for what comes before them
+STEPS_MAX: Final = 128  # moves of the sink's position that are remembered with their time
+NEVER: Final = 1 << 62
 
 T = TypeVar("T")
 FeedKey = tuple[str, int, str, int]  # pipeline, side, feed, feed partition
-SideKey = tuple[str, int]  # pipeline, side
 
 
 class Span(NamedTuple):
-    """A stretch that nobody can judge: store times between, in milliseconds."""
+    """A stretch that nobody can judge: store times between, in milliseconds; raw offsets where they are known."""
 
     time_from: int
     time_to: int
     reason: str
+    epoch: int = 0
+    offset_from: int = -1
+    offset_to: int = -1
+    local: bool = False  # only this partition of ``gapwatch.events`` misses it
 
 
 class Waiting(NamedTuple):
@@ -40,21 +46,60 @@ class Waiting(NamedTuple):
 
 @dataclass(slots=True)
 class FeedPartition:
-    """What is known of one partition of one feed. Times are milliseconds, 0: not known."""
+    """What is known of one partition of one feed. Times are milliseconds, 0: not known.
+
+    ``steps``: (position, clock) of the sink's moves, oldest first, so that the time at which it passed an offset is known.
+    ``gone_below``: epochs below this one belong to a log that is no more; nothing of them is in transit since ``gone_clock``.
+    """
 
     epoch: int = -1
     reached: int = -1  # nothing was read of it yet
     watermark: int = 0
+    first: int = 0  # the first watermark that was not 0
     caught_up: int = 0
-    delivery: int = UNKNOWN_DELIVERY
+    delivery: int = UNKNOWN_DELIVERY  # as last said
     delivery_clock: int = 0
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    gone_below: int = 0
+    gone_clock: int = 0
     partitions: int = 0  # of the feed, as its ingester last said; 0 with a watermark: a feed without a topic yet
-    spoke: int = 0  # append time of the last control record that spoke of it
+    spoke: int = 0  # append time of the last control record that was applied
+    lost_to: int = -1  # up to where lost ranges of this epoch were said
+    repeated: int = 0
+    number: int = 0
     waiting: list[Waiting] = field(default_factory=list)
 
     @property
     def waiting_events(self) -> int:
-        return sum(len(entry.item.offsets) for entry in self.waiting if isinstance(entry.item, Section))
+        return sum(len(entry.item.offsets) if isinstance(entry.item, Section) else 1 for entry in self.waiting)
+
+    @property
+    def position(self) -> int:
+        """Return the last position of the sink that anybody knew; -1: none."""
+        return self.steps[-1][0] if self.steps else -1
+
+    def passed(self, epoch: int, offset: int) -> int | None:
+        """Return the clock at which the sink's position had passed an offset (0: it needs none); None: it is in transit."""
+        if self.delivery == NO_DELIVERY:
+            return 0
+        if epoch < self.gone_below:
+            return self.gone_clock
+        index = bisect_right(self.steps, (offset, NEVER))
+        return self.steps[index][1] if index < len(self.steps) else None
+
+    def move(self, position: int, clock: int) -> None:
+        """The sink's position is `position`, read at `clock`; it may go back."""
+        if clock < self.delivery_clock:
+            return  # of an ingester that was overtaken
+        self.delivery, self.delivery_clock = position, clock
+        steps = self.steps
+        index = bisect_right(steps, (position, NEVER))
+        if index < len(steps):  # it went back: what lies below was passed when it first was
+            steps[index:] = [(position, steps[index][1])] if not index or steps[index - 1][0] < position else []
+        elif not steps or steps[-1][0] < position:
+            steps.append((position, clock))
+        if len(steps) > STEPS_MAX:  # the older half more coarsely, and never too early
+            steps[: STEPS_MAX // 2] = steps[1 : STEPS_MAX // 2 : 2]
 
 
 class Admitted(NamedTuple):
@@ -67,10 +112,9 @@ class Admitted(NamedTuple):
 class FeedTimes:
     """All feed partitions that one partition of ``gapwatch.events`` has heard of."""
 
-    def __init__(self, stall_after_ms: int = 30_000) -> None:
+    def __init__(self) -> None:
         self.feeds: dict[FeedKey, FeedPartition] = {}
-        self._number = 0
-        self._stall_after_ms = stall_after_ms
+        self.waiting_changed = False
 
     def of(self, key: FeedKey) -> FeedPartition:
         found = self.feeds.get(key)
@@ -81,29 +125,29 @@ class FeedTimes:
     def side(self, pipeline: str, side: int) -> Iterator[tuple[FeedKey, FeedPartition]]:
         return ((key, feed) for key, feed in self.feeds.items() if key[0] == pipeline and key[1] == side)
 
-    def admit(self, key: FeedKey, item: Section | FeedState, append_time: int) -> Admitted:
+    def admit(self, key: FeedKey, item: Section | FeedState, append_time: int, stall_after_ms: int) -> Admitted:
         """Take a section or a feed's state; return what is in turn now.
 
         Args:
             key: The feed partition that it speaks of.
             item: It, with its range ``[offset_from, offset_to)``.
             append_time: Kafka's timestamp of the record of ``gapwatch.events`` that holds it.
+            stall_after_ms: How much later the feed may go on before what is missing is given up.
         """
         feed = self.of(key)
         admitted = Admitted([], [])
         if item.epoch < feed.epoch:
+            feed.repeated += len(item.keys) if isinstance(item, Section) else 0
             return admitted  # of a log that is no more: a repetition
         if item.epoch > feed.epoch:
             self._begin_epoch(feed, item, append_time, admitted, was_empty=self._was_without_topic(key, item))
-        if isinstance(item, FeedState):
-            feed.spoke = max(feed.spoke, append_time)
         if item.offset_from > feed.reached:
-            self._number += 1
-            feed.waiting.append(Waiting(item.offset_from, self._number, append_time, item))
-            feed.waiting.sort()
-            self._give_up(feed, append_time, admitted)
+            feed.number += 1
+            insort(feed.waiting, Waiting(item.offset_from, feed.number, append_time, item))
+            self.waiting_changed = True
+            self._give_up(feed, append_time, stall_after_ms, admitted)
         else:
-            self._take(feed, item, admitted)
+            self._take(feed, item, append_time, admitted)
         self._release(feed, admitted)
         return admitted
 
@@ -119,61 +163,117 @@ class FeedTimes:
         """A first start or a new log: what was before nobody can judge, unless nothing was."""
         if feed.epoch >= 0 or not was_empty:
             reason = "ingest_hole" if feed.epoch < 0 else "topic_recreated"
-            admitted.holes.append(Span(feed.watermark, append_time, reason))
-        feed.epoch, feed.reached = item.epoch, item.offset_from
-        feed.delivery, feed.delivery_clock = UNKNOWN_DELIVERY, 0
+            admitted.holes.append(Span(feed.watermark, append_time, reason, item.epoch, -1, item.offset_from))
+        if feed.epoch >= 0 and item.offset_from < feed.reached:  # another log, whose offsets begin anew
+            feed.steps.clear()
+            feed.delivery, feed.delivery_clock = UNKNOWN_DELIVERY, 0
+            feed.gone_below, feed.gone_clock = item.epoch, append_time
+        feed.epoch, feed.reached, feed.lost_to = item.epoch, item.offset_from, -1
+        self.waiting_changed = self.waiting_changed or bool(feed.waiting)
         feed.waiting.clear()
 
-    def _take(self, feed: FeedPartition, item: Section | FeedState, admitted: Admitted) -> None:
+    def _take(self, feed: FeedPartition, item: Section | FeedState, since: int, admitted: Admitted) -> None:
         if isinstance(item, FeedState):
             admitted.items.append(item)
-            self._apply_state(feed, item, admitted)
+            self._apply_state(feed, item, since, admitted)
             feed.reached = max(feed.reached, item.offset_to)
         elif item.offset_to > feed.reached:
-            admitted.items.append(_above(item, feed.reached))
+            section = _above(item, feed.reached)
+            feed.repeated += len(item.keys) - len(section.keys)
+            admitted.items.append(section)
             feed.reached = item.offset_to
+        else:
+            feed.repeated += len(item.keys)
 
-    def _apply_state(self, feed: FeedPartition, state: FeedState, admitted: Admitted) -> None:
+    def _apply_state(self, feed: FeedPartition, state: FeedState, since: int, admitted: Admitted) -> None:
         for lost in state.lost:
-            if lost.offset_to > feed.reached:
-                admitted.holes.append(Span(lost.time_from or feed.watermark, max(lost.time_to, lost.time_from), lost.reason))
+            if lost.offset_to > feed.lost_to:
+                time_from = lost.time_from or feed.watermark
+                time_to = max(time_from, lost.time_to or since)
+                admitted.holes.append(Span(time_from, time_to, lost.reason, state.epoch, lost.offset_from, lost.offset_to))
+                feed.lost_to = lost.offset_to
+        feed.spoke = max(feed.spoke, since, 1)
         feed.watermark = max(feed.watermark, state.watermark)
+        feed.first = feed.first or state.watermark
         feed.caught_up = max(feed.caught_up, state.caught_up)
-        feed.partitions = state.partitions
-        if state.delivery in (NO_DELIVERY, UNKNOWN_DELIVERY):
+        feed.partitions = max(feed.partitions, state.partitions)
+        if state.delivery >= 0:
+            feed.move(state.delivery, state.delivery_clock)
+        else:
             feed.delivery = state.delivery
-        elif state.delivery_clock >= feed.delivery_clock:
-            feed.delivery, feed.delivery_clock = state.delivery, state.delivery_clock
 
     def _release(self, feed: FeedPartition, admitted: Admitted) -> None:
         while feed.waiting and feed.waiting[0].offset_from <= feed.reached:
-            self._take(feed, feed.waiting.pop(0).item, admitted)
+            entry = feed.waiting.pop(0)
+            self.waiting_changed = True
+            self._take(feed, entry.item, entry.since, admitted)
 
-    def _give_up(self, feed: FeedPartition, now: int, admitted: Admitted) -> None:
+    def _give_up(self, feed: FeedPartition, now: int, stall_after_ms: int, admitted: Admitted) -> None:
         """Jump over what does not come: the buffer is full, or its feed went on for too long without it."""
         while feed.waiting and feed.waiting[0].offset_from > feed.reached:
-            stalled = now - feed.waiting[0].since > self._stall_after_ms
+            stalled = now - min(entry.since for entry in feed.waiting) > stall_after_ms
             if not stalled and feed.waiting_events <= REORDER_EVENTS_MAX:
                 return
             first = feed.waiting[0]
-            admitted.holes.append(Span(feed.watermark, _begins(first.item, first.since), "ingest_hole"))
+            span = Span(
+                feed.watermark, max(feed.watermark, now), "ingest_hole", feed.epoch, feed.reached, first.offset_from, local=True
+            )
+            admitted.holes.append(span)
             feed.reached = first.offset_from
             self._release(feed, admitted)
 
-    def watermark(self, pipeline: str, side: int) -> int:
-        """Return the side's watermark: the least of all partitions; 0 until each of them has spoken."""
-        return self._least(pipeline, side, "watermark")
+    def watermark(self, pipeline: str, side: int, topic: str) -> int:
+        """Return the side's watermark: the least of all partitions; 0 until each of them, and `topic`, has spoken."""
+        return self._least(pipeline, side, topic, "watermark")
 
-    def caught_up(self, pipeline: str, side: int) -> int:
-        return self._least(pipeline, side, "caught_up")
+    def caught_up(self, pipeline: str, side: int, topic: str) -> int:
+        return self._least(pipeline, side, topic, "caught_up")
 
-    def _least(self, pipeline: str, side: int, name: str) -> int:
+    def start(self, pipeline: str, side: int, topic: str) -> int:
+        """Return the time from which on the side was read as a stream, in all of its partitions; 0: not known yet."""
+        if not self.watermark(pipeline, side, topic):
+            return 0
+        return max((feed.first for _, feed in self.side(pipeline, side)), default=0)
+
+    def _least(self, pipeline: str, side: int, topic: str, name: str) -> int:
         by_feed: dict[str, dict[int, FeedPartition]] = {}
         for key, feed in self.side(pipeline, side):
             if feed.spoke:
                 by_feed.setdefault(key[2], {})[key[3]] = feed
+        if topic and topic not in by_feed:
+            return 0
         values = [_least_of(feeds, name) for feeds in by_feed.values()]
         return min(values, default=0)
+
+    def pack(self) -> list[Any]:
+        """Return everything but what waits, for the commit marker."""
+        return [(key, _fields(feed)) for key, feed in self.feeds.items()]
+
+    def unpack(self, packed: Sequence[Any]) -> None:
+        for (pipeline, side, name, number), values in packed:
+            feed = FeedPartition(**values)
+            feed.steps = [(position, clock) for position, clock in feed.steps]
+            self.feeds[pipeline, side, name, number] = feed
+
+    def pack_waiting(self) -> list[Any]:
+        return [
+            (key, [(entry.number, entry.since, isinstance(entry.item, Section), entry.item) for entry in feed.waiting])
+            for key, feed in self.feeds.items()
+            if feed.waiting
+        ]
+
+    def unpack_waiting(self, packed: Sequence[Any]) -> None:
+        for (pipeline, side, name, number), entries in packed:
+            feed = self.of((pipeline, side, name, number))
+            feed.waiting = []
+            for order, since, is_section, values in entries:
+                item = msgspec.convert(values, Section) if is_section else msgspec.convert(values, FeedState)
+                feed.waiting.append(Waiting(item.offset_from, order, since, item))
+            feed.waiting.sort()
+
+
+def _fields(feed: FeedPartition) -> dict[str, Any]:
+    return {one.name: getattr(feed, one.name) for one in fields(feed) if one.name != "waiting"}
 
 
 def _least_of(feeds: Mapping[int, FeedPartition], name: str) -> int:
@@ -186,11 +286,6 @@ def _least_of(feeds: Mapping[int, FeedPartition], name: str) -> int:
     return min(int(getattr(feed, name)) for feed in real)
 
 
-def _begins(item: Section | FeedState, since: int) -> int:
-    times = item.event_times if isinstance(item, Section) else ()
-    return max(times, default=since)
-
-
 def _above(section: Section, reached: int) -> Section:
     """Return the section without the events that lie below `reached`."""
     if section.offset_from >= reached:
@@ -198,9 +293,13 @@ def _above(section: Section, reached: int) -> Section:
     kept = [number for number, offset in enumerate(section.offsets) if offset >= reached]
     if len(kept) == len(section.offsets):
         return section
+    return chosen(section, kept)
+
+
+def chosen(section: Section, kept: Sequence[int]) -> Section:
+    """Return the section with these events only; its range stays."""
     return msgspec.structs.replace(
         section,
-        offset_from=reached,
         keys=[section.keys[number] for number in kept],
         operations=bytes(section.operations[number] for number in kept),
         offsets=[section.offsets[number] for number in kept],

@@ -1,0 +1,289 @@
+"""What one write or one verdict does to one key (``design.md`` 4): it changes the key's state and its counters, nothing else."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from enum import Enum, auto
+
+from gapwatch.core.buckets import DELAY_BOUNDS_MS, Cell
+from gapwatch.core.keystate import (
+    DEAD,
+    DELETE,
+    TOUCHED,
+    Comparison,
+    KeyState,
+    Token,
+    Write,
+    dead_lettered,
+    due_of,
+    event_time_of,
+    filled,
+    identity_of,
+    is_masked,
+    renewed,
+    tail_of,
+    token_of,
+    with_due,
+)
+from gapwatch.model.pipeline import Match
+from gapwatch.model.stream import Operation, Outcome
+from gapwatch.model.suspect import Reason
+
+
+class Effect(Enum):
+    NONE = auto()  # nothing changed
+    CHANGED = auto()
+    OPENED = auto()  # changed, and what is to be judged first is another write now: it has to be scheduled
+    GONE = auto()  # nothing is left to know of the key
+
+
+class KeyRules:
+    """The rules of one pipeline.
+
+    Args:
+        comparison: When a state of the target satisfies a version of the source.
+        history: How many expected versions, and older identities, are kept of one key.
+    """
+
+    def __init__(self, comparison: Comparison, history: int) -> None:
+        self.comparison = comparison
+        self._history = max(2, history)
+
+    # expected writes
+
+    def expect(self, state: KeyState, write: Write, cell: Cell) -> Effect:
+        """Take one write of the source."""
+        operation, counters, newest = write[0], cell.counters, state.expected
+        if operation == Operation.DEAD_LETTERED:
+            return self._give_up(state, event_time_of(write))
+        if newest is not None and token_of(write) <= token_of(newest):
+            counters.repeated += 1
+            return Effect.NONE
+        if operation == Operation.SNAPSHOT:
+            counters.snapshot_reads["expected"] = counters.snapshot_reads.get("expected", 0) + 1
+            return self._refresh_expected(state, write)
+        if operation == Operation.UNCHANGED:
+            counters.unchanged += 1
+            return self._unchanged(state, write)
+        counters.expected += 1
+        opening = state.opening if state.open else None
+        self._know(state, filled(write, newest))
+        assert state.expected is not None
+        state.writes.append(state.expected)
+        if self._was_shown(state, state.expected):
+            self._settle(state, len(state.writes) - 1, cell)
+            return self._after(state, opening, expected_moved=True)
+        if len(state.writes) > self._history:
+            let_go = state.writes.pop(1)  # the oldest keeps its due time, the newest ones stay
+            state.floor = state.floor or event_time_of(let_go)
+            state.overflowed = True
+            counters.superseded += 1
+        return self._after(state, opening)
+
+    def _was_shown(self, state: KeyState, write: Write) -> bool:
+        """Whether the target shows this version, or did and has moved on since; what it showed before is explained, too.
+
+        Only a version that is older than what was shown (but for grace and skew) explains it: a row may be again what it was.
+        """
+        time = event_time_of(write)
+        state.shown = [shown for shown in state.shown if due_of(shown) >= time]
+        for number, shown in enumerate(state.shown):
+            if self.comparison.satisfies(write, shown):
+                del state.shown[: number + 1]
+                return True
+        if state.observed is None or not self.comparison.satisfies(write, state.observed):
+            return False
+        state.shown.clear()
+        return True
+
+    def _know(self, state: KeyState, write: Write) -> None:
+        if state.expected is not None:
+            state.remember(identity_of(state.expected), self._history)
+        state.expected = write
+
+    def _refresh_expected(self, state: KeyState, write: Write) -> Effect:
+        """A snapshot read opens nothing; it may explain what the target showed before it."""
+        if state.writes:
+            return Effect.NONE
+        self._know(state, write)
+        if state.odd and state.observed is not None and self.comparison.same(write, state.observed):
+            state.odd, state.raised, state.raised_on = False, 0, None
+        return Effect.CHANGED
+
+    def _unchanged(self, state: KeyState, write: Write) -> Effect:
+        if state.expected is None or state.writes:
+            return Effect.NONE
+        state.expected = renewed(state.expected, write)
+        return Effect.CHANGED
+
+    def _give_up(self, state: KeyState, time: int) -> Effect:
+        """The sink itself gave the key up: what is not settled is due at once."""
+        if not state.writes:
+            return Effect.NONE
+        last = state.expected == state.writes[-1]
+        state.writes = [dead_lettered(write, time) for write in state.writes]
+        if last:
+            state.expected = state.writes[-1]
+        return Effect.CHANGED if state.raised else Effect.OPENED
+
+    # observed writes
+
+    def observe(self, state: KeyState, write: Write, cell: Cell) -> Effect:
+        """Take one write of the target."""
+        counters = cell.counters
+        if state.observed is not None and token_of(write) <= token_of(state.observed):
+            counters.repeated += 1
+            return Effect.NONE
+        matched = self._matched(state, write)
+        at_newest = state.expected is not None and self.comparison.same(state.expected, write)
+        if write[0] == Operation.SNAPSHOT:
+            counters.snapshot_reads["observed"] = counters.snapshot_reads.get("observed", 0) + 1
+            if matched is None and not at_newest:
+                return self._refresh_observed(state, write)
+        elif write[0] == Operation.UNCHANGED:
+            counters.observed += 1
+            if state.observed is None:
+                return Effect.NONE
+            state.observed = renewed(state.observed, write)
+            return Effect.CHANGED
+        else:
+            counters.observed += 1
+        opening = state.opening if state.open else None
+        if state.observed is not None and (state.odd or state.shown):
+            state.shown.append(state.observed)
+            del state.shown[: -self._history]
+        state.observed = write
+        state.odd = not at_newest
+        if matched is not None:
+            cell.delays[bisect_left(DELAY_BOUNDS_MS, event_time_of(write) - event_time_of(state.writes[matched]))] += 1
+            self._settle(state, matched, cell)
+        elif state.writes and state.overflowed and write[0] != TOUCHED:
+            self._progressed(state, write)
+            return Effect.OPENED
+        return self._after(state, opening)
+
+    def _matched(self, state: KeyState, write: Write) -> int | None:
+        for number in range(len(state.writes) - 1, -1, -1):
+            if self.comparison.satisfies(state.writes[number], write):
+                return number
+        return None
+
+    def _refresh_observed(self, state: KeyState, write: Write) -> Effect:
+        """A snapshot read that explains nothing opens nothing; of an unknown key it is remembered."""
+        if state.expected is not None or state.observed is not None:
+            return Effect.NONE
+        state.observed = write
+        return Effect.CHANGED
+
+    def _progressed(self, state: KeyState, write: Write) -> None:
+        """Versions were let go, and the target shows something that may be one of them: the oldest gets its grace anew."""
+        state.writes[0] = with_due(state.writes[0], max(due_of(state.writes[0]), due_of(write)))
+        state.raised, state.raised_on = 0, None
+
+    def _settle(self, state: KeyState, number: int, cell: Cell) -> None:
+        """The write at `number` is satisfied, and with it all older ones. What the target shows was set before."""
+        counters, write = cell.counters, state.writes[number]
+        counters.settled += 1
+        counters.masked += is_masked(write) and self.comparison.match is Match.DIGEST
+        counters.superseded += number
+        del state.writes[: number + 1]
+        if number or not state.overflowed:
+            state.floor = 0  # what was let go is older than what is satisfied now
+        state.overflowed = False
+        assert state.observed is not None
+        assert state.expected is not None
+        state.odd = not self.comparison.same(state.expected, state.observed)
+
+    def _after(self, state: KeyState, before: Write | None, *, expected_moved: bool = False) -> Effect:
+        if not state.open:
+            state.raised, state.raised_on = 0, None
+            return Effect.CHANGED
+        if state.opening == before and not expected_moved:
+            return Effect.CHANGED
+        state.raised, state.raised_on = 0, None
+        return Effect.OPENED
+
+    # verdicts
+
+    def close(self, state: KeyState, side_expected: bool, token: Token, outcome: Outcome, cell: Cell) -> Effect:
+        """Close what a verdict's token names and everything older, nothing newer."""
+        opening = state.opening
+        if side_expected:
+            if not self._close_expected(state, token, outcome, cell):
+                return Effect.NONE
+        elif not self._close_observed(state, token, outcome):
+            return Effect.NONE
+        if outcome is Outcome.GAP and not state.open:
+            return Effect.GONE  # the ledger holds it; a later write of the key is a write like any other
+        return self._after(state, opening)
+
+    def _close_expected(self, state: KeyState, token: Token, outcome: Outcome, cell: Cell) -> bool:
+        closed = sum(1 for write in state.writes if token_of(write) <= token)
+        assert not state.writes or state.expected is not None
+        if not closed:
+            return False
+        if outcome is Outcome.SUPERSEDED and state.expected is not None and token_of(state.expected) <= token:
+            return False  # nothing newer is known here: the key stays raised
+        _count(cell, outcome, closed)
+        del state.writes[:closed]
+        if closed > 1 or not state.overflowed or not state.writes:
+            state.floor = 0
+        state.overflowed = state.overflowed and len(state.writes) > 1
+        if state.odd and not state.writes and outcome is not Outcome.SUPERSEDED:
+            # The stores were read after the raise: what the target had shown by then is judged with it, nothing later is.
+            assert state.observed is not None
+            state.odd = state.raised_on is None or token_of(state.observed) > state.raised_on
+        return True
+
+    def _close_observed(self, state: KeyState, token: Token, outcome: Outcome) -> bool:
+        if not state.odd or state.observed is None or token_of(state.observed) > token:
+            return False
+        if outcome is Outcome.SUPERSEDED and not state.writes:
+            return False
+        state.odd = False
+        return True
+
+    # why
+
+    def reason(self, state: KeyState) -> str:
+        """Name why the key is raised."""
+        opening, expected, observed = state.opening, state.expected, state.observed
+        if state.writes:
+            if opening[1] & DEAD:
+                return Reason.DEAD_LETTERED
+            if opening[0] == TOUCHED:
+                return Reason.TOUCHED
+            if observed is not None and self._incomparable(opening, observed):
+                return Reason.MAPPING
+            return Reason.UNSATISFIED
+        if opening[0] == TOUCHED:
+            return Reason.TOUCHED
+        if expected is not None and self._incomparable(expected, opening):
+            return Reason.MAPPING
+        if expected is not None and (expected[0] == DELETE or identity_of(opening) in state.older):
+            return Reason.REGRESSED
+        return self._unexplained(expected, opening)
+
+    def _unexplained(self, expected: Write | None, observed: Write) -> str:
+        if self.comparison.match is Match.VERSION and expected is not None:
+            known, shown = tail_of(expected)[1], tail_of(observed)[1]
+            if known is not None and shown is not None and shown < known:
+                return Reason.REGRESSED
+        return Reason.UNEXPLAINED
+
+    def _incomparable(self, expected: Write, observed: Write) -> bool:
+        if self.comparison.match is not Match.DIGEST or DELETE in (expected[0], observed[0]):
+            return False
+        return expected[2] != observed[2]
+
+
+def _count(cell: Cell, outcome: Outcome, closed: int) -> None:
+    counters = cell.counters
+    if outcome is Outcome.CLEARED:
+        counters.cleared += closed
+    elif outcome is Outcome.GAP:
+        counters.gap += closed
+    elif outcome is Outcome.SUPERSEDED:
+        counters.superseded += closed
+    else:
+        counters.unverifiable["not_read"] = counters.unverifiable.get("not_read", 0) + closed
