@@ -12,6 +12,7 @@ from bson import Decimal128
 from pymongo import ReplaceOne
 
 from gapwatch.embedded import EmbeddedStack, mongo_sink_config
+from gapwatch.errors import ConflictError
 from tests.acceptance.copier import PLACEHOLDER, Change, Copier, Operation, fields_of
 from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
 from tests.acceptance.service import Service, wait_for
@@ -118,8 +119,18 @@ def world(built: World) -> Iterator[World]:
         for collection in ("orders", "sunk"):
             heal(built.scene, collection)
         wait_for(lambda: not any(built.service.gaps(name) for name in NAMES), "the gaps to be resolved", 40)
-        for name in NAMES:  # what events showed in part
-            built.service.api.post("/api/v1/sweeps", {"pipeline": name, "content": True})
+        for name in NAMES:  # what events showed in part; the next test begins with no sweep under way
+            wait_for(partial(_swept, built.service, name), f"a content sweep of {name}", 60)
+
+
+def _swept(service: Service, pipeline: str) -> bool:
+    """Start a content sweep and wait for its end; False while another one is under way."""
+    try:
+        run = service.api.post("/api/v1/sweeps", {"pipeline": pipeline, "content": True})
+    except ConflictError:
+        return False
+    wait_for(lambda: service.api.get(f"/api/v1/sweeps/{run['id']}")["state"] == "succeeded", "the sweep", 60)
+    return True
 
 
 def test_m5_an_unchanged_big_column_is_no_gap_and_hides_none(world: World) -> None:

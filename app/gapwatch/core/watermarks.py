@@ -140,7 +140,7 @@ class FeedTimes:
             feed.repeated += len(item.keys) if isinstance(item, Section) else 0
             return admitted  # of a log that is no more: a repetition
         if item.epoch > feed.epoch:
-            self._begin_epoch(feed, item, append_time, admitted)
+            self._begin_epoch(feed, item, append_time, admitted, was_empty=self._was_without_topic(key, item))
         if item.offset_from > feed.reached:
             feed.number += 1
             insort(feed.waiting, Waiting(item.offset_from, feed.number, append_time, item))
@@ -151,10 +151,19 @@ class FeedTimes:
         self._release(feed, admitted)
         return admitted
 
-    def _begin_epoch(self, feed: FeedPartition, item: Section | FeedState, append_time: int, admitted: Admitted) -> None:
-        """A first start or a new log: what was before nobody can judge."""
-        reason = "ingest_hole" if feed.epoch < 0 else "topic_recreated"
-        admitted.holes.append(Span(feed.watermark, append_time, reason, item.epoch, -1, item.offset_from))
+    def _was_without_topic(self, key: FeedKey, item: Section | FeedState) -> bool:
+        """Whether the feed had no topic when it was first heard of, and this is the beginning of its log: nothing was before."""
+        pipeline, side, feed, number = key
+        before = self.feeds.get((pipeline, side, feed, NO_TOPIC))
+        return number != NO_TOPIC and item.offset_from == 0 and before is not None and before.spoke > 0
+
+    def _begin_epoch(
+        self, feed: FeedPartition, item: Section | FeedState, append_time: int, admitted: Admitted, *, was_empty: bool
+    ) -> None:
+        """A first start or a new log: what was before nobody can judge, unless nothing was."""
+        if feed.epoch >= 0 or not was_empty:
+            reason = "ingest_hole" if feed.epoch < 0 else "topic_recreated"
+            admitted.holes.append(Span(feed.watermark, append_time, reason, item.epoch, -1, item.offset_from))
         if feed.epoch >= 0 and item.offset_from < feed.reached:  # another log, whose offsets begin anew
             feed.steps.clear()
             feed.delivery, feed.delivery_clock = UNKNOWN_DELIVERY, 0
