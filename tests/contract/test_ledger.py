@@ -245,6 +245,8 @@ def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> No
     summary = ledger.gap_summary("orders")
     assert summary.holding_unknown
     assert summary.holding_since == at(2)
+    ledger.store_gaps([opening(gap(7, event_time=at(30), held_since=at(1)))])
+    assert ledger.gap_summary("orders").holding_since == at(1), "the target was wrong before the write that opened it"
 
 
 def test_totals_count_each_opening_and_each_resolution_once(ledger: SqlLedger) -> None:

@@ -57,6 +57,7 @@ class Cell:
             oldest = next(iter(settled))
             del settled[oldest]
             self.changed.add(oldest)
+            self.counters.forgotten += 1
 
     def drop(self, key: bytes) -> None:
         self.pending.pop(key, None)

@@ -42,7 +42,7 @@ from gapwatch.core.keystate import (
     with_tail,
 )
 from gapwatch.core.pipelinestate import PipelineState
-from gapwatch.core.watermarks import NEVER, FeedTimes, chosen
+from gapwatch.core.watermarks import NEVER, FeedTimes, Span, chosen
 from gapwatch.errors import ProtocolError
 from gapwatch.model.pipeline import Match, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, Batch, Control, FeedState, Operation, Outcome, Section, Side, VerdictSection
@@ -98,19 +98,22 @@ class KeyMatcher:
 
     # what comes in
 
-    def apply(self, record: Batch | Control, offset: int, append_time: int) -> Said:
+    def apply(self, record: Batch | Control | None, offset: int, append_time: int) -> Said:
         """Apply one record of ``gapwatch.events``; return what follows from it.
 
         Args:
-            record: The record.
-            offset: Its offset; records come in order, each once, from the one after ``applied``.
+            record: The record; None: it cannot be read.
+            offset: Its offset; records come in order, each once. Offsets that are passed over are gone from the topic.
             append_time: Its Kafka timestamp, in milliseconds.
         """
         said: Said = []
+        missed = record is None or offset > self.applied + 1
         self.applied, self._append_time = offset, append_time
+        if missed:
+            self._miss(said)
         if isinstance(record, Control):
             self._apply_control(record, said)
-        else:
+        elif record is not None:
             for section in record.sections:
                 self._admit(section, said)
             for verdicts in record.verdicts:
@@ -127,6 +130,14 @@ class KeyMatcher:
     def acknowledgeable(self) -> int:
         """Return the offset below which records may be acknowledged once the state is durable: what waits is part of it."""
         return self.applied + 1
+
+    def _miss(self, said: Said) -> None:
+        """Records of this partition are gone: any feed may have had writes in them, which a later range would pass over."""
+        for (name, side, feed, number), known in self._times.feeds.items():
+            pipeline = self._pipelines.get(name)
+            if pipeline is not None:
+                span = Span(known.watermark, max(known.watermark, self._append_time), "ingest_hole")
+                said.append(pipeline.hole(side, feed, number, span, self._partition))
 
     def _apply_control(self, record: Control, said: Said) -> None:
         for times in record.pipelines:
@@ -395,7 +406,8 @@ class KeyMatcher:
         self, pipeline: PipelineState, cell: Cell, key: bytes, state: KeyState, target: int, due: int, *, again: bool
     ) -> Suspect:
         state.raised = target
-        state.raised_on = token_of(state.observed) if state.observed is not None else None
+        if not again:  # a verdict may rest on reads that only the first raise asked for
+            state.raised_on = token_of(state.observed) if state.observed is not None else None
         cell.pending[key] = state
         cell.raised.add(key)
         cell.changed.add(key)
@@ -423,6 +435,7 @@ class KeyMatcher:
             due=due,
             source_watermark=self._times.watermark(*pipeline.source),
             target_watermark=self._times.watermark(*pipeline.target),
+            since=state.floor if 0 < state.floor < event_time_of(opening) else 0,
             raised_again=again,
         )
 

@@ -246,7 +246,8 @@ class PipelineState:
                 return  # the baseline's
             opening, raised, expected = held.opening, bool(held.raised), bool(held.writes)
             offset, event_time, _ = times_of(opening)
-            event_time = min(event_time, held.oldest_time)
+            if held.floor:
+                event_time = min(event_time, max(held.floor, self.start))  # what was before the start is the baseline's
         else:
             opening, raised, expected = held, False, True
             offset, event_time, _ = times_of(held)
