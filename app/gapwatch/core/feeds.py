@@ -15,6 +15,7 @@ from gapwatch.model.stream import UNKNOWN_DELIVERY, FeedState, Lost, Side
 
 ROWS_KEPT: Final = 256  # heartbeat rows that wait for their successor
 CHECKS_KEPT: Final = 64
+COMPACTED: Final = "ingest_hole"
 
 
 class Metadata(msgspec.Struct, kw_only=True, rename={"topic_id": "t", "epoch": "e", "major": "m", "minor": "n", "time": "c"}):
@@ -52,7 +53,8 @@ class FeedProgress:
     """One owned partition of a raw topic. Times in milliseconds, 0: not known.
 
     ``position``: the next offset to be read. ``sent``: up to where ranges were sent, the same for all partitions of
-    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time.
+    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time. ``compacted``: offsets may be missing
+    because the broker removed their records; below ``history_to`` that is history, which the baseline judges.
     """
 
     topic: str
@@ -64,6 +66,8 @@ class FeedProgress:
     disorder_ms: int
     highest: tuple[int, int] = (-1, -1)
     highest_time: int = 0
+    compacted: bool = False
+    history_to: int = 0
     watermark: int = 0
     caught_up: int = 0
     lost: list[Lost] = field(default_factory=list)
@@ -105,9 +109,18 @@ class FeedProgress:
             del self.checks[CHECKS_KEPT // 2]  # the oldest proves soonest, the newest most
         self.read_to(self.position)
 
-    def lose(self, offset_from: int, offset_to: int, time: int, reason: str) -> None:
-        """Declare a range that nobody can judge; ``time`` is what is known of when it was written."""
-        self.lost.append(Lost(offset_from, offset_to, time, time, reason))
+    def lose(self, offset_from: int, offset_to: int, reason: str, *, time_from: int = 0, time_to: int = 0) -> None:
+        """Declare a range that nobody can judge. The times say between which it was written; 0: up to now, for all we know."""
+        self.lost.append(Lost(offset_from, offset_to, time_from, time_to, reason))
+
+    def arrived(self, offset: int) -> None:
+        """Say that a record was read. What a compacted log passes over was removed before we came: deletes as well."""
+        if not self.compacted or offset <= max(self.position, self.history_to):
+            return
+        start = max(self.position, self.history_to)
+        if self.lost and self.lost[-1].reason == COMPACTED:  # one stretch a pulse, however many pieces are missing
+            start = self.lost.pop().offset_from
+        self.lose(start, offset, COMPACTED)
 
     def state(self, pipeline: str, side: Side, *, delivery: int, delivery_clock: int) -> FeedState:
         """Return what a control record says of this partition now; its range ends at what was read."""
@@ -140,23 +153,25 @@ class HeartbeatRows:
     settle_ms: int
     disorder_ms: int
     rows: list[tuple[int, int]] = field(default_factory=list)  # append time, commit time
-    numbers: dict[str, int] = field(default_factory=dict)
+    last: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sender: number and commit time
     proven: int = 0
 
-    def read(self, row: HeartbeatRow) -> bool:
-        """Take a row; False when a number of its sender was skipped: rows are missing, so the history is broken."""
-        complete = True
+    def read(self, row: HeartbeatRow) -> int | None:
+        """Take a row. When a number of its sender was skipped, the history is broken: return the time from which on it is."""
+        broken_since = None
         if row.number is not None:
-            before = self.numbers.get(row.sender)
-            complete = before is None or row.number <= before + 1
-            self.numbers[row.sender] = max(row.number, before or 0)
+            before, time = self.last.get(row.sender, (row.number, row.event_time))
+            if row.number > before + 1:
+                broken_since = time - self.disorder_ms
+            if row.number >= before:
+                self.last[row.sender] = (row.number, row.event_time)
         self.rows.append((row.append_time, row.event_time))
         settled = [commit for append, commit in self.rows if row.append_time - append >= self.settle_ms]
         if settled:
             self.proven = max(self.proven, max(settled) - self.disorder_ms)
             self.rows = [(append, commit) for append, commit in self.rows if row.append_time - append < self.settle_ms]
         del self.rows[:-ROWS_KEPT]
-        return complete
+        return broken_since
 
 
 def delivery_of(position: int | None, end: int) -> int:

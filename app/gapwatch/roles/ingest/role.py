@@ -186,12 +186,15 @@ class IngestRole:
         if owned is None or record.offset < owned.progress.position:
             return
         progress = owned.progress
+        progress.arrived(record.offset)
         for binding in self._bindings.get(record.topic, ()):
             try:
                 decoded = binding.decoder.decode(record)
             except RecordError as error:
                 await self._bury(binding, record, error)
-                progress.lose(record.offset, record.offset + 1, record.timestamp, "unparsable")
+                progress.lose(
+                    record.offset, record.offset + 1, "unparsable", time_from=record.timestamp, time_to=record.timestamp
+                )
                 continue
             for item in decoded:
                 if isinstance(item, Event):
@@ -244,10 +247,11 @@ class IngestRole:
     async def _truncated(self, binding: Binding, item: Truncate) -> None:
         await self._find(binding, Finding.TRUNCATED, "the source table was truncated", at_ms=item.event_time)
 
-    async def _find(self, binding: Binding, finding: Finding, message: str, *, at_ms: int = 0) -> None:
-        """Raise a finding that can mean loss: a hole, which only a sweep covers."""
+    async def _find(self, binding: Binding, finding: Finding, message: str, *, at_ms: int = 0, since_ms: int = 0) -> None:
+        """Raise a finding that can mean loss: a hole, which only a sweep covers. It began at `since_ms` at the earliest."""
         now = self._on.clock.now()
-        start = time_of(at_ms) if at_ms else now - timedelta(seconds=binding.pipeline.stall_after_seconds)
+        begun = at_ms or since_ms
+        start = time_of(begun) if begun else now - timedelta(seconds=binding.pipeline.stall_after_seconds)
         record = FindingRecord(
             id="ingest_" + gap_id(binding.pipeline.id, finding.value.encode(), f"{message}/{at_ms}").removeprefix("gap_"),
             pipeline=binding.pipeline.id,
@@ -374,8 +378,10 @@ class IngestRole:
         facts = await self._on.topics.describe(sorted({at.topic for at in committed}))
         starts = await self._on.offsets.log_starts(list(committed))
         ends = (await self._on.offsets.log_ends(list(committed))).ends
+        compacted = await self._on.topics.compacted(sorted(facts))
         for at, position in committed.items():
             self._owned[at] = await self._own(at, position, facts[at.topic], starts[at], ends[at])
+            self._owned[at].progress.compacted = at.topic in compacted
         log.info("partitions_assigned", partitions=[f"{at.topic}[{at.partition}]" for at in committed])
         return {at: self._owned[at].progress.position for at in committed}
 
@@ -397,15 +403,15 @@ class IngestRole:
             position=max(offset, start),
             sent=offset,
             disorder_ms=disorder,
+            history_to=0 if same_log else end,
         )
         if same_log and known is not None:
             progress.highest, progress.highest_time = (known.major, known.minor), known.time
             if offset < start:
-                progress.lose(offset, start, known.time, "log_truncated")
+                progress.lose(offset, start, "log_truncated", time_from=known.time)
+                message = f"{at.topic}[{at.partition}] lost offsets {offset} to {start}"
                 for binding in self._bindings[at.topic]:
-                    await self._find(
-                        binding, Finding.LOG_TRUNCATED, f"{at.topic}[{at.partition}] lost offsets {offset} to {start}"
-                    )
+                    await self._find(binding, Finding.LOG_TRUNCATED, message, since_ms=known.time)
         return _Owned(progress=progress, topic_id=fact.topic_id)
 
     async def revoked(self, partitions: Collection[Partition], *, lost: bool) -> Mapping[Partition, Committed]:
@@ -466,13 +472,14 @@ class IngestRole:
         except RecordError as error:
             log.warning("heartbeat_unparsable", topic=record.topic, offset=record.offset, reason=str(error))
             return
-        if row is None or self._rows[record.topic].read(row):
+        broken_since = self._rows[record.topic].read(row) if row is not None else None
+        if row is None or broken_since is None:
             return
         for topic, rows_topic in self._heartbeat_topics.items():
             if rows_topic == record.topic:
                 for binding in self._bindings[topic]:
                     message = f"heartbeat row {row.number} of {row.sender} came after a gap in their numbers"
-                    await self._find(binding, Finding.SLOT_JUMPED, message)
+                    await self._find(binding, Finding.SLOT_JUMPED, message, since_ms=broken_since)
 
     async def _read_deliveries(self, stop: asyncio.Event) -> None:
         on = self._on
