@@ -23,10 +23,11 @@ from gapwatch.config import load
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
-from gapwatch.errors import GapwatchError, StoreError
+from gapwatch.errors import GapwatchError, StoreError, StoreUnreachable
 from gapwatch.http.app import ApiDeps, ApiServer
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
+from gapwatch.kafka.probe import KafkaProbe
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.logs import set_up_logs
@@ -51,6 +52,7 @@ log = structlog.get_logger(__name__)
 
 METRICS_SECONDS = 2.0
 LAG_SECONDS = 2.0
+STATUS_SECONDS = 1.0
 RESOLVE_SECONDS = 2.0
 
 
@@ -270,23 +272,36 @@ class Parts:
             await producer.close()
 
     async def api(self, stop: asyncio.Event, readiness: Callable[[], Mapping[str, str]]) -> None:
+        """Answer from the start: while Kafka does not, ``/readyz`` says so, and every pipeline is UNKNOWN."""
         settings = self.settings
-        await ensure_topics(settings)
+        probe = KafkaProbe(settings, self.clock)
         status = StatusTopic(self.consumer("status-api"), settings.topics)
         lags: dict[tuple[str, str], int] = {}
         board = Board(settings, self.ledger, status, self.clock, lags=lambda: lags)
-        server = ApiServer(self._api_deps(board, readiness))
+        server = ApiServer(self._api_deps(board, lambda: {**readiness(), "kafka": probe.state}))
         try:
-            await status.start()
             await server.start(settings.listen_host, settings.listen_port)
             log.info("api_listens", address=f"{settings.listen_host}:{settings.listen_port}")
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(board.run(stop))
+                tasks.create_task(probe.run(stop))
                 tasks.create_task(self._show_metrics(board, stop))
+                tasks.create_task(self._read_status(status, board, stop))
                 tasks.create_task(self._read_lags(lags, stop))
         finally:
             await server.stop()
             await status.close()
+
+    async def _read_status(self, status: StatusTopic, board: Board, stop: asyncio.Event) -> None:
+        """Read the status topic as soon as Kafka answers."""
+        while not stop.is_set():
+            try:
+                await ensure_topics(self.settings)
+                await status.start()
+                break
+            except StoreUnreachable as error:
+                log.warning("status_unread", reason=str(error))
+                await self.clock.sleep(STATUS_SECONDS)
+        await board.run(stop)
 
     def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
         desk = Desk(

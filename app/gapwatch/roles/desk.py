@@ -18,7 +18,7 @@ from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.backfiller import plan, request_apply
 from gapwatch.roles.repair.reads import KeyReads, read_batch
-from gapwatch.roles.repair.sweeps import request_sweep
+from gapwatch.roles.repair.sweeps import refuse_suspect_mapping, request_sweep
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 DEFAULT_KINDS = (Kind.MISSING, Kind.STALE, Kind.MISMATCH)
@@ -93,6 +93,7 @@ class Desk:
         """Store a plan (a dry run): which open gaps an apply would write. Writes nothing to the target."""
         spec = self.pipeline(pipeline)
         chosen = frozenset(_kind(name) for name in kinds) or frozenset(DEFAULT_KINDS)
+        await asyncio.to_thread(refuse_suspect_mapping, self._on.ledger, pipeline)
         return await asyncio.to_thread(
             lambda: plan(
                 self._on.ledger,

@@ -20,6 +20,7 @@ from gapwatch.ports import Clock, DatasetReader, Key, Ledger, ScanChunk
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.repair.trials import MappingTrials, is_held
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,7 @@ class _Scan:
 class SweeperDependencies:
     ledger: Ledger
     book: Book
+    trials: MappingTrials
     clock: Clock
     holder: str
     grace_ms: Callable[[str], int]
@@ -75,7 +77,8 @@ class Sweeper:
                 found, source, target = await self._scan(stores, progress, content=content)
                 candidates = found.all()
             decided, undecided = await self._judge(stores, candidates, progress)
-            await self._book(stores, decided, run, last_full_started)
+            suspected, mapping = await self._try_mapping(stores, decided, run, source, target)
+            await self._book(stores, [item for item in decided if not is_held(item, suspected)], run, last_full_started)
             outcome = SweepOutcome(
                 complete=source.complete and target.complete,
                 undecided=undecided,
@@ -85,8 +88,8 @@ class Sweeper:
         except StoreError as error:
             return await progress.end(RunState.INCONCLUSIVE, error=error.message)
         counts = _counts(progress.counts, decided, undecided)
-        state = RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE
-        ended = await progress.end(state, error=outcome.reason() or None, counts=counts, started=started)
+        state = RunState.SUCCEEDED if outcome.conclusive and not mapping else RunState.INCONCLUSIVE
+        ended = await progress.end(state, error=mapping or outcome.reason() or None, counts=counts, started=started)
         log.info("sweep_ended", pipeline=run.pipeline, run=run.id, state=state.value, **counts)
         return ended
 
@@ -154,6 +157,15 @@ class Sweeper:
             if not step:
                 await self._on.clock.sleep(0.1)
         return decided, len(judge)
+
+    async def _try_mapping(
+        self, stores: PipelineStores, decided: Sequence[Decided], run: Run, source: _Scan, target: _Scan
+    ) -> tuple[frozenset[str], str]:
+        """Put the mapping on trial: return its suspected fields and the sentence about them; none of a sweep of ids or keys."""
+        if not run.request.get("content") or run.request.get("range", Scope.FULL) != Scope.FULL:
+            return frozenset(), ""
+        compared, whole = min(source.rows, target.rows), source.complete and target.complete
+        return await self._on.trials.swept(stores, decided, compared=compared, whole=whole)
 
     async def _book(
         self, stores: PipelineStores, decided: Sequence[Decided], run: Run, last_full_started: datetime | None
