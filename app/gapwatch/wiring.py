@@ -23,20 +23,20 @@ from gapwatch.config import load
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
-from gapwatch.errors import GapwatchError, StoreError, StoreUnreachable
+from gapwatch.errors import GapwatchError, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.http.app import ApiDeps, ApiServer
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.probe import KafkaProbe
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger, is_new, open_ledger
 from gapwatch.logs import set_up_logs
 from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec, Settings
 from gapwatch.ports import Advice, Clock, Preflight
 from gapwatch.roles.board import Board
-from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
+from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream, resume_fact
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.examiner import examine_pipelines
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
@@ -388,12 +388,12 @@ def _heartbeat(connector: Any, store: str, url: str) -> Any:
     return connector.heartbeat_writer(store, url, new_id()[:8])
 
 
-def preflights(settings: Settings, spec: PipelineSpec) -> list[Preflight]:
-    """Return every check of one pipeline: source, target, connectors."""
+def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = None) -> list[Preflight]:
+    """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
     source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
     checks: list[Preflight] = [
         connector_of(source.type).source_preflight(spec, source.url),
-        connector_of(target.type).target_preflight(spec, target.url),
+        connector_of(target.type).target_preflight(spec, target.url, position),
     ]
     if settings.connect_url:
         checks.append(ConnectorPreflight(spec, settings.connect_url))
@@ -513,10 +513,30 @@ def examine(settings: Settings) -> Sequence[Advice]:
 
 
 async def _examine(settings: Settings) -> Sequence[Advice]:
-    checks: dict[str, Sequence[Preflight]] = {
-        name: preflights(settings, spec) for name, spec in settings.pipelines.items() if spec.enabled
-    }
-    return await examine_pipelines(settings, checks, TopicAdmin(settings))
+    advice: list[Advice] = []
+    positions: Mapping[str, Any] = {}
+    try:
+        positions = await asyncio.to_thread(_positions, settings.database)
+    except GapwatchError as error:
+        level = "error" if isinstance(error, StoreRefused) else "unknown"
+        advice.append(Advice(level=level, subject="database", message=error.message, remedy=error.remedy))
+    checks: dict[str, Sequence[Preflight]] = {}
+    for name, spec in settings.pipelines.items():
+        if spec.enabled:
+            stored = positions.get(resume_fact(spec.target.feed.topic))
+            checks[name] = preflights(settings, spec, stored["token"].encode() if stored else None)
+    return [*advice, *await examine_pipelines(settings, checks, TopicAdmin(settings))]
+
+
+def _positions(database: str) -> Mapping[str, Any]:
+    """Return where every change stream was read to; before the first start there is nothing."""
+    if is_new(database):
+        return {}
+    ledger = open_ledger(database)
+    try:
+        return ledger.facts(resume_fact(""))
+    finally:
+        ledger.close()
 
 
 def validate_live(settings: Settings) -> Sequence[Advice]:

@@ -209,9 +209,9 @@ class MongoChangeStream:
         return self._proven_clock
 
 
-async def first_batch(stream: MongoChangeStream) -> StreamBatch:
-    """Open a stream from now, and return its first batch: a change stream can be read."""
-    async with aclosing(stream.open(None)) as batches:  # type: ignore[type-var]
+async def first_batch(stream: MongoChangeStream, token: bytes | None = None) -> StreamBatch:
+    """Open a stream, from now where no token is given, and return its first batch: a change stream can be read."""
+    async with aclosing(stream.open(token)) as batches:  # type: ignore[type-var]
         return await anext(batches)
 
 

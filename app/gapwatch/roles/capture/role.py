@@ -34,6 +34,11 @@ RETRY_SECONDS = 1.0
 TOKEN_SECONDS = 1.0  # how often the position of a quiet stream is stored
 
 
+def resume_fact(topic: str) -> str:
+    """Return the name of the ledger's fact that holds where the stream of a feed topic was read to."""
+    return f"resume/{topic}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
     """One feed that capture reads: its pipeline, its topic, how to open it."""
@@ -101,7 +106,7 @@ class CaptureRole:
     # change streams
 
     async def _read(self, stream: Stream, stop: asyncio.Event, held: _Held) -> None:
-        fact = f"resume/{stream.topic}"
+        fact = resume_fact(stream.topic)
         stored = await asyncio.to_thread(self._on.ledger.fact, fact)
         token = stored["token"].encode() if stored else None
         reader = stream.open()
@@ -117,7 +122,7 @@ class CaptureRole:
         self, stream: Stream, batches: AsyncIterator[StreamBatch], stop: asyncio.Event, held: _Held, *, stored_at: float
     ) -> None:
         """Send every batch on and store its position; ``stored_at``: when the last one was."""
-        fact, watermark = f"resume/{stream.topic}", 0
+        fact, watermark = resume_fact(stream.topic), 0
         async for batch in batches:
             await self._send(stream, batch)
             if batch.events or self._on.clock.monotonic() - stored_at > TOKEN_SECONDS:
@@ -155,7 +160,7 @@ class CaptureRole:
 
         The hole is stored before the position is given up, and it ends only where the new stream has begun.
         """
-        fact, began = f"resume/{stream.topic}", self._on.clock.now()
+        fact, began = resume_fact(stream.topic), self._on.clock.now()
         await self._lost(stream, error, began)
         await asyncio.to_thread(self._on.ledger.set_fact, fact, None)
         reader = stream.open()
