@@ -23,7 +23,7 @@ from gapwatch.config import load
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
-from gapwatch.errors import GapwatchError, StoreError, StoreRefused, StoreUnreachable
+from gapwatch.errors import GapwatchError, StoreError, StoreRefused, StoreUnreachable, UsageError
 from gapwatch.http.app import ApiDeps, ApiServer
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
@@ -35,11 +35,12 @@ from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec, Settings
 from gapwatch.ports import Advice, Clock, Preflight
-from gapwatch.roles.board import Board
-from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream, resume_fact
+from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.examiner import examine_pipelines
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
+from gapwatch.roles.keylog import KeyLog
 from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
 from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 from gapwatch.roles.status_feed import StatusTopic
@@ -280,7 +281,7 @@ class Parts:
         board = Board(settings, self.ledger, status, self.clock, lags=lambda: lags)
         server = ApiServer(self._api_deps(board, lambda: {**readiness(), "kafka": probe.state}))
         try:
-            await server.start(settings.listen_host, settings.listen_port)
+            await _start(server, settings.listen_host, settings.listen_port)
             log.info("api_listens", address=f"{settings.listen_host}:{settings.listen_port}")
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(probe.run(stop))
@@ -306,7 +307,13 @@ class Parts:
     def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
         desk = Desk(
             DeskDependencies(
-                settings=self.settings, ledger=self.ledger, board=board, stores=self.stores, clock=self.clock, new_id=new_id
+                settings=self.settings,
+                ledger=self.ledger,
+                board=board,
+                stores=self.stores,
+                stream=KeyLog(partial(self.consumer, "key"), self.settings.topics, self.clock),
+                clock=self.clock,
+                new_id=new_id,
             )
         )
         return ApiDeps(
@@ -381,6 +388,14 @@ class Parts:
             return made[pipeline]
 
         return of
+
+
+async def _start(server: ApiServer, host: str, port: int) -> None:
+    try:
+        await server.start(host, port)
+    except OSError as error:
+        remedy = "Choose another address in api.listen, or end what listens there."
+        raise UsageError(f"The API cannot listen on {host}:{port}: {error.strerror or error}.", remedy=remedy) from error
 
 
 def _heartbeat(connector: Any, store: str, url: str) -> Any:
@@ -523,8 +538,8 @@ async def _examine(settings: Settings) -> Sequence[Advice]:
     checks: dict[str, Sequence[Preflight]] = {}
     for name, spec in settings.pipelines.items():
         if spec.enabled:
-            stored = positions.get(resume_fact(spec.target.feed.topic))
-            checks[name] = preflights(settings, spec, stored["token"].encode() if stored else None)
+            token = positions.get(Facts.resume(spec.target.feed.topic), {}).get("token")
+            checks[name] = preflights(settings, spec, token.encode() if token else None)
     return [*advice, *await examine_pipelines(settings, checks, TopicAdmin(settings))]
 
 
@@ -534,7 +549,7 @@ def _positions(database: str) -> Mapping[str, Any]:
         return {}
     ledger = open_ledger(database)
     try:
-        return ledger.facts(resume_fact(""))
+        return ledger.facts(Facts.resume(""))
     finally:
         ledger.close()
 

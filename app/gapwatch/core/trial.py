@@ -8,7 +8,7 @@ that shows an *older* state of a key proves the mapping right, and one that hold
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -51,18 +51,17 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         taken = msgspec.structs.replace(self, compared=compared, differing=dict(counts), settled=settled)
         return msgspec.structs.replace(taken, passed=compared >= KEYS and not taken.suspected)
 
-    def swept(self, fields: Iterable[tuple[str, ...]], *, compared: int, whole: bool) -> Trial:
-        """Take the keys that a sweep compared. They are all there are: the trial begins anew with them.
+    def swept(self, differing: Mapping[str, int], *, compared: int, whole: bool) -> Trial:
+        """Take what a sweep compared so far; the trial begins anew with it.
 
         Args:
-            fields: Of each mismatch that was proved, the fields that differ.
-            compared: How many keys both sides have.
-            whole: Whether these are all of them, so that a smaller number will do.
+            differing: How often each field differed, in mismatches that were proved.
+            compared: How many keys both sides had.
+            whole: Whether these are all that there are, so that a smaller number will do.
         """
         if self.passed:
             return self
-        counts = Counter(name for names in fields for name in names)
-        taken = msgspec.structs.replace(self, compared=compared, differing=dict(counts))
+        taken = msgspec.structs.replace(self, compared=compared, differing=dict(differing))
         enough = compared >= (KEYS_MIN if whole else KEYS)
         return msgspec.structs.replace(taken, passed=enough and not taken.suspected)
 

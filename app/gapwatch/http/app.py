@@ -8,7 +8,6 @@ from typing import Final
 
 from aiohttp import web
 
-from gapwatch.errors import UsageError
 from gapwatch.http import auth, health, openapi, page, problems
 from gapwatch.http.api import ROUTES as API_ROUTES
 from gapwatch.http.deps import DEPS, ApiDeps, ApiLedger, Operations, Token, Tokens
@@ -122,7 +121,8 @@ class ApiServer:
         """Bind and serve; return the address and the port (the one that was given, or a free one for 0).
 
         Raises:
-            UsageError: The address is reachable from other machines and there is no token, or it cannot be bound.
+            UsageError: The address is reachable from other machines and there is no token.
+            OSError: The address cannot be bound.
         """
         assert self._runner is None, "a server is started once"
         has_tokens = await asyncio.to_thread(self._deps.tokens.has_tokens)
@@ -133,10 +133,9 @@ class ApiServer:
         site = web.TCPSite(runner, host or None, port)
         try:
             await site.start()
-        except OSError as error:
+        except BaseException:
             await runner.cleanup()
-            remedy = "Choose another address in api.listen, or end what listens there."
-            raise UsageError(f"The API cannot listen on {host}:{port}: {error.strerror}.", remedy=remedy) from error
+            raise
         self._runner = runner
         bound = runner.addresses[0]
         return str(bound[0]), int(bound[1])

@@ -61,7 +61,6 @@ class MongoChangeStream:
         stream = await self._watch(token, images=images)
         async with stream:
             while True:
-                await self._mark()
                 events, ended = await self._read(stream, images=images)
                 position = stream.resume_token
                 if events and ended:
@@ -71,6 +70,7 @@ class MongoChangeStream:
                 if ended:
                     remedy = "A sweep covers what follows; reading begins anew by itself."
                     raise HistoryLost(f"The change stream of {self._name} ended with {ended}.", remedy=remedy)
+                await self._mark()  # not before the first batch: a watermark must come after a position to go on from
 
     async def _watch(self, token: bytes | None, *, images: bool) -> AsyncChangeStream[Document]:
         options: dict[str, Any] = {

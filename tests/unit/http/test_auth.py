@@ -172,6 +172,6 @@ async def test_lesson_44_the_server_refuses_to_start_where_others_could_reach_it
 
 
 async def test_a_port_that_is_taken_is_an_error(served: Service, folder: Path) -> None:
-    with pytest.raises(UsageError, match="ddress already in use"):
+    with pytest.raises(OSError, match="address already in use"):
         async with service(folder, port=served.port):
             pass

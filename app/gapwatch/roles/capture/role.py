@@ -1,20 +1,18 @@
 """Reads change streams into feed topics, and sends heartbeats.
 
-The order, for every batch of a stream: events are acknowledged by Kafka; then the resume token is stored; then the watermark is
-written to every partition of the feed topic. So the first watermark, which is the feed's start position, comes after a token to
-go on from. A restart from the stored token repeats some events, which their positions tell; it loses none. One process reads a
-feed at a time, under a lease; a second one for a moment does no harm.
+The order, for every batch of a stream: events are acknowledged by Kafka; then the watermark is written to every partition of the
+feed topic; then the resume token is stored. A restart from the stored token repeats some events, which their positions tell; it
+loses none. One process reads a feed at a time, under a lease; a second one for a moment does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from math import inf
 
 import structlog
 import xxhash
@@ -32,11 +30,6 @@ LEASE_SECONDS = 10.0
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 TOKEN_SECONDS = 1.0  # how often the position of a quiet stream is stored
-
-
-def resume_fact(topic: str) -> str:
-    """Return the name of the ledger's fact that holds where the stream of a feed topic was read to."""
-    return f"resume/{topic}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,36 +99,29 @@ class CaptureRole:
     # change streams
 
     async def _read(self, stream: Stream, stop: asyncio.Event, held: _Held) -> None:
-        fact = resume_fact(stream.topic)
+        fact = f"resume/{stream.topic}"
         stored = await asyncio.to_thread(self._on.ledger.fact, fact)
-        token = stored["token"].encode() if stored else None
         reader = stream.open()
         try:
+            token = stored["token"].encode() if stored else None
             async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
-                await self._follow(stream, batches, stop, held, stored_at=-inf if token is None else self._on.clock.monotonic())
+                watermark, stored_at = 0, 0.0
+                async for batch in batches:
+                    await self._send(stream, batch, after=watermark)
+                    watermark = max(watermark, batch.watermark)
+                    if batch.events or self._on.clock.monotonic() - stored_at > TOKEN_SECONDS:
+                        stored_at = self._on.clock.monotonic()
+                        await asyncio.to_thread(self._on.ledger.set_fact, fact, {"token": batch.token.decode()})
+                    await held.renew()
+                    if stop.is_set():
+                        return
         except HistoryLost as error:
-            await self._begin_anew(stream, error)
+            await self._lost(stream, error)
+            await asyncio.to_thread(self._on.ledger.set_fact, fact, None)
         finally:
             await reader.close()
 
-    async def _follow(
-        self, stream: Stream, batches: AsyncIterator[StreamBatch], stop: asyncio.Event, held: _Held, *, stored_at: float
-    ) -> None:
-        """Send every batch on and store its position; ``stored_at``: when the last one was."""
-        fact, watermark = resume_fact(stream.topic), 0
-        async for batch in batches:
-            await self._send(stream, batch)
-            if batch.events or self._on.clock.monotonic() - stored_at > TOKEN_SECONDS:
-                stored_at = self._on.clock.monotonic()
-                await asyncio.to_thread(self._on.ledger.set_fact, fact, {"token": batch.token.decode()})
-            if batch.watermark > watermark:
-                watermark = batch.watermark
-                await self._mark(stream, watermark)
-            await held.renew()
-            if stop.is_set():
-                return
-
-    async def _send(self, stream: Stream, batch: StreamBatch) -> None:
+    async def _send(self, stream: Stream, batch: StreamBatch, *, after: int) -> None:
         count = self._on.partitions[stream.topic]
         futures = [
             await self._on.producer.send(
@@ -148,44 +134,25 @@ class CaptureRole:
             for event in batch.events
         ]
         await asyncio.gather(*futures)
+        if batch.watermark > after:
+            headers = [("gapwatch-watermark", str(batch.watermark).encode())]
+            marks = [await self._on.producer.send(stream.topic, None, None, headers=headers, partition=n) for n in range(count)]
+            await asyncio.gather(*marks)
 
-    async def _mark(self, stream: Stream, watermark: int) -> None:
-        headers = [("gapwatch-watermark", str(watermark).encode())]
-        numbers = range(self._on.partitions[stream.topic])
-        marks = [await self._on.producer.send(stream.topic, None, None, headers=headers, partition=n) for n in numbers]
-        await asyncio.gather(*marks)
-
-    async def _begin_anew(self, stream: Stream, error: HistoryLost) -> None:
-        """The stream cannot be resumed: what came in between is a hole, which a sweep covers; reading begins anew from now.
-
-        The hole is stored before the position is given up, and it ends only where the new stream has begun.
-        """
-        fact, began = resume_fact(stream.topic), self._on.clock.now()
-        await self._lost(stream, error, began)
-        await asyncio.to_thread(self._on.ledger.set_fact, fact, None)
-        reader = stream.open()
-        try:
-            async with aclosing(reader.open(None)) as batches:  # type: ignore[type-var]
-                first = await anext(batches)
-            await self._send(stream, first)
-            await self._lost(stream, error, began)
-            await asyncio.to_thread(self._on.ledger.set_fact, fact, {"token": first.token.decode()})
-        finally:
-            await reader.close()
-
-    async def _lost(self, stream: Stream, error: HistoryLost, began: datetime) -> None:
+    async def _lost(self, stream: Stream, error: HistoryLost) -> None:
+        """The stream cannot be resumed: what came in between is a hole, which a sweep covers; reading begins anew from now."""
         now = self._on.clock.now()
         record = FindingRecord(
-            id="capture_" + gap_id(stream.pipeline.id, stream.topic.encode(), began.isoformat()).removeprefix("gap_"),
+            id="capture_" + gap_id(stream.pipeline.id, stream.topic.encode(), now.isoformat()).removeprefix("gap_"),
             pipeline=stream.pipeline.id,
             finding=Finding.HISTORY_LOST,
             side="observed",
             feed=stream.topic,
-            first_seen=began,
+            first_seen=now,
             last_seen=now,
             message=error.message,
             remedy=error.remedy or "A sweep covers it; it starts by itself.",
-            time_from=began - timedelta(days=1),
+            time_from=now - timedelta(days=1),
             time_to=now,
             is_hole=True,
         )

@@ -20,7 +20,7 @@ from gapwatch.ports import Clock, DatasetReader, Key, Ledger, ScanChunk
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
-from gapwatch.roles.repair.trials import MappingTrials, is_held
+from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -77,8 +77,11 @@ class Sweeper:
                 found, source, target = await self._scan(stores, progress, content=content)
                 candidates = found.all()
             decided, undecided = await self._judge(stores, candidates, progress)
-            suspected, mapping = await self._try_mapping(stores, decided, run, source, target)
-            await self._book(stores, [item for item in decided if not is_held(item, suspected)], run, last_full_started)
+            compared = min(source.rows, target.rows)
+            trial = SweepTrial(self._on.trials, stores, takes_part=_is_whole(run))
+            now = await trial.take(decided, compared=compared)
+            later, mapping = await trial.finish(compared=compared, whole=source.complete and target.complete)
+            await self._book(stores, [*now, *later], run, last_full_started)
             outcome = SweepOutcome(
                 complete=source.complete and target.complete,
                 undecided=undecided,
@@ -158,15 +161,6 @@ class Sweeper:
                 await self._on.clock.sleep(0.1)
         return decided, len(judge)
 
-    async def _try_mapping(
-        self, stores: PipelineStores, decided: Sequence[Decided], run: Run, source: _Scan, target: _Scan
-    ) -> tuple[frozenset[str], str]:
-        """Put the mapping on trial: return its suspected fields and the sentence about them; none of a sweep of ids or keys."""
-        if not run.request.get("content") or run.request.get("range", Scope.FULL) != Scope.FULL:
-            return frozenset(), ""
-        compared, whole = min(source.rows, target.rows), source.complete and target.complete
-        return await self._on.trials.swept(stores, decided, compared=compared, whole=whole)
-
     async def _book(
         self, stores: PipelineStores, decided: Sequence[Decided], run: Run, last_full_started: datetime | None
     ) -> None:
@@ -193,6 +187,10 @@ class Sweeper:
             if scan.identities and scan.identities != {await _identity(reader)}:
                 return False
         return True
+
+
+def _is_whole(run: Run) -> bool:
+    return bool(run.request.get("content")) and run.request.get("range", Scope.FULL) == Scope.FULL
 
 
 async def _identity(reader: DatasetReader) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -47,16 +48,16 @@ class MappingTrials:
         return await self._keep(stores, trial.streamed(fields, agreed=agreed, settled=self._settled(stores.spec.id)), against)
 
     async def swept(
-        self, stores: PipelineStores, decided: Sequence[Decided], *, compared: int, whole: bool
-    ) -> tuple[frozenset[str], str]:
-        """Take what a content sweep proved; return the fields whose mapping is suspect, and the sentence that says so."""
-        trial = await self._trial(stores)
-        if trial.passed:
-            return frozenset(), ""
-        against = [item for item in decided if counts_against(item)]
-        taken = trial.swept([_fields(item) for item in against], compared=compared, whole=whole)
-        suspected = await self._keep(stores, taken, against)
-        return suspected, _said(stores, taken, against) if suspected else ""
+        self, stores: PipelineStores, differing: Counter[str], examples: Sequence[Decided], *, compared: int, whole: bool
+    ) -> tuple[Trial, str]:
+        """Take what a content sweep proved so far; return the trial as it stands, and the sentence about a suspect mapping."""
+        before = await self._trial(stores)
+        trial = before.swept(differing, compared=compared, whole=whole)
+        suspected = await self._keep(stores, trial, examples)
+        return trial, _said(stores, trial, examples) if suspected else ""
+
+    async def is_over(self, stores: PipelineStores) -> bool:
+        return (await self._trial(stores)).passed
 
     async def _trial(self, stores: PipelineStores) -> Trial:
         """Return the trial of the mapping as it is now; findings of another one are over."""
@@ -118,6 +119,53 @@ class MappingTrials:
 
     def _settled(self, pipeline: str) -> int:
         return sum(record.counters.settled for record in self._board.records(pipeline))
+
+
+class SweepTrial:
+    """One sweep's part in the trial: while that goes on, mismatches are held back, so that a wrong field opens no gap at all.
+
+    ``takes_part``: only a sweep of the whole content does.
+    """
+
+    def __init__(self, trials: MappingTrials, stores: PipelineStores, *, takes_part: bool) -> None:
+        self._trials = trials
+        self._stores = stores
+        self._open = takes_part
+        self._held: list[Decided] = []
+        self._differing: Counter[str] = Counter()
+        self._suspected: frozenset[str] = frozenset()
+        self._said = ""
+
+    async def take(self, decided: Sequence[Decided], *, compared: int) -> list[Decided]:
+        """Return what may be booked now. ``compared``: how many keys both sides had so far."""
+        if not self._open or await self._trials.is_over(self._stores):
+            released, self._held = self._held, []
+            return [*released, *decided]
+        now = []
+        for item in decided:
+            if counts_against(item):
+                self._differing.update(_fields(item))
+            if not counts_against(item):
+                now.append(item)
+            elif not is_held(item, self._suspected):
+                self._held.append(item)
+        if len(self._held) >= KEYS:
+            return [*now, *await self._decide(compared, whole=False)]
+        return now
+
+    async def finish(self, *, compared: int, whole: bool) -> tuple[list[Decided], str]:
+        """Return what was held back and may be booked after all, and the sentence about a suspect mapping (or nothing)."""
+        if not self._open or await self._trials.is_over(self._stores):
+            return await self.take((), compared=compared), ""
+        return await self._decide(compared, whole=whole), self._said
+
+    async def _decide(self, compared: int, *, whole: bool) -> list[Decided]:
+        trial, self._said = await self._trials.swept(
+            self._stores, self._differing, self._held[:1], compared=compared, whole=whole
+        )
+        self._suspected = frozenset(trial.suspected)
+        released, self._held = self._held, []
+        return [item for item in released if not is_held(item, self._suspected)]
 
 
 def counts_against(item: Decided) -> bool:
