@@ -15,7 +15,8 @@ from gapwatch.embedded import EmbeddedStack
 from tests.stack import until
 
 OPLOG_MIB = 16
-FILLING = "x" * 8_000_000
+FILLING = "x" * 1_000_000
+AT_ONCE = 20
 
 
 @contextmanager
@@ -45,7 +46,8 @@ def roll_over(uri: str, before: Timestamp | None = None) -> None:
         oldest = before or end(-1)
 
         def rolled() -> bool:
-            client.filling.documents.insert_one({"text": FILLING, "salt": os.urandom(16)})
+            client.filling.documents.insert_many([{"text": FILLING, "salt": os.urandom(16)} for _ in range(AT_ONCE)])
+            client.admin.command("fsync")  # what a checkpoint does not hold yet is kept
             return end(1) > oldest
 
         until(rolled, "the oplog to roll over", 60)

@@ -31,6 +31,8 @@ def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def scene(built: Scene) -> Iterator[Scene]:
+    if not built.service.processes:  # a test that failed stopped it
+        built.service.start()
     with clean(built) as scene:
         yield scene
 
@@ -119,6 +121,7 @@ def test_k6_a_role_that_fails_is_started_anew_and_the_others_run_on(scene: Scene
     service = scene.service
     service.stop()
     with socket.socket() as taken:  # what fails is the API: it cannot listen
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", service.port))
         taken.listen()
         ended = len(service.lines("all", "role_failed"))
