@@ -96,6 +96,7 @@ class Desk:
             "pipeline": pipeline,
             "key": {"id": text},
             "stores": {},
+            "stream": {},
             "gaps": [],
             "audit": [],
             "verdict": "No gap.",

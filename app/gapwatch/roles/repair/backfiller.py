@@ -216,6 +216,7 @@ class Backfiller:
         ]
         await asyncio.to_thread(self._on.ledger.audit, intents)
         results = await stores.writer.write([item.item for item in batch])
+        tally.batch()
         standing: list[_Written] = []
         audit: list[AuditRow] = []
         for item, result in zip(batch, results, strict=True):

@@ -19,6 +19,7 @@ from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook, Watcher, WatcherDependencies
 from gapwatch.roles.stores import StoreProvider
 
@@ -48,6 +49,7 @@ class RepairRole:
         self._holder = f"{on.host}/{on.new_id()}"
         self._book = Book(on.ledger, on.clock)
         self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
+        self._trials = MappingTrials(on.ledger, on.board, self._findings, on.clock)
         self._judges = {name: self._judge(name) for name in on.settings.pipelines}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -105,6 +107,7 @@ class RepairRole:
                 stores=on.stores.stores,
                 book=self._book,
                 clock=on.clock,
+                trials=self._trials,
                 on_hole=self._findings.hole,
                 on_cleared=lambda pipeline, reason: on.metrics.suspects_cleared.labels(pipeline=pipeline, reason=reason).inc(),
                 on_detected=lambda pipeline, seconds: on.metrics.detection_delay.labels(pipeline=pipeline).observe(seconds),
@@ -117,6 +120,7 @@ class RepairRole:
             SweeperDependencies(
                 ledger=on.ledger,
                 book=self._book,
+                trials=self._trials,
                 clock=on.clock,
                 holder=self._holder,
                 grace_ms=self._grace_ms,

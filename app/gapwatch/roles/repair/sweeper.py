@@ -20,6 +20,7 @@ from gapwatch.ports import Clock, DatasetReader, Key, Ledger, ScanChunk
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,7 @@ class _Scan:
 class SweeperDependencies:
     ledger: Ledger
     book: Book
+    trials: MappingTrials
     clock: Clock
     holder: str
     grace_ms: Callable[[str], int]
@@ -75,7 +77,11 @@ class Sweeper:
                 found, source, target = await self._scan(stores, progress, content=content)
                 candidates = found.all()
             decided, undecided = await self._judge(stores, candidates, progress)
-            await self._book(stores, decided, run, last_full_started)
+            compared = min(source.rows, target.rows)
+            trial = SweepTrial(self._on.trials, stores, takes_part=_is_whole(run))
+            now = await trial.take(decided, compared=compared)
+            later, mapping = await trial.finish(compared=compared, whole=source.complete and target.complete)
+            await self._book(stores, [*now, *later], run, last_full_started)
             outcome = SweepOutcome(
                 complete=source.complete and target.complete,
                 undecided=undecided,
@@ -85,8 +91,8 @@ class Sweeper:
         except StoreError as error:
             return await progress.end(RunState.INCONCLUSIVE, error=error.message)
         counts = _counts(progress.counts, decided, undecided)
-        state = RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE
-        ended = await progress.end(state, error=outcome.reason() or None, counts=counts, started=started)
+        state = RunState.SUCCEEDED if outcome.conclusive and not mapping else RunState.INCONCLUSIVE
+        ended = await progress.end(state, error=mapping or outcome.reason() or None, counts=counts, started=started)
         log.info("sweep_ended", pipeline=run.pipeline, run=run.id, state=state.value, **counts)
         return ended
 
@@ -181,6 +187,10 @@ class Sweeper:
             if scan.identities and scan.identities != {await _identity(reader)}:
                 return False
         return True
+
+
+def _is_whole(run: Run) -> bool:
+    return bool(run.request.get("content")) and run.request.get("range", Scope.FULL) == Scope.FULL
 
 
 async def _identity(reader: DatasetReader) -> str:

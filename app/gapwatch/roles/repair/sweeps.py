@@ -16,8 +16,8 @@ import structlog
 
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.standing import uncovered_holes_within
-from gapwatch.errors import ConflictError, StoreError
-from gapwatch.model.gap import Run, RunKind, RunState
+from gapwatch.errors import ConflictError, StoreError, UsageError
+from gapwatch.model.gap import Finding, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 TICK_SECONDS = 1.0
 HOLE_SPACING_SECONDS = 15.0  # a feed that stays broken makes a new hole all the time
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
+SUSPECT_RETRY_SECONDS = 600.0  # … because the mapping looks wrong: somebody has to correct it first
 ACTIVE = (RunState.QUEUED, RunState.RUNNING)
 
 
@@ -99,7 +100,8 @@ class SweepScheduler:
             return ""
         if last is not None and last.state is not RunState.SUCCEEDED:
             ended = last.ended_at or last.requested_at
-            if now - ended < timedelta(seconds=RETRY_SECONDS):
+            pause = SUSPECT_RETRY_SECONDS if _mapping_is_suspect(ledger, pipeline.id) else RETRY_SECONDS
+            if now - ended < timedelta(seconds=pause):
                 return ""
         if not _have_start_positions(pipeline, records, self._on.partitions):
             return ""
@@ -120,6 +122,17 @@ class SweepScheduler:
         if spec.every_seconds is None or now - self._started < timedelta(seconds=spec.start_delay_seconds):
             return False
         return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
+
+
+def _mapping_is_suspect(ledger: Ledger, pipeline: str) -> bool:
+    return any(record.finding is Finding.MAPPING_SUSPECT for record in ledger.findings(pipeline))
+
+
+def refuse_suspect_mapping(ledger: Ledger, pipeline: str) -> None:
+    """Raise UsageError while the mapping looks wrong: what a repair wrote by it would be wrong as well."""
+    for record in ledger.findings(pipeline):
+        if record.finding is Finding.MAPPING_SUSPECT:
+            raise UsageError(f"Pipeline {pipeline} is not repaired now. {record.message}", remedy=record.remedy)
 
 
 def _have_start_positions(pipeline: PipelineSpec, records: list[PartitionStatus], partitions: int) -> bool:
@@ -169,6 +182,8 @@ class RunRunner:
             except ConflictError as error:
                 log.warning("run_given_up", run=run.id, kind=kind.value, pipeline=run.pipeline, reason=error.message)
                 await self._end(run, RunState.CANCELLED, error.message)
+            except UsageError as error:
+                await self._end(run, RunState.FAILED, str(error))
             except StoreError as error:
                 await self._end(run, RunState.INCONCLUSIVE, error.message)
 
@@ -179,6 +194,7 @@ class RunRunner:
             return
         stores = await on.stores.stores(run.pipeline)
         if run.kind is RunKind.BACKFILL:
+            await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
             await on.backfiller.run(run, stores)
             return
         swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
