@@ -24,7 +24,7 @@ from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
 from gapwatch.errors import GapwatchError, StoreError, StoreRefused, StoreUnreachable, UsageError
-from gapwatch.http.app import ApiDeps, ApiServer
+from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps, ProbeServer
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.probe import KafkaProbe
@@ -280,6 +280,7 @@ class Parts:
         lags: dict[tuple[str, str], int] = {}
         board = Board(settings, self.ledger, status, self.clock, lags=lambda: lags)
         server = ApiServer(self._api_deps(board, lambda: {**readiness(), "kafka": probe.state}))
+        self.metrics.configure(spec for spec in settings.pipelines.values() if spec.enabled)
         try:
             await _start(server, settings.listen_host, settings.listen_port)
             log.info("api_listens", address=f"{settings.listen_host}:{settings.listen_port}")
@@ -320,8 +321,7 @@ class Parts:
             operations=desk,
             ledger=self.ledger,
             tokens=self.ledger,
-            readiness=readiness,
-            metrics=self.metrics.exposition,
+            probes=ProbeDeps(readiness=readiness, metrics=self.metrics.exposition),
             clock=self.clock,
             version=__version__,
         )
@@ -439,11 +439,26 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
     )
     supervisor.tasks = _tasks(parts, supervisor, config, role)
     log.info("starting", role=role, version=__version__, pipelines=sorted(settings.pipelines))
+    probes = ProbeServer(ProbeDeps(readiness=supervisor.readiness, metrics=parts.metrics.exposition))
     try:
+        if settings.probes_port:
+            await _listen(probes, settings.probes_host, settings.probes_port)
         await supervisor.run(stop)
     finally:
+        await probes.stop()
         parts.ledger.close()
     return 0
+
+
+async def _listen(probes: ProbeServer, host: str, port: int) -> None:
+    try:
+        await probes.start(host, port)
+    except OSError as error:
+        raise UsageError(
+            f"The probes cannot listen on {host}:{port}: {error.strerror or error}.",
+            remedy="Give each process of one machine an address of its own: GAPWATCH_PROBES__LISTEN.",
+        ) from error
+    log.info("probes_listen", address=f"{host}:{port}")
 
 
 def _tasks(parts: Parts, supervisor: Supervisor, config: Path | None, role: str) -> list[Supervised]:

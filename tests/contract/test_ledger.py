@@ -604,6 +604,23 @@ def test_an_expired_token_opens_nothing(ledger: SqlLedger) -> None:
     assert not ledger.has_tokens()
 
 
+def test_a_secret_made_elsewhere_is_adopted_once_and_never_widened(ledger: SqlLedger) -> None:
+    given = "0123456789abcdef" * 4
+    record, secret = ledger.create_token("ops", ["admin"], created_by="setup", secret=given)
+    assert secret == given
+    assert ledger.token_by_secret(given) == record
+    assert ledger.create_token("ops again", ["admin"], created_by="setup", secret=given) == (record, given)
+    assert ledger.tokens() == [record]
+    with pytest.raises(UsageError, match="other scopes"):
+        ledger.create_token("ops", ["read"], created_by="setup", secret=given)
+    ledger.revoke_token(record.id)
+    with pytest.raises(UsageError, match="revoked"):
+        ledger.create_token("ops", ["admin"], created_by="setup", secret=given)
+    for short in ("x" * 31, "x" * 20 + " " + "x" * 20, "ä" * 40):
+        with pytest.raises(UsageError):
+            ledger.create_token("ops", ["admin"], created_by="setup", secret=short)
+
+
 def test_wrong_tokens_are_refused(ledger: SqlLedger) -> None:
     for name, scopes in (("ci", ["root"]), ("ci", []), (" ", ["read"]), ("x" * 101, ["read"])):
         with pytest.raises(UsageError):

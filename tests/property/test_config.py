@@ -105,6 +105,7 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "kafka": {"bootstrap_servers": "a:9092,b:9092", "options": options},
         "api": {"listen": draw(st.sampled_from(["127.0.0.1:1", "[::1]:8640", "0.0.0.0:65535"]))},
+        "probes": {"listen": draw(st.sampled_from(["", "[::]:8641", "0.0.0.0:8641"]))},
         "topics": {"prefix": draw(NAMES), "partitions": draw(st.integers(1, 64))},
         "database": draw(st.sampled_from(["sqlite:///x@y.db", f"postgresql://{account}h/d?sslmode=require"])),
         "stores": {

@@ -138,7 +138,10 @@ def child_process(name: str, arguments: Sequence[str]) -> Task:
 
     async def run(stop: asyncio.Event) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gapwatch", *arguments, stdin=asyncio.subprocess.DEVNULL, preexec_fn=_die_with_parent
+            *(sys.executable, "-m", "gapwatch", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,
+            env={**os.environ, "GAPWATCH_PROBES__LISTEN": ""},  # that address is the parent's
         )
         stopping = asyncio.create_task(stop.wait())
         ending = asyncio.create_task(process.wait())
