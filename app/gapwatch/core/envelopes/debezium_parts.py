@@ -47,12 +47,13 @@ class _Message(Envelope):
 
 
 class Frame(NamedTuple):
-    """A record's envelope and the bytes of its schema (b"" where it has none)."""
+    """A record's envelope and the bytes of its schema (b"" where it has none; ``written_schema``: None, or what stands there)."""
 
     envelope: Envelope
     source: Source
     op: str
     schema: bytes
+    written_schema: bytes | None
 
 
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
@@ -72,7 +73,7 @@ def frame_of(value: bytes) -> Frame | None:
     if envelope.op is None or envelope.source is None:
         return None
     schema = bytes(message.schema)
-    return Frame(envelope, envelope.source, envelope.op, b"" if schema == NULL else schema)
+    return Frame(envelope, envelope.source, envelope.op, b"" if schema == NULL else schema, schema or None)
 
 
 def flat_of(value: bytes) -> tuple[bytes, bytes, dict[str, msgspec.Raw]] | None:
