@@ -33,10 +33,10 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxhash.xxh3_64_intdigest(key) % partitions
 
 
-def by_partition(keys: Sequence[bytes], partitions: int) -> dict[int, list[int]]:
-    """Return the places of the keys by partition of ``gapwatch.events``; each key is hashed once."""
+def by_partition(keys: Sequence[bytes], partitions: int, start: int = 0) -> dict[int, list[int]]:
+    """Return the places of the keys, counted from `start`, by partition of ``gapwatch.events``; each key is hashed once."""
     places: dict[int, list[int]] = {}
-    for place, hashed in enumerate(map(xxhash.xxh3_64_intdigest, keys)):
+    for place, hashed in enumerate(map(xxhash.xxh3_64_intdigest, keys), start):
         number = hashed % partitions
         if number in places:
             places[number].append(place)

@@ -58,6 +58,8 @@ class Frame(NamedTuple):
 
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
 _FLAT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+# JSON inside a text, and its numbers are texts again: this decoder takes those for numbers.
+SEQUENCE: Final = msgspec.json.Decoder(tuple[int | None, int | None], strict=False)
 _LATER: Final = frozenset({"none", "false"})
 
 
@@ -102,13 +104,10 @@ def sequence_of(text: str | None) -> tuple[int, int] | None:
     if not text:
         return None
     try:
-        pair = msgspec.json.decode(text, type=list[str | int | None])
-        if len(pair) != 2:
-            raise ValueError(text)
-        commit, lsn = (0 if item is None else int(item) for item in pair)
-    except (msgspec.DecodeError, ValueError) as error:
+        commit, lsn = SEQUENCE.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RecordError("position_missing", f"source.sequence is no pair of LSNs: {text[:80]!r}.") from error
-    return commit, lsn
+    return commit or 0, lsn or 0
 
 
 def cluster_position(ts_ms: int, ordinal: int) -> int:

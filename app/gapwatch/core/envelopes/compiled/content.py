@@ -124,14 +124,16 @@ class Content:
 
     # ── one field, by what it becomes ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _cases(self, code: Code, member: Member, written: Mapping[bytes, str], masked: str) -> str:
-        """Write the cases of no value; return the head of the case of a value."""
+    def _cases(self, code: Code, member: Member, written: Mapping[bytes, str], masked: str = "") -> str:
+        """Write the cases of no value; return the head of the case of a value. A placeholder is Odd without `masked`."""
+        refused = not masked and member.reading is not None and member.reading.refuses
+        masked = masked or f"raise {code.constant(Odd)}"
         with code.block("if v is None:"):
             code.line(written[NULL])
         if member.absent is not None:
             with code.block(f"elif v is {code.constant(msgspec.UNSET)}:"):
                 code.line(written[member.absent])
-        if self.masked is not None and (member.reading is None or member.reading.texts):
+        if self.masked is not None and (member.reading is None or (member.reading.texts and not refused)):
             # Hashing a text costs less than calling a function.
             test = f"v in {code.constant(self.texts)}" if member.reading is not None else f"{code.constant(self.masked)}(v)"
             with code.block(f"elif {test}:"):
@@ -142,14 +144,20 @@ class Content:
         """Leave a fixed field's frame and tag in `lead` and its payload in `text`."""
         assert member.reading is not None
         written = {part: f"{lead} = ''; {text} = {code.constant(framed(part).decode('ascii'))}" for part in (NULL, ABSENT)}
-        with code.block(self._cases(code, member, written, f"raise {code.constant(Odd)}")):
-            member.reading.lines(code, "v", text)
-            code.line(f"{lead} = {code.constant(LEADS)}[len({text})]")
+        with code.block(self._cases(code, member, written)):
+            small = member.reading.small
+            if small:
+                with code.block(f"if v.__class__ is int and 0 <= v < {len(small)}:"):
+                    pieces = tuple(framed(VALUE + text.encode()).decode("ascii") for text in small)
+                    code.line(f"{lead} = ''; {text} = {code.constant(pieces)}[v]")
+            with code.block("else:" if small else "if True:"):
+                member.reading.lines(code, "v", text)
+                code.line(f"{lead} = {code.constant(LEADS)}[len({text})]")
 
     def _part(self, code: Code, member: Member, part: str) -> None:
         """Leave a fixed field's canonical bytes in `part`."""
         written = {known: f"{part} = {code.constant(known)}" for known in (NULL, ABSENT)}
-        with code.block(self._cases(code, member, written, f"raise {code.constant(Odd)}")):
+        with code.block(self._cases(code, member, written)):
             self._bytes(code, member, part)
 
     def _mask(self, code: Code, member: Member, mask: str) -> None:

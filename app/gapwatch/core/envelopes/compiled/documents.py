@@ -62,23 +62,23 @@ def change_stream_loop(
     return code.function("loop")
 
 
-class Source(msgspec.Struct, gc=False):
+class Source(msgspec.Struct, gc=False, kw_only=True):
     """As ``debezium_parts.Source``, with no more than the usual values: what that refuses, this refuses."""
 
-    ts_ms: int
-    ord: int
     connector: Literal["mongodb"]
+    ts_ms: int
     snapshot: Snapshot | None = None
     sequence: str | None = None
+    ord: int
     lsn: int | None = None
     txn_number: int | None = msgspec.field(default=None, name="txnNumber")
 
 
-class Envelope(msgspec.Struct, gc=False):
-    op: Operations
-    source: Source
+class Envelope(msgspec.Struct, gc=False, kw_only=True):
     after: str | None = None
     update_description: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="updateDescription")
+    source: Source
+    op: Operations
     message: None = None
     schema: None = None
     payload: None = None

@@ -72,8 +72,8 @@ def member_key_lines(code: Code, codec: KeyCodec, source: str) -> None:
 def _column(code: Code, codec: KeyCodec, at: int, kind: KeyType, key: str) -> None:
     encode = code.constant(codec.encoder(at))
     if kind is KeyType.INT:
-        code.line("x = v.bit_length()")
-        with code.block("if 0 <= v and x <= 64:"):
+        with code.block("if v >= 0:"):
+            code.line("x = v.bit_length()")
             code.line(f"{key} = (v + {code.constant(_LENGTHS)}[x]).to_bytes({code.constant(_SIZES)}[x], 'big')")
         with code.block("else:"):
             code.line(f"{key} = {encode}(v)")

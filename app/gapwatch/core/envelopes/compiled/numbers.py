@@ -6,7 +6,6 @@ Equal to the payloads of ``core/canonical.py`` for whatever they do read: a prop
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
@@ -39,13 +38,16 @@ def decimal_of(text: str, scale: int | None) -> str | None:
     return f"{sign}{stripped}e{len(digits) - len(stripped)}" if len(stripped) < len(digits) else f"{sign}{digits}"
 
 
-def fractions(places: int) -> Mapping[str, str]:
-    """Return what follows a number's whole part, by its last characters: ``.50`` → ``5e-1``; without the whole numbers."""
-    return {
-        f".{number:0{places}d}": f"{stripped}e-{len(stripped)}"
-        for number in range(1, 10**places)
-        if (stripped := f"{number:0{places}d}".rstrip("0"))
-    }
+def fractions(places: int) -> dict[str, str]:
+    """Return what follows a number's whole part, by its decimal places as written: ``50`` → ``5e-1``."""
+    found = {}
+    for width in range(1, places + 1):
+        found["0" * width] = ""
+        for number in range(1, 10**width):
+            text = f"{number:0{width}d}"
+            stripped = text.rstrip("0")
+            found[text] = f"{stripped}e-{len(stripped)}"
+    return found
 
 
 def unscaled_text(number: int, scale: int) -> str:
@@ -67,3 +69,14 @@ def second_of(text: str) -> str | None:
     except ValueError:
         return None
     return str(seconds) if seconds > 0 else None
+
+
+def thousandths() -> dict[str, str]:
+    """Return the digits after ``.441``-like beginnings of a second's fraction."""
+    return {f".{number:03d}": f"{number:03d}" for number in range(1_000)}
+
+
+def further_digits() -> dict[str, str]:
+    """Return the fourth to sixth digit of a fraction that ends in Z, by how it goes on after the third: ``7Z`` → ``700``."""
+    endings = [f"{number:0{width}d}" for width in range(1, 4) for number in range(10**width)]
+    return {"Z": "000"} | {f"{ending}Z": ending.ljust(3, "0") for ending in endings}

@@ -23,9 +23,8 @@ from gapwatch.model.pipeline import FieldSpec, FieldType, Rounding
 EPOCHS: Final = ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns")
 TIMES: Final = ("time_ms", "time_us", "time_ns")
 UTC: Final = ("UTC", "Etc/UTC", "Z")
-DIGITS: Final = {"ms": 3, "us": 6}
 FRACTION_PLACES_MAX: Final = 3
-FRACTION_DIGITS_MAX: Final = 12
+SMALL: Final = tuple(numbers.whole_text(number) for number in range(1_000))
 
 
 class Odd(Exception):  # noqa: N818 - no error: the general decoder decides what the record means
@@ -63,6 +62,8 @@ class Reading:
     annotation: Any
     lines: Callable[[Code, str, str], None]
     texts: bool = False  # values may be str: where Debezium's placeholder may stand
+    refuses: bool = False  # such a placeholder is Odd to `lines`
+    small: tuple[str, ...] = ()  # the texts of the integers from 0, where those need not be computed
     setup: tuple[str, ...] = ()  # once, before the loop
 
 
@@ -84,14 +85,14 @@ def reading_of_column(spec: FieldSpec, form: Form, wire: str, wire_scale: int | 
         case FieldType.TEXT if wire != "bits":
             return Reading(str, _text(spec), texts=True)
         case FieldType.INT if wire in ("", "text") and (spec.scale is None or spec.scale >= 0):
-            return Reading(int, lambda code, v, t: _whole(code, v, t))
+            return Reading(int, _whole, small=SMALL)
         case FieldType.DECIMAL if wire == "text":
-            return Reading(str, _decimal(spec, wire_scale, form), texts=True)
+            return Reading(str, _decimal(spec, form), texts=True, refuses=True)
         case FieldType.DECIMAL if wire == "base64_unscaled" and (spec.scale is None or (wire_scale or 0) <= spec.scale):
-            return Reading(str, _unscaled(wire_scale or 0), texts=True)
+            return Reading(str, _unscaled(wire_scale or 0), texts=True, refuses=True)
         case FieldType.TIMESTAMP if wire in EPOCHS and spec.timezone in UTC:
             return Reading(int, _epoch(spec, PER_SECOND[wire.removeprefix("epoch_")], form))
-        case FieldType.TIMESTAMP if wire == "iso" and spec.precision in DIGITS and spec.rounding is Rounding.TRUNCATE:
+        case FieldType.TIMESTAMP if wire == "iso" and spec.precision in ("ms", "us") and spec.rounding is Rounding.TRUNCATE:
             return _iso(spec, form)
         case FieldType.DATE if wire == "epoch_days":
             return Reading(int, _days(form))
@@ -109,7 +110,7 @@ def reading_of_member(spec: FieldSpec, form: Form) -> Reading | None:
         case FieldType.TEXT if spec.wire != "bits":
             return Reading(str, _text(spec))
         case FieldType.INT if spec.scale is None or spec.scale >= 0:
-            return Reading(int | Whole, _whole_member)
+            return Reading(int | Whole, _whole_member, small=SMALL)
         case FieldType.DECIMAL:
             return Reading(Number | int | float | str, _decimal_member(spec, form))
         case FieldType.TIMESTAMP:
@@ -143,24 +144,18 @@ def _whole_member(code: Code, v: str, t: str) -> None:
     _whole(code, v, t)
 
 
-def _decimal(spec: FieldSpec, wire_scale: int | None, form: Form) -> Callable[[Code, str, str], None]:
-    """A number as text: most have the column's decimal places, so their last characters are looked up."""
-    places = spec.scale if wire_scale is None else wire_scale
-    places = 2 if places is None else places
-    fits = 0 < places <= FRACTION_PLACES_MAX and (spec.scale is None or spec.scale >= places)
+def _decimal(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
+    """A number as text: what follows its point is looked up, what stands before it is taken as it is."""
+    places = FRACTION_PLACES_MAX if spec.scale is None else min(spec.scale, FRACTION_PLACES_MAX)
+    table = numbers.fractions(places)
 
     def lines(code: Code, v: str, t: str) -> None:
-        plain, general = code.constant(numbers.decimal_of), code.constant(by_form(form))
-        slow = f"{t} = {plain}({v}, {spec.scale}) or {general}({v})"
-        if not fits:
-            code.line(slow)
-            return
-        table = code.constant(dict(numbers.fractions(places)))
-        code.line(f"x = {table}.get({v}[-{places + 1}:])", f"y = {v}[:-{places + 1}]")
-        with code.block("if x is not None and y.isdecimal() and y[0] != '0' and y.isascii():"):
+        code.line(f"y, _, x = {v}.partition('.')", f"x = {code.constant(table)}.get(x)")
+        with code.block("if x is not None and y.isdecimal() and y[0] != '0' and (x or y[-1] != '0') and y.isascii():"):
             code.line(f"{t} = y + x")
         with code.block("else:"):
-            code.line(slow)
+            plain, general = code.constant(numbers.decimal_of), code.constant(by_form(form))
+            code.line(f"{t} = {plain}({v}, {spec.scale}) or {general}({v})")
 
     return lines
 
@@ -174,7 +169,7 @@ def _unscaled(scale: int) -> Callable[[Code, str, str], None]:
 
 
 def _decimal_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
-    inner = _decimal(spec, None, form)
+    inner = _decimal(spec, form)
 
     def lines(code: Code, v: str, t: str) -> None:
         with code.block(f"if {v}.__class__ is {code.constant(Number)}:"):
@@ -227,23 +222,23 @@ def _days(form: Form) -> Callable[[Code, str, str], None]:
 
 
 def _iso(spec: FieldSpec, form: Form) -> Reading:
-    """ISO text in UTC: neighbours mostly share their second, which is read once; further digits are taken as they are."""
-    width = DIGITS[spec.precision]
-    name = f"{spec.target}".encode().hex()
+    """ISO text in UTC: neighbours mostly share their second, which is read once; the digits after it are looked up."""
+    name = spec.target.encode().hex()
     last, second = f"last_{name}", f"second_{name}"
+    value = f"{second} + x" if spec.precision == "ms" else f"{second} + x + y"
 
     def lines(code: Code, v: str, t: str) -> None:
         code.line(f"x = {v}[:19]")
         with code.block(f"if x != {last}:"):
             code.line(f"{last} = x", f"{second} = {code.constant(numbers.second_of)}(x)")
-        code.line(f"x = {v}[19:]", "y = x[1:-1]")
-        shaped = f"{second} is not None and x[:1] == '.' and x[-1] == 'Z'"
-        with code.block(f"if {shaped} and y.isdecimal() and len(y) <= {FRACTION_DIGITS_MAX} and y.isascii():"):
-            code.line(f"{t} = {second} + (y[:{width}] if len(y) >= {width} else y.ljust({width}, '0'))")
+        code.line(f"x = {code.constant(numbers.thousandths())}.get({v}[19:23])")
+        code.line(f"y = {code.constant(numbers.further_digits())}.get({v}[23:])")
+        with code.block(f"if x is not None and y is not None and {second} is not None:"):
+            code.line(f"{t} = {value}")
         with code.block("else:"):
             code.line(f"{t} = {code.constant(by_form(form))}({v})")
 
-    return Reading(str, lines, texts=True, setup=(f"{last} = {second} = None",))
+    return Reading(str, lines, texts=True, refuses=True, setup=(f"{last} = {second} = None",))
 
 
 def _date_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:

@@ -16,7 +16,7 @@ from gapwatch.core.envelopes.compiled.content import Content, Member, Version, w
 from gapwatch.core.envelopes.compiled.keys import ANNOTATIONS, row_key_lines, struct
 from gapwatch.core.envelopes.compiled.loop import Loop, each_message, no_content
 from gapwatch.core.envelopes.compiled.readings import Odd, Reading, reading_of_column
-from gapwatch.core.envelopes.debezium_parts import sequence_of
+from gapwatch.core.envelopes.debezium_parts import SEQUENCE, sequence_of
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import MASKED_VALUE, CompiledMapping
 from gapwatch.model.stream import Operation, Side
@@ -30,13 +30,16 @@ Snapshot = Literal["true", "false", "first", "last", "first_in_data_collection",
 LATER: Final = frozenset({None, "false"})  # written after the snapshot
 
 
-class Source(msgspec.Struct, gc=False):
-    """As ``debezium_parts.Source``, with no more than the usual values: what that refuses, this refuses."""
+class Source(msgspec.Struct, gc=False, kw_only=True):
+    """As ``debezium_parts.Source``, with no more than the usual values: what that refuses, this refuses.
 
-    ts_ms: int
-    sequence: str | None = None
-    snapshot: Snapshot | None = None
+    In the order in which Debezium writes them: so each is found at once.
+    """
+
     connector: Literal["", "postgresql"] = ""
+    ts_ms: int
+    snapshot: Snapshot | None = None
+    sequence: str | None = None
     lsn: int | None = None
     ord: int | None = None
     txn_number: int | None = msgspec.field(default=None, name="txnNumber")
@@ -123,12 +126,11 @@ def _members(mapping: CompiledMapping, side: Side, encoded: Encoded, version: st
 
 
 def _envelope(row: type[msgspec.Struct], *, full_before: bool, wrapped: bool) -> type[msgspec.Struct]:
-    fields: list[Any] = [("op", Operations), ("source", Source), ("after", row | None, None), ("message", None, None)]
-    if full_before:
-        fields.append(("before", row | None, None))
+    fields: list[Any] = [("before", row | None, None)] if full_before else []
+    fields += [("after", row | None, None), ("source", Source), ("op", Operations), ("message", None, None)]
     if not wrapped:
         fields += [("schema", None, None), ("payload", None, None)]  # with these it is read otherwise
-    return msgspec.defstruct("Envelope", fields, gc=False)
+    return msgspec.defstruct("Envelope", fields, gc=False, kw_only=True)
 
 
 def _decode(code: Code, envelope: type[msgspec.Struct], encoded: Encoded) -> None:
@@ -169,10 +171,8 @@ def _itself(value: Any) -> Any:
 def _standing(code: Code) -> None:
     """Write the lines of operation, position and time; the usual ``["commit","lsn"]`` is not worth a JSON decoder."""
     code.line("source = envelope.source", "event_time = source.ts_ms", "offset = message.offset()")
-    code.line("""x = source.sequence.split('"')""")
-    with code.block("if len(x) == 5 and x[0] == '[' and x[2] == ',' and x[4] == ']':"):
-        code.line("major = int(x[1])", "minor = int(x[3])")
-    with code.block("else:"):
+    code.line(f"major, minor = {code.constant(SEQUENCE.decode)}(source.sequence)")
+    with code.block("if major is None or minor is None:"):
         code.line(f"major, minor = {code.constant(sequence_of)}(source.sequence)")
     code.line(f"operation = {code.constant(OPERATIONS)}[envelope.op]")
     with code.block(f"if source.snapshot not in {code.constant(LATER)} and operation == {int(Operation.UPSERT)}:"):
