@@ -180,7 +180,7 @@ def target_record(number: int, *, wrong: bool) -> tuple[bytes, bytes]:
         "snapshot": "false",
         "db": "shop",
         "collection": "orders",
-        "ord": 1 + number % PER_SECOND,
+        "ord": 1 + number,
         "lsid": None,
         "txnNumber": None,
         "wallTime": time_ms,

@@ -13,17 +13,10 @@ from gapwatch.core.canonical import ABSENT, NULL, VALUE, Form, plain_number
 from gapwatch.core.digests import digest, framed, mask_digest
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.compiled.code import Code
-from gapwatch.core.envelopes.compiled.readings import Odd, Reading
+from gapwatch.core.envelopes.compiled.readings import LEADS, Odd, Reading
 from gapwatch.core.mapping import MASKED_VALUE, CompiledMapping, value_text, whole_number
 from gapwatch.model.pipeline import Match
 
-# The bytes before a payload, by the payload's length, as text: its frame and tag. They are ASCII below 127 bytes; any other
-# length has a mark that is not, so that one look at the joined text shows whether it may be encoded as it stands.
-_ASCII_MAX: Final = 126
-_TABLE_LENGTH: Final = 65_536
-LEADS: Final = tuple(
-    framed(VALUE + bytes(length))[:5].decode("ascii") if length <= _ASCII_MAX else "\u0100" for length in range(_TABLE_LENGTH)
-)
 _TAG: Final = f"\\x{VALUE.hex()}"  # in the source of a literal
 
 
@@ -107,12 +100,14 @@ class Content:
         if not as_text:
             code.line(f"digest = {code.constant(digest)}(({', '.join(f'p{at}' for at in fixed)},))")
             return
-        joined = "".join(f"{{p{at}}}{{t{at}}}" for at in fixed)
+        free = {at for at in fixed if (reading := self.members[at].reading) is not None and reading.free}
+        joined = "".join(f"{{p{at}}}{{t{at}}}" if at in free else f"{{t{at}}}" for at in fixed)
         code.line(f"x = f'{joined}'")
         with code.block("if x.isascii():"):
             code.line(f"digest = {code.constant(xxhash.xxh3_128_digest)}(x.encode())")
         with code.block("else:"):
-            code.line(f"digest = {code.constant(_wide)}(({', '.join(f'p{at}, t{at}' for at in fixed)},))")
+            pieces = ", ".join(f"p{at}, t{at}" if at in free else f"'', t{at}" for at in fixed)
+            code.line(f"digest = {code.constant(_wide)}(({pieces},))")
 
     def _version(self, code: Code, version: Version, row: str) -> None:
         code.line(f"version = {row}.{version.attribute}")
@@ -141,18 +136,25 @@ class Content:
         return "else:"
 
     def _text(self, code: Code, member: Member, lead: str, text: str) -> None:
-        """Leave a fixed field's frame and tag in `lead` and its payload in `text`."""
-        assert member.reading is not None
-        written = {part: f"{lead} = ''; {text} = {code.constant(framed(part).decode('ascii'))}" for part in (NULL, ABSENT)}
-        with code.block(self._cases(code, member, written)):
-            small = member.reading.small
-            if small:
-                with code.block(f"if v.__class__ is int and 0 <= v < {len(small)}:"):
-                    pieces = tuple(framed(VALUE + text.encode()).decode("ascii") for text in small)
-                    code.line(f"{lead} = ''; {text} = {code.constant(pieces)}[v]")
-            with code.block("else:" if small else "if True:"):
-                member.reading.lines(code, "v", text)
+        """Leave a fixed field's framed part in `text`; of a free text its frame and tag in `lead`, its payload in `text`."""
+        reading = member.reading
+        assert reading is not None
+        none = f"{lead} = ''; " if reading.free else ""
+        written = {part: f"{none}{text} = {code.constant(framed(part).decode('ascii'))}" for part in (NULL, ABSENT)}
+        head = self._cases(code, member, written)
+        if reading.small:
+            with code.block(f"elif v.__class__ is int and 0 <= v < {len(reading.small)}:"):
+                pieces = tuple(framed(VALUE + small.encode()).decode("ascii") for small in reading.small)
+                code.line(f"{text} = {code.constant(pieces)}[v]")
+        with code.block(head):
+            if reading.free:
+                reading.lines(code, "v", text)
                 code.line(f"{lead} = {code.constant(LEADS)}[len({text})]")
+            elif reading.framed is not None:
+                reading.framed(code, "v", text)
+            else:
+                reading.lines(code, "v", "x")
+                code.line(f"{text} = {code.constant(LEADS)}[len(x)] + x")
 
     def _part(self, code: Code, member: Member, part: str) -> None:
         """Leave a fixed field's canonical bytes in `part`."""
@@ -182,7 +184,7 @@ class Content:
             code.line(f"{part} = {code.constant(member.form)}(v)")
         else:
             member.reading.lines(code, "v", "x")
-            code.line(f"{part} = f'{_TAG}{{x}}'.encode()")
+            code.line(f"{part} = f'{_TAG}{{x}}'.encode({'' if member.reading.free else repr('ascii')})")
 
 
 def _wide(pieces: Sequence[str]) -> bytes:

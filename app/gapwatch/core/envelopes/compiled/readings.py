@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from gapwatch.core.canonical import VALUE, Form
+from gapwatch.core.digests import framed
 from gapwatch.core.envelopes import extjson
 from gapwatch.core.envelopes.compiled import numbers
 from gapwatch.core.envelopes.compiled.code import Code
@@ -25,6 +26,15 @@ TIMES: Final = ("time_ms", "time_us", "time_ns")
 UTC: Final = ("UTC", "Etc/UTC", "Z")
 FRACTION_PLACES_MAX: Final = 3
 SMALL: Final = tuple(numbers.whole_text(number) for number in range(1_000))
+
+
+# The bytes before a payload, by the payload's length, as text: its frame and tag. They are ASCII below 127 bytes; any other
+# length has a mark that is not, so that one look at the joined text shows whether it may be encoded as it stands.
+_ASCII_MAX: Final = 126
+_LENGTH_MAX: Final = 65_535
+LEADS: Final = tuple(
+    framed(VALUE + bytes(length))[:5].decode("ascii") if length <= _ASCII_MAX else "\u0100" for length in range(_LENGTH_MAX + 1)
+)
 
 
 class Odd(Exception):  # noqa: N818 - no error: the general decoder decides what the record means
@@ -57,10 +67,16 @@ class Date(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """`lines` writes code that leaves the canonical text of the value ``v`` (neither null nor absent) in ``t``."""
+    """`lines` writes code that leaves the canonical text of the value ``v`` (neither null nor absent) in ``t``.
+
+    `framed` does the same with the text's frame and tag in front; None: the loop puts them there. All texts but those of
+    ``free`` readings are ASCII, or Odd.
+    """
 
     annotation: Any
     lines: Callable[[Code, str, str], None]
+    framed: Callable[[Code, str, str], None] | None = None
+    free: bool = False  # any characters, any length
     texts: bool = False  # values may be str: where Debezium's placeholder may stand
     refuses: bool = False  # such a placeholder is Odd to `lines`
     small: tuple[str, ...] = ()  # the texts of the integers from 0, where those need not be computed
@@ -83,11 +99,11 @@ def reading_of_column(spec: FieldSpec, form: Form, wire: str, wire_scale: int | 
     """Return how a column of Debezium's rows is read, in its encoding."""
     match spec.type:
         case FieldType.TEXT if wire != "bits":
-            return Reading(str, _text(spec), texts=True)
+            return Reading(str, _text(spec), free=True, texts=True)
         case FieldType.INT if wire in ("", "text") and (spec.scale is None or spec.scale >= 0):
             return Reading(int, _whole, small=SMALL)
         case FieldType.DECIMAL if wire == "text":
-            return Reading(str, _decimal(spec, form), texts=True, refuses=True)
+            return Reading(str, _decimal(spec, form), _decimal(spec, form, lead=True), texts=True, refuses=True)
         case FieldType.DECIMAL if wire == "base64_unscaled" and (spec.scale is None or (wire_scale or 0) <= spec.scale):
             return Reading(str, _unscaled(wire_scale or 0), texts=True, refuses=True)
         case FieldType.TIMESTAMP if wire in EPOCHS and spec.timezone in UTC:
@@ -108,11 +124,11 @@ def reading_of_member(spec: FieldSpec, form: Form) -> Reading | None:
     """Return how a member of a document is read from extended JSON, canonical or relaxed."""
     match spec.type:
         case FieldType.TEXT if spec.wire != "bits":
-            return Reading(str, _text(spec))
+            return Reading(str, _text(spec), free=True)
         case FieldType.INT if spec.scale is None or spec.scale >= 0:
             return Reading(int | Whole, _whole_member, small=SMALL)
         case FieldType.DECIMAL:
-            return Reading(Number | int | float | str, _decimal_member(spec, form))
+            return Reading(Number | int | float | str, _decimal_member(spec, form), _decimal_member(spec, form, lead=True))
         case FieldType.TIMESTAMP:
             return Reading(Date | int | str, _date_member(spec, form))
         case FieldType.BOOL:
@@ -144,18 +160,22 @@ def _whole_member(code: Code, v: str, t: str) -> None:
     _whole(code, v, t)
 
 
-def _decimal(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
+def _decimal(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Code, str, str], None]:
     """A number as text: what follows its point is looked up, what stands before it is taken as it is."""
     places = FRACTION_PLACES_MAX if spec.scale is None else min(spec.scale, FRACTION_PLACES_MAX)
     table = numbers.fractions(places)
 
     def lines(code: Code, v: str, t: str) -> None:
-        code.line(f"y, _, x = {v}.partition('.')", f"x = {code.constant(table)}.get(x)")
-        with code.block("if x is not None and y.isdecimal() and y[0] != '0' and (x or y[-1] != '0') and y.isascii():"):
-            code.line(f"{t} = y + x")
+        code.line(f"y, _, x = {v}.partition('.')", f"x = {code.constant(table.get)}(x)")
+        # Digits of other scripts are decimal, too; in a framed text they are found with everything else that is not ASCII.
+        ascii_only = "" if lead else " and y.isascii()"
+        with code.block(f"if x is not None and y.isdecimal() and y[0] != '0' and (x or y[-1] != '0'){ascii_only}:"):
+            code.line(f"{t} = f'{{{code.constant(LEADS)}[len(y) + len(x)]}}{{y}}{{x}}'" if lead else f"{t} = y + x")
         with code.block("else:"):
             plain, general = code.constant(numbers.decimal_of), code.constant(by_form(form))
             code.line(f"{t} = {plain}({v}, {spec.scale}) or {general}({v})")
+            if lead:
+                code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
 
     return lines
 
@@ -168,8 +188,8 @@ def _unscaled(scale: int) -> Callable[[Code, str, str], None]:
     return lines
 
 
-def _decimal_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
-    inner = _decimal(spec, form)
+def _decimal_member(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Code, str, str], None]:
+    inner = _decimal(spec, form, lead=lead)
 
     def lines(code: Code, v: str, t: str) -> None:
         with code.block(f"if {v}.__class__ is {code.constant(Number)}:"):
@@ -180,6 +200,8 @@ def _decimal_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], N
             inner(code, v, t)
         with code.block("else:"):
             code.line(f"{t} = {code.constant(by_form(form))}({v})")
+            if lead:
+                code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
 
     return lines
 
@@ -225,20 +247,30 @@ def _iso(spec: FieldSpec, form: Form) -> Reading:
     """ISO text in UTC: neighbours mostly share their second, which is read once; the digits after it are looked up."""
     name = spec.target.encode().hex()
     last, second = f"last_{name}", f"second_{name}"
-    value = f"{second} + x" if spec.precision == "ms" else f"{second} + x + y"
+    in_ms = spec.precision == "ms"
+    further = dict.fromkeys(numbers.further_digits(), "") if in_ms else numbers.further_digits()
 
-    def lines(code: Code, v: str, t: str) -> None:
-        code.line(f"x = {v}[:19]")
-        with code.block(f"if x != {last}:"):
-            code.line(f"{last} = x", f"{second} = {code.constant(numbers.second_of)}(x)")
-        code.line(f"x = {code.constant(numbers.thousandths())}.get({v}[19:23])")
-        code.line(f"y = {code.constant(numbers.further_digits())}.get({v}[23:])")
-        with code.block(f"if x is not None and y is not None and {second} is not None:"):
-            code.line(f"{t} = {value}")
-        with code.block("else:"):
-            code.line(f"{t} = {code.constant(by_form(form))}({v})")
+    def writer(*, lead: bool) -> Callable[[Code, str, str], None]:
+        def read(text: str) -> str | None:
+            known = numbers.second_of(text)
+            return known if known is None or not lead else LEADS[len(known) + (3 if in_ms else 6)] + known
 
-    return Reading(str, lines, texts=True, refuses=True, setup=(f"{last} = {second} = None",))
+        def lines(code: Code, v: str, t: str) -> None:
+            code.line(f"x = {v}[:19]")
+            with code.block(f"if x != {last}:"):
+                code.line(f"{last} = x", f"{second} = {code.constant(read)}(x)")
+            with code.block("try:"):
+                first, rest = code.constant(numbers.thousandths()), code.constant(further)
+                code.line(f"{t} = {second} + {first}[{v}[19:23]] + {rest}[{v}[23:]]")
+            with code.block("except (KeyError, TypeError):"):
+                code.line(f"{t} = {code.constant(by_form(form))}({v})")
+                if lead:
+                    code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
+
+        return lines
+
+    setup = (f"{last} = {second} = None",)
+    return Reading(str, writer(lead=False), writer(lead=True), texts=True, refuses=True, setup=setup)
 
 
 def _date_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
