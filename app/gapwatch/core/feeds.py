@@ -5,13 +5,17 @@ Pure. The role reads Kafka and asks the clock; what it learnt is handed in here,
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter, le, lt
 from typing import Final
 
 import msgspec
 
+from gapwatch.core.envelopes.columns import EventColumns
 from gapwatch.core.envelopes.records import HeartbeatRow
-from gapwatch.model.stream import UNKNOWN_DELIVERY, FeedState, Lost, Side
+from gapwatch.model.stream import UNKNOWN_DELIVERY, FeedState, Lost, Operation, Side
 
 ROWS_KEPT: Final = 256  # heartbeat rows that wait for their successor
 CHECKS_KEPT: Final = 64
@@ -81,6 +85,46 @@ class FeedProgress:
             return False
         return event_time > self.highest_time + self.disorder_ms
 
+    def follow(self, batches: Sequence[EventColumns], offset_from: int) -> int | None:
+        """Take the positions of all streamed events at and after `offset_from`; each of the batches is of one pipeline.
+
+        Returns the offset of the first event that breaks the history, None when none does; positions behind it are not taken.
+        """
+        if len(batches) == 1 and self._rise(batches[0], offset_from):
+            return None
+        entries = [
+            (offset, major, minor, time)
+            for batch in batches
+            for offset, major, minor, time, operation in zip(
+                batch.offsets, batch.majors, batch.minors, batch.event_times, batch.operations, strict=True
+            )
+            if offset >= offset_from and operation != Operation.SNAPSHOT
+        ]
+        entries.sort(key=itemgetter(0))
+        for offset, major, minor, time in entries:
+            if self.jumped(major, minor, time):
+                return offset
+            self.streamed(time)
+        return None
+
+    def _rise(self, batch: EventColumns, offset_from: int) -> bool:
+        """Take a whole batch of streamed events whose positions rise, which is usual; False: look at each."""
+        majors = batch.majors
+        if not majors:
+            return True
+        if batch.offsets[0] < offset_from or Operation.SNAPSHOT in batch.operations:
+            return False
+        if (majors[0], batch.minors[0]) < self.highest:
+            return False
+        if not all(map(lt, majors, islice(majors, 1, None))):
+            positions = list(zip(majors, batch.minors, strict=True))
+            if not all(map(le, positions, islice(positions, 1, None))):
+                return False
+        newest = max(batch.event_times)
+        self.highest, self.highest_time = (majors[-1], batch.minors[-1]), max(self.highest_time, newest)
+        self.streamed(newest)
+        return True
+
     def begin_epoch(self, epoch: int, offset: int) -> None:
         """Start anew at `offset`: positions before it belong to another history."""
         self.epoch, self.highest, self.highest_time, self.sent = epoch, (-1, -1), 0, offset
@@ -113,14 +157,18 @@ class FeedProgress:
         """Declare a range that nobody can judge. The times say between which it was written; 0: up to now, for all we know."""
         self.lost.append(Lost(offset_from, offset_to, time_from, time_to, reason))
 
-    def arrived(self, offset: int) -> None:
-        """Say that a record was read. What a compacted log passes over was removed before we came: deletes as well."""
-        if not self.compacted or offset <= max(self.position, self.history_to):
+    def arrived(self, offsets: Iterable[int]) -> None:
+        """Say which records came next. What a compacted log passes over was removed before we came: deletes as well."""
+        if not self.compacted:
             return
-        start = max(self.position, self.history_to)
-        if self.lost and self.lost[-1].reason == COMPACTED:  # one stretch a pulse, however many pieces are missing
-            start = self.lost.pop().offset_from
-        self.lose(start, offset, COMPACTED)
+        position = self.position
+        for offset in offsets:
+            start = max(position, self.history_to)
+            if offset > start:
+                if self.lost and self.lost[-1].reason == COMPACTED:  # one stretch a pulse, however many pieces are missing
+                    start = self.lost.pop().offset_from
+                self.lose(start, offset, COMPACTED)
+            position = offset + 1
 
     def state(self, pipeline: str, side: Side, *, delivery: int, delivery_clock: int) -> FeedState:
         """Return what a control record says of this partition now; its range ends at what was read."""

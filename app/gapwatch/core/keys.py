@@ -33,6 +33,18 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxhash.xxh3_64_intdigest(key) % partitions
 
 
+def by_partition(keys: Sequence[bytes], partitions: int, start: int = 0) -> dict[int, list[int]]:
+    """Return the places of the keys, counted from `start`, by partition of ``gapwatch.events``; each key is hashed once."""
+    places: dict[int, list[int]] = {}
+    for place, hashed in enumerate(map(xxhash.xxh3_64_intdigest, keys), start):
+        number = hashed % partitions
+        if number in places:
+            places[number].append(place)
+        else:
+            places[number] = [place]
+    return places
+
+
 def bucket_of(key: bytes, partitions: int, buckets: int) -> int:
     """Return the bucket of a key within its partition."""
     return (xxhash.xxh3_64_intdigest(key) // partitions) % buckets
@@ -76,6 +88,10 @@ class KeyCodec:
         except _UnfitError as error:
             names = ", ".join(column.path for column in self.columns)
             raise KeyMisfit(f"Key ({names}): {error}.") from None
+
+    def encoder(self, at: int) -> Callable[[Any], bytes]:
+        """Return the encoder of one column; it raises a ValueError for what does not fit."""
+        return self._encoders[at]
 
     def decode(self, key: bytes) -> tuple[Any, ...]:
         """Return int, str (text, objectid as 24 hex digits), UUID, Decimal or bytes per column; KeyMisfit for other bytes."""

@@ -27,28 +27,28 @@ def row(number: int | None, time: int, *, sender: str = "a", append: int | None 
 def test_trap_36_offsets_that_a_compacted_log_passes_over_are_declared_lost() -> None:
     """A delete and its tombstone were compacted away while nobody read: the log just goes on at a later offset."""
     feed = progress(compacted=True)
-    feed.arrived(10)
+    feed.arrived([10])
     feed.read_to(11)
     assert feed.lost == []
-    feed.arrived(15)
+    feed.arrived([15])
     feed.read_to(16)
-    feed.arrived(20)
+    feed.arrived([20])
     assert feed.lost == [Lost(11, 20, 0, 0, "ingest_hole")], "one stretch, however many pieces"
 
 
 def test_trap_36_what_was_compacted_before_the_first_start_is_the_baselines() -> None:
     feed = progress(compacted=True, history_to=100)
     for offset in (40, 90, 100):
-        feed.arrived(offset)
+        feed.arrived([offset])
         feed.read_to(offset + 1)
     assert feed.lost == []
-    feed.arrived(103)
+    feed.arrived([103])
     assert feed.lost == [Lost(101, 103, 0, 0, "ingest_hole")]
 
 
 def test_offsets_that_transactions_take_are_no_loss_in_a_log_that_is_not_compacted() -> None:
     feed = progress()
-    feed.arrived(15)
+    feed.arrived([15])
     assert feed.lost == []
 
 
