@@ -178,7 +178,7 @@ def undisturbed(settings: Settings, logs: Mapping[int, list[tuple[int, int, byte
     """Return what one run without any disturbance says of ``partition → (offset, append time, value)``."""
     told = Told()
     for number, log in logs.items():
-        matcher = KeyMatcher(number, settings.topics.partitions, settings.pipelines, fingerprints={PIPELINE: MAPPING})
+        matcher = KeyMatcher(number, settings.topics.partitions, settings.pipelines, fingerprints={PIPELINE: MAPPING}, life="one")
         for offset, append_time, value in log:
             for said in matcher.apply(unpack(value), offset, append_time):
                 told.add(said)

@@ -32,10 +32,10 @@ PLAIN = (Operation.UPSERT, Operation.SNAPSHOT, Operation.LOOKED_UP)
 class Bench:
     """Times are milliseconds after START. ``said``: everything the matcher said, oldest first."""
 
-    def __init__(self, spec: PipelineSpec | None = None, *, buckets: int = 4) -> None:
+    def __init__(self, spec: PipelineSpec | None = None) -> None:
         self.spec = spec or pipeline()
-        self.buckets = buckets
-        self.matcher = KeyMatcher(0, 1, {PIPELINE: self.spec}, fingerprints={PIPELINE: MAPPING}, buckets=buckets)
+        self.lives = 0
+        self.matcher = KeyMatcher(0, 1, {PIPELINE: self.spec}, fingerprints={PIPELINE: MAPPING}, life="0")
         self.said: list[Suspect | Hole] = []
         self.delivery = NO_DELIVERY
         self._next = {Side.EXPECTED: 0, Side.OBSERVED: 0}
@@ -144,15 +144,20 @@ class Bench:
 
     def restart(self) -> list[Suspect | Hole]:
         """A worker takes over from a complete checkpoint; return what it raises again."""
-        self._changelog.update({name: payload for name, payload in self.matcher.bucket_records() if payload is not None})
+        self.lives += 1
+        for name, payload in self.matcher.state_records():
+            if payload is None:
+                self._changelog.pop(name, None)
+            else:
+                self._changelog[name] = payload
         self.matcher = KeyMatcher.restore(
             0,
             1,
             {PIPELINE: self.spec},
             fingerprints={PIPELINE: MAPPING},
-            buckets=self.buckets,
             records=self._changelog,
             marker=self.matcher.marker(),
+            life=str(self.lives),
         )
         return self.matcher.advance()
 

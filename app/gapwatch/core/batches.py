@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -18,31 +19,35 @@ from gapwatch.model.stream import (
     FORMAT,
     Batch,
     Control,
+    PackedBatch,
+    PackedSection,
     Section,
     Side,
     VerdictSection,
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(Batch | Control)
+_DECODER: Final = msgspec.msgpack.Decoder(PackedBatch | Control)
 EVENT_BYTES: Final = 64  # an upper bound of an event's numbers and framing on the wire, without key, digests and values
 SECTION_BYTES: Final = 128  # the same of a section's head, without its names
+DIGEST_BYTES: Final = 16
+_NO_DIGEST: Final = bytes(DIGEST_BYTES)
 
 
 def pack(record: Batch | Control) -> bytes:
     """Return the record's bytes on Kafka."""
-    return _ENCODER.encode(record)
+    return _ENCODER.encode(packed(record) if isinstance(record, Batch) else record)
 
 
-def unpack(data: bytes) -> Batch | Control:
-    """Return the record; RecordError when the bytes are none of ours, of an unknown format, or its columns disagree."""
+def read(data: bytes) -> PackedBatch | Control:
+    """Return the record as match takes it; RecordError when the bytes are none of ours, of an unknown format, or torn."""
     try:
-        record: Batch | Control = _DECODER.decode(data)
+        record: PackedBatch | Control = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
         raise RecordError("unreadable_batch", f"Not a record of gapwatch.events: {error}.") from error
     if record.format != FORMAT:
         raise RecordError("unknown_format", f"Format {record.format} of gapwatch.events is not known, only {FORMAT}.")
-    if isinstance(record, Batch):
+    if isinstance(record, PackedBatch):
         for section in record.sections:
             _check(section)
         for verdict in record.verdicts:
@@ -51,21 +56,94 @@ def unpack(data: bytes) -> Batch | Control:
     return record
 
 
-def _check(section: Section) -> None:
+def unpack(data: bytes) -> Batch | Control:
+    """Return the record with its columns as lists; RecordError as :func:`read`."""
+    record = read(data)
+    if isinstance(record, Control):
+        return record
+    return Batch(record.format, [_unpacked(section) for section in record.sections], record.verdicts)
+
+
+def _check(section: PackedSection) -> None:
     count = len(section.keys)
-    optional = (section.masks, section.values, section.versions, section.target_ids)
-    lengths = {
-        len(section.operations),
-        len(section.offsets),
-        len(section.majors),
-        len(section.minors),
-        len(section.event_times),
-        len(section.append_times),
-        len(section.digests),
-        *(len(column) for column in optional if column is not None),
-    }
-    if lengths != {count}:
+    optional = (section.masks, section.values, section.target_ids)
+    numbers = (section.offsets, section.majors, section.minors, section.event_times, section.append_times)
+    if (
+        len(section.operations) != count
+        or len(section.contents) != count
+        or len(section.digests) != DIGEST_BYTES * count
+        or any(len(column) != 8 * count for column in numbers)
+        or (section.versions is not None and len(section.versions) != 8 * count)
+        or any(len(column) != count for column in optional if column is not None)
+    ):
         raise RecordError("unreadable_batch", f"A section of {section.pipeline} has columns of unequal length.")
+
+
+def packed(batch: Batch) -> PackedBatch:
+    """Return a batch as it travels."""
+    return PackedBatch(batch.format, [packed_section(section) for section in batch.sections], batch.verdicts)
+
+
+def packed_section(section: Section) -> PackedSection:
+    digests = section.digests
+    full = all(digests)
+    return PackedSection(
+        pipeline=section.pipeline,
+        side=section.side,
+        feed=section.feed,
+        feed_partition=section.feed_partition,
+        epoch=section.epoch,
+        mapping=section.mapping,
+        offset_from=section.offset_from,
+        offset_to=section.offset_to,
+        keys=section.keys,
+        operations=section.operations,
+        offsets=_numbers(section.offsets),
+        majors=_numbers(section.majors),
+        minors=_numbers(section.minors),
+        event_times=_numbers(section.event_times),
+        append_times=_numbers(section.append_times),
+        contents=b"\1" * len(digests) if full else bytes(map(bool, digests)),
+        digests=b"".join(digests) if full else b"".join([digest or _NO_DIGEST for digest in digests]),
+        masks=section.masks,
+        values=section.values,
+        versions=None if section.versions is None else _numbers(section.versions),
+        target_ids=section.target_ids,
+    )
+
+
+def _numbers(column: list[int]) -> bytes:
+    return struct.pack(f"<{len(column)}q", *column)
+
+
+def _unpacked(section: PackedSection) -> Section:
+    digests = [section.digests[at : at + DIGEST_BYTES] for at in range(0, len(section.digests), DIGEST_BYTES)]
+    return Section(
+        pipeline=section.pipeline,
+        side=section.side,
+        feed=section.feed,
+        feed_partition=section.feed_partition,
+        epoch=section.epoch,
+        mapping=section.mapping,
+        offset_from=section.offset_from,
+        offset_to=section.offset_to,
+        keys=section.keys,
+        operations=section.operations,
+        offsets=_listed(section.offsets),
+        majors=_listed(section.majors),
+        minors=_listed(section.minors),
+        event_times=_listed(section.event_times),
+        append_times=_listed(section.append_times),
+        digests=[digest if there else b"" for digest, there in zip(digests, section.contents, strict=True)],
+        masks=section.masks,
+        values=section.values,
+        versions=None if section.versions is None else _listed(section.versions),
+        target_ids=section.target_ids,
+    )
+
+
+def _listed(column: bytes) -> list[int]:
+    return list(struct.unpack(f"<{len(column) // 8}q", column))
 
 
 class SectionBuilder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from enum import Enum, auto
 
-from gapwatch.core.buckets import DELAY_BOUNDS_MS, Cell
+from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.keystate import (
     DEAD,
     DELETE,

@@ -24,19 +24,21 @@ OLDER_WHEN_SETTLED: Final = 4  # identities of older versions that a settled key
 BLANK: Final = bytes(16)
 UNKNOWN_MAPPING: Final = 255  # comparable with none, not even itself
 
-# operation, flags, mapping, feed, parts of the identity, -, feed partition, epoch, major, minor, offset, event time, due
-HEAD: Final = Struct("<BBBBBxHI5q")
+# operation, flags, mapping, feed, parts of the identity, -, feed partition, epoch, -, major, minor, offset, event time, due;
+# aligned, because `core/keyrows` reads and writes the same bytes as columns
+HEAD: Final = Struct("<BBBBBxHI4x5q")
 HEAD_BYTES: Final = HEAD.size
 pack_head: Final = HEAD.pack
-_TOKEN: Final = Struct("<Iqq")
+_TOKEN: Final = Struct("<I4xqq")
 _TIMES: Final = Struct("<qqq")
 _TIME: Final = Struct("<q")
 _PARTITION: Final = Struct("<H")
 _NO_PLACE: Final = Struct("<qq").pack(-1, -1)
 TOKEN_AT: Final = 8
-OFFSET_AT: Final = 28
-EVENT_TIME_AT: Final = 36
-DUE_AT: Final = 44
+MAJOR_AT: Final = 16
+OFFSET_AT: Final = 32
+EVENT_TIME_AT: Final = 40
+DUE_AT: Final = 48
 
 EXTRA: Final = 1  # flag: a tail with values and version follows the identity
 DEAD: Final = 2  # flag: the sink gave it up, so it is due whatever the delivery position says
@@ -106,7 +108,7 @@ def renewed(write: Write, token_from: Write) -> Write:
 
 def unplaced(write: Write) -> Write:
     """Return the write before all others of its epoch: what it shows is known, its place among the writes is not."""
-    return write[: TOKEN_AT + 4] + _NO_PLACE + write[OFFSET_AT:]
+    return write[:MAJOR_AT] + _NO_PLACE + write[OFFSET_AT:]
 
 
 def is_masked(write: Write) -> bool:

@@ -98,7 +98,7 @@ def test_trap_40_every_pair_settles_although_both_topics_are_partitioned_otherwi
     """Two thousand rows through real decoders, sections and matchers: nobody waits in another partition than its partner."""
     spec = pipeline(field("total", FieldType.INT), target_feed=target)
     mapping = CompiledMapping(spec)
-    arguments = {"fingerprints": {spec.id: mapping.fingerprint}, "buckets": 2}
+    arguments = {"fingerprints": {spec.id: mapping.fingerprint}, "life": "0"}
     matchers = [KeyMatcher(n, PARTITIONS, {spec.id: spec}, **arguments) for n in range(PARTITIONS)]  # type: ignore[arg-type]
     applied = [0] * PARTITIONS
     feeds: dict[tuple[Side, int], list[RawRecord]] = {}

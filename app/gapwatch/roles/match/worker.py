@@ -14,14 +14,14 @@ from typing import Any, Final
 import structlog
 from faust.types import TP
 
-from gapwatch.core.batches import unpack
+from gapwatch.core.batches import read
 from gapwatch.errors import FeedError, ProtocolError, RecordError
 from gapwatch.kafka.clients import AckedProducer, Delivered, Partition
 from gapwatch.kafka.faust_safety import owns_partitions, stopped_within
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, state_topic
 from gapwatch.model.pipeline import Settings
-from gapwatch.model.stream import Batch, Control
+from gapwatch.model.stream import Control, PackedBatch
 from gapwatch.ports import Clock
 from gapwatch.roles.match.checkpointer import Checkpointer
 from gapwatch.roles.match.held import Held, Restorer
@@ -55,7 +55,7 @@ class MatchWorker:
         self._offsets = OffsetReader(settings, clock)
         self._app, self._table = build_app(settings, tuning, clock, self._send_state)
         self._held: dict[int, Held] = {}
-        self._restorer = Restorer(settings, fingerprints, self._table, self._offsets, buckets=tuning.buckets, torn=torn)
+        self._restorer = Restorer(settings, fingerprints, self._table, self._offsets, torn=torn)
         outlet = Outlet(self._producer, settings.topics)
         self._checkpointer = Checkpointer(
             self._held, self._table, outlet, clock, worker=name, topic_id=lambda: self._restorer.topic_id, owns=self._owns
@@ -126,10 +126,10 @@ class MatchWorker:
         if held.crowded(self._tuning.unacknowledged_records_max, self._tuning.suspects_max):
             await self._make_room(held)
 
-    def _record(self, message: Any) -> Batch | Control | None:
+    def _record(self, message: Any) -> PackedBatch | Control | None:
         """Return the record; None where it cannot be read, which the matcher turns into a hole."""
         try:
-            return unpack(message.value or b"")
+            return read(message.value or b"")
         except RecordError as error:
             if error.reason == "unknown_format":
                 raise ProtocolError(str(error), remedy="Upgrade this worker to the version of the ingesters.") from error
