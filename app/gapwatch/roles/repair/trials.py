@@ -48,11 +48,18 @@ class MappingTrials:
         return await self._keep(stores, trial.streamed(fields, agreed=agreed, settled=self._settled(stores.spec.id)), against)
 
     async def swept(
-        self, stores: PipelineStores, differing: Counter[str], examples: Sequence[Decided], *, compared: int, whole: bool
+        self,
+        stores: PipelineStores,
+        differing: Counter[str],
+        examples: Sequence[Decided],
+        *,
+        compared: int,
+        ended: bool,
+        whole: bool,
     ) -> tuple[Trial, str]:
         """Take what a content sweep proved so far; return the trial as it stands, and the sentence about a suspect mapping."""
         before = await self._trial(stores)
-        trial = before.swept(differing, compared=compared, whole=whole)
+        trial = before.swept(differing, compared=compared, ended=ended, whole=whole)
         suspected = await self._keep(stores, trial, examples)
         return trial, _said(stores, trial, examples) if suspected else ""
 
@@ -104,13 +111,19 @@ class MappingTrials:
         await asyncio.to_thread(self._withdraw, name, frozenset(trial.suspected))
 
     def _withdraw(self, pipeline: str, fields: frozenset[str]) -> None:
-        now = self._clock.now()
-        page = self._ledger.gaps(GapFilter(pipeline=pipeline, kinds=(Kind.MISMATCH.value,), states=OPEN), limit=KEYS)
-        for gap in page.gaps:
-            if set(gap.fields) <= fields:
-                self._ledger.add_unverifiable(pipeline, gap.key, _since(gap), REASON)
-                over = resolved(gap, Resolution.SUPERSEDED, now, note=f"{REASON}: {', '.join(gap.fields)}")
-                self._ledger.store_gaps([GapChange(gap=over, against=gap.revision, event="resolved")])
+        where, cursor, now = GapFilter(pipeline=pipeline, kinds=(Kind.MISMATCH.value,), states=OPEN), None, self._clock.now()
+        while True:
+            page = self._ledger.gaps(where, limit=KEYS, cursor=cursor)
+            changes = []
+            for gap in page.gaps:
+                if set(gap.fields) <= fields:
+                    self._ledger.add_unverifiable(pipeline, gap.key, _since(gap), REASON)
+                    over = resolved(gap, Resolution.SUPERSEDED, now, note=f"{REASON}: {', '.join(gap.fields)}")
+                    changes.append(GapChange(gap=over, against=gap.revision, event="resolved"))
+            self._ledger.store_gaps(changes)
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def _clear(self, pipeline: str, *, but: int | None) -> None:
         for record in await asyncio.to_thread(self._ledger.findings, pipeline):
@@ -124,48 +137,59 @@ class MappingTrials:
 class SweepTrial:
     """One sweep's part in the trial: while that goes on, mismatches are held back, so that a wrong field opens no gap at all.
 
-    ``takes_part``: only a sweep of the whole content does.
+    ``takes_part``: only a sweep of the whole content does. ``said`` is the sentence about a suspect mapping, or empty.
     """
 
     def __init__(self, trials: MappingTrials, stores: PipelineStores, *, takes_part: bool) -> None:
         self._trials = trials
         self._stores = stores
-        self._open = takes_part
+        self._takes_part = takes_part
         self._held: list[Decided] = []
         self._differing: Counter[str] = Counter()
-        self._suspected: frozenset[str] = frozenset()
-        self._said = ""
+        self._decided = 0
+        self.said = ""
 
-    async def take(self, decided: Sequence[Decided], *, compared: int) -> list[Decided]:
-        """Return what may be booked now. ``compared``: how many keys both sides had so far."""
-        if not self._open or await self._trials.is_over(self._stores):
-            released, self._held = self._held, []
-            return [*released, *decided]
-        now = []
-        for item in decided:
-            if counts_against(item):
-                self._differing.update(_fields(item))
-            if not counts_against(item):
-                now.append(item)
-            elif not is_held(item, self._suspected):
-                self._held.append(item)
-        if len(self._held) >= KEYS:
-            return [*now, *await self._decide(compared, whole=False)]
-        return now
+    async def goes_on(self) -> bool:
+        return self._takes_part and not await self._trials.is_over(self._stores)
 
-    async def finish(self, *, compared: int, whole: bool) -> tuple[list[Decided], str]:
-        """Return what was held back and may be booked after all, and the sentence about a suspect mapping (or nothing)."""
-        if not self._open or await self._trials.is_over(self._stores):
-            return await self.take((), compared=compared), ""
-        return await self._decide(compared, whole=whole), self._said
+    async def take(self, decided: Sequence[Decided], *, compared: int, pending: int) -> list[Decided]:
+        """Return what may be booked now.
 
-    async def _decide(self, compared: int, *, whole: bool) -> list[Decided]:
-        trial, self._said = await self._trials.swept(
-            self._stores, self._differing, self._held[:1], compared=compared, whole=whole
+        Args:
+            decided: What was judged since the last call.
+            compared: How many keys both sides had so far.
+            pending: How many of the keys that were found are still to be judged.
+        """
+        if not await self.goes_on():
+            return [*self._release(), *decided]
+        self._decided += len(decided)
+        against = [item for item in decided if counts_against(item)]
+        for item in against:
+            self._differing.update(_fields(item))
+        self._held += against
+        now = [item for item in decided if not counts_against(item)]
+        if len(self._held) < KEYS:
+            return now
+        scale = (self._decided + pending) / self._decided  # those that wait are like those that were judged
+        expected = Counter({name: int(count * scale) for name, count in self._differing.items()})
+        return [*now, *await self._decide(expected, compared, ended=False, whole=False)]
+
+    async def finish(self, *, compared: int, whole: bool) -> list[Decided]:
+        """Everything was judged: return what was held back and may be booked after all."""
+        if not await self.goes_on():
+            return self._release()
+        return await self._decide(self._differing, compared, ended=True, whole=whole)
+
+    async def _decide(self, differing: Counter[str], compared: int, *, ended: bool, whole: bool) -> list[Decided]:
+        trial, self.said = await self._trials.swept(
+            self._stores, differing, self._held[:1], compared=compared, ended=ended, whole=whole
         )
-        self._suspected = frozenset(trial.suspected)
+        suspected = frozenset(trial.suspected)
+        return [item for item in self._release() if not is_held(item, suspected)]
+
+    def _release(self) -> list[Decided]:
         released, self._held = self._held, []
-        return [item for item in released if not is_held(item, self._suspected)]
+        return released
 
 
 def counts_against(item: Decided) -> bool:
