@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -13,29 +13,45 @@ import structlog
 from gapwatch.core.confirm import Cleared, Difference, Presence
 from gapwatch.core.gaps import gap_id, resolved
 from gapwatch.core.trial import KEYS, REMEDY, Trial, sentence
+from gapwatch.errors import StoreError
 from gapwatch.model.gap import Cause, Finding, FindingRecord, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, GapChange, GapFilter, Ledger, StoredRecord
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.judging import Decided
 from gapwatch.roles.repair.watcher import FindingBook
-from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 log = structlog.get_logger(__name__)
 
 REASON = "mapping_suspect"  # of keys that nobody can verify while the mapping is suspect
+BEGIN_SECONDS = 1.0
 OPEN = (State.OPEN.value, State.ACKNOWLEDGED.value, State.SNOOZED.value)
 
 
 class MappingTrials:
     """One per process that plays ``repair``. Its memory is a fact in the ledger per pipeline, so that a restart goes on."""
 
-    def __init__(self, ledger: Ledger, board: Board, book: FindingBook, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, board: Board, book: FindingBook, stores: StoreProvider, clock: Clock) -> None:
         self._ledger = ledger
         self._board = board
         self._book = book
+        self._stores = stores
         self._clock = clock
         self._trials: dict[str, Trial] = {}
+
+    async def begin(self, pipelines: Collection[str]) -> None:
+        """Take every mapping up as it is now: a suspicion of another one, which somebody has corrected, is over."""
+        left = list(pipelines)
+        while left:
+            for name in list(left):
+                try:
+                    await self._trial(await self._stores.stores(name))
+                except StoreError as error:
+                    log.warning("stores_unavailable", pipeline=name, purpose="mapping", error=error.message)
+                else:
+                    left.remove(name)
+            await self._clock.sleep(BEGIN_SECONDS)
 
     async def streamed(self, stores: PipelineStores, decided: Sequence[Decided]) -> frozenset[str]:
         """Take what was judged key by key; return the fields whose mapping is suspect."""
