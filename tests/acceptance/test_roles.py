@@ -76,7 +76,7 @@ def in_feed(scene: Scene) -> dict[Any, int]:
 
 
 def test_a2_what_happens_while_the_reader_is_dead_arrives_all_the_same(scene: Scene) -> None:
-    before, keys = scene.service.view()["totals"], [number() for _ in range(600)]
+    before, keys = scene.service.view()["totals"], [number() for _ in range(1_000)]
     writer = threading.Thread(target=insert, args=(scene, keys))
     writer.start()
     wait_for(lambda: len(scene.documents().keys() & set(keys)) >= 50, "some of the documents", 30)

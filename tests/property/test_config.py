@@ -68,7 +68,12 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
         "enabled": st.booleans(),
         "match": st.sampled_from(["digest", "presence"]),
         "sweep": st.fixed_dictionaries(
-            {}, optional={"every": st.integers(10, 10**6).map(lambda s: f"{s}s"), "start_delay": DURATIONS}
+            {},
+            optional={
+                "every": st.integers(10, 10**6).map(lambda s: f"{s}s"),
+                "start_delay": DURATIONS,
+                "load": st.floats(0.01, 1),
+            },
         ),
         "repair": st.fixed_dictionaries({}, optional={"extra": st.just("delete"), "brake_ratio": st.floats(0.001, 1)}),
         "delivery": st.one_of(st.just("none"), NAMES.map(lambda group: {"group": group})),

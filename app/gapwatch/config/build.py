@@ -325,6 +325,7 @@ class _Builder:
         return SweepSpec(
             every_seconds=form.every,
             start_delay_seconds=form.start_delay,
+            load=form.load,
             batch=BatchSpec(documents=form.batch.documents, bytes=form.batch.bytes, pause_seconds=form.batch.pause),
         )
 

@@ -198,6 +198,7 @@ class Sweep(Form):
     every: Duration | None = None
     start_delay: Duration = 120.0
     lookback: Duration | None = None
+    load: float = Field(default=0.5, gt=0, le=1)
     batch: Batch = Field(default_factory=Batch)
 
 

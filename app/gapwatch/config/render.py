@@ -107,6 +107,7 @@ def _pipeline(spec: PipelineSpec) -> dict[str, Any]:
         "delivery": {"group": spec.delivery.group} if spec.delivery.group else "none",
         "sweep": {
             "start_delay": duration(sweep.start_delay_seconds),
+            "load": sweep.load,
             "batch": {
                 "documents": sweep.batch.documents,
                 "bytes": sweep.batch.bytes,

@@ -51,18 +51,19 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         taken = msgspec.structs.replace(self, compared=compared, differing=dict(counts), settled=settled)
         return msgspec.structs.replace(taken, passed=compared >= KEYS and not taken.suspected)
 
-    def swept(self, differing: Mapping[str, int], *, compared: int, whole: bool) -> Trial:
-        """Take what a sweep compared so far; the trial begins anew with it.
+    def swept(self, differing: Mapping[str, int], *, compared: int, ended: bool, whole: bool) -> Trial:
+        """Take what a sweep found so far; the trial begins anew with it.
 
         Args:
             differing: How often each field differed, in mismatches that were proved.
             compared: How many keys both sides had.
-            whole: Whether these are all that there are, so that a smaller number will do.
+            ended: Whether the sweep has judged all that it found: before, it may raise a suspicion, and proves nothing.
+            whole: Whether it read all that there is, so that a smaller number of keys will do.
         """
         if self.passed:
             return self
         taken = msgspec.structs.replace(self, compared=compared, differing=dict(differing))
-        enough = compared >= (KEYS_MIN if whole else KEYS)
+        enough = ended and compared >= (KEYS_MIN if whole else KEYS)
         return msgspec.structs.replace(taken, passed=enough and not taken.suspected)
 
 

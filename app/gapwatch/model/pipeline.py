@@ -190,6 +190,7 @@ class SweepSpec:
     every_seconds: float | None = None
     start_delay_seconds: float = 120.0
     lookback_seconds: float | None = None
+    load: float = 0.5  # share of the time that a sweep may keep a store busy
     batch: BatchSpec = BatchSpec()
 
 

@@ -48,16 +48,18 @@ def test_m23_a_counter_that_began_anew_takes_nothing_back() -> None:
 
 
 def test_m23_a_whole_sweep_decides_also_of_a_small_table() -> None:
-    assert NEW.swept({}, compared=KEYS_MIN, whole=True).passed
-    assert not NEW.swept({}, compared=KEYS_MIN, whole=False).passed
-    assert not NEW.swept({}, compared=KEYS_MIN - 1, whole=True).passed
-    assert NEW.swept({"v": 30}, compared=100, whole=True).suspected == ("v",)
+    assert NEW.swept({}, compared=KEYS_MIN, ended=True, whole=True).passed
+    assert not NEW.swept({}, compared=KEYS_MIN, ended=True, whole=False).passed
+    assert not NEW.swept({}, compared=KEYS_MIN - 1, ended=True, whole=True).passed
+    assert not NEW.swept({}, compared=10 * KEYS, ended=False, whole=True).passed, "what is found may be judged yet"
+    assert NEW.swept({"v": 30}, compared=100, ended=False, whole=False).suspected == ("v",)
+    assert NEW.swept({"v": 30}, compared=100, ended=True, whole=True).suspected == ("v",)
 
 
 def test_m23_a_sweep_after_the_correction_clears_the_suspicion() -> None:
     suspect = NEW.streamed(mismatches(100, "v"), agreed=0, settled=0)
     assert suspect.suspected
-    assert suspect.swept({}, compared=100, whole=True).passed
+    assert suspect.swept({}, compared=100, ended=True, whole=True).passed
 
 
 def test_m23_the_sentence_names_fields_counts_and_an_example() -> None:

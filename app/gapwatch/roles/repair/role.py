@@ -49,13 +49,16 @@ class RepairRole:
         self._holder = f"{on.host}/{on.new_id()}"
         self._book = Book(on.ledger, on.clock)
         self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
-        self._trials = MappingTrials(on.ledger, on.board, self._findings, on.clock)
+        self._trials = MappingTrials(on.ledger, on.board, self._findings, on.stores, on.clock)
         self._judges = {name: self._judge(name) for name in on.settings.pipelines}
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
+            beginning = tasks.create_task(self._trials.begin(self._on.settings.pipelines))
             for part in self._parts():
                 tasks.create_task(part(stop))
+            await stop.wait()
+            beginning.cancel()
 
     @property
     def judges(self) -> Mapping[str, KeyJudge]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -13,29 +13,45 @@ import structlog
 from gapwatch.core.confirm import Cleared, Difference, Presence
 from gapwatch.core.gaps import gap_id, resolved
 from gapwatch.core.trial import KEYS, REMEDY, Trial, sentence
+from gapwatch.errors import StoreError
 from gapwatch.model.gap import Cause, Finding, FindingRecord, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, GapChange, GapFilter, Ledger, StoredRecord
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.judging import Decided
 from gapwatch.roles.repair.watcher import FindingBook
-from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 log = structlog.get_logger(__name__)
 
 REASON = "mapping_suspect"  # of keys that nobody can verify while the mapping is suspect
+BEGIN_SECONDS = 1.0
 OPEN = (State.OPEN.value, State.ACKNOWLEDGED.value, State.SNOOZED.value)
 
 
 class MappingTrials:
     """One per process that plays ``repair``. Its memory is a fact in the ledger per pipeline, so that a restart goes on."""
 
-    def __init__(self, ledger: Ledger, board: Board, book: FindingBook, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, board: Board, book: FindingBook, stores: StoreProvider, clock: Clock) -> None:
         self._ledger = ledger
         self._board = board
         self._book = book
+        self._stores = stores
         self._clock = clock
         self._trials: dict[str, Trial] = {}
+
+    async def begin(self, pipelines: Collection[str]) -> None:
+        """Take every mapping up as it is now: a suspicion of another one, which somebody has corrected, is over."""
+        left = list(pipelines)
+        while left:
+            for name in list(left):
+                try:
+                    await self._trial(await self._stores.stores(name))
+                except StoreError as error:
+                    log.warning("stores_unavailable", pipeline=name, purpose="mapping", error=error.message)
+                else:
+                    left.remove(name)
+            await self._clock.sleep(BEGIN_SECONDS)
 
     async def streamed(self, stores: PipelineStores, decided: Sequence[Decided]) -> frozenset[str]:
         """Take what was judged key by key; return the fields whose mapping is suspect."""
@@ -48,11 +64,18 @@ class MappingTrials:
         return await self._keep(stores, trial.streamed(fields, agreed=agreed, settled=self._settled(stores.spec.id)), against)
 
     async def swept(
-        self, stores: PipelineStores, differing: Counter[str], examples: Sequence[Decided], *, compared: int, whole: bool
+        self,
+        stores: PipelineStores,
+        differing: Counter[str],
+        examples: Sequence[Decided],
+        *,
+        compared: int,
+        ended: bool,
+        whole: bool,
     ) -> tuple[Trial, str]:
         """Take what a content sweep proved so far; return the trial as it stands, and the sentence about a suspect mapping."""
         before = await self._trial(stores)
-        trial = before.swept(differing, compared=compared, whole=whole)
+        trial = before.swept(differing, compared=compared, ended=ended, whole=whole)
         suspected = await self._keep(stores, trial, examples)
         return trial, _said(stores, trial, examples) if suspected else ""
 
@@ -104,13 +127,19 @@ class MappingTrials:
         await asyncio.to_thread(self._withdraw, name, frozenset(trial.suspected))
 
     def _withdraw(self, pipeline: str, fields: frozenset[str]) -> None:
-        now = self._clock.now()
-        page = self._ledger.gaps(GapFilter(pipeline=pipeline, kinds=(Kind.MISMATCH.value,), states=OPEN), limit=KEYS)
-        for gap in page.gaps:
-            if set(gap.fields) <= fields:
-                self._ledger.add_unverifiable(pipeline, gap.key, _since(gap), REASON)
-                over = resolved(gap, Resolution.SUPERSEDED, now, note=f"{REASON}: {', '.join(gap.fields)}")
-                self._ledger.store_gaps([GapChange(gap=over, against=gap.revision, event="resolved")])
+        where, cursor, now = GapFilter(pipeline=pipeline, kinds=(Kind.MISMATCH.value,), states=OPEN), None, self._clock.now()
+        while True:
+            page = self._ledger.gaps(where, limit=KEYS, cursor=cursor)
+            changes = []
+            for gap in page.gaps:
+                if set(gap.fields) <= fields:
+                    self._ledger.add_unverifiable(pipeline, gap.key, _since(gap), REASON)
+                    over = resolved(gap, Resolution.SUPERSEDED, now, note=f"{REASON}: {', '.join(gap.fields)}")
+                    changes.append(GapChange(gap=over, against=gap.revision, event="resolved"))
+            self._ledger.store_gaps(changes)
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def _clear(self, pipeline: str, *, but: int | None) -> None:
         for record in await asyncio.to_thread(self._ledger.findings, pipeline):
@@ -124,48 +153,59 @@ class MappingTrials:
 class SweepTrial:
     """One sweep's part in the trial: while that goes on, mismatches are held back, so that a wrong field opens no gap at all.
 
-    ``takes_part``: only a sweep of the whole content does.
+    ``takes_part``: only a sweep of the whole content does. ``said`` is the sentence about a suspect mapping, or empty.
     """
 
     def __init__(self, trials: MappingTrials, stores: PipelineStores, *, takes_part: bool) -> None:
         self._trials = trials
         self._stores = stores
-        self._open = takes_part
+        self._takes_part = takes_part
         self._held: list[Decided] = []
         self._differing: Counter[str] = Counter()
-        self._suspected: frozenset[str] = frozenset()
-        self._said = ""
+        self._decided = 0
+        self.said = ""
 
-    async def take(self, decided: Sequence[Decided], *, compared: int) -> list[Decided]:
-        """Return what may be booked now. ``compared``: how many keys both sides had so far."""
-        if not self._open or await self._trials.is_over(self._stores):
-            released, self._held = self._held, []
-            return [*released, *decided]
-        now = []
-        for item in decided:
-            if counts_against(item):
-                self._differing.update(_fields(item))
-            if not counts_against(item):
-                now.append(item)
-            elif not is_held(item, self._suspected):
-                self._held.append(item)
-        if len(self._held) >= KEYS:
-            return [*now, *await self._decide(compared, whole=False)]
-        return now
+    async def goes_on(self) -> bool:
+        return self._takes_part and not await self._trials.is_over(self._stores)
 
-    async def finish(self, *, compared: int, whole: bool) -> tuple[list[Decided], str]:
-        """Return what was held back and may be booked after all, and the sentence about a suspect mapping (or nothing)."""
-        if not self._open or await self._trials.is_over(self._stores):
-            return await self.take((), compared=compared), ""
-        return await self._decide(compared, whole=whole), self._said
+    async def take(self, decided: Sequence[Decided], *, compared: int, pending: int) -> list[Decided]:
+        """Return what may be booked now.
 
-    async def _decide(self, compared: int, *, whole: bool) -> list[Decided]:
-        trial, self._said = await self._trials.swept(
-            self._stores, self._differing, self._held[:1], compared=compared, whole=whole
+        Args:
+            decided: What was judged since the last call.
+            compared: How many keys both sides had so far.
+            pending: How many of the keys that were found are still to be judged.
+        """
+        if not await self.goes_on():
+            return [*self._release(), *decided]
+        self._decided += len(decided)
+        against = [item for item in decided if counts_against(item)]
+        for item in against:
+            self._differing.update(_fields(item))
+        self._held += against
+        now = [item for item in decided if not counts_against(item)]
+        if len(self._held) < KEYS:
+            return now
+        scale = (self._decided + pending) / self._decided  # those that wait are like those that were judged
+        expected = Counter({name: int(count * scale) for name, count in self._differing.items()})
+        return [*now, *await self._decide(expected, compared, ended=False, whole=False)]
+
+    async def finish(self, *, compared: int, whole: bool) -> list[Decided]:
+        """Everything was judged: return what was held back and may be booked after all."""
+        if not await self.goes_on():
+            return self._release()
+        return await self._decide(self._differing, compared, ended=True, whole=whole)
+
+    async def _decide(self, differing: Counter[str], compared: int, *, ended: bool, whole: bool) -> list[Decided]:
+        trial, self.said = await self._trials.swept(
+            self._stores, differing, self._held[:1], compared=compared, ended=ended, whole=whole
         )
-        self._suspected = frozenset(trial.suspected)
+        suspected = frozenset(trial.suspected)
+        return [item for item in self._release() if not is_held(item, suspected)]
+
+    def _release(self) -> list[Decided]:
         released, self._held = self._held, []
-        return [item for item in released if not is_held(item, self._suspected)]
+        return released
 
 
 def counts_against(item: Decided) -> bool:
