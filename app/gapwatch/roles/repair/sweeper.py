@@ -58,7 +58,7 @@ class Sweeper:
 
         Args:
             run: A running run; ``request`` holds ``content`` (bool), ``range`` (full | keys) and ``keys`` (hex) for the latter;
-                ``cursor`` says from where it goes on.
+                ``cursor`` says from where it goes on; what else it holds is kept.
             stores: The pipeline's stores.
             last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
         """
@@ -103,6 +103,9 @@ class _Sweep:
         return self._stores
 
     async def carry_out(self) -> Run:
+        mark = self._resumption.reached
+        if mark is not None:
+            log.info("sweep_resumed", pipeline=self._run.pipeline, run=self._run.id, source_keys=mark.counts[0])
         try:
             if self._by_key:
                 for key in self._run.request.get("keys", ()):
@@ -239,7 +242,8 @@ class _Sweep:
         await asyncio.to_thread(self._on.ledger.update_run, self._run, holder=self._on.holder)
 
     def _cursor(self, mark: Mark | None) -> dict[str, object]:
-        return Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
+        packed = Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
+        return self._run.cursor | packed
 
     def _progress(self) -> float | None:
         """Return the share that is done, by the stores' own estimates of their size; judging what differs is a part of it."""
