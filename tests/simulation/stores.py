@@ -19,12 +19,14 @@ from gapwatch.ports import (
     ABSENT,
     DatasetInfo,
     Key,
+    KeyChunk,
     Read,
     ScanChunk,
     StoredRecord,
     Unread,
     WriteItem,
     WriteResult,
+    keys_of,
 )
 from gapwatch.roles.stores import PipelineStores
 from gapwatch_connectors.mongodb.documents import build
@@ -198,6 +200,12 @@ class ModelReader:
         rows = rig.source if self._side is Side.EXPECTED else rig.target
         records = [StoredRecord(key=rig.key(number), fields=dict(row)) for number, row in sorted(rows.items())]
         yield ScanChunk(records=records, cursor=None, identity="one", complete=self._side not in rig.away)
+
+    def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        return keys_of(self.scan(content=False, lower=lower, chunk=chunk))
+
+    async def estimate(self) -> int:
+        return len(self._rig.source if self._side is Side.EXPECTED else self._rig.target)
 
     async def is_empty(self) -> bool:
         return not (self._rig.source if self._side is Side.EXPECTED else self._rig.target)

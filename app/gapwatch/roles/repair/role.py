@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gapwatch.metrics import Metrics
@@ -119,30 +119,24 @@ class RepairRole:
 
     def _runner(self) -> RunRunner:
         on = self._on
-        sweeper = Sweeper(
-            SweeperDependencies(
-                ledger=on.ledger,
-                book=self._book,
-                trials=self._trials,
-                clock=on.clock,
-                holder=self._holder,
-                grace_ms=self._grace_ms,
-                delivered=on.board.delivered,
-                on_compared=lambda pipeline, side, keys: on.metrics.sweep_keys.labels(pipeline=pipeline, side=side).inc(keys),
-            )
+        sweeping = SweeperDependencies(
+            ledger=on.ledger,
+            book=self._book,
+            trials=self._trials,
+            clock=on.clock,
+            holder=self._holder,
+            grace_ms=self._grace_ms,
+            delivered=on.board.delivered,
+            on_compared=lambda pipeline, side, keys: on.metrics.sweep_keys.labels(pipeline=pipeline, side=side).inc(keys),
         )
-        backfiller = Backfiller(
-            BackfillDependencies(
-                ledger=on.ledger,
-                book=self._book,
-                clock=on.clock,
-                holder=self._holder,
-                grace_ms=self._grace_ms,
-                delivered=on.board.delivered,
-                on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(
-                    pipeline=pipeline, outcome=outcome
-                ).inc(),
-            )
+        filling = BackfillDependencies(
+            ledger=on.ledger,
+            book=self._book,
+            clock=on.clock,
+            holder=self._holder,
+            grace_ms=self._grace_ms,
+            delivered=on.board.delivered,
+            on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(pipeline=pipeline, outcome=outcome).inc(),
         )
         return RunRunner(
             RunnerDependencies(
@@ -150,8 +144,8 @@ class RepairRole:
                 ledger=on.ledger,
                 board=on.board,
                 stores=on.stores,
-                sweeper=sweeper,
-                backfiller=backfiller,
+                sweeper=lambda holder: Sweeper(replace(sweeping, holder=holder)),
+                backfiller=lambda holder: Backfiller(replace(filling, holder=holder)),
                 clock=on.clock,
                 holder=self._holder,
             )

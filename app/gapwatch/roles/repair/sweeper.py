@@ -30,7 +30,6 @@ from gapwatch.roles.stores import PipelineStores
 log = structlog.get_logger(__name__)
 
 PATIENCE_SECONDS: Final = 600.0  # without any decision, or twelve times grace if that is longer: then the sweep is inconclusive
-LEASE_SECONDS: Final = 60.0
 CANDIDATES_MAX: Final = 200_000  # keys under judgement; the scan waits while there are more
 KEYS_PER_READ: Final = 2_000
 BOOKED_AT_ONCE: Final = 200
@@ -64,7 +63,7 @@ class Sweeper:
 
         Args:
             run: A running run; ``request`` holds ``content`` (bool), ``range`` (full | keys) and ``keys`` (hex) for the latter;
-                ``cursor`` says from where it goes on.
+                ``cursor`` says from where it goes on; what else it holds is kept.
             stores: The pipeline's stores.
             last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
         """
@@ -110,6 +109,9 @@ class _Sweep:
         return self._stores
 
     async def carry_out(self) -> Run:
+        mark = self._resumption.reached
+        if mark is not None:
+            log.info("sweep_resumed", pipeline=self._run.pipeline, run=self._run.id, source_keys=mark.counts[0])
         try:
             if self._by_key:
                 for key in self._run.request.get("keys", ()):
@@ -260,7 +262,7 @@ class _Sweep:
         current = await asyncio.to_thread(self._on.ledger.run, self._run.id)
         if current is None or current.cancel_requested:
             raise ConflictError("The sweep was cancelled.", running_id=self._run.id)
-        mark = self._resumption.advance(self._judge.cases)
+        mark = self._resumption.advance({*self._judge.cases, *self._trial.held})
         if await self._trial.goes_on():
             mark = None  # what is held back is not booked: a worker that takes over begins anew
         self._run = replace(
@@ -272,7 +274,8 @@ class _Sweep:
         await asyncio.to_thread(self._on.ledger.update_run, self._run, holder=self._on.holder)
 
     def _cursor(self, mark: Mark | None) -> dict[str, object]:
-        return Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
+        packed = Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
+        return self._run.cursor | packed
 
     def _progress(self) -> float | None:
         """Return the share that is done, by the stores' own estimates of their size; judging what differs is a part of it."""

@@ -16,7 +16,7 @@ from gapwatch.core.trial import KEYS, REMEDY, Trial, sentence
 from gapwatch.errors import StoreError
 from gapwatch.model.gap import Cause, Finding, FindingRecord, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, GapChange, GapFilter, Ledger, StoredRecord
+from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger, StoredRecord
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.judging import Decided
 from gapwatch.roles.repair.watcher import FindingBook
@@ -164,6 +164,11 @@ class SweepTrial:
         self._differing: Counter[str] = Counter()
         self._decided = 0
         self.said = ""
+
+    @property
+    def held(self) -> list[Key]:
+        """The keys that were judged and are not booked yet."""
+        return [item.case.key for item in self._held]
 
     async def goes_on(self) -> bool:
         return self._takes_part and not await self._trials.is_over(self._stores)
