@@ -98,7 +98,7 @@ class Judge:
         if state.writes:
             unverifiable = cell.counters.unverifiable
             unverifiable["overflow"] = unverifiable.get("overflow", 0) + len(state.writes)
-        opening, time = state.opening, state.oldest_time
+        opening, time = state.opening, state.oldest_time // OVERFLOW_MS * OVERFLOW_MS
         cell.drop(key)
         known = cell.hole
         if known is not None and known.time_from <= time and self.append_time <= known.time_to:
