@@ -116,25 +116,30 @@ def mapped(draw: st.DrawFn) -> list[tuple[FieldSpec, st.SearchStrategy[Any]]]:
     found = []
     for number, (kind, options, values) in enumerate(draw(st.lists(st.sampled_from(WIRES), min_size=1, max_size=5))):
         spec = field(f"f{number}", kind, maskable=draw(st.booleans()), absent_is_null=draw(st.booleans()), **options)
-        if kind in (FieldType.INT, FieldType.DECIMAL, FieldType.FLOAT) and draw(st.integers(0, 3)) == 0:
+        if kind in (FieldType.INT, FieldType.DECIMAL, FieldType.FLOAT) and rarely(draw, 4):
             spec = replace(spec, tolerance=Decimal("0.5"))
-        if number and draw(st.integers(0, 7)) == 0:
+        if number and rarely(draw, 8):
             spec = replace(spec, source="f0")
         found.append((spec, values))
     return found
 
 
+def versions(draw: st.DrawFn) -> dict[str, Any]:
+    match = draw(st.sampled_from([Match.DIGEST, Match.DIGEST, Match.PRESENCE, Match.VERSION]))
+    usual = ["version"] * 9 if match is Match.VERSION else ["", "", "version"] * 3
+    return {"version": draw(st.sampled_from([*usual, "f0", ""])), "match": match}
+
+
+def rarely(draw: st.DrawFn, one_in: int) -> bool:
+    """Return True once in a while; plain integers would be drawn from their ends far more often."""
+    return draw(st.sampled_from([False] * (one_in - 1) + [True]))
+
+
 def odd(usual: st.SearchStrategy[Any], draw: st.DrawFn) -> Any:
     """Mostly a usual value; sometimes null, the placeholder, or anything at all."""
-    match draw(st.integers(0, 15)):
-        case 0:
-            return None
-        case 1:
-            return draw(st.sampled_from(SPELLINGS))
-        case 2:
-            return draw(ANYTHING)
-        case _:
-            return draw(usual)
+    if not rarely(draw, 8):
+        return draw(usual)
+    return draw(st.one_of(st.none(), st.sampled_from(SPELLINGS), ANYTHING))
 
 
 def agree(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> None:
@@ -173,6 +178,7 @@ ROW_KEYS: list[tuple[list[KeyColumn], dict[str, st.SearchStrategy[Any]]]] = [
     ([KeyColumn(path="id", type=KeyType.DECIMAL)], {"id": NUMBERS}),
     ([KeyColumn(path="id", type=KeyType.INT), KeyColumn(path="no", type=KeyType.TEXT)], {"id": INTS, "no": TEXTS}),
 ]
+OPS = [*"cuuucuuudrcuuucuuudrcuuucuuudr", "t", "m", "x"]
 SEQUENCES = [
     '["24","25"]',
     '["24","25"]',
@@ -186,7 +192,7 @@ SEQUENCES = [
     '["1.0","2"]',
     '[ "3" , "4" ]',
 ]
-SNAPSHOTS = ["false", "false", "false", "true", "last", "incremental", "FALSE", None, True, False]
+SNAPSHOTS = [*["false"] * 9, "true", "last", "incremental", "FALSE", None, True, False]
 
 
 @st.composite
@@ -199,8 +205,7 @@ def row_cases(draw: st.DrawFn) -> tuple[PipelineSpec, Side, list[RawRecord]]:
         target_key=key,
         source_feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic="t", full_before=draw(st.booleans())),
         target_feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic="t"),
-        version=draw(st.sampled_from(["", "", "version", "f0"])),
-        match=draw(st.sampled_from(list(Match))),
+        **versions(draw),
     )
     columns = {spec.source: values for spec, values in fields}
     schemas = draw(st.booleans())
@@ -208,14 +213,14 @@ def row_cases(draw: st.DrawFn) -> tuple[PipelineSpec, Side, list[RawRecord]]:
     def row() -> Any:
         made = {name: odd(values, draw) for name, values in columns.items()}
         made |= {"version": odd(st.integers(0, 99), draw), "other": draw(ANYTHING)}
-        if draw(st.integers(0, 20)) == 0:
+        if rarely(draw, 20):
             made.pop(draw(st.sampled_from(sorted(made))))
-        return made if draw(st.integers(0, 20)) else draw(st.sampled_from([None, 3, "x"]))
+        return draw(st.sampled_from([None, 3, "x"])) if rarely(draw, 20) else made
 
     records = []
     for number in range(draw(st.integers(1, 5))):
         named = {name: odd(values, draw) for name, values in key_values.items()}
-        op = draw(st.sampled_from(["c", "c", "u", "u", "d", "r", "t", "m", "x"]))
+        op = draw(st.sampled_from(OPS))
         source = {"sequence": draw(st.sampled_from(SEQUENCES)), "snapshot": draw(st.sampled_from(SNAPSHOTS))}
         after = row()
         before = draw(st.sampled_from([None, after])) if draw(st.booleans()) else row()
@@ -225,36 +230,26 @@ def row_cases(draw: st.DrawFn) -> tuple[PipelineSpec, Side, list[RawRecord]]:
 
 
 def wrapped(draw: st.DrawFn, value: Any, schemas: bool) -> Any:
-    if not schemas or draw(st.integers(0, 10)) == 0:
+    if not schemas or rarely(draw, 10):
         return value
     described = draw(st.sampled_from([[], [{"field": "f0", "type": "int64", "name": "io.debezium.time.MicroTimestamp"}]]))
     return with_schema(value, described)
 
 
 def key_of(draw: st.DrawFn, named: Any, schemas: bool) -> Any:
-    match draw(st.integers(0, 20)):
-        case 0:
-            return None
-        case 1:
-            return draw(st.sampled_from([b"", b"plain", b"[1]", b'{"no": 1}', b'{"id": "1"}']))
-        case _:
-            return {"schema": {"type": "struct", "fields": []}, "payload": named} if schemas else named
+    if rarely(draw, 12):
+        return draw(st.sampled_from([None, b"", b"plain", b"[1]", b'{"no": 1}', b'{"id": "1"}']))
+    return {"schema": {"type": "struct", "fields": []}, "payload": named} if schemas else named
 
 
 def message(draw: st.DrawFn, number: int, value: Any, key: Any, headers: Sequence[tuple[str, bytes]] = ()) -> RawRecord:
     """Return the record of JSON values, now and then cut short or replaced."""
     raw = json.dumps(value, separators=draw(st.sampled_from([(",", ":"), (", ", ": ")]))).encode() if value is not None else None
-    match draw(st.integers(0, 25)):
-        case 0:
-            raw = None
-        case 1 if raw:
-            raw = raw[: draw(st.integers(0, len(raw)))]
-        case 2 if raw:
-            raw = raw.replace(b'"', b"\xff", 1)
-        case 3:
-            raw = json.dumps({**({} if not isinstance(value, dict) else value), "payload": {"op": "c"}}).encode()
-        case _:
-            pass
+    if raw and rarely(draw, 15):
+        broken = [None, raw[: draw(st.integers(0, len(raw)))], raw.replace(b'"', b"\xff", 1)]
+        if isinstance(value, dict):
+            broken.append(json.dumps({**value, "payload": {"op": "c"}}).encode())
+        raw = draw(st.sampled_from(broken))
     encoded = key if isinstance(key, bytes) or key is None else json.dumps(key, separators=(",", ":")).encode()
     return RawRecord("t", 0, 10 + number, APPENDED + number, encoded, raw, list(headers))
 
@@ -300,36 +295,35 @@ IDS: dict[KeyType, st.SearchStrategy[Any]] = {
     KeyType.OBJECTID: st.binary(min_size=12, max_size=12).map(lambda raw: {"$oid": raw.hex()}),
     KeyType.UUID: st.uuids().map(lambda value: {"$uuid": str(value)}),
 }
-OPERATIONS = ["insert", "insert", "replace", "update", "update_lookup", "update_touched", "delete", "drop"]
+OPERATIONS = [*["insert", "replace", "update", "update_lookup", "update_touched", "delete"] * 6, "drop"]
 
 
 @st.composite
 def documents(draw: st.DrawFn) -> tuple[PipelineSpec, Any, Any]:
     """Return a pipeline, and what makes documents and ids for it."""
     fields = [(spec, MEMBERS.get(spec.type, ANYTHING)) for spec, _ in draw(mapped())]
-    if draw(st.integers(0, 6)) == 0:
+    if rarely(draw, 6):
         fields[0] = (replace(fields[0][0], target="deep.f0"), ANYTHING)
     kind = draw(st.sampled_from(list(IDS)))
-    path = draw(st.sampled_from(["_id", "_id", "_id", "_id.no", "no"]))
+    path = draw(st.sampled_from([*["_id"] * 8, "_id.no", "no"]))
     spec = pipeline(
         *[spec for spec, _ in fields],
         source_key=[KeyColumn(path="id", type=kind)],
         target_key=[KeyColumn(path=path, type=kind)],
-        version=draw(st.sampled_from(["", "", "version", "f0"])),
-        match=draw(st.sampled_from(list(Match))),
+        **versions(draw),
     )
 
     def identifier() -> Any:
-        value = draw(IDS[kind]) if draw(st.integers(0, 10)) else draw(ANYTHING | st.sampled_from(MALFORMED))
+        value = draw(ANYTHING | st.sampled_from(MALFORMED)) if rarely(draw, 12) else draw(IDS[kind])
         return {"_id.no": {"no": value}}.get(path, value)
 
     def document() -> Any:
-        if draw(st.integers(0, 20)) == 0:
+        if rarely(draw, 20):
             return draw(st.sampled_from([None, [1], "x", {"$oid": "0" * 24}, {"a": 1}]))
         made: dict[str, Any] = {"_id": identifier()}
         for spec, values in fields:
-            if draw(st.integers(0, 8)):
-                made[spec.target] = odd(values, draw) if draw(st.integers(0, 8)) else draw(st.sampled_from(MALFORMED))
+            if not rarely(draw, 10):
+                made[spec.target] = draw(st.sampled_from(MALFORMED)) if rarely(draw, 12) else odd(values, draw)
         made |= {"version": odd(WHOLES, draw), "no": draw(IDS[kind]), "unread": draw(st.sampled_from(MALFORMED))}
         return made
 
@@ -344,22 +338,16 @@ def feed_cases(draw: st.DrawFn) -> tuple[PipelineSpec, Side, list[RawRecord]]:
         op = draw(st.sampled_from(OPERATIONS))
         headers = [
             ("gapwatch-op", op.encode()),
-            ("gapwatch-time", draw(st.sampled_from([b"1726000000123", b"1726000000123", b"", b"-1", b"9" * 21]))),
-            ("gapwatch-position", draw(st.sampled_from([b"7:0", b"7:1", b"7", b":", b"x:1", b"7:0:1"]))),
+            ("gapwatch-time", draw(st.sampled_from([*[b"1726000000123"] * 20, b"", b"-1", b"9" * 21]))),
+            ("gapwatch-position", draw(st.sampled_from([*[b"7:0", b"7:1"] * 10, b"7", b":", b"x:1", b"7:0:1"]))),
         ]
-        match draw(st.integers(0, 12)):
-            case 0:
-                headers.reverse()
-            case 1:
-                headers = [("gapwatch-watermark", b"1726000000123")]
-            case 2:
-                headers.pop(draw(st.integers(0, 2)))
-            case 3:
-                headers.append(("more", b"x"))
-            case _:
-                pass
-        value = None if op in ("delete", "update_touched") and draw(st.integers(0, 9)) else document()
-        key = {"_id": identifier()} if draw(st.integers(0, 12)) else draw(st.sampled_from([None, b"", b"x", {"id": 1}]))
+        if rarely(draw, 10):
+            marker = [("gapwatch-watermark", b"1726000000123")]
+            headers = draw(st.sampled_from([headers[::-1], marker, headers[:2], headers[1:], [*headers, ("more", b"x")]]))
+        value = None if op in ("delete", "update_touched") and not rarely(draw, 9) else document()
+        key: Any = {"_id": identifier()}
+        if rarely(draw, 15):
+            key = draw(st.sampled_from([None, b"", b"x", {"id": 1}]))
         records.append(message(draw, number, value, key, headers))
     return spec, Side.OBSERVED, records
 
@@ -381,16 +369,16 @@ def mongo_cases(draw: st.DrawFn) -> tuple[PipelineSpec, Side, list[RawRecord]]:
     schemas = draw(st.booleans())
     records = []
     for number in range(draw(st.integers(1, 5))):
-        op = draw(st.sampled_from(["c", "c", "u", "u", "d", "r", "m", "x"]))
+        op = draw(st.sampled_from(OPS))
         source = {
             "snapshot": draw(st.sampled_from(SNAPSHOTS)),
-            "txnNumber": draw(st.sampled_from([None, None, 4, "x"])),
-            "ord": draw(st.sampled_from([1, 2, 3, None])),
-            "ts_ms": draw(st.sampled_from([COMMITTED, COMMITTED, None, "x"])),
+            "txnNumber": draw(st.sampled_from([*[None, None, 4] * 6, "x"])),
+            "ord": draw(st.sampled_from([*[1, 2, 3] * 6, None])),
+            "ts_ms": draw(st.sampled_from([*[COMMITTED] * 20, None, "x"])),
         }
-        after = None if op == "d" and draw(st.integers(0, 9)) else document()
+        after = None if op == "d" and not rarely(draw, 9) else document()
         value: Any = mongo_change(op, after=after, updated=draw(st.booleans()), **source)
-        if draw(st.integers(0, 12)) == 0:
+        if rarely(draw, 15):
             value["after"] = draw(st.sampled_from(BROKEN_DOCUMENTS))
         key: Any = (
             {"id": json.dumps(identifier())} if draw(st.integers(0, 10)) else draw(st.sampled_from([{"id": 4}, {}, b"x", None]))
