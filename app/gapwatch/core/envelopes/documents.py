@@ -30,7 +30,9 @@ class DocumentEvents:
         self._needs_version = mapping.pipeline.match is Match.VERSION
         pipeline = mapping.pipeline
         version = pipeline.source.version if side is Side.EXPECTED else pipeline.target.version
-        paths = [*self.side.paths, *(column.path for column in self.side.codec.columns), *([version] if version else [])]
+        paths = [*self.side.paths, *([version] if version else [])]
+        if not self.keyed_by_id:
+            paths += [column.path for column in self.side.codec.columns]
         self.names = frozenset([*paths, *(path.split(".")[0] for path in paths)])  # the members that are read at all
         self.shape = Shape(
             masks=bool(mapping.mask_at), values=bool(mapping.value_at), versions=bool(version), target_ids=self.names_targets

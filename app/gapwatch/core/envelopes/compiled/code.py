@@ -37,7 +37,9 @@ class Code:
 
     @property
     def source(self) -> str:
-        return "\n".join(self._lines) + "\n"
+        """Everything written; in a head that ends in ``CONSTANTS):`` the constants are parameters, whose look-up is cheapest."""
+        constants = ", ".join(f"{name}={name}" for name in self._constants)
+        return "\n".join(self._lines).replace("CONSTANTS):", f"{constants}):") + "\n"
 
     def function(self, name: str) -> Callable[..., Any]:
         """Compile everything and return the function of that name."""

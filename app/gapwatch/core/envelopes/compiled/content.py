@@ -71,7 +71,7 @@ class Content:
         return [line for member in self.members if member.reading is not None for line in member.reading.setup]
 
     def lines(self, code: Code, row: str) -> None:
-        """Write the lines that leave ``digest``, ``masks``, ``fields`` (the values) and ``version`` of the object named `row`."""
+        """Write the lines that leave ``digest``, ``mask``, ``fields`` (the values) and ``version`` of the object named `row`."""
         mapping = self.mapping
         as_text = all(self.members[at].reading is not None for at in mapping.fixed_at)
         for at, member in enumerate(self.members):
@@ -86,11 +86,13 @@ class Content:
                 self._part(code, member, f"p{at}")
         self._digest(code, as_text)
         if mapping.mask_at:
-            code.line(f"masks = ({', '.join(f'm{at}' for at in mapping.mask_at)},)")
+            code.line(f"mask = ({', '.join(f'm{at}' for at in mapping.mask_at)},)")
         if mapping.value_at:
             code.line(f"fields = ({', '.join(f'n{at}' for at in mapping.value_at)},)")
         if self.version is not None:
             self._version(code, self.version, row)
+        elif mapping.pipeline.match is Match.VERSION:
+            code.line(f"raise {code.constant(Odd)}")
 
     def _digest(self, code: Code, as_text: bool) -> None:
         fixed = self.mapping.fixed_at

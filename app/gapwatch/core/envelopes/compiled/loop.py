@@ -37,7 +37,7 @@ _COLUMNS: Final = ("keys", "operations", "offsets", "majors", "minors", "event_t
 def each_message(code: Code, content: Content) -> Iterator[None]:
     """Write the head of the loop; the body leaves ``key``, ``operation``, ``major``, ``minor``, ``event_time``, ``digest`` …"""
     shape = content.shape
-    with code.block("def loop(messages, out, unusual):"):
+    with code.block("def loop(messages, out, unusual, CONSTANTS):"):
         code.line(*(f"{column} = out.{column}" for column in (*_COLUMNS, *_optional(shape))))
         code.line(*content.setup)
         with code.block("for message in messages:"):
@@ -61,5 +61,5 @@ def _optional(shape: Shape) -> list[str]:
     return [name for name in _VARIABLES if getattr(shape, name)]
 
 
-_VARIABLES: Final = {"masks": "masks", "values": "fields", "versions": "version", "target_ids": "b''"}
-_NOTHING: Final = {"masks": "masks = ()", "values": "fields = ()", "versions": "version = None"}
+_VARIABLES: Final = {"masks": "mask", "values": "fields", "versions": "version", "target_ids": "b''"}
+_NOTHING: Final = {"masks": "mask = ()", "values": "fields = ()", "versions": "version = None"}

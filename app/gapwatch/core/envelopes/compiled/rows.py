@@ -175,13 +175,14 @@ def _standing(code: Code) -> None:
     with code.block("if major is None or minor is None:"):
         code.line(f"major, minor = {code.constant(sequence_of)}(source.sequence)")
     code.line(f"operation = {code.constant(OPERATIONS)}[envelope.op]")
-    with code.block(f"if source.snapshot not in {code.constant(LATER)} and operation == {int(Operation.UPSERT)}:"):
+    code.line("x = source.snapshot")
+    with code.block(f"if x is not None and x != 'false' and operation == {int(Operation.UPSERT)}:"):
         code.line(f"operation = {int(Operation.SNAPSHOT)}")
 
 
 def _before(code: Code, content: Content) -> None:
     """Write the function that reads an old row."""
-    with code.block("def content_of(row):"):
+    with code.block("def content_of(row, CONSTANTS):"):
         code.line(*content.setup)
         content.lines(code, "row")
         code.line(f"return {_content(content)}")
@@ -189,7 +190,7 @@ def _before(code: Code, content: Content) -> None:
 
 def _content(content: Content) -> str:
     shape = content.shape
-    parts = (("masks", shape.masks), ("fields", shape.values), ("version", shape.versions))
+    parts = (("mask", shape.masks), ("fields", shape.values), ("version", shape.versions))
     return ", ".join(["digest", *(name for name, there in parts if there)])
 
 
@@ -198,7 +199,7 @@ def _unchanged(code: Code, content: Content) -> None:
     mapping = content.mapping
     complete = ["operation == 1", "envelope.op == 'u'", "envelope.before is not None"]
     if mapping.mask_at:
-        complete.append("b'' not in masks")
+        complete.append("b'' not in mask")
     if mapping.value_at:
         complete.append(f"{code.constant(MASKED_VALUE)} not in fields")
     complete.append(f"content_of(envelope.before) == ({_content(content)})")
