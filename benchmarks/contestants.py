@@ -14,7 +14,6 @@ from confluent_kafka import Consumer, TopicPartition
 from benchmarks import work
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.ledger import open_ledger
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 
 
@@ -72,6 +71,7 @@ async def ingest(servers: str, keys: int, database: str) -> dict[str, float]:
     from gapwatch.kafka.offsets import OffsetReader
     from gapwatch.kafka.producer import AckedProducer
     from gapwatch.kafka.topics import TopicAdmin, ensure_topics
+    from gapwatch.ledger import open_ledger
     from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 
     settings, clock = work.settings(servers, database), SystemClock()
