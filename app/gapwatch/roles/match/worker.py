@@ -169,6 +169,7 @@ class MatchWorker:
             mine = {tp.partition for tp in self._app.consumer.assignment() if tp.topic == self._events}
             self._held.clear()
             held = await self._restorer.restore(mine)
+            self._table.forget()
             self._held.update(held)
             log.info("match_partitions_taken", worker=self._name, partitions={n: one.applied for n, one in sorted(held.items())})
         except Exception as error:
