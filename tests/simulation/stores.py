@@ -6,6 +6,7 @@ a repair did and what it had seen, so that a test can say whether it made anythi
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class VirtualClock:
 
     async def sleep(self, seconds: float) -> None:
         self._ms += max(1, int(seconds * 1000 * self._pace))
+        await asyncio.sleep(0)
 
 
 def spec_of_rig(**more: Any) -> PipelineSpec:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import structlog
 
-from gapwatch.core.confirm import Cleared, Difference
+from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
 from gapwatch.core.mapping import Canonical
 from gapwatch.core.sweep import Candidates, Entry, Scope, SetDifference, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
@@ -153,7 +153,8 @@ class Sweeper:
             await progress.judged(len(decided), len(judge))
             if not step:
                 await self._on.clock.sleep(0.1)
-        return decided, len(judge)
+        unread = sum(isinstance(item.judgement, Unverifiable) for item in decided)
+        return decided, len(judge) + unread
 
     async def _book(
         self, stores: PipelineStores, decided: Sequence[Decided], run: Run, last_full_started: datetime | None
@@ -207,7 +208,7 @@ def _counts(scanned: dict[str, int], decided: Sequence[Decided], undecided: int)
             counts[kind] = counts.get(kind, 0) + 1
         elif isinstance(item.judgement, Cleared):
             counts["agreed_on_second_read"] += 1
-        else:
+        elif isinstance(item.judgement, Superseded):
             counts["superseded"] += 1
     return counts
 
