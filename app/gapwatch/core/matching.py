@@ -317,6 +317,8 @@ class KeyMatcher:
         counters = cell.counters
         if state.writes:
             counters.unverifiable["overflow"] = counters.unverifiable.get("overflow", 0) + len(state.writes)
+        else:
+            counters.forgotten += 1
         opening, time = state.opening, state.oldest_time
         cell.drop(key)
         known = cell.hole
