@@ -160,3 +160,17 @@ def test_trap_47_churn_moves_and_a_real_gap_stays(ledger: SqlLedger) -> None:
         rig.source_writes(number)
     swept(rig, ledger)
     assert {gap.key_fields["id"] for gap in gaps(ledger)} == {7}
+
+
+def test_a_difference_that_could_not_be_stored_leaves_the_sweep_inconclusive(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else changed its gap at that moment, or resolved it: what the sweep proved is in no row, so it covers nothing."""
+    rig = copied(10)
+    rig.stranger_writes(4, None)
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "store_gaps", lambda changes: [False] * len(changes))
+        overtaken = swept(rig, ledger)
+    assert (overtaken.state, overtaken.counts["undecided"]) == (RunState.INCONCLUSIVE, 1)
+    assert swept(rig, ledger).state is RunState.SUCCEEDED
+    assert [gap.key_fields["id"] for gap in gaps(ledger)] == [4]

@@ -75,7 +75,7 @@ class Sweeper:
                 found, source, target = await self._scan(stores, progress, content=content)
                 candidates = found.all()
             decided, undecided = await self._judge(stores, candidates, progress)
-            await self._book(stores, decided, run, last_full_started)
+            undecided += await self._book(stores, decided, run, last_full_started)
             outcome = SweepOutcome(
                 complete=source.complete and target.complete,
                 undecided=undecided,
@@ -158,16 +158,18 @@ class Sweeper:
 
     async def _book(
         self, stores: PipelineStores, decided: Sequence[Decided], run: Run, last_full_started: datetime | None
-    ) -> None:
-        """Store differences and agreements; what somebody else changed meanwhile is left to the re-reading of open gaps."""
+    ) -> int:
+        """Store differences and agreements; return how many differences do not stand, as somebody else changed their gaps."""
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
         agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
+        stored: set[Key] = set()
         for start in range(0, len(differing), 200):
-            await self._on.book.open(
+            stored |= await self._on.book.open(
                 stores, differing[start : start + 200], Detector.SWEEP, opened_by=run.id, held_since=last_full_started
             )
         for start in range(0, len(agreeing), 200):
             await self._on.book.close(stores, agreeing[start : start + 200])
+        return len(differing) - len(stored)
 
     async def _emptiness(self, stores: PipelineStores, run: Run, source: _Scan, target: _Scan) -> bool:
         if run.request.get("range", Scope.FULL) == Scope.KEYS:
