@@ -6,6 +6,7 @@ a repair did and what it had seen, so that a test can say whether it made anythi
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec
+from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec, Settings, TopicsSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import (
     ABSENT,
+    Clock,
     DatasetInfo,
     Key,
     KeyChunk,
+    Ledger,
     Read,
     ScanChunk,
     StoredRecord,
@@ -28,6 +31,9 @@ from gapwatch.ports import (
     WriteResult,
     keys_of,
 )
+from gapwatch.roles.board import Board
+from gapwatch.roles.repair.trials import MappingTrials
+from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.stores import PipelineStores
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
@@ -56,6 +62,7 @@ class VirtualClock:
 
     async def sleep(self, seconds: float) -> None:
         self._ms += max(1, int(seconds * 1000 * self._pace))
+        await asyncio.sleep(0)
 
 
 def spec_of_rig(**more: Any) -> PipelineSpec:
@@ -241,3 +248,24 @@ class ModelWriter:
         else:
             rig.target[number] = dict(item.document)
         return WriteResult(key=item.key, outcome="written")
+
+
+class _NoStatus:
+    """A status topic on which nobody says anything."""
+
+    at_end = True
+
+    async def read(self, seconds: float) -> Sequence[bytes]:
+        return ()
+
+
+def trials(rig: Rig, ledger: Ledger, clock: Clock) -> MappingTrials:
+    """Return the trial of the rig's mapping."""
+
+    class Provider:
+        async def stores(self, pipeline: str) -> PipelineStores:
+            return rig.stores
+
+    settings = Settings(bootstrap_servers="", topics=TopicsSpec(), database="", stores={}, pipelines={rig.spec.id: rig.spec})
+    findings = FindingBook(ledger, clock, lambda pipeline, finding: None)
+    return MappingTrials(ledger, Board(settings, ledger, _NoStatus(), clock), findings, Provider(), clock)

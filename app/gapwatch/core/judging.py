@@ -98,6 +98,8 @@ class Judge:
         if state.writes:
             unverifiable = cell.counters.unverifiable
             unverifiable["overflow"] = unverifiable.get("overflow", 0) + len(state.writes)
+        else:
+            cell.counters.forgotten += 1
         opening, time = state.opening, state.oldest_time // OVERFLOW_MS * OVERFLOW_MS
         cell.drop(key)
         known = cell.hole

@@ -98,7 +98,7 @@ class Counters(msgspec.Struct, kw_only=True):
     repeated: int = 0
     snapshot_reads: dict[str, int] = msgspec.field(default_factory=dict)  # by side
     raised: int = 0
-    forgotten: int = 0  # settled keys that made room for others: such a key costs a read more, never a verdict
+    forgotten: int = 0  # keys that made room for others: settled ones (a read more, never a verdict), unexplained ones (a hole)
 
 
 class PartitionStatus(msgspec.Struct, kw_only=True):

@@ -14,12 +14,12 @@ from typing import Final
 
 import structlog
 
-from gapwatch.core.confirm import Cleared, Difference
+from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
 from gapwatch.core.sweep import Mark, Resumption, Scope, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Detector, Run, RunState
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, DatasetReader, Ledger
+from gapwatch.ports import Clock, DatasetReader, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
@@ -102,6 +102,7 @@ class _Sweep:
         self._counts = {"source_keys": 0, "target_keys": 0, "differences": 0, "agreed_on_second_read": 0, "superseded": 0}
         self._counts |= {name: count for name, count in run.counts.items() if mark is not None}
         self._decided = 0
+        self._undecided = 0  # judged, but neither way
         self._estimate = 0
         self._next_report = 0.0
 
@@ -121,6 +122,7 @@ class _Sweep:
                 self._estimate = await _estimate(self._stores.source) + await _estimate(self._stores.target)
                 undecided = await self._judge_all(asyncio.create_task(self._scan()))
             await self._end_trial()
+            undecided += self._undecided
             outcome = SweepOutcome(
                 complete=all(scan.complete for scan in self._scanning.sides.values()),
                 undecided=undecided,
@@ -204,11 +206,12 @@ class _Sweep:
         return min(self._counts["source_keys"], self._counts["target_keys"])
 
     async def _book(self, decided: Sequence[Decided]) -> None:
-        """Store differences and agreements; what somebody else changed meanwhile is left to the re-reading of open gaps."""
+        """Store differences and agreements; a difference that does not stand, as somebody else changed its gap, is undecided."""
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
         agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
+        stored: set[Key] = set()
         for start in range(0, len(differing), BOOKED_AT_ONCE):
-            await self._on.book.open(
+            stored |= await self._on.book.open(
                 self._stores,
                 differing[start : start + BOOKED_AT_ONCE],
                 Detector.SWEEP,
@@ -217,6 +220,7 @@ class _Sweep:
             )
         for start in range(0, len(agreeing), BOOKED_AT_ONCE):
             await self._on.book.close(self._stores, agreeing[start : start + BOOKED_AT_ONCE])
+        self._undecided += len(differing) - len(stored)
 
     def _count(self, decided: Sequence[Decided]) -> None:
         counts = self._counts
@@ -228,8 +232,10 @@ class _Sweep:
                 counts[kind] = counts.get(kind, 0) + 1
             elif isinstance(item.judgement, Cleared):
                 counts["agreed_on_second_read"] += 1
-            else:
+            elif isinstance(item.judgement, Superseded):
                 counts["superseded"] += 1
+            elif isinstance(item.judgement, Unverifiable):
+                self._undecided += 1
 
     # what proves something
 
