@@ -1,6 +1,7 @@
-// Makes the replica set of one member, and its users; finds them made the second time.
+// Makes the replica set of one member, and the roles and users of users.json; finds them made the second time.
 const fs = require("node:fs");
 const secret = (name) => fs.readFileSync(`/run/secrets/${name}`, "utf8").trim();
+const wanted = JSON.parse(fs.readFileSync("/opt/users.json", "utf8"));
 const address = `mongodb://root:${secret("mongodb_password")}@mongodb:27017/?authSource=admin&directConnection=true`;
 const admin = new Mongo(address).getDB("admin");
 
@@ -13,20 +14,9 @@ for (let attempt = 0; !admin.hello().isWritablePrimary; attempt++) {
 }
 
 // Gapwatch reads both ends of the oplog, notes its markers in it, and writes documents back when somebody applies a backfill.
-if (!admin.getRole("gapwatchMarkers")) {
-  admin.createRole({
-    role: "gapwatchMarkers",
-    privileges: [
-      { resource: { cluster: true }, actions: ["appendOplogNote", "serverStatus"] },
-      { resource: { db: "local", collection: "oplog.rs" }, actions: ["find", "collStats"] },
-    ],
-    roles: [],
-  });
+for (const role of wanted.roles) {
+  if (!admin.getRole(role.role)) admin.createRole(role);
 }
-const users = {
-  gapwatch: [{ role: "readWrite", db: "shop" }, { role: "gapwatchMarkers", db: "admin" }],
-  sink: [{ role: "readWrite", db: "shop" }],
-};
-for (const [user, roles] of Object.entries(users)) {
+for (const [user, roles] of Object.entries(wanted.users)) {
   if (!admin.getUser(user)) admin.createUser({ user, pwd: secret(`${user}_password`), roles });
 }
