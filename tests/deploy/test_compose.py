@@ -18,6 +18,7 @@ from debezium.register import configuration
 
 from gapwatch import __version__
 from gapwatch.config import parse
+from gapwatch.kafka.topics import topic_plans
 from gapwatch.model.pipeline import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -232,6 +233,8 @@ def test_the_connectors_are_those_of_debezium_and_make_the_pipeline_that_is_watc
     assert source["database.hostname"] == "postgres"
     assert f"{source['topic.prefix']}.{source['table.include.list']}" == pipeline.source.feed.topic == sink["topics"]
     assert f"{sink['database']}.{sink['collection']}" == pipeline.target.collection
+    made_there = json.loads((DOCKER / "mongodb" / "target.json").read_text())["collections"]
+    assert made_there == {sink["database"]: [sink["collection"]]}
     assert pipeline.delivery.group == "connect-orders", "the sink connector's own group"
     assert source["slot.name"] == source["publication.name"] == "debezium"
     made = (DOCKER / "postgres" / "source.sh").read_text()
@@ -272,3 +275,17 @@ def test_what_is_installed_in_images_is_locked_by_hash() -> None:
 
 def _lock(name: str) -> str:
     return (ROOT / "requirements" / f"{name}.lock").read_text()
+
+
+def test_topics_and_ports_are_those_of_the_documents(tmp_path: Path) -> None:
+    found = settings(tmp_path, "ingest")
+    text = (ROOT / "docs" / "topics.md").read_text()
+    documented = {name.replace("<prefix>", found.topics.prefix) for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)}
+    documented |= {name.replace("<pipeline>", "orders").replace("<side>", "target") for name in documented}
+    assert {plan.name for plan in topic_plans(found)} <= documented
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    published = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    for inside in (port.rsplit(":", 1)[1] for port in published):
+        assert f"| `127.0.0.1:{inside}` |" in operations
+    assert f"`ROLE:{PROBES_PORT}`" in operations
+    assert "deploy/docker/secrets/gapwatch_token" in operations

@@ -1,6 +1,7 @@
-// Makes the replica set of one member, and its users; finds them made the second time.
+// Makes the replica set of one member, and the collections, roles and users of target.json; finds them made the second time.
 const fs = require("node:fs");
 const secret = (name) => fs.readFileSync(`/run/secrets/${name}`, "utf8").trim();
+const wanted = JSON.parse(fs.readFileSync("/opt/target.json", "utf8"));
 const address = `mongodb://root:${secret("mongodb_password")}@mongodb:27017/?authSource=admin&directConnection=true`;
 const admin = new Mongo(address).getDB("admin");
 
@@ -12,21 +13,18 @@ for (let attempt = 0; !admin.hello().isWritablePrimary; attempt++) {
   sleep(1000);
 }
 
-// Gapwatch reads both ends of the oplog, notes its markers in it, and writes documents back when somebody applies a backfill.
-if (!admin.getRole("gapwatchMarkers")) {
-  admin.createRole({
-    role: "gapwatchMarkers",
-    privileges: [
-      { resource: { cluster: true }, actions: ["appendOplogNote", "serverStatus"] },
-      { resource: { db: "local", collection: "oplog.rs" }, actions: ["find", "collStats"] },
-    ],
-    roles: [],
-  });
+// A collection that is not there yet and one that was dropped look alike, and nobody watches what may have been dropped.
+for (const [database, collections] of Object.entries(wanted.collections)) {
+  const there = admin.getSiblingDB(database).getCollectionNames();
+  for (const name of collections) {
+    if (!there.includes(name)) admin.getSiblingDB(database).createCollection(name);
+  }
 }
-const users = {
-  gapwatch: [{ role: "readWrite", db: "shop" }, { role: "gapwatchMarkers", db: "admin" }],
-  sink: [{ role: "readWrite", db: "shop" }],
-};
-for (const [user, roles] of Object.entries(users)) {
+
+// Gapwatch reads both ends of the oplog, notes its markers in it, and writes documents back when somebody applies a backfill.
+for (const role of wanted.roles) {
+  if (!admin.getRole(role.role)) admin.createRole(role);
+}
+for (const [user, roles] of Object.entries(wanted.users)) {
   if (!admin.getUser(user)) admin.createUser({ user, pwd: secret(`${user}_password`), roles });
 }
