@@ -56,7 +56,8 @@ class FeedProgress:
     """One owned partition of a raw topic. Times in milliseconds, 0: not known.
 
     ``position``: the next offset to be read. ``sent``: up to where ranges were sent, the same for all partitions of
-    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time.
+    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time. ``begun``: where the epoch began, if it
+    began here; it begins there once.
     """
 
     topic: str
@@ -70,6 +71,7 @@ class FeedProgress:
     highest_time: int = 0
     watermark: int = 0
     caught_up: int = 0
+    begun: int = -1
     lost: list[Lost] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
@@ -98,7 +100,7 @@ class FeedProgress:
         ]
         entries.sort(key=itemgetter(0))
         for offset, major, minor, time in entries:
-            if self.jumped(major, minor, time):
+            if self.jumped(major, minor, time) and offset != self.begun:
                 return offset
             self.streamed(time)
         return None
@@ -123,7 +125,7 @@ class FeedProgress:
 
     def begin_epoch(self, epoch: int, offset: int) -> None:
         """Start anew at `offset`: positions before it belong to another history."""
-        self.epoch, self.highest, self.highest_time, self.sent = epoch, (-1, -1), 0, offset
+        self.epoch, self.highest, self.highest_time, self.sent, self.begun = epoch, (-1, -1), 0, offset, offset
 
     def streamed(self, event_time: int) -> None:
         """A streamed record of this partition proves the time before it."""
