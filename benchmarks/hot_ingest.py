@@ -98,7 +98,7 @@ class Stages:
 
     def _sections(self, columns: EventColumns) -> list[Section]:
         made = []
-        for places in by_partition(columns.keys, work.EVENTS_PARTITIONS).values():
+        for places in by_partition(columns.keys, work.EVENTS_PARTITIONS):
             builder = SectionBuilder(
                 pipeline="orders",
                 side=self._side,

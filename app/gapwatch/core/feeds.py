@@ -57,8 +57,9 @@ class FeedProgress:
     """One owned partition of a raw topic. Times in milliseconds, 0: not known.
 
     ``position``: the next offset to be read. ``sent``: up to where ranges were sent, the same for all partitions of
-    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time. ``compacted``: offsets may be missing
-    because the broker removed their records; below ``history_to`` that is history, which the baseline judges.
+    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time. ``begun``: where the epoch began, if it
+    began here; it begins there once. ``compacted``: offsets may be missing because the broker removed their records; below
+    ``history_to`` that is history, which the baseline judges.
     """
 
     topic: str
@@ -74,6 +75,7 @@ class FeedProgress:
     history_to: int = 0
     watermark: int = 0
     caught_up: int = 0
+    begun: int = -1
     lost: list[Lost] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
@@ -102,7 +104,7 @@ class FeedProgress:
         ]
         entries.sort(key=itemgetter(0))
         for offset, major, minor, time in entries:
-            if self.jumped(major, minor, time):
+            if self.jumped(major, minor, time) and offset != self.begun:
                 return offset
             self.streamed(time)
         return None
@@ -127,7 +129,7 @@ class FeedProgress:
 
     def begin_epoch(self, epoch: int, offset: int) -> None:
         """Start anew at `offset`: positions before it belong to another history."""
-        self.epoch, self.highest, self.highest_time, self.sent = epoch, (-1, -1), 0, offset
+        self.epoch, self.highest, self.highest_time, self.sent, self.begun = epoch, (-1, -1), 0, offset, offset
 
     def streamed(self, event_time: int) -> None:
         """A streamed record of this partition proves the time before it."""

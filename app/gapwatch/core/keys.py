@@ -33,15 +33,11 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxhash.xxh3_64_intdigest(key) % partitions
 
 
-def by_partition(keys: Sequence[bytes], partitions: int, start: int = 0) -> dict[int, list[int]]:
-    """Return the places of the keys, counted from `start`, by partition of ``gapwatch.events``; each key is hashed once."""
-    places: dict[int, list[int]] = {}
+def by_partition(keys: Sequence[bytes], partitions: int, start: int = 0) -> list[list[int]]:
+    """Return, for each partition of ``gapwatch.events``, the places of its keys, counted from `start`; a key is hashed once."""
+    places: list[list[int]] = [[] for _ in range(partitions)]
     for place, hashed in enumerate(map(xxhash.xxh3_64_intdigest, keys), start):
-        number = hashed % partitions
-        if number in places:
-            places[number].append(place)
-        else:
-            places[number] = [place]
+        places[hashed % partitions].append(place)
     return places
 
 

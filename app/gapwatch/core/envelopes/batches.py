@@ -10,7 +10,7 @@ from gapwatch.core.envelopes.compiled.loop import Loop
 from gapwatch.core.envelopes.records import Decoder, Event, Message, RawRecord
 from gapwatch.errors import RecordError
 
-LOOPS_MAX: Final = 64  # of one feed: distinct forms of its records
+CHUNK: Final = 500  # messages that are decoded before the first of them is read: few enough to stay in the processor's cache
 
 
 class LoopDecoder(Decoder, Protocol):
@@ -57,7 +57,8 @@ class BatchDecoder:
             for message in messages:
                 take(message)
             return columns
-        self._loop(messages, columns, take)
+        for start in range(0, len(messages), CHUNK):
+            self._loop(messages[start : start + CHUNK], columns, take)
         if len(columns) > looped:
             self._decoder.looped()
         if 2 * len(unusual) > len(messages):

@@ -65,8 +65,9 @@ class Intake:
             start = bisect_left(columns.offsets, offset_from)
             end = len(columns) if offset_to is None else bisect_left(columns.offsets, offset_to)
             keys = columns.keys if not start and end == len(columns) else columns.keys[start:end]
-            for partition, places in by_partition(keys, self._partitions, start).items():
-                self._builder(binding, owned, partition).take(columns, places)
+            for partition, places in enumerate(by_partition(keys, self._partitions, start)):
+                if places:
+                    self._builder(binding, owned, partition).take(columns, places)
 
     def _builder(self, binding: Binding, owned: Owned, partition: int) -> SectionBuilder:
         name = (binding.pipeline.id, int(binding.side), partition)

@@ -16,7 +16,7 @@ from gapwatch.core.envelopes import extjson
 from gapwatch.core.envelopes.compiled.code import Code
 from gapwatch.core.envelopes.compiled.content import Content, Member, Version, whole
 from gapwatch.core.envelopes.compiled.keys import MEMBERS, member_key_lines, struct
-from gapwatch.core.envelopes.compiled.loop import Loop, each_message, no_content
+from gapwatch.core.envelopes.compiled.loop import KEYS, VALUES, Loop, decoding, each_message, no_content
 from gapwatch.core.envelopes.compiled.readings import Odd, reading_of_member
 from gapwatch.core.envelopes.compiled.rows import LATER, OPERATIONS, Operations, Snapshot
 from gapwatch.core.keys import KeyCodec
@@ -36,7 +36,9 @@ def change_stream_loop(
         return None
     content, document = found
     code = Code()
-    with each_message(code, content):
+    kind = MEMBERS[mapping.side(side).codec.columns[0].type]
+    decoded = {"named": decoding(code, struct("Key", {"_id": kind}), KEYS), "row": decoding(code, document, VALUES)}
+    with each_message(code, content, decoded):
         code.line("(a, x), (b, y), (c, position) = message.headers()")
         a, b, c = (code.constant(name) for name in names)
         with code.block(f"if a != {a} or b != {b} or c != {c} or not y.isdigit() or len(y) > 20:"):
@@ -47,8 +49,6 @@ def change_stream_loop(
             code.line(f"raise {code.constant(Odd)}")
         code.line("major = int(x)", "minor = int(y)", "offset = message.offset()", "text = message.key()")
         _begins(code, BEGINNING.encode())
-        named = msgspec.json.Decoder(struct("Key", {"_id": MEMBERS[mapping.side(side).codec.columns[0].type]}))
-        code.line(f"named = {code.constant(named.decode)}(text)")
         member_key_lines(code, mapping.side(side).codec, "named.c0")
         code.line("text = message.value()")
         with code.block(f"if operation == {int(Operation.DELETE)} or operation == {int(Operation.TOUCHED)} and not text:"):
@@ -57,7 +57,6 @@ def change_stream_loop(
             code.line(f"raise {code.constant(Odd)}")
         with code.block("else:"):
             _begins(code, BEGINNING.encode())
-            code.line(f"row = {code.constant(msgspec.json.Decoder(document).decode)}(text)")
             content.lines(code, "row")
     return code.function("loop")
 
@@ -107,13 +106,15 @@ def debezium_mongodb_loop(
         return None
     content, document = found
     code = Code()
-    with each_message(code, content):
-        envelope = msgspec.json.Decoder(Wrapped if wrapped else Envelope)
-        code.line(f"envelope = {code.constant(envelope.decode)}(message.value()){'.payload' if wrapped else ''}")
-        key = msgspec.json.Decoder(WrappedKey if wrapped_key else Key)
-        code.line(f"named = {code.constant(key.decode)}(message.key()){'.payload' if wrapped_key else ''}")
-        named = msgspec.json.Decoder(MEMBERS[mapping.side(side).codec.columns[0].type])
-        code.line(f"named = {code.constant(named.decode)}(named.id)")
+    envelopes = decoding(code, Wrapped if wrapped else Envelope, VALUES)
+    keys = decoding(code, WrappedKey if wrapped_key else Key, KEYS)
+    kind = MEMBERS[mapping.side(side).codec.columns[0].type]
+    decoded = {
+        "envelope": f"[item and item.payload for item in {envelopes}]" if wrapped else envelopes,
+        "named": decoding(code, kind, f"[item and item{'.payload' if wrapped_key else ''}.id for item in {keys}]"),
+        "row": decoding(code, document, "[item and item.after for item in all_envelope]"),
+    }
+    with each_message(code, content, decoded):
         member_key_lines(code, mapping.side(side).codec, "named")
         code.line("source = envelope.source", "event_time = source.ts_ms", "offset = message.offset()")
         code.line("major = (event_time // 1_000) << 32 | source.ord", "minor = 0 if source.txn_number is None else offset")
@@ -123,7 +124,6 @@ def debezium_mongodb_loop(
             no_content(code, content)
         with code.block("else:"):
             _begins(code, BEGINNING)
-            code.line(f"row = {code.constant(msgspec.json.Decoder(document).decode)}(text)")
             content.lines(code, "row")
     return code.function("loop")
 

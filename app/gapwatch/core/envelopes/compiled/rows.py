@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Final, Literal
 
 import msgspec
@@ -14,10 +13,9 @@ from gapwatch.core.canonical import Form
 from gapwatch.core.envelopes.compiled.code import Code
 from gapwatch.core.envelopes.compiled.content import Content, Member, Version, whole
 from gapwatch.core.envelopes.compiled.keys import ANNOTATIONS, row_key_lines, struct
-from gapwatch.core.envelopes.compiled.loop import Loop, each_message, no_content
+from gapwatch.core.envelopes.compiled.loop import KEYS, VALUES, Loop, decoding, each_message, no_content
 from gapwatch.core.envelopes.compiled.readings import Odd, Reading, reading_of_column
 from gapwatch.core.envelopes.debezium_parts import SEQUENCE, sequence_of
-from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import MASKED_VALUE, CompiledMapping
 from gapwatch.model.stream import Operation, Side
 
@@ -88,10 +86,18 @@ def rows_loop(
     code = Code()
     if full_before:
         _before(code, content)
-    with each_message(code, content):
-        envelope = _envelope(struct("Row", columns), full_before=full_before, wrapped=encoded.schema is not None)
-        _decode(code, envelope, encoded)
-        _key(code, codec, encoded)
+    envelope = _envelope(struct("Row", columns), full_before=full_before, wrapped=encoded.schema is not None)
+    plain_keys = encoded.key_readers is None and all(column.type in ANNOTATIONS for column in codec.columns)
+    named = struct("Key", {column.path: ANNOTATIONS[column.type] if plain_keys else Any for column in codec.columns})
+    decoded = {
+        "envelope": decoding(code, _under_schema(envelope, encoded.schema), VALUES, exact=True),
+        "named": decoding(code, _under_schema(named, encoded.key_schema), KEYS, exact=True),
+    }
+    with each_message(code, content, decoded):
+        _without_schema(code, "envelope", encoded.schema)
+        _without_schema(code, "named", encoded.key_schema)
+        readers = encoded.key_readers or [_itself] * len(codec.columns)
+        row_key_lines(code, codec, None if plain_keys else readers, "named")
         _standing(code)
         with code.block(f"if operation == {int(Operation.DELETE)}:"):
             no_content(code, content)
@@ -133,35 +139,20 @@ def _envelope(row: type[msgspec.Struct], *, full_before: bool, wrapped: bool) ->
     return msgspec.defstruct("Envelope", fields, gc=False, kw_only=True)
 
 
-def _decode(code: Code, envelope: type[msgspec.Struct], encoded: Encoded) -> None:
-    if encoded.schema is None:
-        decode = msgspec.json.Decoder(envelope, float_hook=Decimal).decode
-        code.line(f"envelope = {code.constant(decode)}(message.value())")
+def _under_schema(kind: type[msgspec.Struct], schema: bytes | None) -> type[msgspec.Struct]:
+    """Return what a record of `kind` is decoded as, with its schema beside it or alone."""
+    if schema is None:
+        return kind
+    return msgspec.defstruct("Wrapped", [("schema", msgspec.Raw), ("payload", kind)], gc=False)
+
+
+def _without_schema(code: Code, name: str, schema: bytes | None) -> None:
+    """Write the lines that leave the payload in `name`; under another schema it is read otherwise."""
+    if schema is None:
         return
-    wrapped = msgspec.defstruct("Wrapped", [("schema", msgspec.Raw), ("payload", envelope)], gc=False)
-    decode = msgspec.json.Decoder(wrapped, float_hook=Decimal).decode
-    code.line(f"wrapped = {code.constant(decode)}(message.value())")
-    with code.block(f"if bytes(wrapped.schema) != {code.constant(encoded.schema)}:"):
+    with code.block(f"if bytes({name}.schema) != {code.constant(schema)}:"):
         code.line(f"raise {code.constant(Odd)}")
-    code.line("envelope = wrapped.payload")
-
-
-def _key(code: Code, codec: KeyCodec, encoded: Encoded) -> None:
-    readers = encoded.key_readers
-    plain = readers is None and all(column.type in ANNOTATIONS for column in codec.columns)
-    names = {column.path: ANNOTATIONS[column.type] if plain else Any for column in codec.columns}
-    row = struct("Key", names)
-    if encoded.key_schema is None:
-        decode = msgspec.json.Decoder(row, float_hook=Decimal).decode
-        code.line(f"named = {code.constant(decode)}(message.key())")
-    else:
-        wrapped = msgspec.defstruct("WrappedKey", [("schema", msgspec.Raw), ("payload", row)], gc=False)
-        decode = msgspec.json.Decoder(wrapped, float_hook=Decimal).decode
-        code.line(f"named = {code.constant(decode)}(message.key())")
-        with code.block(f"if bytes(named.schema) != {code.constant(encoded.key_schema)}:"):
-            code.line(f"raise {code.constant(Odd)}")
-        code.line("named = named.payload")
-    row_key_lines(code, codec, None if plain else readers or [_itself] * len(names), "named")
+    code.line(f"{name} = {name}.payload")
 
 
 def _itself(value: Any) -> Any:
