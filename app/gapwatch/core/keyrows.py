@@ -26,7 +26,7 @@ CLOSED: Final = 5  # settled, in the long form
 UNSAVED: Final = (1 << 32) - 1  # in the column of segments: changed since the last checkpoint
 BLOCK_BITS: Final = 12  # rows in a block, of which the earliest due time is known
 NEVER: Final = 1 << 62
-CAPACITY_MIN: Final = 1 << BLOCK_BITS
+CAPACITY_MIN: Final = 1 << 16  # memory that was never written costs nothing, copying does
 DEAD_ROWS_MIN: Final = 1 << 16  # so many may lie dead before rows are moved together
 EVICTED_SHARE: Final = 8  # one in so many settled keys goes at once when there are too many
 _HEAD_WORDS: Final = HEAD_BYTES // 8
@@ -106,7 +106,7 @@ class KeyRows:
         """Make room for so many more rows; return the number of the first."""
         size = len(self.keys)
         if size + count > self.capacity:
-            self._move(slice(0, size), max(size + count, self.capacity + self.capacity // 2))
+            self._move(slice(0, size), max(size + count, 2 * self.capacity))
         return size
 
     def _move(self, rows: Rows | slice, capacity: int) -> None:

@@ -33,11 +33,6 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxhash.xxh3_64_intdigest(key) % partitions
 
 
-def bucket_of(key: bytes, partitions: int, buckets: int) -> int:
-    """Return the bucket of a key within its partition."""
-    return (xxhash.xxh3_64_intdigest(key) // partitions) % buckets
-
-
 def dig(document: Any, path: Sequence[str]) -> Any:
     """Follow a dotted path through nested mappings; MISSING where it ends early."""
     for step in path:
