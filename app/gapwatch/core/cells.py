@@ -52,11 +52,13 @@ class Cell:
             return KeyState()
         return pending_state(held) if is_open else settled_state(held)
 
-    def file(self, key: bytes, state: KeyState) -> None:
-        """File a key's state, open or settled, as the most recently changed."""
-        is_open = state.open
-        self.rows.put(key, compact_pending(state) if is_open else compact_settled(state), is_open=is_open)
-        (self.raised.add if is_open and state.raised else self.raised.discard)(key)
+    def file(self, key: bytes, state: KeyState, *, is_open: bool) -> bool:
+        """File a key's state as the most recently changed; return whether it is open and out of reach of the rows' due times."""
+        if is_open and state.raised:
+            self.raised.add(key)
+        elif self.raised:
+            self.raised.discard(key)
+        return self.rows.put(key, compact_pending(state) if is_open else compact_settled(state), is_open=is_open) and is_open
 
     def drop(self, key: bytes) -> None:
         self.rows.drop(key)

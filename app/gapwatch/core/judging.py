@@ -80,15 +80,15 @@ class Judge:
         if effect is Effect.GONE:
             cell.drop(key)
             return
-        if state.open and cell.rows.open >= cell.limits.pending and cell.rows.open_held(key) is None:
+        is_open = state.open
+        if is_open and cell.rows.open >= cell.limits.pending and cell.rows.open_held(key) is None:
             self._let_go(key, state, said)
             return
-        was_long = key in cell.rows.long
-        cell.file(key, state)
-        if not state.open:
+        out_of_reach = cell.file(key, state, is_open=is_open)
+        if not is_open:
             return
-        if key in cell.rows.long and (effect is Effect.OPENED or not was_long):
-            pipeline.due.add(key, state.due)  # a row's own due time is known there
+        if out_of_reach or (effect is Effect.OPENED and key in cell.rows.long):
+            pipeline.due.add(key, state.due)
         if effect is Effect.OPENED:
             pipeline.survey.low = min(pipeline.survey.low, event_time_of(state.opening))
 
@@ -185,7 +185,7 @@ class Judge:
         state.raised = target
         if not again:  # a verdict may rest on reads that only the first raise asked for
             state.raised_on = token_of(state.observed) if state.observed is not None else None
-        self._cell.file(key, state)
+        self._cell.file(key, state, is_open=True)
         self._pipeline.due.raise_again(key, target + self._pipeline.confirm_again)
         return self.suspect(key, state, due, again=again)
 

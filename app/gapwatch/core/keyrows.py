@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gapwatch.core.keystate import EXTRA, HEAD_BYTES, Held
+from gapwatch.core.keystate import EXTRA, HEAD_BYTES, Held, due_of
 
 FREE: Final = 0
 PENDING: Final = 1  # one expected write, in the row; looked at when its due time has come
@@ -26,7 +26,7 @@ CLOSED: Final = 5  # settled, in the long form
 UNSAVED: Final = (1 << 32) - 1  # in the column of segments: changed since the last checkpoint
 BLOCK_BITS: Final = 12  # rows in a block, of which the earliest due time is known
 NEVER: Final = 1 << 62
-CAPACITY_MIN: Final = 1 << BLOCK_BITS
+CAPACITY_MIN: Final = 1 << 16  # memory that was never written costs nothing, copying does
 DEAD_ROWS_MIN: Final = 1 << 16  # so many may lie dead before rows are moved together
 EVICTED_SHARE: Final = 8  # one in so many settled keys goes at once when there are too many
 _HEAD_WORDS: Final = HEAD_BYTES // 8
@@ -94,6 +94,8 @@ class KeyRows:
         self.writes: Columns = self.words.view(self.type).ravel()
         self._write_bytes = self.words.data.cast("B")
         self._shown_bytes = self.shown.data.cast("B")
+        # One at a time, items of a view are Python numbers, at half the cost of an array's.
+        self._place_at, self._order_at, self._segment_at = self.place.data, self.order.data, self.segment.data
 
     @property
     def size(self) -> int:
@@ -106,7 +108,7 @@ class KeyRows:
         """Make room for so many more rows; return the number of the first."""
         size = len(self.keys)
         if size + count > self.capacity:
-            self._move(slice(0, size), max(size + count, self.capacity + self.capacity // 2))
+            self._move(slice(0, size), max(size + count, 2 * self.capacity))
         return size
 
     def _move(self, rows: Rows | slice, capacity: int) -> None:
@@ -163,8 +165,8 @@ class KeyRows:
         row = self.at.get(key)
         if row is None:
             return None, False
-        place = int(self.place[row])
-        if place in (OPEN, CLOSED):
+        place = self._place_at[row]
+        if place >= OPEN:
             return self.long[key], place == OPEN
         write = self._write(row)
         if place == SETTLED:
@@ -181,8 +183,8 @@ class KeyRows:
         parts = self._write_bytes[start + 4]
         return self._write_bytes[start : start + HEAD_BYTES + 16 * parts].tobytes()
 
-    def put(self, key: bytes, held: Held, *, is_open: bool) -> None:
-        """File a key as the most recently changed one."""
+    def put(self, key: bytes, held: Held, *, is_open: bool) -> bool:
+        """File a key as the most recently changed one; return whether it has a long form now that it did not have before."""
         row = self.at.get(key)
         if row is None:
             row = self.reserve(1)
@@ -190,16 +192,22 @@ class KeyRows:
             self.keys.append(key)
         else:
             self._uncount(row)
-        if isinstance(held, bytes) and self._fits(held, is_open=is_open):
+        lengthened = False
+        if held.__class__ is bytes and self._fits(held, is_open=is_open):
             self.long.pop(key, None)
             self._place(row, held, is_open=is_open)
         else:
+            lengthened = key not in self.long
             self.long[key] = held
-            self.place[row] = OPEN if is_open else CLOSED
-        self.segment[row] = UNSAVED
-        self.order[row] = self.tick(1)
-        self.open += is_open
-        self.settled += not is_open
+            self._place_at[row] = OPEN if is_open else CLOSED
+        self._segment_at[row] = UNSAVED
+        self._order_at[row] = self.clock
+        self.clock += 1
+        if is_open:
+            self.open += 1
+        else:
+            self.settled += 1
+        return lengthened
 
     def _fits(self, held: bytes, *, is_open: bool) -> bool:
         size = HEAD_BYTES + 16 * held[4]
@@ -210,15 +218,15 @@ class KeyRows:
         start = row * self.type.itemsize
         self._write_bytes[start : start + self.type.itemsize] = held[:size].ljust(self.type.itemsize, b"\0")
         if is_open:
-            self.place[row] = PENDING
+            self._place_at[row] = PENDING
             block = row >> BLOCK_BITS
-            self.block_due[block] = min(int(self.block_due[block]), int(self.writes["due"][row]))
+            self.block_due[block] = min(int(self.block_due[block]), due_of(held))
         else:
-            self.place[row] = SETTLED
+            self._place_at[row] = SETTLED
             self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES] = held[size:]
 
     def _uncount(self, row: int) -> None:
-        if self.place[row] in (SETTLED, CLOSED):
+        if self._place_at[row] in (SETTLED, CLOSED):
             self.settled -= 1
         else:
             self.open -= 1

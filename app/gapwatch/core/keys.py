@@ -41,11 +41,6 @@ def by_partition(keys: Sequence[bytes], partitions: int, start: int = 0) -> list
     return places
 
 
-def bucket_of(key: bytes, partitions: int, buckets: int) -> int:
-    """Return the bucket of a key within its partition."""
-    return (xxhash.xxh3_64_intdigest(key) // partitions) % buckets
-
-
 def dig(document: Any, path: Sequence[str]) -> Any:
     """Follow a dotted path through nested mappings; MISSING where it ends early."""
     for step in path:
