@@ -31,8 +31,8 @@ def scene(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
     database = create_database(stack, f"silence_{number()}")
     before = [f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES (1, 1, 'first', 1)"]  # makes the topic
     directory = tmp_path_factory.mktemp("silence")
-    options = {"reader": f"reader_{database}", "stall_after": f"{STALL_AFTER:.0f}s"}
-    with watched(stack, database, directory, before=before, roles=EVERY_ROLE, **options) as scene:
+    reader, stall_after = f"reader_{database}", f"{STALL_AFTER:.0f}s"
+    with watched(stack, database, directory, before=before, roles=EVERY_ROLE, reader=reader, stall_after=stall_after) as scene:
         yield scene
 
 
