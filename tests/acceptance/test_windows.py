@@ -21,7 +21,7 @@ from tests.acceptance.copier import Copier
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE, Scene, configuration
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import at, clean, create_database, during, falsify, gaps_of, lose, now, number
-from tests.acceptance.silence import no_heartbeats, unread_partitions
+from tests.acceptance.silence import is_stale, no_heartbeats, unread_partitions
 from tests.stack import captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
@@ -377,7 +377,7 @@ def test_b16_a_dead_role_is_unknown_and_never_the_last_green(scene: Scene, role:
 def test_b16_a_raw_partition_that_nobody_reads_is_unknown(scene: Scene) -> None:
     with unread_partitions(scene) as stolen:
         assert stolen
-        wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
+        wait_for(lambda: is_stale(scene), "UNKNOWN", STALL_AFTER + 2)
         during(STALL_AFTER, lambda: _unknown(scene))
     scene.service.wait_healthy()
     assert scene.service.gaps() == []
