@@ -234,7 +234,7 @@ def test_the_connectors_are_those_of_debezium_and_make_the_pipeline_that_is_watc
     assert f"{source['topic.prefix']}.{source['table.include.list']}" == pipeline.source.feed.topic == sink["topics"]
     assert f"{sink['database']}.{sink['collection']}" == pipeline.target.collection
     made_there = json.loads((DOCKER / "mongodb" / "target.json").read_text())["collections"]
-    assert made_there == {sink["database"]: [sink["collection"]]}
+    assert {database: list(names) for database, names in made_there.items()} == {sink["database"]: [sink["collection"]]}
     assert pipeline.delivery.group == "connect-orders", "the sink connector's own group"
     assert source["slot.name"] == source["publication.name"] == "debezium"
     made = (DOCKER / "postgres" / "source.sh").read_text()

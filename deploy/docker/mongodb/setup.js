@@ -16,8 +16,8 @@ for (let attempt = 0; !admin.hello().isWritablePrimary; attempt++) {
 // A collection that is not there yet and one that was dropped look alike, and nobody watches what may have been dropped.
 for (const [database, collections] of Object.entries(wanted.collections)) {
   const there = admin.getSiblingDB(database).getCollectionNames();
-  for (const name of collections) {
-    if (!there.includes(name)) admin.getSiblingDB(database).createCollection(name);
+  for (const [name, options] of Object.entries(collections)) {
+    if (!there.includes(name)) admin.getSiblingDB(database).createCollection(name, options);
   }
 }
 
