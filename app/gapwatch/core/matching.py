@@ -308,9 +308,9 @@ class KeyMatcher:
         cell.pending[key] = compact_pending(state)
         cell.changed.add(key)
         (cell.raised.add if state.raised else cell.raised.discard)(key)
+        pipeline.survey.low = min(pipeline.survey.low, state.oldest_time)
         if effect is Effect.OPENED:
             pipeline.due.add(key, state.due)
-            pipeline.survey.low = min(pipeline.survey.low, event_time_of(state.opening))
 
     def _let_go(self, pipeline: PipelineState, cell: Cell, key: bytes, state: KeyState, said: Said) -> None:
         """A limit is reached: the key becomes part of a hole, which a sweep covers."""
@@ -492,6 +492,7 @@ class KeyMatcher:
         return _encode(
             {
                 "format": STATE_FORMAT,
+                "buckets": self._buckets,
                 "applied": self.applied,
                 "append_time": self._append_time,
                 "feeds": self._times.pack(),
@@ -521,6 +522,11 @@ class KeyMatcher:
         if body.get("format") != STATE_FORMAT:
             raise ProtocolError(
                 f"The state of partition {partition} has format {body.get('format')}, not {STATE_FORMAT}.",
+                remedy="Delete the changelog topic of match; a sweep then covers what was open.",
+            )
+        if body.get("buckets", buckets) != buckets:  # every key would be looked for in another bucket
+            raise ProtocolError(
+                f"The state of partition {partition} was cut into {body['buckets']} buckets, not {buckets}.",
                 remedy="Delete the changelog topic of match; a sweep then covers what was open.",
             )
         matcher.applied, matcher._append_time = body["applied"], body["append_time"]

@@ -160,6 +160,8 @@ class PipelineState:
         )
         oldest = min(survey.oldest, survey.low)
         in_transit = survey.oldest_in_transit if survey.in_transit else LATEST
+        # What came into transit since the survey is not known one by one; it is a part of what is unsettled.
+        delivered = min(source, in_transit, oldest) if survey.age and self.delivery_known else min(source, in_transit)
         return PartitionStatus(
             pipeline=self.id,
             partition=partition,
@@ -171,7 +173,7 @@ class PipelineState:
             target_watermark=times.watermark(*self.target),
             source_caught_up=times.caught_up(*self.source),
             target_caught_up=times.caught_up(*self.target),
-            delivered_through=0 if unknown else min(source, in_transit),
+            delivered_through=0 if unknown else delivered,
             oldest_unsettled=oldest if total and oldest != LATEST else None,
             oldest_in_transit=in_transit if in_transit != LATEST else None,
             pending=max(0, total - raised - survey.in_transit),
