@@ -11,7 +11,17 @@ import xxhash
 from gapwatch.core.buckets import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.duetimes import DueTimes
 from gapwatch.core.keyrules import KeyRules
-from gapwatch.core.keystate import UNKNOWN_MAPPING, Comparison, KeyState, Write, due_of, partition_of, times_of, token_of
+from gapwatch.core.keystate import (
+    UNKNOWN_MAPPING,
+    Comparison,
+    KeyState,
+    Write,
+    due_of,
+    event_time_of,
+    partition_of,
+    times_of,
+    token_of,
+)
 from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, Section, Side
@@ -159,7 +169,7 @@ class PipelineState:
             if feed.side == Side.EXPECTED and feed.partitions
         )
         oldest = min(survey.oldest, survey.low)
-        in_transit = survey.oldest_in_transit if survey.in_transit else LATEST
+        in_transit = survey.oldest_in_transit
         # What came into transit since the survey is not known one by one; it is a part of what is unsettled.
         delivered = min(source, in_transit, oldest) if survey.age and self.delivery_known else min(source, in_transit)
         return PartitionStatus(
@@ -247,26 +257,33 @@ class PipelineState:
             if not held.writes and held.expected is None and (not self.start or held.oldest_time < self.start):
                 return  # the baseline's
             opening, raised, expected = held.opening, bool(held.raised), bool(held.writes)
-            offset, event_time, _ = times_of(opening)
+            event_time = event_time_of(opening)
             if held.floor:
                 event_time = min(event_time, max(held.floor, self.start))  # what was before the start is the baseline's
         else:
             opening, raised, expected = held, False, True
-            offset, event_time, _ = times_of(held)
+            event_time = event_time_of(held)
         if event_time < survey.oldest:
             survey.oldest = event_time
         if not expected or not self.delivery_known:
             return
-        where = opening[3:4] + opening[6:8]
-        known = positions.get(where)
-        if known is None:
-            feed = self.feed_of(opening)
-            known = positions[where] = (LATEST if feed.delivery == NO_DELIVERY else feed.position, feed.gone_below)
-        if offset >= known[0] and token_of(opening)[0] >= known[1]:
+        writes = held.writes if isinstance(held, KeyState) else (held,)
+        if not self._is_in_transit(writes[-1], positions):
+            return  # then no older one is
+        if self._is_in_transit(opening, positions):
             survey.in_transit += 1
             survey.raised_in_transit += raised
-            if event_time < survey.oldest_in_transit:
-                survey.oldest_in_transit = event_time
+        oldest = next(write for write in writes if self._is_in_transit(write, positions))
+        survey.oldest_in_transit = min(survey.oldest_in_transit, event_time_of(oldest))
+
+    def _is_in_transit(self, write: Write, positions: dict[bytes, tuple[int, int]]) -> bool:
+        """Whether the sink has not reached it. ``positions`` keeps what was found by feed partition."""
+        where = write[3:4] + write[6:8]
+        known = positions.get(where)
+        if known is None:
+            feed = self.feed_of(write)
+            known = positions[where] = (LATEST if feed.delivery == NO_DELIVERY else feed.position, feed.gone_below)
+        return times_of(write)[0] >= known[0] and token_of(write)[0] >= known[1]
 
     # state
 

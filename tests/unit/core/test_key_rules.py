@@ -529,3 +529,18 @@ def test_the_oldest_unsettled_time_between_two_surveys_is_never_too_late(monkeyp
     assert bench.unsettled == 3_000
     bench.observe(99, 2_000)
     assert bench.unsettled == 2_000
+
+
+def test_a_newer_write_in_transit_holds_delivered_through_behind_an_older_one_that_was_lost() -> None:
+    """The sink had passed the first and lost it; the second is on its way: whoever waits for deliveries must wait for it."""
+    bench = Bench(pipeline(delivery=True))
+    bench.delivery = 0
+    bench.expect(1, 100)
+    bench.expect(2, 500)
+    bench.delivery = 1
+    bench.streams(9_000)
+    assert (bench.status.delivered_through, bench.status.oldest_in_transit) == (START + 500, START + 500)
+    assert bench.status.in_transit == 0, "the key itself is waiting for a write that the sink had passed"
+    bench.delivery = 2
+    bench.streams(9_500)
+    assert (bench.status.delivered_through, bench.status.oldest_in_transit) == (START + 9_500, None)
