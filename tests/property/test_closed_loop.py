@@ -84,7 +84,8 @@ class Stores:
             shown = [raw for raw in self.logs[Side.OBSERVED].get(key, ()) if raw.event_time <= time or raw.offset < part]
             due = [raw for raw in versions if raw.event_time < through]
             later = versions[len(due) - 1 :] if due else []
-            absent = not shown and any(version.operation == Operation.DELETE for version in later)
+            until = shown[0].event_time if shown else time  # there was no document before
+            absent = any(version.operation == Operation.DELETE and version.event_time < until for version in later)
             if due and not absent and not any(agree(version, raw) for version in later for raw in shown):
                 yield f"{key!r}: nothing was shown of the write at {due[-1].event_time - START}"
             read = [raw for raw in shown if raw.offset < part]
