@@ -27,6 +27,7 @@ from pymongo import MongoClient
 from gapwatch.api_client import Api
 from gapwatch.embedded import ConnectPart, EmbeddedStack, MongoPart
 from gapwatch.embedded.cache import wheel
+from gapwatch.errors import GapwatchError
 from tests.stack import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
@@ -245,17 +246,21 @@ def test_k10_the_production_shape_starts_and_proves_its_first_writes(tmp_path: P
             made.start(role)
         until(lambda: all(made.ready(role) for role in ROLES), "every role to be ready", 60)
         page = f"http://127.0.0.1:{made.ports['page']}"
-        assert _status(f"{page}/api/v1/pipelines") == 401, "it listens on all addresses, so it wants a token"
+        # It listens on all addresses, so it wants a token.
+        until(lambda: _status(f"{page}/api/v1/pipelines") == 401, "the API to listen", 30)
         api = Api(page, made.secret("gapwatch_token"))
         with psycopg.connect(made.stack.postgres.dsn("shop", user="postgres")) as connection:
             connection.execute("INSERT INTO public.orders SELECT i, 'ada', 'new', i FROM generate_series(1, 50) i")
             connection.execute("DELETE FROM public.orders WHERE id = 50")
 
         def proven() -> bool:
-            view = api.get("/api/v1/pipelines/orders")
+            try:
+                view = api.get("/api/v1/pipelines/orders")
+            except GapwatchError:  # it has not read the status yet
+                return False
             return bool(view["status"] == "HEALTHY" and view["consistent_through"] and not view["pending_keys"])
 
-        until(proven, f"the pipeline to be green, not {json.dumps(api.get('/api/v1/pipelines/orders'))}", 90)
+        until(proven, "the pipeline to be green", 150)
         with made.mongodb.client() as documents:
             until(lambda: documents.shop.orders.count_documents({}) == 49, "49 documents", 30)
         for role in ROLES:
