@@ -7,8 +7,9 @@ difference is a gap, and at no look does consistent-through claim what the targe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from gapwatch.core.keys import partition_of
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import FORMAT, Batch, Control, Operation, Outcome, Side, VerdictSection
-from gapwatch.model.suspect import PartitionStatus, Suspect
+from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 from tests.property.test_consistent_through import claim, explains
 from tests.property.test_matching import OFTEN, RAGGED, SEEDS, conserved
 from tests.simulation.world import GRACE_MS, MAPPING, PIPELINE, START, Raw, World, digest, pipeline
@@ -107,9 +108,11 @@ def agree(version: Raw, shown: Raw) -> bool:
 
 
 class Loop:
-    def __init__(self, world: World, *, delivery: bool) -> None:
+    def __init__(self, world: World, *, delivery: bool, restarts: frozenset[int] = frozenset(), **limits: Any) -> None:
         self.world, self.stores = world, Stores(world)
-        self.spec = pipeline(delivery=delivery, confirm_again_seconds=3_600.0)
+        self.spec = pipeline(delivery=delivery, confirm_again_seconds=3_600.0, **limits)
+        self.restarts = restarts
+        self._changelog: dict[str, bytes] = {}
         self.matcher = KeyMatcher(0, 2, {PIPELINE: self.spec}, fingerprints={PIPELINE: MAPPING}, buckets=4)
         self.cases: dict[bytes, Case] = {}
         self.gaps: dict[bytes, int] = {}  # open gaps, with the time from which each holds consistent-through
@@ -132,11 +135,29 @@ class Loop:
 
     def _apply(self, record: Batch | Control, append_time: int) -> None:
         self._append = max(self._append, append_time)
-        for said in self.matcher.apply(record, self._offset, self._append):
+        found = list(self.matcher.apply(record, self._offset, self._append))
+        if self._offset in self.restarts:
+            found += self._restart()
+        for said in found:
             if isinstance(said, Suspect):
                 case = self.cases.setdefault(said.key, Case(said))
                 case.suspect = said
         self._offset += 1
+
+    def _restart(self) -> Sequence[Suspect | Hole]:
+        """Another worker takes over, and another confirmer: what was under judgement is forgotten, and raised again."""
+        self._changelog.update({name: value for name, value in self.matcher.bucket_records() if value is not None})
+        self.matcher = KeyMatcher.restore(
+            0,
+            2,
+            {PIPELINE: self.spec},
+            fingerprints={PIPELINE: MAPPING},
+            buckets=4,
+            records=self._changelog,
+            marker=self.matcher.marker(),
+        )
+        self.cases.clear()
+        return self.matcher.advance()
 
     def _confirm(self) -> Iterator[PartitionStatus]:
         for key in [key for key in self.gaps if satisfied(self.stores.reads(key, self.clock), Match.DIGEST)]:
@@ -177,13 +198,22 @@ class Loop:
 
 
 @OFTEN
-@given(SEEDS, SEEDS, st.booleans(), st.integers(50, 1_500))
+@given(
+    SEEDS,
+    SEEDS,
+    st.booleans(),
+    st.integers(50, 1_500),
+    st.integers(2, 64),
+    st.integers(1, 10),
+    st.frozensets(st.integers(0, 150), max_size=4),
+)
 def test_invariants_1_and_2_suspects_that_are_judged_by_reading_end_as_the_truth(
-    seed: int, shuffle: int, delivery: bool, lag: int
+    seed: int, shuffle: int, delivery: bool, lag: int, history: int, settled: int, restarts: frozenset[int]
 ) -> None:
+    """With versions and settled keys that are forgotten, and with workers and confirmers that are replaced."""
     shape = dataclasses.replace(RAGGED, delivery=delivery, swapped=0.3, strange=0.15, lag=lag * 10 if delivery else lag)
     world = World(seed, shape)
-    loop = Loop(world, delivery=delivery)
+    loop = Loop(world, delivery=delivery, restarts=restarts, history=history, settled_keys_max=settled * 8)
     for status in loop.run(shuffle):
         through = min([claim(status), *loop.gaps.values()])
         assert list(loop.stores.lies(through, loop.clock, status)) == []
