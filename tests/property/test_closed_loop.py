@@ -30,6 +30,7 @@ from gapwatch.core.confirm import (
 )
 from gapwatch.core.keys import partition_of
 from gapwatch.core.matching import KeyMatcher
+from gapwatch.model.gap import Kind
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import FORMAT, Batch, Control, Operation, Outcome, Section, Side, VerdictSection
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
@@ -115,6 +116,13 @@ def _versioned(section: Section, values: Mapping[bytes, int]) -> Section:
     return msgspec.structs.replace(section, versions=versions)
 
 
+def _times(record: Batch | Control) -> list[int]:
+    """Return times that have passed when the record is read."""
+    if isinstance(record, Control):
+        return [record.clock]
+    return [0, *(time for section in record.sections for time in section.append_times)]
+
+
 class Loop:
     def __init__(self, world: World, *, delivery: bool, restarts: frozenset[int] = frozenset(), **limits: Any) -> None:
         self.world, self.stores = world, Stores(world)
@@ -137,8 +145,7 @@ class Loop:
             if self.spec.match is Match.VERSION and isinstance(record, Batch):
                 record = Batch(FORMAT, [_versioned(section, values) for section in record.sections], record.verdicts)
             self._apply(record, append_time)
-            if isinstance(record, Control):
-                self.clock = max(self.clock, record.clock)
+            self.clock = max(self.clock, *_times(record))
             yield from self._confirm()
         for _ in range(30):
             self.clock += GRACE_MS
@@ -192,7 +199,8 @@ class Loop:
             return
         del self.cases[key]
         if isinstance(said, Difference):
-            self._no_false_red(key)
+            if said.kind is not Kind.AHEAD:  # no lag explains a version that the source has not made, whatever comes after it
+                self._no_false_red(key)
             opening = case.suspect.opening
             self.gaps[key] = min(self.gaps.get(key, opening.event_time), case.suspect.since or opening.event_time)
             self.ever.add(key)
