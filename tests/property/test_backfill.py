@@ -385,3 +385,16 @@ def test_a_correction_that_the_target_refuses_is_not_called_newer(ledger: SqlLed
     assert ended.audited[1][-1] == ItemOutcome.UNREAD.value
     assert ended.run.state is RunState.INCONCLUSIVE
     assert ended.gap(1).state is State.OPEN
+
+
+def test_lesson_5_what_the_target_refused_is_neither_synced_nor_in_sync(ledger: SqlLedger) -> None:
+    """`in sync: true` came back although items of the bulk had failed; "synced" counted documents sent, not accepted."""
+    rig = Rig()
+    for number in NUMBERS:
+        rig.source_writes(number)
+    rig.refused = {1, 3}
+    ended = repaired(rig, ledger)
+    counts = ended.run.counts
+    assert (counts["written"], counts["verified"], counts["failed"], counts["in_sync"]) == (3, 3, 2, 0)
+    assert ended.run.state is not RunState.SUCCEEDED
+    assert {number for number in NUMBERS if ended.gap(number).state is State.OPEN} == {1, 3}

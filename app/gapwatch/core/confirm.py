@@ -205,9 +205,7 @@ def _is_the_suspected_state(suspect: Suspect, reads: Reads, match: Match) -> boo
     """Whether the source holds just the write that is due: then nothing younger can be on its way, and no wait is needed."""
     newest = suspect.newest_expected
     if newest is None:
-        # Nothing expected is known of this key; an unexplained target write against a source without the row needs no wait
-        # beyond the matcher's own (target past due, source caught up), but a row there may be younger than any event read.
-        return suspect.opening.side == Side.OBSERVED and reads.after.presence is Presence.ABSENT
+        return False  # nothing is known of the row: it may have been written, or deleted, just now
     if suspect.opening.side == Side.EXPECTED and newest != suspect.opening:
         return False
     if newest.operation == Operation.DELETE:
