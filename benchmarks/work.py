@@ -88,11 +88,8 @@ def settings(bootstrap_servers: str, database: str) -> Settings:
 def produce(bootstrap_servers: str, keys: int) -> Planted:
     """Fill both topics with one write of each key; return what is wrong on purpose."""
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    # The work has its own clock: by the machine's its records may be older than any retention.
-    topics = [
-        NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config={"retention.ms": "-1"})
-        for name in (SOURCE, TARGET)
-    ]
+    forever = {"retention.ms": "-1"}  # appended by the work's own clock, which lies in the past
+    topics = [NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config=forever) for name in (SOURCE, TARGET)]
     for future in admin.create_topics(topics).values():
         future.result()
     producer = Producer(

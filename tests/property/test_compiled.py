@@ -251,6 +251,8 @@ def message(draw: st.DrawFn, number: int, value: Any, key: Any, headers: Sequenc
             broken.append(json.dumps({**value, "payload": {"op": "c"}}).encode())
         raw = draw(st.sampled_from(broken))
     encoded = key if isinstance(key, bytes) or key is None else json.dumps(key, separators=(",", ":")).encode()
+    if encoded and rarely(draw, 15):
+        encoded = encoded[: draw(st.integers(0, len(encoded)))]
     return RawRecord("t", 0, 10 + number, APPENDED + number, encoded, raw, list(headers))
 
 
@@ -423,3 +425,10 @@ def test_usual_records_never_reach_the_general_decoder(feed: str, monkeypatch: p
     monkeypatch.setattr(type(decoder), "decode", lambda *_: pytest.fail("the general decoder was asked"))
     columns = BatchDecoder(decoder).decode(records)
     assert (len(columns), columns.others) == (3, [])
+
+
+def test_found_a_decimal128_is_not_spelt_as_debeziums_strings_are() -> None:
+    spec = pipeline(field("total", FieldType.DECIMAL))
+    spec = replace(spec, target=replace(spec.target, feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic="t")))
+    value = mongo_change("c", after={"_id": 1, "total": {"$numberDecimal": "NEGATIVE_INFINITY"}})
+    agree(spec, Side.OBSERVED, [RawRecord("t", 0, 10, APPENDED, b'{"id":"1"}', json.dumps(value).encode(), [])] * 2)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from gapwatch.core.envelopes.columns import EventColumns, Refused, Shape
-from gapwatch.core.envelopes.compiled.loop import Loop
+from gapwatch.core.envelopes.compiled.loop import UNUSUAL, Loop
 from gapwatch.core.envelopes.records import Decoder, Event, Message, RawRecord
 from gapwatch.errors import RecordError
 
 CHUNK: Final = 500  # messages that are decoded before the first of them is read: few enough to stay in the processor's cache
+LOOKED_AT_MAX: Final = 10  # messages of a batch that are asked for their loop
 
 
 class LoopDecoder(Decoder, Protocol):
@@ -20,7 +21,7 @@ class LoopDecoder(Decoder, Protocol):
     def shape(self) -> Shape: ...
 
     def loop(self, record: RawRecord) -> Loop | None:
-        """Return the loop over records like this one; None where there is none. RecordError: the record cannot be understood."""
+        """Return the loop over records like this one, made once; None where there is none. Raises what such a record makes it."""
 
     def looped(self) -> None:
         """Take note that a loop has read records since the last ``decode``."""
@@ -66,11 +67,11 @@ class BatchDecoder:
         return columns
 
     def _find(self, messages: Sequence[Message]) -> Loop | None:
-        for message in messages:
+        for message in messages[:LOOKED_AT_MAX]:
             try:
                 loop = self._decoder.loop(RawRecord.of(message))
-            except RecordError:
-                continue
+            except UNUSUAL:
+                continue  # the general decoder will say what is wrong with it
             if loop is not None:
                 return loop
         return None

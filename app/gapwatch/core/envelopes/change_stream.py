@@ -16,6 +16,7 @@ extended JSON of the document; empty where there is none. Headers, all ASCII:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final
 
 from gapwatch.core.envelopes import extjson
@@ -54,6 +55,10 @@ class ChangeStreamDecoder:
 
     def loop(self, record: RawRecord) -> Loop | None:
         """Return the compiled loop; all records are written alike."""
+        return self._loop
+
+    @cached_property
+    def _loop(self) -> Loop | None:
         events = self._events
         return change_stream_loop(events.mapping, events.side.side, names=(OP, TIME, POSITION), operations=OPERATIONS)
 

@@ -77,6 +77,7 @@ class DebeziumDecoder:
         self._rows = _Rows(mapping, side)
         self._mongo = MongoEvents(mapping, side, post_images=feed.post_images)
         self._added = msgspec.json.Decoder(_Added)
+        self._loops: dict[tuple[object, ...], Loop | None] = {}  # by the form of their records
         self._announced: dict[tuple[str, int], bytes | None] = {}
 
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
@@ -98,15 +99,26 @@ class DebeziumDecoder:
         """Return the compiled loop over records like this one; None where there is none."""
         if not record.value or not record.key or (frame := frame_of(record.value)) is None:
             return None
-        wrapped, key_wrapped = frame.written_schema is not None, _is_wrapped(record.key)
-        if frame.source.connector == "mongodb":
-            return self._mongo.loop(wrapped=wrapped, wrapped_key=key_wrapped)
-        if "schema" in (column.path for column in self._mapping.side(self._side).codec.columns):
-            return None
+        mongo, columns = frame.source.connector == "mongodb", self._mapping.side(self._side).codec.columns
+        if not mongo and "schema" in (column.path for column in columns):
+            return None  # such a key looks as if its schema stood beside it
+        encoded = None if mongo else self._rows.encoded(frame, record.key)
+        form: tuple[object, ...] = (frame.written_schema is not None, _is_wrapped(record.key))
+        if encoded is not None:
+            form = (encoded.schema, encoded.key_schema)
+        if form not in self._loops:
+            if len(self._loops) >= SCHEMAS_MAX:
+                self._loops.clear()
+            self._loops[form] = self._made_loop(encoded, record.key, frame)
+        return self._loops[form]
+
+    def _made_loop(self, encoded: Encoded | None, key: bytes, frame: Frame) -> Loop | None:
+        if encoded is None:
+            return self._mongo.loop(wrapped=frame.written_schema is not None, wrapped_key=_is_wrapped(key))
         return rows_loop(
             self._mapping,
             self._side,
-            self._rows.encoded(frame, record.key),
+            encoded,
             masked=self._rows.masked,
             texts=self._rows.placeholder_texts,
             full_before=self._full_before,

@@ -22,6 +22,8 @@ ENDS_SECONDS: Final = 0.2
 DELIVERY_SECONDS: Final = 0.5
 TOPICS_SECONDS: Final = 1.0
 SKEW_SECONDS: Final = 10.0
+HEARTBEAT_SECONDS: Final = 0.25
+HEARTBEATS_PER_POLL: Final = 500
 HEARTBEATS_FROM_TAIL: Final = 50
 
 
@@ -70,12 +72,18 @@ class Beside:
                 continue
             until = on.clock.monotonic() + TOPICS_SECONDS
             while on.clock.monotonic() < until and not stop.is_set():
-                polled = await on.heartbeats.consume(500, seconds=0.05)
-                for _, fault in polled.faults:
-                    if not fault.retriable:
-                        raise fault
-                for message in polled.messages:
-                    await self._heartbeat(RawRecord.of(message))
+                if await self._poll_heartbeats(1, HEARTBEAT_SECONDS):  # one comes a second, as a rule …
+                    await self._poll_heartbeats(HEARTBEATS_PER_POLL, 0.0)  # … and all that has come with it
+
+    async def _poll_heartbeats(self, limit: int, seconds: float) -> bool:
+        """Take up to so many rows; False when none came."""
+        polled = await self._on.heartbeats.consume(limit, seconds=seconds)
+        for _, fault in polled.faults:
+            if not fault.retriable:
+                raise fault
+        for message in polled.messages:
+            await self._heartbeat(RawRecord.of(message))
+        return bool(polled.runs)
 
     async def _heartbeat(self, record: RawRecord) -> None:
         shared = self._shared

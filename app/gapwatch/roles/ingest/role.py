@@ -35,6 +35,7 @@ class IngestRole:
         self._intake = Intake(self._shared, self._outlet)
         self._ownership = Ownership(self._shared, self._outlet)
         self._beside = Beside(self._shared)
+        self._idle = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set. Raises what makes going on unsafe."""
@@ -67,7 +68,7 @@ class IngestRole:
                 await self._ownership.find_topics()
                 next_topics = clock.monotonic() + TOPICS_SECONDS
             if self._ownership.subscribed:
-                await self._poll()
+                await self._poll(max(min(next_pulse, next_topics) - clock.monotonic(), 0.0))
             else:
                 await clock.sleep(POLL_SECONDS)
             if clock.monotonic() >= next_pulse:
@@ -76,8 +77,11 @@ class IngestRole:
             await self._outlet.commit()
         await self._outlet.finish()
 
-    async def _poll(self) -> None:
-        polled = await self._on.consumer.consume(RECORDS_PER_POLL, seconds=POLL_SECONDS)
+    async def _poll(self, idle_seconds: float) -> None:
+        """Read and pass on what arrives; while nothing does, wait for the first message, at most so long."""
+        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, POLL_SECONDS)
+        polled = await self._on.consumer.consume(limit, seconds=seconds)
+        self._idle = not polled.runs
         for where, fault in polled.faults:
             self._fault(where, fault)
         for at, messages in polled.runs.items():

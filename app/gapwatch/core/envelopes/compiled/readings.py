@@ -9,6 +9,7 @@ import binascii
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -161,6 +162,10 @@ def _whole_member(code: Code, v: str, t: str) -> None:
 
 
 def _decimal(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Code, str, str], None]:
+    return _spelt(spec, by_form(form), lead=lead)
+
+
+def _spelt(spec: FieldSpec, general: Callable[[Any], str], *, lead: bool) -> Callable[[Code, str, str], None]:
     """A number as text: what follows its point is looked up, what stands before it is taken as it is."""
     places = FRACTION_PLACES_MAX if spec.scale is None else min(spec.scale, FRACTION_PLACES_MAX)
     table = numbers.fractions(places)
@@ -172,8 +177,7 @@ def _decimal(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Co
         with code.block(f"if x is not None and y.isdecimal() and y[0] != '0' and (x or y[-1] != '0'){ascii_only}:"):
             code.line(f"{t} = f'{{{code.constant(LEADS)}[len(y) + len(x)]}}{{y}}{{x}}'" if lead else f"{t} = y + x")
         with code.block("else:"):
-            plain, general = code.constant(numbers.decimal_of), code.constant(by_form(form))
-            code.line(f"{t} = {plain}({v}, {spec.scale}) or {general}({v})")
+            code.line(f"{t} = {code.constant(numbers.decimal_of)}({v}, {spec.scale}) or {code.constant(general)}({v})")
             if lead:
                 code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
 
@@ -189,17 +193,17 @@ def _unscaled(scale: int) -> Callable[[Code, str, str], None]:
 
 
 def _decimal_member(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Code, str, str], None]:
-    inner = _decimal(spec, form, lead=lead)
+    general = by_form(form)
+    wrapped = _spelt(spec, lambda text: general(Decimal(text)), lead=lead)  # not every spelling of a text is one of a Decimal128
 
     def lines(code: Code, v: str, t: str) -> None:
         with code.block(f"if {v}.__class__ is {code.constant(Number)}:"):
             with code.block(f"if {v}.i is not None or {v}.l is not None or {v}.f is not None:"):
                 code.line(f"raise {code.constant(Odd)}")
             code.line(f"{v} = {v}.d")
-        with code.block(f"if {v}.__class__ is str:"):
-            inner(code, v, t)
+            wrapped(code, v, t)
         with code.block("else:"):
-            code.line(f"{t} = {code.constant(by_form(form))}({v})")
+            code.line(f"{t} = {code.constant(general)}({v})")
             if lead:
                 code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
 
