@@ -54,8 +54,14 @@ def permitted(spec: RepairSpec) -> frozenset[Kind]:
     return WRITABLE | {kind for kind, policy in policies.items() if policy is Policy.DELETE}
 
 
-def decide(judgement: Judgement, kinds: frozenset[Kind]) -> Decision:
-    """Say whether a judged key is written. A row that is gone at the source is never written, whatever the plan said."""
+def decide(judgement: Judgement, kinds: frozenset[Kind], *, planned: Kind) -> Decision:
+    """Say whether a judged key is written. A row that is gone at the source is never written, whatever the plan said.
+
+    Args:
+        judgement: What reading both sides proves now.
+        kinds: The kinds of gaps that this run may write or delete.
+        planned: The kind of this key's gap in the plan: only one that was planned as too much is deleted.
+    """
     if isinstance(judgement, Cleared):
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.ALREADY_RIGHT)
     if isinstance(judgement, Superseded):
@@ -63,7 +69,7 @@ def decide(judgement: Judgement, kinds: frozenset[Kind]) -> Decision:
     if not isinstance(judgement, Difference):
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.UNREAD, reason=getattr(judgement, "reason", "not read"))
     if judgement.kind in DELETABLE:
-        if kinds & DELETABLE:
+        if planned in kinds & DELETABLE:
             return Decision(step=Step.DELETE, outcome=ItemOutcome.WRITTEN)
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.VANISHED, reason="the source has no such row")
     if not kinds & _asked_for_by(judgement.kind):
@@ -107,12 +113,15 @@ class Tally:
         if reason and outcome in (ItemOutcome.FAILED, ItemOutcome.REFUSED, ItemOutcome.UNREAD):
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
+    def batch(self) -> None:
+        self.counts["batches"] = self.counts.get("batches", 0) + 1
+
     def verified(self, count: int) -> None:
         self.counts["verified"] = self.counts.get("verified", 0) + count
 
     @property
     def handled(self) -> int:
-        return sum(count for name, count in self.counts.items() if name != "verified")
+        return sum(count for name, count in self.counts.items() if name not in ("verified", "batches"))
 
     def error_rate_exceeded(self, ratio: float) -> bool:
         failed = self.counts.get(ItemOutcome.FAILED.value, 0)
@@ -121,7 +130,7 @@ class Tally:
     def as_counts(self, *, open_gaps: int) -> dict[str, int]:
         """Return all counts; ``in_sync`` is 1 only when no item failed or stayed unread and no gap of the plan is open."""
         failed = self.counts.get(ItemOutcome.FAILED.value, 0) + self.counts.get(ItemOutcome.UNREAD.value, 0)
-        names = ("written", "verified", "already_right", "already_newer", "vanished", "failed")
+        names = ("written", "verified", "already_right", "already_newer", "vanished", "failed", "batches")
         return {
             "planned": self.planned,
             **dict.fromkeys(names, 0),

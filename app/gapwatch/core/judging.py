@@ -89,8 +89,7 @@ class Judge:
             return
         if out_of_reach or (effect is Effect.OPENED and key in cell.rows.long):
             pipeline.due.add(key, state.due)
-        if effect is Effect.OPENED:
-            pipeline.survey.low = min(pipeline.survey.low, event_time_of(state.opening))
+        pipeline.survey.low = min(pipeline.survey.low, state.oldest_time)
 
     def _let_go(self, key: bytes, state: KeyState, said: Said) -> None:
         """A limit is reached: the key becomes part of a hole, which a sweep covers."""
@@ -98,7 +97,9 @@ class Judge:
         if state.writes:
             unverifiable = cell.counters.unverifiable
             unverifiable["overflow"] = unverifiable.get("overflow", 0) + len(state.writes)
-        opening, time = state.opening, state.oldest_time
+        else:
+            cell.counters.forgotten += 1
+        opening, time = state.opening, state.oldest_time // OVERFLOW_MS * OVERFLOW_MS
         cell.drop(key)
         known = cell.hole
         if known is not None and known.time_from <= time and self.append_time <= known.time_to:
@@ -181,7 +182,8 @@ class Judge:
 
     def _raise(self, key: bytes, state: KeyState, target: int, due: int, *, again: bool) -> Suspect:
         state.raised = target
-        state.raised_on = token_of(state.observed) if state.observed is not None else None
+        if not again:  # a verdict may rest on reads that only the first raise asked for
+            state.raised_on = token_of(state.observed) if state.observed is not None else None
         self._cell.file(key, state, is_open=True)
         self._pipeline.due.raise_again(key, target + self._pipeline.confirm_again)
         return self.suspect(key, state, due, again=again)
@@ -210,6 +212,7 @@ class Judge:
             due=due,
             source_watermark=self._times.watermark(*pipeline.source),
             target_watermark=self._times.watermark(*pipeline.target),
+            since=state.floor if 0 < state.floor < event_time_of(opening) else 0,
             raised_again=again,
         )
 

@@ -278,8 +278,12 @@ class KeyRows:
         place, at = self.place, self.at
         return ((key, held) for key, held in self.long.items() if place[at[key]] == OPEN)
 
-    def make_room(self, settled_max: int) -> None:
-        """Where too many keys are settled, let those go that have not changed for longest; move rows together now and then."""
+    def make_room(self, settled_max: int) -> int:
+        """Where too many keys are settled, let those go that have not changed for longest; return how many went.
+
+        Rows are moved together now and then.
+        """
+        before = self.settled
         if self.settled > settled_max:
             count = self.settled - (settled_max - settled_max // EVICTED_SHARE)
             place = self.place[: self.size]
@@ -290,6 +294,7 @@ class KeyRows:
             self.evicted_below = last + 1
         if len(self.keys) - len(self.at) > max(DEAD_ROWS_MIN, len(self.at)):
             self.gather()
+        return before - self.settled
 
     def _evict(self, rows: Rows) -> None:
         for row in rows.tolist():

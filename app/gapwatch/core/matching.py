@@ -20,7 +20,7 @@ from gapwatch.core.hotpath import expect_all, is_plain, numbers, observe_all, on
 from gapwatch.core.judging import Judge, Said
 from gapwatch.core.pipelinestate import PipelineState
 from gapwatch.core.segments import RECORD_BYTES_MAX
-from gapwatch.core.watermarks import FeedTimes
+from gapwatch.core.watermarks import FeedTimes, Span
 from gapwatch.errors import ProtocolError
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Batch, Control, FeedState, Operation, PackedBatch, PackedSection, Side, VerdictSection
@@ -78,18 +78,23 @@ class KeyMatcher:
 
     # what comes in
 
-    def apply(self, record: PackedBatch | Batch | Control, offset: int, append_time: int) -> Said:
+    def apply(self, record: PackedBatch | Batch | Control | None, offset: int, append_time: int) -> Said:
         """Apply one record of ``gapwatch.events``; return what follows from it.
 
         Args:
-            record: The record.
-            offset: Its offset; records come in order, each once, from the one after ``applied``.
+            record: The record; None: it cannot be read.
+            offset: Its offset; records come in order, each once. Offsets that are passed over are gone from the topic.
             append_time: Its Kafka timestamp, in milliseconds.
         """
         said: Said = []
+        missed = record is None or offset > self.applied + 1
         self.applied, self._append_time = offset, append_time
         for judge in self._judges.values():
             judge.append_time = append_time
+        if missed:
+            self._miss(said)
+        if record is None:
+            return said
         groups: Groups = {}
         if isinstance(record, Control):
             touched = self._apply_control(record, groups, said)
@@ -105,8 +110,8 @@ class KeyMatcher:
         if not isinstance(record, Control):
             self._apply_verdicts(record.verdicts)
         for name in touched or {name for name, _ in groups}:
-            pipeline = self._pipelines[name]
-            pipeline.cell.rows.make_room(pipeline.cell.limits.settled)
+            cell = self._pipelines[name].cell
+            cell.counters.forgotten += cell.rows.make_room(cell.limits.settled)
         return said
 
     def advance(self) -> Said:
@@ -117,6 +122,14 @@ class KeyMatcher:
     def acknowledgeable(self) -> int:
         """Return the offset below which records may be acknowledged once the state is durable: what waits is part of it."""
         return self.applied + 1
+
+    def _miss(self, said: Said) -> None:
+        """Records of this partition are gone: any feed may have had writes in them, which a later range would pass over."""
+        for (name, side, feed, number), known in self._times.feeds.items():
+            pipeline = self._pipelines.get(name)
+            if pipeline is not None:
+                span = Span(known.watermark, max(known.watermark, self._append_time), "ingest_hole")
+                said.append(pipeline.hole(side, feed, number, span, self._partition))
 
     def _apply_control(self, record: Control, groups: Groups, said: Said) -> dict[str, None]:
         """Take the feeds' states; return the pipelines whose times may have moved."""

@@ -191,7 +191,8 @@ class FeedTimes:
     def _apply_state(self, feed: FeedPartition, state: FeedState, since: int, admitted: Admitted) -> None:
         for lost in state.lost:
             if lost.offset_to > feed.lost_to:
-                time_from = lost.time_from or feed.watermark
+                # It was appended after it was committed: what is known of its commit is that no watermark had passed it.
+                time_from = min(lost.time_from or feed.watermark, feed.watermark or lost.time_from)
                 time_to = max(time_from, lost.time_to or since)
                 admitted.holes.append(Span(time_from, time_to, lost.reason, state.epoch, lost.offset_from, lost.offset_to))
                 feed.lost_to = lost.offset_to

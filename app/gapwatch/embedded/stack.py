@@ -13,6 +13,7 @@ from types import TracebackType
 
 from gapwatch.embedded.parts import ConnectPart, KafkaPart, MongoPart, Part, PostgresPart
 from gapwatch.embedded.process import Watchdog
+from gapwatch.embedded.watchdog import MARK
 from gapwatch.errors import GapwatchError, UsageError
 
 ALL = ("kafka", "connect", "postgres", "mongodb")
@@ -103,6 +104,11 @@ class EmbeddedStack:
                 part = self._parts.pop(name, None)
                 if part is not None:
                     ending.callback(part.close)
+
+    def mark(self) -> dict[str, str]:
+        """Return what goes into the environment of a process that shall end with this stack, however its parent dies."""
+        assert self._watchdog is not None, "the stack is running"
+        return {MARK: self._watchdog.mark}
 
     def _clean(self) -> None:
         if self._watchdog is not None:

@@ -49,7 +49,7 @@ class Held:
     def applied(self) -> int:
         return self.expected - 1
 
-    def apply(self, record: PackedBatch | Control, offset: int, append_time: int, event: Any) -> None:
+    def apply(self, record: PackedBatch | Control | None, offset: int, append_time: int, event: Any) -> None:
         """Apply one record; its event is acknowledged by the checkpoint that contains it."""
         self.said += self.matcher.apply(record, offset, append_time)
         self.said += self.matcher.advance()

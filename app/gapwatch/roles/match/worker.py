@@ -21,7 +21,7 @@ from gapwatch.kafka.faust_safety import owns_partitions, stopped_within
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, state_topic
 from gapwatch.model.pipeline import Settings
-from gapwatch.model.stream import FORMAT, Control, PackedBatch
+from gapwatch.model.stream import Control, PackedBatch
 from gapwatch.ports import Clock
 from gapwatch.roles.match.checkpointer import Checkpointer
 from gapwatch.roles.match.held import Held, Restorer
@@ -30,7 +30,6 @@ from gapwatch.roles.match.settings import MatchTuning, build_app
 
 log = structlog.get_logger(__name__)
 
-EMPTY: Final = PackedBatch(format=FORMAT, sections=[], verdicts=[])
 EAGER_SECONDS: Final = 0.1
 EAGER_TICKS: Final = 10  # with partitions in hand, before the checkpoints come at their own pace
 POSTPONED_SECONDS: Final = 0.2  # before a checkpoint that had to wait is tried again while the agent is held up
@@ -129,15 +128,15 @@ class MatchWorker:
         if held.crowded(self._tuning.unacknowledged_records_max, self._tuning.suspects_max):
             await self._make_room(held)
 
-    def _record(self, message: Any) -> PackedBatch | Control:
-        """Return the record; an unreadable one as an empty one, since its ranges are then missed and become a hole."""
+    def _record(self, message: Any) -> PackedBatch | Control | None:
+        """Return the record; None where it cannot be read, which the matcher turns into a hole."""
         try:
             return read(message.value or b"")
         except RecordError as error:
             if error.reason == "unknown_format":
                 raise ProtocolError(str(error), remedy="Upgrade this worker to the version of the ingesters.") from error
             log.error("events_record_unreadable", partition=message.partition, offset=message.offset, reason=str(error))
-            return EMPTY
+            return None
 
     async def _admit(self, held: Held, tp: TP, offset: int) -> bool:
         """Say whether a record beyond the expected one may be applied; if not, see to it that the expected one comes."""

@@ -1,0 +1,141 @@
+"""The trial of a mapping against a real ledger: what a sweep may book, what is withdrawn, and what a correction ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gapwatch.clock import SystemClock
+from gapwatch.core.confirm import Cleared, Difference, Judgement, Presence, Reading, Reads
+from gapwatch.core.keys import KeyCodec
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.trial import KEYS
+from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.model.gap import Cause, Finding, Kind, Resolution
+from gapwatch.model.pipeline import FieldType
+from gapwatch.ports import GapFilter, StoredRecord
+from gapwatch.roles.board import Board
+from gapwatch.roles.repair.judging import Case, Decided
+from gapwatch.roles.repair.reads import KeyReads
+from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
+from gapwatch.roles.repair.watcher import FindingBook
+from gapwatch.roles.stores import PipelineStores, StoreProvider
+from tests.ledger_samples import gap, opening
+from tests.unit.core.samples import field, pipeline
+
+HERE = Reading(presence=Presence.PRESENT, identity=b"1" * 16)
+
+
+def stores_of(kind: FieldType = FieldType.DECIMAL) -> PipelineStores:
+    """A pipeline's stores as far as a trial asks them: it reads nothing itself."""
+    spec = pipeline(field("total", kind), field("v"))
+    mapping, nobody = CompiledMapping(spec), cast(Any, None)
+    codec = KeyCodec(spec.source.key)
+    return PipelineStores(spec=spec, mapping=mapping, codec=codec, source=nobody, target=nobody, writer=nobody)
+
+
+def decided(number: int, judgement: Judgement) -> Decided:
+    key = b"%08d" % number
+    reads = Reads(before=HERE, target=HERE, after=HERE, differing=(), started_ms=0)
+    read = StoredRecord(key=key, fields={"total": 1, "v": "a"}, raw={}, target_id=None, revision=None)
+    return Decided(case=Case(key=key), judgement=judgement, reads=KeyReads(reads=reads, source=read, target=read))
+
+
+def mismatch(number: int, *fields: str) -> Decided:
+    return decided(number, Difference(kind=Kind.MISMATCH, cause=Cause.UNKNOWN, fields=fields))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
+    made = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+    yield made
+    made.close()
+
+
+def trials_of(ledger: SqlLedger, stores: PipelineStores) -> MappingTrials:
+    async def given(_: str) -> PipelineStores:
+        return stores
+
+    clock = SystemClock()
+    board = cast(Board, SimpleNamespace(records=lambda pipeline: []))  # a stream that has settled nothing yet
+    provider = cast(StoreProvider, SimpleNamespace(stores=given))
+    return MappingTrials(ledger, board, FindingBook(ledger, clock, lambda *_: None), provider, clock)
+
+
+def suspicions(ledger: SqlLedger) -> list[str]:
+    return [record.message for record in ledger.findings("orders") if record.finding is Finding.MAPPING_SUSPECT]
+
+
+async def swept(
+    trials: MappingTrials, stores: PipelineStores, items: Sequence[Decided], *, compared: int
+) -> tuple[list[Decided], str]:
+    sweep = SweepTrial(trials, stores, takes_part=True)
+    now = await sweep.take(items, compared=compared, pending=0)
+    return [*now, *await sweep.finish(compared=compared, whole=True)], sweep.said
+
+
+async def test_m23_a_sweep_books_nothing_of_a_wrong_field_and_everything_else(ledger: SqlLedger) -> None:
+    stores = stores_of()
+    missing = decided(900, Difference(kind=Kind.MISSING, cause=Cause.UNKNOWN, fields=()))
+    other = mismatch(901, "v")
+    wrong = [mismatch(n, "total") for n in range(80)]
+    booked, said = await swept(trials_of(ledger, stores), stores, [*wrong, missing, other], compared=100)
+    assert booked == [missing, other]
+    assert said == "The mapping looks wrong: total differs in 80 of 100 keys."
+    assert suspicions(ledger) == [said]
+
+
+async def test_m23_a_large_sweep_raises_its_suspicion_long_before_it_ends(ledger: SqlLedger) -> None:
+    """Of a million keys all differ; after the first thousand judgements it is clear enough."""
+    stores, count = stores_of(), 0
+    sweep = SweepTrial(trials_of(ledger, stores), stores, takes_part=True)
+    while not sweep.said and count < 10 * KEYS:
+        booked = await sweep.take([mismatch(n, "total") for n in range(count, count + 500)], compared=1_000_000, pending=900_000)
+        assert booked == []
+        count += 500
+    assert count == KEYS
+
+
+async def test_m23_many_wrong_documents_among_many_more_are_gaps(ledger: SqlLedger) -> None:
+    stores = stores_of()
+    wrong = [mismatch(n, "total") for n in range(3 * KEYS)]
+    booked, said = await swept(trials_of(ledger, stores), stores, wrong, compared=1_000_000)
+    assert (booked, said, suspicions(ledger)) == (wrong, "", [])
+
+
+async def test_m23_once_passed_the_target_may_go_wrong_as_it_likes(ledger: SqlLedger) -> None:
+    stores = stores_of()
+    trials = trials_of(ledger, stores)
+    assert await swept(trials, stores, [decided(1, Cleared(reason="in_agreement"))], compared=100) == (
+        [decided(1, Cleared(reason="in_agreement"))],
+        "",
+    )
+    wrong = [mismatch(n, "total") for n in range(100)]
+    for again in (trials, trials_of(ledger, stores)):  # also after a restart
+        assert await swept(again, stores, wrong, compared=100) == (wrong, "")
+
+
+async def test_m23_gaps_that_were_opened_before_the_suspicion_are_withdrawn(ledger: SqlLedger) -> None:
+    stores = stores_of()
+    wrong, right, lost = gap(1, kind=Kind.MISMATCH, fields=("total",)), gap(2, kind=Kind.MISMATCH, fields=("v",)), gap(3)
+    ledger.store_gaps([opening(one) for one in (wrong, right, lost)])
+    await swept(trials_of(ledger, stores), stores, [mismatch(n, "total") for n in range(80)], compared=100)
+    left = {one.id for one in ledger.gaps(GapFilter(pipeline="orders", states=("open",))).gaps}
+    assert left == {right.id, lost.id}
+    withdrawn = ledger.gap(wrong.id)
+    assert withdrawn is not None
+    assert (withdrawn.resolution, withdrawn.note) == (Resolution.SUPERSEDED, "mapping_suspect: total")
+    assert ledger.unverifiable_oldest("orders") is not None, "its key holds consistent-through"
+
+
+async def test_m23_a_corrected_mapping_ends_the_suspicion_at_the_start(ledger: SqlLedger) -> None:
+    wrong, right = stores_of(FieldType.DECIMAL), stores_of(FieldType.FLOAT)
+    await swept(trials_of(ledger, wrong), wrong, [mismatch(n, "total") for n in range(80)], compared=100)
+    await trials_of(ledger, wrong).begin(["orders"])
+    assert suspicions(ledger), "a restart alone corrects nothing"
+    await trials_of(ledger, right).begin(["orders"])
+    assert suspicions(ledger) == []
