@@ -44,17 +44,18 @@ def _key(number: int) -> bytes:
     return b"\x01" + number.to_bytes(6, "big")
 
 
-def _section(side: Side, numbers: range) -> Section:
+def _section(side: Side, numbers: range, part: int, parts: int) -> Section:
     later = 0 if side is Side.EXPECTED else 300
     topic = work.SOURCE if side is Side.EXPECTED else work.TARGET
-    kept = [number for number in numbers if side is Side.EXPECTED or number % work.MISSING_EVERY != 500]
+    mine = [number for number in numbers if number % parts == part]
+    kept = [number for number in mine if side is Side.EXPECTED or number % work.MISSING_EVERY != 500]
     wrong = {number for number in kept if side is Side.OBSERVED and number % work.WRONG_EVERY == 700}
     times = [work.START_MS + number * 1_000 // work.PER_SECOND + later for number in kept]
     return Section(
         pipeline="orders",
         side=int(side),
         feed=topic,
-        feed_partition=0,
+        feed_partition=part,
         epoch=1,
         mapping=MAPPING,
         offset_from=numbers.start,
@@ -70,14 +71,14 @@ def _section(side: Side, numbers: range) -> Section:
     )
 
 
-def _control(expected: int, observed: int, clock: int) -> Control:
+def _control(expected: int, observed: int, clock: int, parts: int) -> Control:
     states = [
         FeedState(
             pipeline="orders",
             side=int(side),
             feed=topic,
-            feed_partition=0,
-            partitions=1,
+            feed_partition=part,
+            partitions=parts,
             epoch=1,
             offset_from=reached,
             offset_to=reached,
@@ -88,25 +89,26 @@ def _control(expected: int, observed: int, clock: int) -> Control:
             lost=[],
         )
         for side, topic, reached in ((Side.EXPECTED, work.SOURCE, expected), (Side.OBSERVED, work.TARGET, observed))
+        for part in range(parts)
     ]
     return Control(FORMAT, "bench", clock, states, [PipelineTimes("orders", 0, 1_000)])
 
 
-def records(keys: int, events: int) -> Iterator[bytes]:
+def records(keys: int, events: int, parts: int) -> Iterator[bytes]:
     """Yield the records of one partition of ``gapwatch.events``."""
-    yield pack(_control(0, 0, work.START_MS))
+    yield pack(_control(0, 0, work.START_MS, parts))
     spoke = work.START_MS
     for start in range(0, keys + LAG_EVENTS, events):
         for side, first in ((Side.EXPECTED, start), (Side.OBSERVED, start - LAG_EVENTS)):
             numbers = range(max(0, first), max(0, min(keys, first + events)))
             if numbers:
-                yield pack(Batch(FORMAT, [_section(side, numbers)], []))
+                yield pack(Batch(FORMAT, [_section(side, numbers, part, parts) for part in range(parts)], []))
         expected, observed = min(keys, start + events), max(0, min(keys, start + events - LAG_EVENTS))
         clock = work.START_MS + observed * 1_000 // work.PER_SECOND
         if clock - spoke >= PULSE_MS:
             spoke = clock
-            yield pack(_control(expected, observed, clock))
-    yield pack(_control(keys, keys, work.end_time(keys) + 60_000))
+            yield pack(_control(expected, observed, clock, parts))
+    yield pack(_control(keys, keys, work.end_time(keys) + 60_000, parts))
 
 
 def _matcher() -> KeyMatcher:
@@ -157,10 +159,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hot_match", description=__doc__)
     parser.add_argument("--keys", type=int, default=200_000)
     parser.add_argument("--events", type=int, default=500, help="events in a record")
+    parser.add_argument("--sections", type=int, default=1, help="sections in a record, each of a feed partition")
     parser.add_argument("--every", type=int, default=RECORDS_PER_CHECKPOINT, help="records between two checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    log = list(records(options.keys, options.events))
+    log = list(records(options.keys, options.events, options.sections))
     count = work.records(options.keys)
     rounds = [run(log, options.every) for _ in range(options.rounds)]
     for stage in STAGES:

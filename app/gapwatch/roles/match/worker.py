@@ -30,6 +30,8 @@ from gapwatch.roles.match.settings import MatchTuning, build_app
 
 log = structlog.get_logger(__name__)
 
+EAGER_SECONDS: Final = 0.1
+EAGER_TICKS: Final = 10  # with partitions in hand, before the checkpoints come at their own pace
 POSTPONED_SECONDS: Final = 0.2  # before a checkpoint that had to wait is tried again while the agent is held up
 
 
@@ -199,10 +201,17 @@ class MatchWorker:
     # what runs beside
 
     async def _tick(self) -> None:
+        pause, eager = EAGER_SECONDS, EAGER_TICKS
         while True:
-            await self._clock.sleep(self._tuning.checkpoint_seconds)
-            if self._held and not self._app.rebalancing:
-                await self._checkpointer.run()
+            await self._clock.sleep(pause)
+            if not self._held or self._app.rebalancing:
+                continue
+            if eager:  # what a new owner has applied first is shown at once
+                eager = 0 if any(one.events for one in self._held.values()) else eager - 1
+                if eager:
+                    continue
+                pause = self._tuning.checkpoint_seconds
+            await self._checkpointer.run()
 
     async def _probe(self) -> None:
         """End a worker that hangs: known of Faust after broker outages and in recovery, without any error of its own."""
