@@ -72,9 +72,29 @@ class MongoConnector(Connector):
         return mongodb.MongoPreflight(pipeline, url)
 
 
+class OpenSearchConnector(Connector):
+    """Its driver is imported at the first use: that takes half a second, which no other store's users should pay."""
+
+    def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        from gapwatch_connectors.opensearch.reader import OpenSearchReader
+
+        return OpenSearchReader(pipeline, url)
+
+    def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
+        from gapwatch_connectors.opensearch.writer import OpenSearchWriter
+
+        return OpenSearchWriter(pipeline, url)
+
+    def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+        from gapwatch_connectors.opensearch.preflight import OpenSearchPreflight
+
+        return OpenSearchPreflight(pipeline, url)
+
+
 CONNECTORS: Mapping[StoreType, Connector] = {
     StoreType.POSTGRES: PostgresConnector(StoreType.POSTGRES),
     StoreType.MONGODB: MongoConnector(StoreType.MONGODB),
+    StoreType.OPENSEARCH: OpenSearchConnector(StoreType.OPENSEARCH),
 }
 
 

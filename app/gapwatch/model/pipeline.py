@@ -176,6 +176,7 @@ class TargetSpec:
     feed: FeedSpec
     dead_letter_topic: str = ""
     version: str = ""
+    routing: str = ""  # path of the mapped field that routes a document (OpenSearch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
