@@ -32,7 +32,7 @@ from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.logs import set_up_logs
 from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import RunKind, RunState
-from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec, Settings
+from gapwatch.model.pipeline import CAPTURED, FeedKind, FieldSpec, PipelineSpec, Settings
 from gapwatch.ports import Advice, Clock, Preflight
 from gapwatch.roles.board import Board
 from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
@@ -180,7 +180,7 @@ class Parts:
             if not spec.enabled:
                 continue
             target, source = settings.stores[spec.target.store], settings.stores[spec.source.store]
-            if spec.target.feed.kind is FeedKind.CHANGE_STREAM:
+            if spec.target.feed.kind in CAPTURED:
                 opened = partial(connector_of(target.type).feed_reader, spec, target.url)
                 streams.append(Stream(pipeline=spec, topic=spec.target.feed.topic, open=opened))
             if source.heartbeat.auto:

@@ -85,6 +85,11 @@ class OpenSearchConnector(Connector):
 
         return OpenSearchWriter(pipeline, url)
 
+    def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        from gapwatch_connectors.opensearch.feed import OpenSearchTail
+
+        return OpenSearchTail(pipeline, url)
+
     def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
         from gapwatch_connectors.opensearch.preflight import OpenSearchPreflight
 

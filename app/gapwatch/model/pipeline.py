@@ -54,6 +54,10 @@ class FeedKind(StrEnum):
     NONE = "none"
 
 
+CAPTURED = frozenset({FeedKind.CHANGE_STREAM, FeedKind.SEQ_NO})  # role `capture` reads the store, and fills the topic
+MARKED = frozenset({FeedKind.SEQ_NO, FeedKind.ACKS})  # only markers tell how far time has come, not the events themselves
+
+
 class Match(StrEnum):
     DIGEST = "digest"
     VERSION = "version"

@@ -31,7 +31,7 @@ from gapwatch.kafka.clients import AckedProducer, Committed, Partition, RawConsu
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, TopicFacts
 from gapwatch.model.gap import Finding, FindingRecord
-from gapwatch.model.pipeline import PipelineSpec, Settings
+from gapwatch.model.pipeline import MARKED, PipelineSpec, Settings
 from gapwatch.model.stream import (
     FORMAT,
     NO_DELIVERY,
@@ -208,7 +208,8 @@ class IngestRole:
             if progress.jumped(event.major, event.minor, event.event_time):
                 await self._jump(binding, owned, record)
                 progress.jumped(event.major, event.minor, event.event_time)
-            progress.streamed(event.event_time)
+            if binding.kind not in MARKED:
+                progress.streamed(event.event_time)
         partition = partition_of(event.key, self._on.settings.topics.partitions)
         name = (binding.pipeline.id, int(binding.side), partition)
         builder = owned.builders.get(name)
