@@ -36,7 +36,7 @@ def execute(dsn: str, *statements: str) -> None:
 
 def ask(method: str, url: str, body: Any = None) -> Any:
     """Send JSON to an HTTP interface and return what it answers; urllib's HTTPError for a refusal."""
-    data = None if body is None else json.dumps(body).encode()
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"}, method=method)
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.loads(response.read() or b"null")

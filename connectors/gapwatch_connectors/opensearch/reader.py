@@ -229,6 +229,12 @@ class OpenSearchReader:
         """Count on every primary: a search that finds nothing proves nothing."""
         return await self._dataset.count(await self._dataset.resolve()) == 0
 
+    async def estimate(self) -> int:
+        """Return about how many documents there are, without a refresh; for progress only."""
+        index = await self._dataset.resolve()
+        answer = await self._search.request("POST", path(index.name, "_count"))
+        return int(answer["count"])
+
 
 def _of(records: Sequence[StoredRecord]) -> Read | tuple[StoredRecord, ...]:
     if not records:

@@ -208,8 +208,7 @@ class IngestRole:
             if progress.jumped(event.major, event.minor, event.event_time):
                 await self._jump(binding, owned, record)
                 progress.jumped(event.major, event.minor, event.event_time)
-            if binding.kind not in MARKED:
-                progress.streamed(event.event_time)
+            progress.streamed(event.event_time)
         partition = partition_of(event.key, self._on.settings.topics.partitions)
         name = (binding.pipeline.id, int(binding.side), partition)
         builder = owned.builders.get(name)
@@ -398,6 +397,7 @@ class IngestRole:
             position=max(offset, start),
             sent=offset,
             disorder_ms=disorder,
+            by_markers=any(binding.kind in MARKED for binding in self._bindings[at.topic]),
         )
         if same_log and known is not None:
             progress.highest, progress.highest_time = (known.major, known.minor), known.time
