@@ -183,6 +183,9 @@ class Parts:
             if spec.target.feed.kind in CAPTURED:
                 opened = partial(connector_of(target.type).feed_reader, spec, target.url)
                 streams.append(Stream(pipeline=spec, topic=spec.target.feed.topic, open=opened))
+            if spec.source.feed.kind in CAPTURED:
+                opened = partial(connector_of(source.type).source_feed_reader, spec, source.url)
+                streams.append(Stream(pipeline=spec, topic=spec.source.feed.topic, open=opened, side="expected"))
             if source.heartbeat.auto:
                 connector = connector_of(source.type)
                 if connector.heartbeat_writer(source.name, source.url, sender) is not None:

@@ -30,7 +30,11 @@ class Connector:
         raise self._no("be repaired")
 
     def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        """Return the reader of the target's own feed."""
         raise self._no("be followed by a change stream")
+
+    def source_feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        raise self._no("be followed by a change stream as a source")
 
     def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
         """Return None where the store type needs no heartbeats of ours."""
@@ -59,6 +63,15 @@ class PostgresConnector(Connector):
 
 
 class MongoConnector(Connector):
+    def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        return mongodb.MongoReader(mongodb.as_target(pipeline), url)
+
+    def source_feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        return mongodb.MongoChangeStream(mongodb.as_target(pipeline), url)
+
+    def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
+        return mongodb.MongoPreflight(mongodb.as_target(pipeline), url, side="source")
+
     def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
         return mongodb.MongoReader(pipeline, url)
 

@@ -206,13 +206,38 @@ class _Builder:
 
     def _source(self) -> SourceSpec:
         form = self._form.source
-        self._store("source", form.store, StoreType.POSTGRES)
-        self._unsupported("source", form, ("on_leave", "tables", "topic_pattern", "collection", "where"))
+        kind = self._store("source", form.store, StoreType.POSTGRES, StoreType.MONGODB)
+        self._unsupported("source", form, ("on_leave", "tables", "topic_pattern", "where"))
+        if kind is StoreType.MONGODB:
+            return self._collection_source(form)
+        self._unsupported("source", form, ("collection",))
         table = form.table or ""
         if table.count(".") != 1:
             self._problem(("source", "table"), "The table is needed with its schema.", "Write table: public.orders.")
         return SourceSpec(
             store=form.store, table=table, key=_columns(form.key), feed=self._feed("source", form.feed), version=form.version
+        )
+
+    def _collection_source(self, form: forms.Source) -> SourceSpec:
+        target = self._stores.get(self._form.target.store)
+        if target is not None and target.type is not StoreType.OPENSEARCH:
+            remedy = "The target of a mongodb source must be an opensearch store."
+            self._problem(("source", "store"), f"A pipeline from mongodb to {target.type.value} {_NOT_YET}.", remedy)
+        if form.table is not None:
+            self._problem(("source", "table"), "A mongodb source has no `table`.", "Write collection: shop.orders.")
+        if "." not in (form.collection or ""):
+            self._problem(
+                ("source", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
+            )
+        if form.feed.model_fields_set != {"change_stream"} or not form.feed.change_stream:
+            message = f"A collection is followed by its change stream; any other source feed of it {_NOT_YET}."
+            self._problem(("source", "feed"), message, "Write { change_stream: true }.")
+        return SourceSpec(
+            store=form.store,
+            table=form.collection or "",
+            key=_columns(form.key),
+            feed=FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, "source")),
+            version=form.version,
         )
 
     def _target(self) -> TargetSpec:

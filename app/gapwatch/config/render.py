@@ -135,7 +135,8 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
 
 def _source(spec: SourceSpec) -> dict[str, Any]:
     version = {"version": spec.version} if spec.version else {}
-    feed = {"store": spec.store, "table": spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
+    dataset = "table" if spec.feed.kind is FeedKind.DEBEZIUM else "collection"
+    feed = {"store": spec.store, dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
     return {**feed, "replica_identity": spec.replica_identity, **version}
 
 

@@ -11,17 +11,18 @@ from uuid import UUID
 
 from gapwatch.core.canonical import parse_json, plain_number, quantize
 from gapwatch.core.keys import decimal_text
-from gapwatch.core.mapping import whole_number
+from gapwatch.core.mapping import getter, whole_number
 from gapwatch.core.temporal import PER_SECOND, civil_from_days, moment_reader, read_days, rescale
-from gapwatch.core.values import Instant, JsonText
+from gapwatch.core.values import MISSING, Instant, JsonText
 from gapwatch.errors import RecordError
-from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec
+from gapwatch.model.pipeline import FeedKind, FieldSpec, FieldType, PipelineSpec
 from gapwatch.ports import Key, StoredRecord
 from gapwatch_connectors.opensearch.keys import ID, DocumentIds
 from gapwatch_connectors.opensearch.reader import VERSION
 
 Document = dict[str, Any]
 _DIGITS: Final = {"s": 0, "ms": 3, "us": 6}
+_ANYTHING: Final = FieldSpec(target="", source="", precision="ms")
 _YEARS: Final = range(10_000)  # what the server's date formats take
 
 
@@ -31,10 +32,13 @@ def build(pipeline: PipelineSpec, ids: DocumentIds, key: Key, row: StoredRecord,
     if identifier is None:
         raise RecordError("unrepresentable", "No _id can hold this key.")
     document: Document = {ID: identifier}
+    from_document = pipeline.source.feed.kind is FeedKind.CHANGE_STREAM
     for spec in fields:
-        if spec.source not in row.fields:
+        value = getter(spec.source)(row.fields)
+        if value is MISSING:
+            if from_document:
+                continue  # it was read whole: what it lacks, the target's document lacks too
             raise RecordError("field_missing", f"The source row has no column {spec.source}: nothing is written in its place.")
-        value = row.fields[spec.source]
         if _is_masked(value, pipeline.source.feed.placeholder):
             raise RecordError("field_masked", f"Column {spec.source} holds Debezium's placeholder: it is not written.")
         if value is None and spec.absent_is_null:
@@ -56,7 +60,7 @@ def routing_of(document: Mapping[str, Any], path: str) -> str:
 
 
 def _version(pipeline: PipelineSpec, row: StoredRecord) -> int:
-    version = whole_number(row.fields.get(pipeline.source.version))
+    version = whole_number(getter(pipeline.source.version)(row.fields))
     if version is None or version < 0:
         raise RecordError(
             "version_missing", f"Column {pipeline.source.version} holds no version: nothing is written without one."
@@ -87,7 +91,15 @@ def _json(spec: FieldSpec, value: Any) -> Any:
         return value
     if isinstance(value, list | tuple) and not isinstance(value, Instant):
         return [_json(spec, item) for item in value]
-    if spec.type in (FieldType.TIMESTAMP, FieldType.DATE) or isinstance(value, datetime | date | Instant):
+    if isinstance(value, Mapping):
+        return {str(name): _json(_ANYTHING, item) for name, item in value.items()}
+    if callable(convert := getattr(value, "to_decimal", None)):  # bson.Decimal128
+        value = convert()
+    elif isinstance(raw := getattr(value, "binary", None), bytes) and len(raw) == 12:  # bson.ObjectId
+        return raw.hex()
+    elif isinstance(value, bytes) and getattr(value, "subtype", 0) == 4 and len(value) == 16:  # bson.Binary
+        return str(UUID(bytes=bytes(value)))
+    if spec.type in (FieldType.TIMESTAMP, FieldType.DATE) or _is_moment(value):
         return _moment(spec, value)
     if isinstance(value, int | Decimal | float):
         return _number(spec, value)
@@ -98,6 +110,10 @@ def _json(spec: FieldSpec, value: Any) -> Any:
     if isinstance(value, str | UUID | time):
         return str(value)
     raise RecordError("unrepresentable", f"{spec.target}: a value of type {type(value).__name__} cannot be written.")
+
+
+def _is_moment(value: Any) -> bool:
+    return isinstance(value, datetime | date | Instant) or type(value).__name__ == "DatetimeMS"
 
 
 def _number(spec: FieldSpec, value: int | Decimal | float) -> Any:

@@ -94,6 +94,44 @@ def test_one_wrong_value_is_one_problem_that_names_it(old: str, new: str, expect
     assert any(expected in problem for problem in found), found
 
 
+MONGO = GOOD.replace(
+    '{ type: postgres, dsn: "postgresql://app:s3cret@db/shop" }', '{ type: mongodb, uri: "mongodb://app:s3cret@db/" }'
+).replace(
+    "table: public.orders, key: { id: int }, feed: { debezium: shop.public.orders }",
+    "collection: shop.orders, key: { _id: int }, feed: { change_stream: true }",
+)
+
+
+def test_a_collection_is_the_source_of_an_index() -> None:
+    found = parse(MONGO, {})
+    source = found.pipelines["orders"].source
+    assert (source.table, source.feed.kind, source.feed.topic) == (
+        "shop.orders",
+        FeedKind.CHANGE_STREAM,
+        "watch.feed.orders.source",
+    )
+    assert parse(render(found).replace("***", "s3cret"), {}).pipelines == found.pipelines
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("collection: shop.orders", "table: shop.orders", "source.table: A mongodb source has no `table`."),
+        ("collection: shop.orders", "collection: orders", "source.collection: The collection is needed with its database."),
+        ("change_stream: true", "debezium: shop.orders", "source.feed: A collection is followed by its change stream"),
+        ("change_stream: true", "change_stream: true, debezium: a", "source.feed: A collection is followed by its change stream"),
+        (
+            "{ store: search, index: orders, key: { _id: int }, feed: { seq_no: true }, routing: customer }",
+            "{ store: shop, collection: shop.copy, key: { _id: int }, feed: { change_stream: true } }",
+            "source.store: A pipeline from mongodb to mongodb is not supported yet.",
+        ),
+    ],
+)
+def test_what_a_collection_as_a_source_cannot_be(old: str, new: str, expected: str) -> None:
+    assert old in MONGO
+    assert any(expected in problem for problem in problems(MONGO.replace(old, new, 1)))
+
+
 def test_bytes_have_no_form_in_an_id() -> None:
     found = problems(GOOD.replace("{ id: int }", "{ id: bytes }").replace("{ _id: int }", "{ _id: bytes }"))
     assert len(found) == 1

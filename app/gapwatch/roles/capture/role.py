@@ -39,6 +39,7 @@ class Stream:
     pipeline: PipelineSpec
     topic: str
     open: Callable[[], FeedReader]
+    side: str = "observed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +147,7 @@ class CaptureRole:
             id="capture_" + gap_id(stream.pipeline.id, stream.topic.encode(), now.isoformat()).removeprefix("gap_"),
             pipeline=stream.pipeline.id,
             finding=Finding.HISTORY_LOST,
-            side="observed",
+            side=stream.side,
             feed=stream.topic,
             first_seen=now,
             last_seen=now,
