@@ -81,8 +81,3 @@ class Position:
         """Return the position after everything up to ``through`` of a window was read."""
         assert through >= self.shards.get(shard, NOTHING), "a tail never goes back"
         return replace(self, shards={**self.shards, shard: through})
-
-
-def hidden(window: Window, documents: int) -> int:
-    """Return how many writes a window did not show: deletions, overwritten versions, no-ops. 0 proves that there were none."""
-    return window.through - window.after - documents

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gapwatch.errors import StoreRefused, StoreUnreachable
-from gapwatch_connectors.opensearch.connection import Json, Search, path
+from gapwatch_connectors.opensearch.connection import Search, path
 
 PROBES_PER_SHARD_MAX: Final = 64  # routings tried for each shard, on average, before giving up
 PRIMARY: Final = "_primary"
@@ -56,11 +56,10 @@ class Dataset:
         if answer["_shards"]["failed"]:
             raise self._away("not every shard could be refreshed")
 
-    async def count(self, index: Index, query: Json = None) -> int:
+    async def count(self, index: Index) -> int:
         """Return how many documents there are; every primary has answered, and the index is still the same one."""
         await self.refresh(index)
-        body = {"query": query or {"match_all": {}}}
-        answer = await self.search.request("POST", path(index.name, "_count"), params={"preference": PRIMARY}, body=body)
+        answer = await self.search.request("POST", path(index.name, "_count"), params={"preference": PRIMARY})
         shards = answer["_shards"]
         if shards["failed"] or shards["successful"] != index.shards or shards["total"] != index.shards:
             raise self._away(f"{shards['successful']} of {index.shards} shards answered")

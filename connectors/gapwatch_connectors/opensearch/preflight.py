@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, Final
 
 from gapwatch.core.search_address import SearchAddress
-from gapwatch.errors import StoreRefused
+from gapwatch.errors import KeyMisfit, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice
 from gapwatch_connectors.opensearch.connection import Json, Search, path
 from gapwatch_connectors.opensearch.index import Dataset, Index
-from gapwatch_connectors.opensearch.reader import VERSION, OpenSearchReader, Place
+from gapwatch_connectors.opensearch.keys import DocumentIds
+from gapwatch_connectors.opensearch.reader import VERSION, has_external_version
 
 LEAST_MAJOR: Final = 2
 SAMPLE: Final = 10
@@ -28,7 +28,7 @@ class OpenSearchPreflight:
         self._url = url
         self._search = Search(pipeline.target.store, url)
         self._dataset = Dataset(self._search, pipeline.target.collection)
-        self._reader = OpenSearchReader(pipeline, url)
+        self._ids = DocumentIds(pipeline.target.key)
 
     async def check(self) -> Sequence[Advice]:
         advice: list[Advice] = []
@@ -39,13 +39,12 @@ class OpenSearchPreflight:
             advice += self._mapping(mapping["mappings"])
             advice += self._settings(index)
             advice += await self._routing(index, mapping["mappings"])
-            advice += await self._documents()
+            advice += await self._documents(index)
         except StoreRefused as error:
             return [*advice, self._advice("error", error.message, error.remedy)]
         return advice or [self._advice("ok", f"{self._target.collection} can be read.")]
 
     async def close(self) -> None:
-        await self._reader.close()
         await self._search.close()
 
     def _advice(self, level: str, message: str, remedy: str = "") -> Advice:
@@ -91,30 +90,32 @@ class OpenSearchPreflight:
         if self._target.routing:
             return []
         required = bool(mapping.get("_routing", {}).get("required"))
-        if not required and not await self._dataset.count(index, {"exists": {"field": "_routing"}}):
+        if not required and not await self._count_routed(index):
             return []
         message = f"Documents of {self._target.collection} are routed: a look-up by _id alone does not find them."
         return [self._advice("error", message, "Name the mapped field that routes them: target.routing.")]
 
-    async def _documents(self) -> list[Advice]:
-        """Read a few documents: their ids must fit the key, and versions from outside be declared."""
-        async with aclosing(self._reader.scan(content=False, chunk=SAMPLE)) as chunks:  # type: ignore[type-var]
-            first = await anext(chunks, None)
-        if first is None:
-            return []
-        if not first.complete:
-            await self._reader.ping()  # an outage is no advice
-            remedy = "Correct the key of the pipeline's target: keys are never coerced."
-            return [self._advice("error", f"{self._target.collection} cannot be swept: {first.reason}", remedy)]
-        places = [record.raw for record in first.records if isinstance(record.raw, Place)]
-        if self._target.version == VERSION or not any(place.has_external_version for place in places):
+    async def _count_routed(self, index: Index) -> int:
+        """Ask without a refresh: this is looked at again and again."""
+        body = {"query": {"exists": {"field": "_routing"}}}
+        return int((await self._search.request("POST", path(index.name, "_count"), body=body))["count"])
+
+    async def _documents(self, index: Index) -> list[Advice]:
+        """Look at a few documents: their ids must fit the key, and versions from outside be declared."""
+        body = {"size": SAMPLE, "_source": False, "version": True, "seq_no_primary_term": True}
+        hits = (await self._search.request("POST", path(index.name, "_search"), body=body))["hits"]["hits"]
+        for hit in hits:
+            try:
+                self._ids.of(hit["_id"])
+            except KeyMisfit as error:
+                remedy = "Correct the type of the target's key, or the ids: keys are never coerced."
+                return [self._advice("error", f"{self._target.collection} cannot be swept: {error.message}", remedy)]
+        outside = any(has_external_version(hit[VERSION], hit["_seq_no"]) for hit in hits)
+        if self._target.version == VERSION or not outside:
             return []
         message = f"Documents of {self._target.collection} carry versions from outside; a repair keeps them as they are."
-        return [
-            self._advice(
-                "warning", message, "Where they are a column of the source: source.version, and target.version: _version."
-            )
-        ]
+        remedy = "Where they are a column of the source: source.version, and target.version: _version."
+        return [self._advice("warning", message, remedy)]
 
 
 def _has(mapping: Mapping[str, Any], steps: Sequence[str]) -> bool:

@@ -23,6 +23,11 @@ KEEP_ALIVE: Final = "5m"
 VERSION: Final = "_version"  # as a target's version: the document's external version
 
 
+def has_external_version(version: int, seq_no: int) -> bool:
+    """Whether a version came from outside: the server's own counts writes, each of which took a sequence number."""
+    return version > seq_no + 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a document was read, and which write of it: what a guarded write names (``StoredRecord.raw``)."""
@@ -36,8 +41,7 @@ class Place:
 
     @property
     def has_external_version(self) -> bool:
-        """Whether the version came from outside: the server's own counts writes, each of which took a sequence number."""
-        return self.version > self.seq_no + 1
+        return has_external_version(self.version, self.seq_no)
 
 
 class OpenSearchReader:
