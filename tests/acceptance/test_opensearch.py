@@ -255,6 +255,23 @@ def test_a5_a_row_deleted_at_the_source(scene: Search, pipeline: str) -> None:
     scene.service.wait_healthy(pipeline)
 
 
+def test_trap_31_a_document_that_comes_back_after_its_deletion_is_found(scene: Search) -> None:
+    """A deletion's version is forgotten after a minute; an older write that is late then stands as if it were new."""
+    key = number()
+    scene.insert(key)
+    document = wait_for(lambda: scene.document("orders", key), "the document")
+    execute(scene.dsn, f"DELETE FROM {TABLE} WHERE id = {key}")
+    wait_for(lambda: scene.document("orders", key) is None, "the document to go")
+    scene.proven("orders")
+    assert scene.gaps("orders", key) == []
+    scene.put("orders", key, document)
+    [(_, kind, cause)] = wait_for(lambda: scene.gaps("orders", key), "the gap", 30)
+    assert (kind, cause) in (("undeleted", "resurrected"), ("extra", "out_of_band"))
+    scene.repair("orders", "extra,undeleted")
+    assert scene.document("orders", key) is None
+    scene.service.wait_healthy("orders")
+
+
 def test_a7_an_item_that_was_sent_twice_is_no_gap(scene: Search) -> None:
     key = number()
     scene.indexers["orders"].faults[key] = Fault.TWICE

@@ -91,7 +91,7 @@ def routings(node: OpenSearchPart, index: str) -> list[str]:
 # routing
 
 
-async def test_d15_b7_routed_documents_are_read_written_and_deleted_where_they_lie(
+async def test_d15_b7_lesson_25_routed_documents_are_read_written_and_deleted_where_they_lie(
     node: OpenSearchPart, index: str, made: list[Any]
 ) -> None:
     spec = spec_of(index, routing="region")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -25,6 +27,12 @@ from gapwatch_connectors.opensearch.keys import DocumentIds
 from tests.unit.core.samples import field, pipeline
 
 UUID_TEXT = "0a1b2c3d-0000-4000-8000-00000000000f"
+
+
+def test_the_driver_is_imported_where_it_is_used_and_nowhere_else() -> None:
+    code = "import sys, gapwatch.wiring, gapwatch_connectors.opensearch.acks; print('opensearchpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def ids(kind: KeyType) -> DocumentIds:
