@@ -178,6 +178,8 @@ class TargetWriter(Protocol):
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
         """Build the target's document from a complete source row; raise RecordError when a field is missing or masked."""
 
+    async def close(self) -> None: ...
+
 
 class ConnectorFactory(Protocol):
     """Makes the readers and writers of one store type; ``gapwatch_connectors.registry`` holds one per type."""
@@ -243,6 +245,8 @@ class Advice:
 class Preflight(Protocol):
     async def check(self) -> Sequence[Advice]:
         """Return all advice. Raising means: could not check."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

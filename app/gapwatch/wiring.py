@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,12 @@ class Stores:
             writer=target.target_writer(resolved, target_store.url),
         )
 
+    async def close(self) -> None:
+        for made in self._made.values():
+            for part in (made.source, made.target, made.writer):
+                await part.close()
+        self._made.clear()
+
 
 async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: PipelineSpec) -> PipelineSpec:
     """Return the pipeline with its types from the source's catalogue; from what is stored of it while the source is away."""
@@ -160,6 +167,14 @@ class Parts:
         self.metrics = Metrics(__version__, sorted(settings.pipelines))
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
+        self._preflights: dict[str, Sequence[Preflight]] = {}
+
+    async def close(self) -> None:
+        await self.stores.close()
+        for checks in self._preflights.values():
+            for check in checks:
+                await check.close()
+        self.ledger.close()
 
     def producer(self, purpose: str) -> AckedProducer:
         return AckedProducer(self.settings, client_id=f"{purpose}-{self.name}")
@@ -361,7 +376,7 @@ class Parts:
         return max(abs(await stores.source.clock_offset_ms()), abs(await stores.target.clock_offset_ms()))
 
     def _checks(self) -> Callable[[str], Sequence[Preflight]]:
-        made: dict[str, Sequence[Preflight]] = {}
+        made = self._preflights
 
         def of(pipeline: str) -> Sequence[Preflight]:
             if pipeline not in made:
@@ -415,7 +430,7 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
     try:
         await supervisor.run(stop)
     finally:
-        parts.ledger.close()
+        await parts.close()
     return 0
 
 
@@ -470,7 +485,7 @@ def local_service(settings: Settings) -> Iterator[str]:
         finally:
             await server.stop()
             await status.close()
-            parts.ledger.close()
+            await parts.close()
 
     def thread() -> None:
         try:
@@ -504,7 +519,11 @@ async def _examine(settings: Settings) -> Sequence[Advice]:
     checks: dict[str, Sequence[Preflight]] = {
         name: preflights(settings, spec) for name, spec in settings.pipelines.items() if spec.enabled
     }
-    return await examine_pipelines(settings, checks, TopicAdmin(settings))
+    try:
+        return await examine_pipelines(settings, checks, TopicAdmin(settings))
+    finally:
+        for check in chain.from_iterable(checks.values()):
+            await check.close()
 
 
 def validate_live(settings: Settings) -> Sequence[Advice]:
@@ -520,6 +539,7 @@ def validate_live(settings: Settings) -> Sequence[Advice]:
         try:
             return [*await _examine(settings), *await compare_live(made)]
         finally:
+            await stores.close()
             ledger.close()
 
     return asyncio.run(run())

@@ -102,7 +102,7 @@ async def reader(place: Place) -> AsyncIterator[DatasetReader]:
 async def writer(place: Place) -> AsyncIterator[TargetWriter]:
     made = connector_of(place.kind).target_writer(spec_of(place), place.address)
     yield made
-    await made.close()  # type: ignore[attr-defined]
+    await made.close()
 
 
 CODEC = KeyCodec(pipeline().target.key)
