@@ -204,7 +204,10 @@ async def test_emptiness_is_proved_and_identity_tells_a_new_dataset(place: Place
     place.create()
     assert await reader.is_empty()
     first = (await reader.describe()).identity
-    assert numbers(await chunks_of(reader, content=False)) == []
+    for content in (False, True):
+        chunks = await chunks_of(reader, content=content)
+        assert numbers(chunks) == []
+        assert all(chunk.complete for chunk in chunks)
     place.put(1, {"customer": "a"})
     assert not await reader.is_empty()
     place.drop()

@@ -12,7 +12,7 @@ from gapwatch.errors import StoreUnreachable
 from gapwatch.model.pipeline import FieldType, PipelineSpec
 from gapwatch.ports import ChangeEvent, Clock, StreamBatch
 from gapwatch_connectors.opensearch.connection import Json, Search, encode, path
-from gapwatch_connectors.opensearch.index import PRIMARY, Dataset
+from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset
 from gapwatch_connectors.opensearch.keys import ID
 from gapwatch_connectors.opensearch.reader import VERSION
 
@@ -101,7 +101,7 @@ class OpenSearchTail:
             body: dict[str, Any] = {
                 "size": EVENTS_PER_BATCH,
                 "query": {"range": {"_seq_no": {"gt": after, "lte": window.through}}},
-                "sort": [{"_seq_no": "asc"}],
+                "sort": IN_ORDER,
                 "seq_no_primary_term": True,
                 "version": True,
                 "track_total_hits": False,

@@ -11,6 +11,7 @@ from gapwatch_connectors.opensearch.connection import Search, path
 
 PROBES_PER_SHARD_MAX: Final = 64  # routings tried for each shard, on average, before giving up
 PRIMARY: Final = "_primary"
+IN_ORDER: Final = [{"_seq_no": {"order": "asc", "unmapped_type": "long"}}]  # an index that never held a document maps nothing
 WANTED: Final = "*.settings,*.aliases"  # mappings may be large
 
 

@@ -14,7 +14,7 @@ from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachabl
 from gapwatch.model.pipeline import FieldType, PipelineSpec
 from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, Read, ScanChunk, StoredRecord, Unread
 from gapwatch_connectors.opensearch.connection import Json, Search, error_type, path
-from gapwatch_connectors.opensearch.index import PRIMARY, Dataset, Index
+from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset, Index
 from gapwatch_connectors.opensearch.keys import ID, DocumentIds
 
 GETS_PER_REQUEST: Final = 500
@@ -178,7 +178,7 @@ class OpenSearchReader:
         body: dict[str, Any] = {
             "size": size,
             "query": {"range": {"_seq_no": {"gt": after}}},
-            "sort": [{"_seq_no": "asc"}],
+            "sort": IN_ORDER,
             "seq_no_primary_term": True,
             "version": True,
             "_source": self._source if content else False,
