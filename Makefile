@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from
 INPUTS := pyproject.toml requirements/dev.lock scripts/setup
 
-.PHONY: help setup demo run test page check bench soak lint format types imports docs lock clean
+.PHONY: help setup demo run test page alerts check bench soak lint format types imports docs secrets lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
@@ -25,13 +25,16 @@ demo: $(STAMP) ## the main job on real parts, with a connector that loses writes
 run: $(STAMP) ## gapwatch run with gapwatch.yaml
 	@$(BIN)/gapwatch run $(ARGS)
 
-test: $(STAMP) ## every test but the page's
-	@$(BIN)/pytest -m "not page" $(ARGS)
+test: $(STAMP) ## every test but those of page and alerts
+	@$(BIN)/pytest -m "not page and not alerts" -n 2 --dist loadfile $(ARGS)
 
 page: $(STAMP) ## the dashboard page in a real Chromium
 	@scripts/page $(ARGS)
 
-check: lint types imports docs page test ## what CI runs
+alerts: $(STAMP) ## the alert rules, with promtool and amtool
+	@scripts/alerts $(ARGS)
+
+check: lint types imports docs page alerts test ## what CI runs
 
 bench: $(STAMP) ## benchmarks, as ratios to the raw limits of the same run
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -56,9 +59,13 @@ imports: $(STAMP) ## the import rules
 docs: $(STAMP) ## what the documents say is what the code does
 	@$(BIN)/pytest -q tests/docs $(ARGS)
 
+secrets: ## what docker-compose.yml mounts, where it is not there yet
+	@scripts/secrets
+
 lock: ## make the hashed locks anew (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/dev.lock
 	uv pip compile pyproject.toml --extra embedded --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/run.lock
+	echo 'hatchling>=1.27' | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/build.lock
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

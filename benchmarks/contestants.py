@@ -3,67 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import resource
 import sys
-import time
 
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
 from benchmarks import work
+from benchmarks.figures import report
 from gapwatch.clock import SystemClock
+from gapwatch.core.batches import unpack
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.ledger import open_ledger
+from gapwatch.model.stream import Batch
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
-
-
-class _Row(msgspec.Struct):
-    id: int
-    customer: str
-    status: str
-    amount: str
-    quantity: int
-    placed: int
-    note: str
-
-
-class _Source(msgspec.Struct):
-    ts_ms: int
-    sequence: str
-
-
-class _Envelope(msgspec.Struct):
-    op: str
-    after: _Row
-    source: _Source
-
-
-def consume(servers: str, keys: int, *, decode: bool) -> dict[str, float]:
-    """The raw limits: read both topics, with or without a typed decode of every record."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": servers,
-            "group.id": "limit",
-            "enable.auto.commit": False,
-            "fetch.queue.backoff.ms": 20,
-            "queued.max.messages.kbytes": 65_536,
-        }
-    )
-    consumer.assign(
-        [TopicPartition(topic, number, 0) for topic in (work.SOURCE, work.TARGET) for number in range(work.PARTITIONS)]
-    )
-    envelope = msgspec.json.Decoder(_Envelope)
-    document = msgspec.json.Decoder(dict[str, msgspec.Raw])
-    read, total = 0, work.records(keys)
-    while read < total:
-        for message in consumer.consume(2_000, timeout=0.05):
-            read += 1
-            if decode:
-                value = message.value() or b""
-                (envelope if message.topic() == work.SOURCE else document).decode(value)
-    consumer.close()
-    return {"events": float(read)}
 
 
 async def ingest(servers: str, keys: int, database: str) -> dict[str, float]:
@@ -165,17 +117,35 @@ def found(servers: str) -> set[int]:
     return keys
 
 
+def differing(servers: str, keys: int) -> set[int]:
+    """Return the keys that the sections of both sides disagree on: the answer, without the matcher."""
+    settings = work.settings(servers, "")
+    codec = CompiledMapping(settings.pipelines["orders"]).source.codec
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-events", "enable.auto.commit": False})
+    parts = [TopicPartition(settings.topics.events, number, 0) for number in range(settings.topics.partitions)]
+    ends = [consumer.get_watermark_offsets(part)[1] for part in parts]
+    consumer.assign(parts)
+    digests: tuple[dict[bytes, bytes], dict[bytes, bytes]] = ({}, {})
+    read = 0
+    while read < sum(ends):
+        for message in consumer.consume(500, timeout=0.2):
+            read += 1
+            record = unpack(message.value() or b"")
+            if isinstance(record, Batch):
+                for section in record.sections:
+                    digests[section.side].update(zip(section.keys, section.digests, strict=True))
+    consumer.close()
+    expected, observed = digests
+    if len(expected) != keys:
+        sys.exit(f"wrong answer: {len(expected)} of {keys} keys came through")
+    return {int(codec.decode(key)[0]) for key, digest in expected.items() if observed.get(key) != digest}
+
+
 def main() -> None:
-    """Run one contestant and print its figures as JSON: events, CPU seconds, wall seconds, peak memory in MiB."""
+    """Run one contestant and print its figures."""
     name, servers, keys, database = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-    began = time.monotonic()
-    if name in ("C", "R"):
-        figures = consume(servers, keys, decode=name == "R")
-    else:
-        figures = asyncio.run({"ingest": ingest, "match": match}[name](servers, keys, database))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    figures |= {"cpu": used.ru_utime + used.ru_stime, "wall": time.monotonic() - began, "peak_rss_mib": used.ru_maxrss / 1024}
-    print(json.dumps(figures))
+    figures = asyncio.run({"ingest": ingest, "match": match}[name](servers, keys, database))
+    report(int(figures.pop("events")), **figures)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""The work of reference: Debezium envelopes of a table, and the change events of a copier that loses and falsifies a few."""
+"""The work of reference: Debezium envelopes of a table, and Debezium's events of the collection that a copier fills.
+
+The copier loses and falsifies a few. Records have the sizes of the reference: 484 and 538 bytes.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from confluent_kafka import Producer
@@ -26,12 +30,13 @@ from gapwatch.model.pipeline import (
     TopicsSpec,
 )
 
-SOURCE, TARGET = "bench.public.orders", "gapwatch.feed.orders.target"
+SOURCE, TARGET = "bench.public.orders", "catalog.shop.orders"
 PARTITIONS = 4
 EVENTS_PARTITIONS = 4
 MISSING_EVERY, WRONG_EVERY = 1_000, 1_000
 START_MS = 1_790_000_000_000
 PER_SECOND = 2_000  # commits a second, in event time
+STATUSES = ("new", "paid", "shipped", "done")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +51,11 @@ def settings(bootstrap_servers: str, database: str) -> Settings:
     """Return the settings of the benchmark's one pipeline: six mapped fields, resolved."""
     kinds: tuple[tuple[str, FieldType, dict[str, Any]], ...] = (
         ("customer", FieldType.TEXT, {}),
-        ("status", FieldType.TEXT, {}),
         ("amount", FieldType.DECIMAL, {"scale": 2, "wire": "text"}),
+        ("status", FieldType.TEXT, {}),
         ("quantity", FieldType.INT, {}),
-        ("placed", FieldType.TIMESTAMP, {"wire": "epoch_ms"}),
-        ("note", FieldType.TEXT, {}),
+        ("updated_at", FieldType.TIMESTAMP, {"wire": "iso"}),
+        ("version", FieldType.INT, {}),
     )
     fields = tuple(FieldSpec(target=name, source=name, type=kind, maskable=False, **more) for name, kind, more in kinds)
     key = (KeyColumn(path="id", type=KeyType.INT),)
@@ -61,7 +66,7 @@ def settings(bootstrap_servers: str, database: str) -> Settings:
             store="catalog",
             collection="catalog.orders",
             key=(KeyColumn(path="_id", type=KeyType.INT),),
-            feed=FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=TARGET),
+            feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic=TARGET),
         ),
         fields=fields,
         delivery=DeliverySpec(),
@@ -83,7 +88,11 @@ def settings(bootstrap_servers: str, database: str) -> Settings:
 def produce(bootstrap_servers: str, keys: int) -> Planted:
     """Fill both topics with one write of each key; return what is wrong on purpose."""
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    topics = [NewTopic(name, num_partitions=PARTITIONS, replication_factor=1) for name in (SOURCE, TARGET)]
+    # The work has its own clock: by the machine's its records may be older than any retention.
+    topics = [
+        NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config={"retention.ms": "-1"})
+        for name in (SOURCE, TARGET)
+    ]
     for future in admin.create_topics(topics).values():
         future.result()
     producer = Producer(
@@ -97,92 +106,104 @@ def produce(bootstrap_servers: str, keys: int) -> Planted:
     missing = frozenset(range(500, keys, MISSING_EVERY))
     wrong = frozenset(range(700, keys, WRONG_EVERY))
     for number in range(keys):
-        _send(producer, SOURCE, number, *_source(number))
+        _send(producer, SOURCE, number, *source_record(number))
         if number not in missing:
-            _send(producer, TARGET, number, *_target(number, wrong=number in wrong))
+            _send(producer, TARGET, number, *target_record(number, wrong=number in wrong))
     producer.flush()
     return Planted(missing=missing, wrong=wrong)
 
 
-def _send(
-    producer: Producer, topic: str, number: int, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]]
-) -> None:
+def _send(producer: Producer, topic: str, number: int, key: bytes, value: bytes) -> None:
     while True:
         try:
             # Appended when it was written, by the clock of the work itself: due times count from the later of both.
-            at = START_MS + number * 1_000 // PER_SECOND
-            producer.produce(topic, key=key, value=value, headers=headers, partition=number % PARTITIONS, timestamp=at)
+            producer.produce(topic, key=key, value=value, partition=number % PARTITIONS, timestamp=written_ms(number))
             return
         except BufferError:
             producer.poll(0.1)
 
 
-def _values(number: int) -> tuple[str, str, str, int, int, str]:
-    return (
-        f"customer {number % 5_000}",
-        ("new", "paid", "packed", "shipped")[number % 4],
-        f"{number % 100_000}.{number % 100:02d}",
-        1 + number % 9,
-        START_MS + number,
-        f"note for order {number}, handled with care",
-    )
+def written_ms(number: int) -> int:
+    """Return the commit time of a write at the source, in milliseconds."""
+    return START_MS + number * 1_000 // PER_SECOND
 
 
-def _source(number: int) -> tuple[bytes, bytes, list[tuple[str, str | bytes | None]]]:
-    customer, status, amount, quantity, placed, note = _values(number)
-    time_ms = START_MS + number * 1_000 // PER_SECOND
-    lsn = 10_000_000 + number * 100
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def source_record(number: int) -> tuple[bytes, bytes]:
+    """Return key and value of a write at the source."""
+    time_ms, lsn = written_ms(number), 28_280_000 + number * 100
     after = {
         "id": number,
-        "customer": customer,
-        "status": status,
-        "amount": amount,
-        "quantity": quantity,
-        "placed": placed,
-        "note": note,
+        "customer": f"customer-{number}",
+        "amount": f"{number % 100_000}.50",
+        "status": STATUSES[number % 4],
+        "quantity": number % 97,
+        "updated_at": datetime.fromtimestamp(time_ms / 1_000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "note": f"order note {number}",
+        "version": 1 + number % 5,
     }
     source = {
         "version": "3.6.3.Final",
         "connector": "postgresql",
-        "name": "bench",
+        "name": "pg",
         "ts_ms": time_ms,
         "snapshot": "false",
-        "db": "bench",
-        "sequence": f'["{lsn - 50}","{lsn}"]',
+        "db": "shop",
+        "sequence": f'["{lsn - 56}","{lsn}"]',
         "schema": "public",
         "table": "orders",
-        "txId": number,
+        "txId": 739 + number,
         "lsn": lsn,
         "xmin": None,
     }
-    envelope = {"before": None, "after": after, "source": source, "transaction": None, "op": "c", "ts_ms": time_ms + 20}
-    return json.dumps({"id": number}).encode(), json.dumps(envelope).encode(), []
+    envelope = {"before": None, "after": after, "source": source, "transaction": None, "op": "c", "ts_ms": time_ms + 60}
+    return _json({"id": number}), _json(envelope)
 
 
-def _target(number: int, *, wrong: bool) -> tuple[bytes, bytes, list[tuple[str, str | bytes | None]]]:
-    customer, status, amount, quantity, placed, note = _values(number)
-    time_ms = START_MS + number * 1_000 // PER_SECOND + 300
-    identifier = {"_id": {"$numberInt": str(number)}}
+def target_record(number: int, *, wrong: bool) -> tuple[bytes, bytes]:
+    """Return key and value of the copier's write, as Debezium's MongoDB connector tells of it."""
+    time_ms = written_ms(number) + 300
     document = {
-        **identifier,
-        "customer": customer if not wrong else "somebody else",
-        "status": status,
-        "amount": {"$numberDecimal": amount},
-        "quantity": {"$numberInt": str(quantity)},
-        "placed": {"$date": {"$numberLong": str(placed)}},
-        "note": note,
+        "_id": {"$numberLong": str(number)},
+        "customer": f"customer-{number}",
+        "amount": {"$numberDecimal": f"{number % 100_000}.5"},
+        "status": "lost" if wrong else STATUSES[number % 4],
+        "quantity": number % 97,
+        "updated_at": {"$date": written_ms(number)},
+        "note": f"order note {number}",
+        "version": 1 + number % 5,
     }
-    headers: list[tuple[str, str | bytes | None]] = [
-        ("gapwatch-op", b"insert"),
-        ("gapwatch-time", str(time_ms).encode()),
-        ("gapwatch-position", f"{(time_ms // 1000) << 32 | number}:0".encode()),
-    ]
-    return json.dumps(identifier).encode(), json.dumps(document).encode(), headers
+    source = {
+        "version": "3.6.3.Final",
+        "connector": "mongodb",
+        "name": "mg",
+        "ts_ms": time_ms,
+        "snapshot": "false",
+        "db": "shop",
+        "collection": "orders",
+        "ord": 1 + number,
+        "lsid": None,
+        "txnNumber": None,
+        "wallTime": time_ms,
+    }
+    envelope = {
+        "before": None,
+        "after": _json(document).decode(),
+        "updateDescription": None,
+        "source": source,
+        "op": "c",
+        "ts_ms": time_ms + 60,
+        "transaction": None,
+    }
+    return _json({"id": str(number)}), _json(envelope)
 
 
 def end_time(keys: int) -> int:
     """Return the commit time of the last write, in milliseconds."""
-    return START_MS + keys * 1_000 // PER_SECOND
+    return written_ms(keys)
 
 
 def records(keys: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from gapwatch.clock import SystemClock
 from gapwatch.core import gaps
 from gapwatch.errors import GapwatchError, NotFoundError
-from gapwatch.http.app import ApiDeps, ApiServer
+from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Gap, Resolution, Run, RunKind, RunState
 from gapwatch.model.view import FeedView, PipelineView, Totals
@@ -96,6 +96,7 @@ class Desk:
             "pipeline": pipeline,
             "key": {"id": text},
             "stores": {},
+            "stream": {},
             "gaps": [],
             "audit": [],
             "verdict": "No gap.",
@@ -169,8 +170,7 @@ async def service(folder: Path, *, port: int = 0) -> AsyncIterator[Service]:
             operations=desk,
             ledger=ledger,
             tokens=ledger,
-            readiness=lambda: parts,
-            metrics=lambda: b"gapwatch_up 1\n",
+            probes=ProbeDeps(readiness=lambda: parts, metrics=lambda: b"gapwatch_up 1\n"),
             clock=SystemClock(),
             version="1.2.3<test>",
         )

@@ -7,6 +7,9 @@ import sys
 
 import structlog
 
+QUIET_SECONDS = 60.0
+MESSAGES_MAX = 1_000  # different ones that are counted
+
 
 def set_up_logs(level: int = logging.INFO) -> None:
     """Configure structlog and the standard library's logging to write alike, to standard error."""
@@ -35,4 +38,31 @@ def set_up_logs(level: int = logging.INFO) -> None:
             ],
         )
     )
+    handler.addFilter(Seldom())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class Seldom(logging.Filter):
+    """Lets of each message of a library the first, the tenth, the hundredth … through: a client that waits for a broker repeats
+    itself many times a second. After a quiet minute a message is new again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the record is shown; from the tenth on with how often it came."""
+        if record.levelno >= logging.CRITICAL or record.exc_info:
+            return True
+        name = (record.name, str(record.msg))
+        count, last = self._seen.get(name, (0, 0.0))
+        count = 1 if record.created - last > QUIET_SECONDS else count + 1
+        if name in self._seen or len(self._seen) < MESSAGES_MAX:
+            self._seen[name] = (count, record.created)
+        if str(count).strip("0") != "1":
+            return False
+        if count > 1:
+            record.msg = f"{record.getMessage()} ({count} times)"
+            record.args = ()
+        return True

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gapwatch.model.gap import Kind, Resolution, Run, RunState, Severity
+from gapwatch.model.gap import Detector, Finding, Kind, Resolution, Run, RunState, Severity
+from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.view import PipelineView
 
 PROPAGATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -52,13 +53,39 @@ class Metrics:
         self.oplog_window = self._gauge("oplog_window_seconds", "How far back the oplog reaches", ("store",))
         self.up = self._gauge("up", "1 while the role runs", ("role",))
         self.role_failures = self._counter("role_failures", "How often a role's task failed and was started anew", ("role",))
+        self._limits: dict[str, Gauge] = {
+            name: self._gauge(name, documentation, label)
+            for name, documentation in (
+                ("slo_seconds", "Age of an open gap above which the pipeline is CRITICAL"),
+                ("stall_after_seconds", "Age of a watermark above which the pipeline is UNKNOWN"),
+                ("lag_limit_seconds", "Age of a write in transit above which the sink lags"),
+                ("sweep_interval_seconds", "Time between scheduled sweeps"),
+                ("coverage_target_ratio", "Coverage below which the pipeline is WARNING"),
+            )
+        }
         info = self._gauge("build_info", "The build that runs", ("version",))
         info.labels(version=version).set(1)
         for pipeline in pipelines:  # label sets exist from the first scrape, so that rate() works
             self.detection_delay.labels(pipeline=pipeline)
             for outcome in ("written", "already_newer", "vanished", "failed"):
                 self.backfill_documents.labels(pipeline=pipeline, outcome=outcome)
+            for finding in Finding:
+                self.stream_findings.labels(pipeline=pipeline, finding=finding.value)
         self.registry.register(_Views(self))
+
+    def configure(self, pipelines: Iterable[PipelineSpec]) -> None:
+        """Show what each pipeline is held against, so that alert rules need no numbers of their own."""
+        for spec in pipelines:
+            values: dict[str, float | None] = {
+                "slo_seconds": spec.slo_seconds,
+                "stall_after_seconds": spec.stall_after_seconds,
+                "lag_limit_seconds": spec.lag_limit,
+                "sweep_interval_seconds": spec.sweep.every_seconds,
+                "coverage_target_ratio": spec.coverage_target,
+            }
+            for name, value in values.items():
+                if value is not None:
+                    self._limits[name].labels(pipeline=spec.id).set(value)
 
     def show(self, snapshot: Snapshot) -> None:
         """Replace what scrapes show of the pipelines."""
@@ -113,7 +140,8 @@ def _gaps(snapshot: Snapshot) -> Iterable[Metric]:
     yield gaps
     yield oldest
     detected = CounterMetricFamily("gapwatch_gaps_detected", "Gaps ever detected", labels=["pipeline", "kind", "detector"])
-    for labels, count in snapshot.detected.items():
+    never = {(view.id, kind.value, detector.value): 0 for view in snapshot.views for kind in Kind for detector in Detector}
+    for labels, count in {**never, **snapshot.detected}.items():
         detected.add_metric(list(labels), count)
     yield detected
     resolved = CounterMetricFamily("gapwatch_gaps_resolved", "Gaps ever resolved", labels=["pipeline", "resolution"])

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
+import numpy.typing as npt
+
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec, PipelineSpec
@@ -76,6 +78,24 @@ class ScanChunk:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChunk:
+    """A stretch of a scan of keys alone; otherwise as :class:`ScanChunk`.
+
+    ``block``: keys as the store could hand them over in bulk, ``int64`` for whole numbers, else their fixed-width bytes; None:
+    they are in ``keys``, canonical.
+    """
+
+    identity: str
+    block: npt.NDArray[Any] | None = None
+    keys: Sequence[Key] = ()
+    complete: bool = True
+    reason: str = ""
+
+    def __len__(self) -> int:
+        return len(self.keys) if self.block is None else len(self.block)
+
+
 class Clock(Protocol):
     def now(self) -> datetime:
         """Return the time, aware, UTC."""
@@ -112,6 +132,17 @@ class DatasetInfo:
     post_images: bool = False
 
 
+async def keys_of(chunks: AsyncIterator[ScanChunk]) -> AsyncIterator[KeyChunk]:
+    """Turn a scan of records into one of keys: for readers, and keys, that have no faster way."""
+    async for chunk in chunks:
+        yield KeyChunk(
+            identity=chunk.identity,
+            keys=[record.key for record in chunk.records],
+            complete=chunk.complete,
+            reason=chunk.reason,
+        )
+
+
 class Store(Protocol):
     async def ping(self) -> None:
         """Return when the store answers a trivial request; raise StoreUnreachable or StoreRefused otherwise."""
@@ -124,6 +155,10 @@ class Store(Protocol):
 
 class DatasetReader(Store, Protocol):
     """Reads one pipeline's dataset on one side: current, primary reads, never a search index or a stale replica."""
+
+    @property
+    def in_key_order(self) -> bool:
+        """Whether a scan shows keys whose bytes have an order (whole numbers, UUIDs, ObjectIds) in that order."""
 
     async def describe(self) -> DatasetInfo:
         """Return the catalogue's view; StoreRefused (with a remedy) when the dataset does not exist."""
@@ -149,8 +184,14 @@ class DatasetReader(Store, Protocol):
         With ``content`` False only the key columns are read. A failing page ends the scan with a chunk with complete=False.
         """
 
+    def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        """Read the keys alone, from `lower` on, in the order and with the ends of :meth:`scan`."""
+
     async def is_empty(self) -> bool:
         """Prove by a second, plain query whether the dataset holds nothing."""
+
+    async def estimate(self) -> int:
+        """Return about how many records there are, from what the store keeps anyway; for progress only, 0 where unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

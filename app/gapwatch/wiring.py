@@ -24,22 +24,24 @@ from gapwatch.config import load
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
-from gapwatch.errors import GapwatchError, StoreError
-from gapwatch.http.app import ApiDeps, ApiServer
+from gapwatch.errors import GapwatchError, StoreError, StoreRefused, StoreUnreachable, UsageError
+from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps, ProbeServer
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
+from gapwatch.kafka.probe import KafkaProbe
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger, is_new, open_ledger
 from gapwatch.logs import set_up_logs
 from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.model.pipeline import CAPTURED, FeedKind, FieldSpec, PipelineSpec, Settings
 from gapwatch.ports import Advice, Clock, Preflight
-from gapwatch.roles.board import Board
+from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.examiner import examine_pipelines
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
+from gapwatch.roles.keylog import KeyLog
 from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
 from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 from gapwatch.roles.status_feed import StatusTopic
@@ -52,6 +54,7 @@ log = structlog.get_logger(__name__)
 
 METRICS_SECONDS = 2.0
 LAG_SECONDS = 2.0
+STATUS_SECONDS = 1.0
 RESOLVE_SECONDS = 2.0
 
 
@@ -288,36 +291,55 @@ class Parts:
             await producer.close()
 
     async def api(self, stop: asyncio.Event, readiness: Callable[[], Mapping[str, str]]) -> None:
+        """Answer from the start: while Kafka does not, ``/readyz`` says so, and every pipeline is UNKNOWN."""
         settings = self.settings
-        await ensure_topics(settings)
+        probe = KafkaProbe(settings, self.clock)
         status = StatusTopic(self.consumer("status-api"), settings.topics)
         lags: dict[tuple[str, str], int] = {}
         board = Board(settings, self.ledger, status, self.clock, lags=lambda: lags)
-        server = ApiServer(self._api_deps(board, readiness))
+        server = ApiServer(self._api_deps(board, lambda: {**readiness(), "kafka": probe.state}))
+        self.metrics.configure(spec for spec in settings.pipelines.values() if spec.enabled)
         try:
-            await status.start()
-            await server.start(settings.listen_host, settings.listen_port)
+            await _start(server, settings.listen_host, settings.listen_port)
             log.info("api_listens", address=f"{settings.listen_host}:{settings.listen_port}")
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(board.run(stop))
+                tasks.create_task(probe.run(stop))
                 tasks.create_task(self._show_metrics(board, stop))
+                tasks.create_task(self._read_status(status, board, stop))
                 tasks.create_task(self._read_lags(lags, stop))
         finally:
             await server.stop()
             await status.close()
 
+    async def _read_status(self, status: StatusTopic, board: Board, stop: asyncio.Event) -> None:
+        """Read the status topic as soon as Kafka answers."""
+        while not stop.is_set():
+            try:
+                await ensure_topics(self.settings)
+                await status.start()
+                break
+            except StoreUnreachable as error:
+                log.warning("status_unread", reason=str(error))
+                await self.clock.sleep(STATUS_SECONDS)
+        await board.run(stop)
+
     def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
         desk = Desk(
             DeskDependencies(
-                settings=self.settings, ledger=self.ledger, board=board, stores=self.stores, clock=self.clock, new_id=new_id
+                settings=self.settings,
+                ledger=self.ledger,
+                board=board,
+                stores=self.stores,
+                stream=KeyLog(partial(self.consumer, "key"), self.settings.topics, self.clock),
+                clock=self.clock,
+                new_id=new_id,
             )
         )
         return ApiDeps(
             operations=desk,
             ledger=self.ledger,
             tokens=self.ledger,
-            readiness=readiness,
-            metrics=self.metrics.exposition,
+            probes=ProbeDeps(readiness=readiness, metrics=self.metrics.exposition),
             clock=self.clock,
             version=__version__,
         )
@@ -386,17 +408,25 @@ class Parts:
         return of
 
 
+async def _start(server: ApiServer, host: str, port: int) -> None:
+    try:
+        await server.start(host, port)
+    except OSError as error:
+        remedy = "Choose another address in api.listen, or end what listens there."
+        raise UsageError(f"The API cannot listen on {host}:{port}: {error.strerror or error}.", remedy=remedy) from error
+
+
 def _heartbeat(connector: Any, store: str, url: str) -> Any:
     """Open a heartbeat writer with a sender of its own: its numbers begin at 1."""
     return connector.heartbeat_writer(store, url, new_id()[:8])
 
 
-def preflights(settings: Settings, spec: PipelineSpec) -> list[Preflight]:
-    """Return every check of one pipeline: source, target, connectors."""
+def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = None) -> list[Preflight]:
+    """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
     source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
     checks: list[Preflight] = [
         connector_of(source.type).source_preflight(spec, source.url),
-        connector_of(target.type).target_preflight(spec, target.url),
+        connector_of(target.type).target_preflight(spec, target.url, position),
     ]
     if settings.connect_url:
         checks.append(ConnectorPreflight(spec, settings.connect_url))
@@ -427,11 +457,26 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
     )
     supervisor.tasks = _tasks(parts, supervisor, config, role)
     log.info("starting", role=role, version=__version__, pipelines=sorted(settings.pipelines))
+    probes = ProbeServer(ProbeDeps(readiness=supervisor.readiness, metrics=parts.metrics.exposition))
     try:
+        if settings.probes_port:
+            await _listen(probes, settings.probes_host, settings.probes_port)
         await supervisor.run(stop)
     finally:
+        await probes.stop()
         await parts.close()
     return 0
+
+
+async def _listen(probes: ProbeServer, host: str, port: int) -> None:
+    try:
+        await probes.start(host, port)
+    except OSError as error:
+        raise UsageError(
+            f"The probes cannot listen on {host}:{port}: {error.strerror or error}.",
+            remedy="Give each process of one machine an address of its own: GAPWATCH_PROBES__LISTEN.",
+        ) from error
+    log.info("probes_listen", address=f"{host}:{port}")
 
 
 def _tasks(parts: Parts, supervisor: Supervisor, config: Path | None, role: str) -> list[Supervised]:
@@ -516,14 +561,34 @@ def examine(settings: Settings) -> Sequence[Advice]:
 
 
 async def _examine(settings: Settings) -> Sequence[Advice]:
-    checks: dict[str, Sequence[Preflight]] = {
-        name: preflights(settings, spec) for name, spec in settings.pipelines.items() if spec.enabled
-    }
+    advice: list[Advice] = []
+    positions: Mapping[str, Any] = {}
     try:
-        return await examine_pipelines(settings, checks, TopicAdmin(settings))
+        positions = await asyncio.to_thread(_positions, settings.database)
+    except GapwatchError as error:
+        level = "error" if isinstance(error, StoreRefused) else "unknown"
+        advice.append(Advice(level=level, subject="database", message=error.message, remedy=error.remedy))
+    checks: dict[str, Sequence[Preflight]] = {}
+    for name, spec in settings.pipelines.items():
+        if spec.enabled:
+            token = positions.get(Facts.resume(spec.target.feed.topic), {}).get("token")
+            checks[name] = preflights(settings, spec, token.encode() if token else None)
+    try:
+        return [*advice, *await examine_pipelines(settings, checks, TopicAdmin(settings))]
     finally:
         for check in chain.from_iterable(checks.values()):
             await check.close()
+
+
+def _positions(database: str) -> Mapping[str, Any]:
+    """Return where every change stream was read to; before the first start there is nothing."""
+    if is_new(database):
+        return {}
+    ledger = open_ledger(database)
+    try:
+        return ledger.facts(Facts.resume(""))
+    finally:
+        ledger.close()
 
 
 def validate_live(settings: Settings) -> Sequence[Advice]:

@@ -44,7 +44,8 @@ class Connector:
         """Return the check of a source; `connector` returns the configuration of the connector that captures it."""
         raise self._no("be a source")
 
-    def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
+        """Return the check of a target; `position` is where its own change stream was read to, None before the first start."""
         raise self._no("be a target")
 
     def _no(self, what: str) -> UsageError:
@@ -81,8 +82,8 @@ class MongoConnector(Connector):
     def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
         return mongodb.MongoChangeStream(pipeline, url)
 
-    def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
-        return mongodb.MongoPreflight(pipeline, url)
+    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
+        return mongodb.MongoPreflight(pipeline, url, position)
 
 
 class OpenSearchConnector(Connector):
@@ -103,10 +104,10 @@ class OpenSearchConnector(Connector):
 
         return OpenSearchTail(pipeline, url)
 
-    def target_preflight(self, pipeline: PipelineSpec, url: str) -> Preflight:
+    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
         from gapwatch_connectors.opensearch.preflight import OpenSearchPreflight
 
-        return OpenSearchPreflight(pipeline, url)
+        return OpenSearchPreflight(pipeline, url, position)
 
 
 CONNECTORS: Mapping[StoreType, Connector] = {

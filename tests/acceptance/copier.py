@@ -21,6 +21,8 @@ from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, Ope
 
 PLACEHOLDER = "__debezium_unavailable_value"
 BATCH = 500
+AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError.UNKNOWN_TOPIC_OR_PART})
+LEFT = frozenset({KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError._NO_OFFSET})
 
 Operation = ReplaceOne[dict[str, Any]] | UpdateOne | DeleteOne
 Rule = Callable[["Change"], list[tuple[float, Operation | None]]]
@@ -115,6 +117,8 @@ class Copier:
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 20,
                 "topic.metadata.refresh.interval.ms": 1_000,  # a table without rows has no topic yet
+                "error_cb": lambda error: None,  # a broker that is away comes back
+                "log_level": 0,
             }
         )
         client: MongoClient[dict[str, Any]] = MongoClient(self.uri, retryWrites=True)
@@ -126,12 +130,23 @@ class Copier:
                 readable = [message for message in messages if _readable(message)]
                 self._copy(client, readable)
                 if readable:
-                    consumer.commit(asynchronous=False)
+                    self._commit(consumer)
         except BaseException as error:
             self.error = error
         finally:
             consumer.close()
             client.close()
+
+    def _commit(self, consumer: Consumer) -> None:
+        """Commit, again and again while the broker is away; of what the group gave to another run, nothing is committed."""
+        while not self._stop.is_set():
+            try:
+                consumer.commit(asynchronous=False)
+                return
+            except KafkaException as error:
+                if error.args[0].code() in LEFT:
+                    return
+                time.sleep(0.3)
 
     def _copy(self, client: MongoClient[dict[str, Any]], messages: list[Message]) -> None:
         operations: list[Operation] = []
@@ -171,7 +186,7 @@ class Copier:
 
 def _readable(message: Message) -> bool:
     error = message.error()
-    if error is not None and not error.retriable() and error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+    if error is not None and not error.retriable() and error.code() not in AWAY:
         raise KafkaException(error)
     return error is None
 

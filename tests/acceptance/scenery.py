@@ -96,16 +96,23 @@ def watched(
     roles: Sequence[str] = ("all",),
     connector: dict[str, str] | None = None,
     wait: bool = True,
+    reader: str = "",
     **pipeline: Any,
 ) -> Iterator[Scene]:
-    """Yield a pipeline that is HEALTHY: `before` are statements that run before anything is captured."""
+    """Yield a pipeline that is HEALTHY: `before` are statements that run before anything is captured.
+
+    ``reader``: the name of a new user, who may do nothing but SELECT; Gapwatch reads as that one.
+    """
     dsn = stack.postgres.dsn(database)
     execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY {identity}", *before)
+    if reader:
+        execute(dsn, f"CREATE ROLE {reader} LOGIN", f"GRANT SELECT ON {TABLE} TO {reader}")
+    read_by = stack.postgres.dsn(database, reader) if reader else dsn
     options = {"decimal.handling.mode": "string", **(connector or {})}
     with captured(stack, database, [TABLE], **options) as prefix:
         group = f"copier-{database}"
         copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
-        service = Service(directory, configuration(stack, dsn, database, group, **pipeline))
+        service = Service(directory, configuration(stack, read_by, database, group, **pipeline))
         scene = Scene(stack, dsn, database, copier, service)
         copier.start()
         try:

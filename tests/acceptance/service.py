@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from gapwatch.api_client import Api
 from gapwatch.errors import GapwatchError
@@ -60,8 +63,12 @@ class Service:
         self.config.setdefault("api", {"listen": f"127.0.0.1:{self.port}"})
         self.config.setdefault("database", f"sqlite:///{self.directory / 'gapwatch.db'}")
         self.file = self.directory / "gapwatch.yaml"
-        self.file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        self.write()
         self.api = Api(f"http://127.0.0.1:{self.port}")
+
+    def write(self) -> None:
+        """Write the configuration as it is now; a start reads it."""
+        self.file.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     def start(self, roles: Sequence[str] = ("all",)) -> None:
         for role in roles:
@@ -101,6 +108,45 @@ class Service:
 
     def tail(self, role: str, characters: int = 4_000) -> str:
         return self.log(role).read_text(errors="replace")[-characters:]
+
+    def ready(self) -> tuple[int, str]:
+        """Return status and text of ``/readyz?verbose``; status 0 while nothing answers."""
+        try:
+            with urllib.request.urlopen(f"{self.api.url}/readyz?verbose", timeout=5) as answer:
+                return int(answer.status), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """Return one sample of ``/metrics``, None where there is none."""
+        with urllib.request.urlopen(f"{self.api.url}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+        return None
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the command line with this configuration."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gapwatch", "--config", str(self.file), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "NO_COLOR": "1", "GAPWATCH_URL": self.api.url},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def lines(self, role: str, event: str) -> list[dict[str, Any]]:
+        """Return the lines of a role's log with this event."""
+        written = self.log(role).read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in written if line.startswith("{") and f'"event": "{event}"' in line]
 
     def view(self, pipeline: str = "orders") -> dict[str, Any]:
         """Return the pipeline's record, or an empty one with status None while the API does not answer."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import yaml
+from bson.json_util import dumps
 from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
+from gapwatch.ledger import open_ledger
+from tests.acceptance.oplog import roll_over, small_oplog
 from tests.acceptance.scenery import CREATE, TABLE, configuration
-from tests.stack import execute
+from tests.stack import execute, until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -129,6 +133,71 @@ def test_bad_input_unknown_key(doctor: Doctor) -> None:
     code, said = doctor(lambda config: config["pipelines"]["orders"].update(grase="5s"))
     assert code == 2, said
     assert "pipelines.orders.grase: There is no such key. Did you mean `grace`?" in said
+
+
+@dataclass(frozen=True)
+class Locked:
+    """A MongoDB with access control, and a resume token from before its oplog rolled over."""
+
+    uri: str  # of a user who may read and follow everything, and write nothing
+    token: str
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    with small_oplog() as running:
+        client: MongoClient[dict[str, Any]] = MongoClient(running.mongodb.uri)
+        try:
+            client.shop.create_collection("orders", changeStreamPreAndPostImages={"enabled": True})
+            with client.shop.orders.watch() as stream:
+                client.shop.orders.insert_one({"_id": 1})
+                until(stream.try_next, "the change")
+                token = dumps(stream.resume_token)
+            roll_over(running.mongodb.uri)
+            client.admin.command("createUser", "reader", pwd="s3cret", roles=["readAnyDatabase"])
+        finally:
+            client.close()
+        key = tmp_path_factory.mktemp("key") / "key"
+        key.write_text("a2V5IG9mIGEgdGVzdCBhbmQgb2Ygbm90aGluZyBlbHNl")
+        key.chmod(0o600)
+        running.mongodb.options = ("--keyFile", str(key))
+        running.mongodb.restart()
+        yield Locked(f"mongodb://reader:s3cret@{running.mongodb.host}:{running.mongodb.port}/?replicaSet=rs0", token)
+
+
+def test_bad_input_change_stream_history_lost(doctor: Doctor, locked: Locked) -> None:
+    def away_for_too_long(config: dict[str, Any]) -> None:
+        follow(config, locked.uri)
+        ledger = open_ledger(config["database"])
+        try:
+            ledger.set_fact(f"resume/{config['topics']['prefix']}.feed.orders.target", {"token": locked.token})
+        finally:
+            ledger.close()
+
+    code, said = doctor(away_for_too_long)
+    assert code == 2, said
+    message = "The change stream's position lies outside the oplog of store catalog (ChangeStreamHistoryLost)."
+    remedy = "Start all the same: a sweep covers what was missed, by itself. A larger oplog outlasts a longer outage."
+    assert f"error    orders.target: {message} {remedy}" in said
+
+
+def follow(config: dict[str, Any], uri: str) -> None:
+    config["stores"]["catalog"].update(uri=uri)
+    config["pipelines"]["orders"]["target"]["collection"] = "shop.orders"
+
+
+def test_bad_input_no_right_to_write_markers(doctor: Doctor, locked: Locked) -> None:
+    code, said = doctor(lambda config: follow(config, locked.uri))
+    assert code == 0, said  # it works all the same, more slowly: a warning
+    message = "Store catalog allows no markers: no appendOplogNote, and no write to shop.gapwatch_markers."
+    remedy = "Grant the action appendOplogNote on the cluster, or readWrite on that collection."
+    assert f"warning  orders.target: {message} What was read is then known only in steps of 10 s and more. {remedy}" in said
+    assert "error" not in said
+    assert "s3cret" not in said
+    code, said = doctor(lambda config: follow(config, locked.uri.replace("s3cret", "wr0ng")))
+    assert code == 2, said
+    assert "MongoDB store catalog refused the user or the password. Correct them in the store's uri." in said
+    assert "wr0ng" not in said
 
 
 def test_bad_input_stores_that_do_not_answer_are_undecided(doctor: Doctor) -> None:

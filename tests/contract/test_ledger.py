@@ -245,6 +245,8 @@ def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> No
     summary = ledger.gap_summary("orders")
     assert summary.holding_unknown
     assert summary.holding_since == at(2)
+    ledger.store_gaps([opening(gap(7, event_time=at(30), held_since=at(1)))])
+    assert ledger.gap_summary("orders").holding_since == at(1), "the target was wrong before the write that opened it"
 
 
 def test_totals_count_each_opening_and_each_resolution_once(ledger: SqlLedger) -> None:
@@ -600,6 +602,23 @@ def test_an_expired_token_opens_nothing(ledger: SqlLedger) -> None:
     _, secret = ledger.create_token("old", ["read"], created_by="ada", expires_at=T0 - timedelta(days=9999))
     assert ledger.token_by_secret(secret) is None
     assert not ledger.has_tokens()
+
+
+def test_a_secret_made_elsewhere_is_adopted_once_and_never_widened(ledger: SqlLedger) -> None:
+    given = "0123456789abcdef" * 4
+    record, secret = ledger.create_token("ops", ["admin"], created_by="setup", secret=given)
+    assert secret == given
+    assert ledger.token_by_secret(given) == record
+    assert ledger.create_token("ops again", ["admin"], created_by="setup", secret=given) == (record, given)
+    assert ledger.tokens() == [record]
+    with pytest.raises(UsageError, match="other scopes"):
+        ledger.create_token("ops", ["read"], created_by="setup", secret=given)
+    ledger.revoke_token(record.id)
+    with pytest.raises(UsageError, match="revoked"):
+        ledger.create_token("ops", ["admin"], created_by="setup", secret=given)
+    for short in ("x" * 31, "x" * 20 + " " + "x" * 20, "ä" * 40):
+        with pytest.raises(UsageError):
+            ledger.create_token("ops", ["admin"], created_by="setup", secret=short)
 
 
 def test_wrong_tokens_are_refused(ledger: SqlLedger) -> None:

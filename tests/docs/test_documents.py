@@ -26,6 +26,15 @@ def test_links_inside_the_documents_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_every_proof_of_the_detection_matrix_exists() -> None:
+    rows = [line.split("|") for line in (ROOT / "docs" / "detection.md").read_text().splitlines() if line.startswith("| ")][1:]
+    named = {row[1].strip(): re.findall(r"`(\w+)`", row[-2]) for row in rows}
+    assert [fault for fault, proofs in named.items() if not proofs] == []
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"def (\w+)\(", code))
+    assert sorted({proof for proofs in named.values() for proof in proofs} - defined) == []
+
+
 def test_every_target_of_the_makefile_says_what_it_does() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)

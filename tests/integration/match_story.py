@@ -73,6 +73,7 @@ class Story:
     keys_per_step: int
     seed: int = 1
     mapping: int = MAPPING
+    shown_from: int = 1  # steps after its write in which the target shows it at the earliest; at most LAG_STEPS later
     lost: set[bytes] = field(default_factory=set)
     changed: set[bytes] = field(default_factory=set)
     strange: set[bytes] = field(default_factory=set)
@@ -92,10 +93,11 @@ class Story:
             yield from self.ending()
 
     def ending(self) -> Iterator[tuple[int, Batch | Control]]:
-        for step in range(self.steps, self.steps + LAG_STEPS + 1):
+        last = self.steps + self.shown_from + LAG_STEPS
+        for step in range(self.steps, last):
             yield from self._events(step, Side.OBSERVED, self._due.pop(step, []))
         for extra in range(5):
-            yield from self._controls(self.steps + LAG_STEPS + 1 + (1 + extra) * int(GRACE_SECONDS * 1000 / STEP_MS))
+            yield from self._controls(last + (1 + extra) * int(GRACE_SECONDS * 1000 / STEP_MS))
 
     def _step(self, step: int) -> Iterator[tuple[int, Batch | Control]]:
         now = START + step * STEP_MS
@@ -110,7 +112,7 @@ class Story:
         self._made += 1
         digest = self._random.randbytes(16)
         fate = self._random.random()
-        seen = self._due.setdefault(step + 1 + self._random.randrange(LAG_STEPS), [])
+        seen = self._due.setdefault(step + self.shown_from + self._random.randrange(LAG_STEPS), [])
         if fate < 0.04:
             self.lost.add(key)
         elif fate < 0.06:
@@ -176,7 +178,7 @@ def undisturbed(settings: Settings, logs: Mapping[int, list[tuple[int, int, byte
     """Return what one run without any disturbance says of ``partition → (offset, append time, value)``."""
     told = Told()
     for number, log in logs.items():
-        matcher = KeyMatcher(number, settings.topics.partitions, settings.pipelines, fingerprints={PIPELINE: MAPPING})
+        matcher = KeyMatcher(number, settings.topics.partitions, settings.pipelines, fingerprints={PIPELINE: MAPPING}, life="one")
         for offset, append_time, value in log:
             for said in matcher.apply(unpack(value), offset, append_time):
                 told.add(said)

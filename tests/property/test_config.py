@@ -88,7 +88,12 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
         "enabled": st.booleans(),
         "match": st.sampled_from(["digest", "presence"]),
         "sweep": st.fixed_dictionaries(
-            {}, optional={"every": st.integers(10, 10**6).map(lambda s: f"{s}s"), "start_delay": DURATIONS}
+            {},
+            optional={
+                "every": st.integers(10, 10**6).map(lambda s: f"{s}s"),
+                "start_delay": DURATIONS,
+                "load": st.floats(0.01, 1),
+            },
         ),
         "repair": st.fixed_dictionaries({}, optional={"extra": st.just("delete"), "brake_ratio": st.floats(0.001, 1)}),
         "delivery": st.one_of(st.just("none"), NAMES.map(lambda group: {"group": group})),
@@ -131,6 +136,7 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "kafka": {"bootstrap_servers": "a:9092,b:9092", "options": options},
         "api": {"listen": draw(st.sampled_from(["127.0.0.1:1", "[::1]:8640", "0.0.0.0:65535"]))},
+        "probes": {"listen": draw(st.sampled_from(["", "[::]:8641", "0.0.0.0:8641"]))},
         "topics": {"prefix": draw(NAMES), "partitions": draw(st.integers(1, 64))},
         "database": draw(st.sampled_from(["sqlite:///x@y.db", f"postgresql://{account}h/d?sslmode=require"])),
         "stores": {

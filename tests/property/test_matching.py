@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gapwatch.core.checkpoint import Stage
+from gapwatch.core.keystate import event_time_of
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import PartitionStatus
@@ -29,7 +30,7 @@ RAGGED = Shape(lost=0.15, falsified=0.1, coalesced=0.1, strange=0.05, touched=0.
 
 
 def raised_keys(matcher: KeyMatcher) -> set[bytes]:
-    return {key for cell in matcher._pipelines[PIPELINE].cells for key in cell.raised}
+    return matcher._pipelines[PIPELINE].cell.raised
 
 
 def content(write: bytes | None) -> tuple[object, ...]:
@@ -169,15 +170,16 @@ def test_invariant_1_a_partition_that_never_spoke_is_unknown_and_raises_nothing(
 @given(SEEDS, st.integers(1, 20))
 def test_the_oldest_unsettled_time_is_never_later_than_the_oldest_open_key(seed: int, every: int) -> None:
     world = World(seed, RAGGED)
-    matcher = KeyMatcher(0, 2, {PIPELINE: pipeline()}, fingerprints={PIPELINE: 7}, buckets=4)
+    matcher = KeyMatcher(0, 2, {PIPELINE: pipeline()}, fingerprints={PIPELINE: 7}, life="one")
     for offset, (record, append_time) in enumerate(world.log()):
         matcher.apply(record, offset, append_time)
         if offset % every == 0:
             status = shown(matcher)
+            rows = matcher._pipelines[PIPELINE].cell.rows
             times = [
-                held.oldest_time if not isinstance(held, bytes) else int.from_bytes(held[36:44], "little")
-                for cell in matcher._pipelines[PIPELINE].cells
-                for held in cell.pending.values()
+                held.oldest_time if not isinstance(held, bytes) else event_time_of(held)
+                for held in map(rows.open_held, rows.at)
+                if held is not None
                 if isinstance(held, bytes) or held.expected is not None or held.oldest_time >= matcher._pipelines[PIPELINE].start
             ]
             assert status.oldest_unsettled == min(times, default=None)

@@ -15,7 +15,6 @@ from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 from gapwatch.roles.match.journal import Journal
 from tests.simulation.world import MAPPING, PIPELINE
 
-BUCKETS = 4
 Log = Sequence[tuple[Batch | Control, int]]
 
 
@@ -31,25 +30,33 @@ class Durable:
         self.statuses: list[PartitionStatus] = []
         self.changelog: dict[bytes, bytes] = {}
         self.acknowledged = 0
+        self.lives = 0
 
 
 class Worker:
-    """One life of a worker. ``crash_at``: the stage after which it ends; at BUCKETS only some of its records are durable."""
+    """One life of a worker. ``crash_at``: the stage after which it ends; at STATE only some of its records are durable."""
 
-    def __init__(self, spec: PipelineSpec, durable: Durable, *, partitions: int, seed: int = 0) -> None:
+    def __init__(
+        self, spec: PipelineSpec, durable: Durable, *, partitions: int, seed: int = 0, event_by_event: bool = False
+    ) -> None:
         self._durable = durable
         self._journal = Journal(0)
         self._random = random.Random(seed)
+        life = str(durable.lives)
+        durable.lives += 1
         found = self._journal.restore(durable.changelog.items())
         if found is None:
-            self.matcher = KeyMatcher(0, partitions, {PIPELINE: spec}, fingerprints={PIPELINE: MAPPING}, buckets=BUCKETS)
+            self.matcher = KeyMatcher(
+                0, partitions, {PIPELINE: spec}, fingerprints={PIPELINE: MAPPING}, life=life, event_by_event=event_by_event
+            )
         else:
             self.matcher = KeyMatcher.restore(
                 0,
                 partitions,
                 {PIPELINE: spec},
                 fingerprints={PIPELINE: MAPPING},
-                buckets=BUCKETS,
+                life=life,
+                event_by_event=event_by_event,
                 records=found.records,
                 marker=found.marker,
             )
@@ -72,10 +79,10 @@ class Worker:
         protocol = Checkpoint()
         said, self.pending = self.pending, []
         statuses = self.matcher.status("worker", 0)
-        records, marker, applied = self.matcher.bucket_records(), self.matcher.marker(), self.matcher.applied
+        records, marker, applied = self.matcher.state_records(), self.matcher.marker(), self.matcher.applied
         stage: Stage | None = protocol.begin()
         while stage is not None:
-            torn = stage is crash_at and stage is Stage.BUCKETS
+            torn = stage is crash_at and stage is Stage.STATE
             self._make_durable(stage, said, statuses, self._some(records) if torn else records, marker, applied)
             if stage is crash_at:
                 raise Crash
@@ -90,10 +97,13 @@ class Worker:
             durable.said.update({one.id: one for one in said})
         elif stage is Stage.STATUS:
             durable.statuses += statuses
-        elif stage is Stage.BUCKETS:
-            durable.changelog.update(dict(journal.record(name, applied, payload) for name, payload in records))
+        elif stage is Stage.STATE:
+            durable.changelog.update([journal.record(name, applied, payload) for name, payload in records if payload is not None])
         elif stage is Stage.MARKER:
+            removed = [journal.removal(name) for name, payload in records if payload is None]
             durable.changelog.update([journal.marker(applied, marker, topic_id="T")])
+            for key in removed:
+                durable.changelog.pop(key, None)
         else:
             durable.acknowledged = applied + 1
 
@@ -101,12 +111,12 @@ class Worker:
 def keys_of(matcher: KeyMatcher) -> dict[bytes, tuple[Any, ...]]:
     """Return everything that is known of every key, in one form."""
     found: dict[bytes, tuple[Any, ...]] = {}
-    for cell in matcher._pipelines[PIPELINE].cells:
-        for key, held in cell.pending.items():
-            found[key] = ("open", *pending_state(held).packed())
-        for key, held in cell.settled.items():
-            state: KeyState = settled_state(held)
-            found[key] = ("settled", *state.packed())
+    rows = matcher._pipelines[PIPELINE].cell.rows
+    for key in rows.at:
+        held, is_open = rows.held(key)
+        assert held is not None
+        state: KeyState = pending_state(held) if is_open else settled_state(held)
+        found[key] = ("open" if is_open else "settled", *state.packed())
     return found
 
 
@@ -115,9 +125,9 @@ def shown(matcher: KeyMatcher) -> PartitionStatus:
     return status
 
 
-def undisturbed(spec: PipelineSpec, log: Log, *, partitions: int) -> tuple[KeyMatcher, Durable]:
+def undisturbed(spec: PipelineSpec, log: Log, *, partitions: int, event_by_event: bool = False) -> tuple[KeyMatcher, Durable]:
     durable = Durable()
-    worker = Worker(spec, durable, partitions=partitions)
+    worker = Worker(spec, durable, partitions=partitions, event_by_event=event_by_event)
     worker.run(log)
     return worker.matcher, durable
 

@@ -52,7 +52,7 @@ def pipeline(*, match: Match = Match.DIGEST, delivery: bool = False, **more: obj
         "id": PIPELINE,
         "source": SourceSpec(store="a", table="public.orders", key=KEY, feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic="src")),
         "target": TargetSpec(store="b", collection="db.orders", key=KEY, feed=FeedSpec(kind=FeedKind.TOPIC, topic="dst")),
-        "fields": (FieldSpec(target="v", source="v", type=FieldType.INT),),
+        "fields": (FieldSpec(target="v", source="v", type=FieldType.INT, maskable=False),),
         "match": match,
         "grace_seconds": GRACE_MS / 1000,
         "delivery": DeliverySpec(group="sink") if delivery else DeliverySpec(),

@@ -39,4 +39,4 @@ def connect(url: str, config: Path | None) -> Iterator[Api]:
     from gapwatch.wiring import local_service
 
     with local_service(settings) as opened:
-        yield Api(opened)
+        yield Api(opened, token)

@@ -22,7 +22,7 @@ def key(
     url: UrlOption = "",
     output: OutputOption = Output.JSON,
 ) -> None:
-    """Show state, both stores now, gaps and audit of one key, and why it is or is not a gap."""
+    """Show both stores now, the last raw events with offsets, verdicts, gaps and audit of one key, and why it is (not) a gap."""
     with connect(url, config_of(context)) as api:
         story = api.get(f"/api/v1/pipelines/{quote(pipeline, safe='')}/keys/{quote(key_text, safe='')}")
     emit([story], ("pipeline", "key", "verdict"), output, single=True)

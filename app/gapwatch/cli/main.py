@@ -27,6 +27,7 @@ NOUNS = {
     "sweep": ("gapwatch.cli.sweep", "Compare both stores completely: start, status, cancel."),
     "backfill": ("gapwatch.cli.backfill", "Repair open gaps: plan, then apply."),
     "config": ("gapwatch.cli.config", "Check, print and describe the configuration."),
+    "token": ("gapwatch.cli.token", "Bearer tokens of the API: create, list, revoke."),
     "topics": ("gapwatch.cli.topics", "Gapwatch's own topics."),
 }
 

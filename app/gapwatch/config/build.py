@@ -43,7 +43,8 @@ _REMOVE = "Remove it."
 
 def build(form: forms.File, document: Document, file: str) -> Settings:
     """Return the settings; problems are added to the document."""
-    host, port = _listen(form.api.listen, document)
+    host, port = _listen(form.api.listen, ("api", "listen"), document)
+    probes_host, probes_port = _listen(form.probes.listen, ("probes", "listen"), document) if form.probes.listen else ("", 0)
     topics = TopicsSpec(prefix=form.topics.prefix, partitions=form.topics.partitions, replication=form.topics.replication)
     stores = {name: _store(name, store, document) for name, store in form.stores.items()}
     pipelines = {name: _Builder(name, pipeline, stores, topics, document).build() for name, pipeline in form.pipelines.items()}
@@ -54,6 +55,8 @@ def build(form: forms.File, document: Document, file: str) -> Settings:
         connect_url=form.connect.url,
         listen_host=host,
         listen_port=port,
+        probes_host=probes_host,
+        probes_port=probes_port,
         topics=topics,
         database=form.database,
         stores=stores,
@@ -76,10 +79,10 @@ def _common(form: forms.File, document: Document) -> None:
     document.add(("topics", "prefix"), topic_problem(form.topics.prefix))
 
 
-def _listen(text: str, document: Document) -> tuple[str, int]:
+def _listen(text: str, place: Place, document: Document) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65_536:
-        document.problem(("api", "listen"), f"{text!r} is no address.", "Write address:port, like 127.0.0.1:8640.")
+        document.problem(place, f"{text!r} is no address.", "Write address:port, like 127.0.0.1:8640.")
         return "127.0.0.1", 8640
     return host.strip("[]"), int(port)
 
@@ -371,6 +374,7 @@ class _Builder:
         return SweepSpec(
             every_seconds=form.every,
             start_delay_seconds=form.start_delay,
+            load=form.load,
             batch=BatchSpec(documents=form.batch.documents, bytes=form.batch.bytes, pause_seconds=form.batch.pause),
         )
 

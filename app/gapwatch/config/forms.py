@@ -111,6 +111,10 @@ class ApiForm(Form):
     listen: str = Field(default="127.0.0.1:8640", description="address:port of the API and the page")
 
 
+class Probes(Form):
+    listen: str = Field(default="", description="address:port of /livez, /readyz and /metrics of every process; empty: none")
+
+
 class Topics(Form):
     prefix: str = Field(default="gapwatch", pattern=r"^[A-Za-z0-9._-]+$")
     partitions: int = Field(default=8, ge=1, le=1_000, description="of <prefix>.events: for life")
@@ -200,6 +204,7 @@ class Sweep(Form):
     every: Duration | None = None
     start_delay: Duration = 120.0
     lookback: Duration | None = None
+    load: float = Field(default=0.5, gt=0, le=1)
     batch: Batch = Field(default_factory=Batch)
 
 
@@ -253,6 +258,7 @@ class File(Form):
     kafka: Kafka
     connect: Connect = Field(default_factory=Connect)
     api: ApiForm = Field(default_factory=ApiForm)
+    probes: Probes = Field(default_factory=Probes)
     topics: Topics = Field(default_factory=Topics)
     database: Secret = "sqlite:///gapwatch.db"
     stores: dict[str, Store] = Field(min_length=1)

@@ -56,12 +56,12 @@ def duration(seconds: float) -> str:
 def render(settings: Settings) -> str:
     """Return everything in force as ``gapwatch.yaml`` would say it, defaults included, secrets masked."""
     options = {name: MASK if SECRET_OPTION.search(name) else value for name, value in sorted(settings.kafka_options.items())}
-    host = f"[{settings.listen_host}]" if ":" in settings.listen_host else settings.listen_host
     topics = settings.topics
     tree: dict[str, Any] = {
         "kafka": {"bootstrap_servers": settings.bootstrap_servers, "options": options},
         "connect": {"url": mask_url(settings.connect_url)},
-        "api": {"listen": f"{host}:{settings.listen_port}"},
+        "api": {"listen": _listen(settings.listen_host, settings.listen_port)},
+        "probes": {"listen": _listen(settings.probes_host, settings.probes_port) if settings.probes_port else ""},
         "topics": {"prefix": topics.prefix, "partitions": topics.partitions, "replication": topics.replication},
         "database": settings.database if settings.database.startswith("sqlite") else mask_url(settings.database),
         "stores": {name: _store(store) for name, store in settings.stores.items()},
@@ -77,6 +77,10 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of ``gapwatch.yaml`` (before ``${…}`` is filled in, values may be text)."""
     schema = forms.File.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gapwatch.yaml", **schema}
+
+
+def _listen(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _escaped(value: Any) -> Any:
@@ -110,6 +114,7 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
         "delivery": {"group": spec.delivery.group} if spec.delivery.group else "none",
         "sweep": {
             "start_delay": duration(sweep.start_delay_seconds),
+            "load": sweep.load,
             "batch": {
                 "documents": sweep.batch.documents,
                 "bytes": sweep.batch.bytes,

@@ -107,12 +107,15 @@ class Tally:
         if reason and outcome in (ItemOutcome.FAILED, ItemOutcome.REFUSED, ItemOutcome.UNREAD):
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
+    def batch(self) -> None:
+        self.counts["batches"] = self.counts.get("batches", 0) + 1
+
     def verified(self, count: int) -> None:
         self.counts["verified"] = self.counts.get("verified", 0) + count
 
     @property
     def handled(self) -> int:
-        return sum(count for name, count in self.counts.items() if name != "verified")
+        return sum(count for name, count in self.counts.items() if name not in ("verified", "batches"))
 
     def error_rate_exceeded(self, ratio: float) -> bool:
         failed = self.counts.get(ItemOutcome.FAILED.value, 0)
@@ -121,7 +124,7 @@ class Tally:
     def as_counts(self, *, open_gaps: int) -> dict[str, int]:
         """Return all counts; ``in_sync`` is 1 only when no item failed or stayed unread and no gap of the plan is open."""
         failed = self.counts.get(ItemOutcome.FAILED.value, 0) + self.counts.get(ItemOutcome.UNREAD.value, 0)
-        names = ("written", "verified", "already_right", "already_newer", "vanished", "failed")
+        names = ("written", "verified", "already_right", "already_newer", "vanished", "failed", "batches")
         return {
             "planned": self.planned,
             **dict.fromkeys(names, 0),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Final
 
 import msgspec
 
+from gapwatch.core.envelopes.columns import EVERYTHING, EventColumns, Shape
 from gapwatch.core.envelopes.records import Event
 from gapwatch.errors import RecordError
 from gapwatch.model.stream import (
@@ -15,31 +19,35 @@ from gapwatch.model.stream import (
     FORMAT,
     Batch,
     Control,
+    PackedBatch,
+    PackedSection,
     Section,
     Side,
     VerdictSection,
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(Batch | Control)
+_DECODER: Final = msgspec.msgpack.Decoder(PackedBatch | Control)
 EVENT_BYTES: Final = 64  # an upper bound of an event's numbers and framing on the wire, without key, digests and values
 SECTION_BYTES: Final = 128  # the same of a section's head, without its names
+DIGEST_BYTES: Final = 16
+_NO_DIGEST: Final = bytes(DIGEST_BYTES)
 
 
 def pack(record: Batch | Control) -> bytes:
     """Return the record's bytes on Kafka."""
-    return _ENCODER.encode(record)
+    return _ENCODER.encode(packed(record) if isinstance(record, Batch) else record)
 
 
-def unpack(data: bytes) -> Batch | Control:
-    """Return the record; RecordError when the bytes are none of ours, of an unknown format, or its columns disagree."""
+def read(data: bytes) -> PackedBatch | Control:
+    """Return the record as match takes it; RecordError when the bytes are none of ours, of an unknown format, or torn."""
     try:
-        record: Batch | Control = _DECODER.decode(data)
+        record: PackedBatch | Control = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
         raise RecordError("unreadable_batch", f"Not a record of gapwatch.events: {error}.") from error
     if record.format != FORMAT:
         raise RecordError("unknown_format", f"Format {record.format} of gapwatch.events is not known, only {FORMAT}.")
-    if isinstance(record, Batch):
+    if isinstance(record, PackedBatch):
         for section in record.sections:
             _check(section)
         for verdict in record.verdicts:
@@ -48,63 +56,136 @@ def unpack(data: bytes) -> Batch | Control:
     return record
 
 
-def _check(section: Section) -> None:
+def unpack(data: bytes) -> Batch | Control:
+    """Return the record with its columns as lists; RecordError as :func:`read`."""
+    record = read(data)
+    if isinstance(record, Control):
+        return record
+    return Batch(record.format, [_unpacked(section) for section in record.sections], record.verdicts)
+
+
+def _check(section: PackedSection) -> None:
     count = len(section.keys)
-    optional = (section.masks, section.values, section.versions, section.target_ids)
-    lengths = {
-        len(section.operations),
-        len(section.offsets),
-        len(section.majors),
-        len(section.minors),
-        len(section.event_times),
-        len(section.append_times),
-        len(section.digests),
-        *(len(column) for column in optional if column is not None),
-    }
-    if lengths != {count}:
+    optional = (section.masks, section.values, section.target_ids)
+    numbers = (section.offsets, section.majors, section.minors, section.event_times, section.append_times)
+    if (
+        len(section.operations) != count
+        or len(section.contents) != count
+        or len(section.digests) != DIGEST_BYTES * count
+        or any(len(column) != 8 * count for column in numbers)
+        or (section.versions is not None and len(section.versions) != 8 * count)
+        or any(len(column) != count for column in optional if column is not None)
+    ):
         raise RecordError("unreadable_batch", f"A section of {section.pipeline} has columns of unequal length.")
+
+
+def packed(batch: Batch) -> PackedBatch:
+    """Return a batch as it travels."""
+    return PackedBatch(batch.format, [packed_section(section) for section in batch.sections], batch.verdicts)
+
+
+def packed_section(section: Section) -> PackedSection:
+    digests = section.digests
+    full = all(digests)
+    return PackedSection(
+        pipeline=section.pipeline,
+        side=section.side,
+        feed=section.feed,
+        feed_partition=section.feed_partition,
+        epoch=section.epoch,
+        mapping=section.mapping,
+        offset_from=section.offset_from,
+        offset_to=section.offset_to,
+        keys=section.keys,
+        operations=section.operations,
+        offsets=_numbers(section.offsets),
+        majors=_numbers(section.majors),
+        minors=_numbers(section.minors),
+        event_times=_numbers(section.event_times),
+        append_times=_numbers(section.append_times),
+        contents=b"\1" * len(digests) if full else bytes(map(bool, digests)),
+        digests=b"".join(digests) if full else b"".join([digest or _NO_DIGEST for digest in digests]),
+        masks=section.masks,
+        values=section.values,
+        versions=None if section.versions is None else _numbers(section.versions),
+        target_ids=section.target_ids,
+    )
+
+
+def _numbers(column: list[int]) -> bytes:
+    return struct.pack(f"<{len(column)}q", *column)
+
+
+def _unpacked(section: PackedSection) -> Section:
+    digests = [section.digests[at : at + DIGEST_BYTES] for at in range(0, len(section.digests), DIGEST_BYTES)]
+    return Section(
+        pipeline=section.pipeline,
+        side=section.side,
+        feed=section.feed,
+        feed_partition=section.feed_partition,
+        epoch=section.epoch,
+        mapping=section.mapping,
+        offset_from=section.offset_from,
+        offset_to=section.offset_to,
+        keys=section.keys,
+        operations=section.operations,
+        offsets=_listed(section.offsets),
+        majors=_listed(section.majors),
+        minors=_listed(section.minors),
+        event_times=_listed(section.event_times),
+        append_times=_listed(section.append_times),
+        digests=[digest if there else b"" for digest, there in zip(digests, section.contents, strict=True)],
+        masks=section.masks,
+        values=section.values,
+        versions=None if section.versions is None else _listed(section.versions),
+        target_ids=section.target_ids,
+    )
+
+
+def _listed(column: bytes) -> list[int]:
+    return list(struct.unpack(f"<{len(column) // 8}q", column))
 
 
 class SectionBuilder:
     """Collects the events of one feed partition for one partition of ``gapwatch.events``, column by column.
 
-    ``version`` and ``target_id`` columns are made only when an event has one: a missing version travels as NO_VERSION.
+    Optional columns are made only when an event has one: a missing version travels as NO_VERSION.
     """
 
-    def __init__(self, *, pipeline: str, side: Side, feed: str, feed_partition: int, epoch: int, mapping: int) -> None:
+    def __init__(
+        self, *, pipeline: str, side: Side, feed: str, feed_partition: int, epoch: int, mapping: int, shape: Shape = EVERYTHING
+    ) -> None:
         self.pipeline = pipeline
         self.side = side
         self.feed = feed
         self.feed_partition = feed_partition
         self.epoch = epoch
         self.mapping = mapping
-        self._clear()
-
-    def _clear(self) -> None:
-        self._events: list[Event] = []
-        self._offsets: list[int] = []
-        self._append_times: list[int] = []
-        self.bytes = SECTION_BYTES
+        self._shape = shape
+        self._columns = EventColumns(shape)
 
     def __len__(self) -> int:
-        return len(self._events)
-
-    @property
-    def full(self) -> bool:
-        """Whether the collected events reach a limit of one record: time to build."""
-        return len(self._events) >= EVENTS_PER_RECORD_MAX or self.bytes >= BYTES_PER_RECORD_MAX
+        return len(self._columns.keys)
 
     def add(self, event: Event, offset: int, append_time: int) -> None:
         """Add an event; offsets must not fall."""
-        self._events.append(event)
-        self._offsets.append(offset)
-        self._append_times.append(append_time)
-        self.bytes += _event_bytes(event)
+        self._columns.add(event, offset, append_time)
+
+    def take(self, columns: EventColumns, places: Sequence[int]) -> None:
+        """Add the events at these places, in rising order; `columns` are of this builder's shape."""
+        if not places:
+            return
+        pick: Callable[[Sequence[Any]], Sequence[Any]] = (
+            itemgetter(*places) if len(places) > 1 else lambda items: (items[places[0]],)
+        )
+        for mine, theirs in zip(self._columns.all(), columns.all(), strict=True):
+            mine.extend(pick(theirs))
 
     def build(self, offset_from: int, offset_to: int) -> Section:
         """Return the collected events as the section of ``[offset_from, offset_to)`` and begin anew. May be empty of events."""
-        events = self._events
-        section = Section(
+        made, self._columns = self._columns, EventColumns(self._shape)
+        masks, values, versions, target_ids = made.masks, made.values, made.versions, made.target_ids
+        return Section(
             pipeline=self.pipeline,
             side=int(self.side),
             feed=self.feed,
@@ -113,41 +194,27 @@ class SectionBuilder:
             mapping=self.mapping,
             offset_from=offset_from,
             offset_to=offset_to,
-            keys=[event.key for event in events],
-            operations=bytes([event.operation for event in events]),
-            offsets=self._offsets,
-            majors=[event.major for event in events],
-            minors=[event.minor for event in events],
-            event_times=[event.event_time for event in events],
-            append_times=self._append_times,
-            digests=[event.digest for event in events],
-            masks=[event.masks or () for event in events] if any(event.masks for event in events) else None,
-            values=[event.values or () for event in events] if any(event.values for event in events) else None,
-            versions=_versions(events),
-            target_ids=[event.target_id or b"" for event in events] if any(event.target_id for event in events) else None,
+            keys=made.keys,
+            operations=bytes(made.operations),
+            offsets=made.offsets,
+            majors=made.majors,
+            minors=made.minors,
+            event_times=made.event_times,
+            append_times=made.append_times,
+            digests=made.digests,
+            masks=masks if masks is not None and any(masks) else None,
+            values=values if values is not None and any(values) else None,
+            versions=None if versions is None else _versions(versions),
+            target_ids=target_ids if target_ids is not None and any(target_ids) else None,
         )
-        self._clear()
-        return section
 
 
 NO_VERSION: Final = -(1 << 63)  # in a section's version column: this event has none
 
 
-def _versions(events: list[Event]) -> list[int] | None:
-    if all(event.version is None for event in events):
-        return None
-    return [NO_VERSION if event.version is None else event.version for event in events]
-
-
-def _event_bytes(event: Event) -> int:
-    size = EVENT_BYTES + len(event.key) + len(event.digest)
-    if event.masks:
-        size += sum(len(mask) + 2 for mask in event.masks)
-    if event.values:
-        size += sum(4 * len(value) + 5 for value in event.values if value is not None)
-    if event.target_id:
-        size += len(event.target_id)
-    return size
+def _versions(versions: list[int | None]) -> list[int] | None:
+    known = [NO_VERSION if version is None else version for version in versions]
+    return None if versions.count(None) == len(versions) else known
 
 
 def split(section: Section, *, events_max: int = EVENTS_PER_RECORD_MAX, bytes_max: int = BYTES_PER_RECORD_MAX) -> list[Section]:
@@ -155,6 +222,8 @@ def split(section: Section, *, events_max: int = EVENTS_PER_RECORD_MAX, bytes_ma
 
     Events of one raw offset stay together (a repetition is recognised by its offset); one that is too large goes alone.
     """
+    if len(section.keys) <= events_max and _size(section) <= bytes_max:
+        return [section]
     cuts = [0]
     size = SECTION_BYTES
     for index in range(len(section.keys)):
@@ -168,8 +237,6 @@ def split(section: Section, *, events_max: int = EVENTS_PER_RECORD_MAX, bytes_ma
                 cuts.append(start)
                 size = SECTION_BYTES + sum(_weight(section, at) for at in range(start, index))
         size += weight
-    if len(cuts) == 1:
-        return [section]
     ends = [*cuts[1:], len(section.keys)]
     return [_slice(section, start, end, first=start == 0) for start, end in zip(cuts, ends, strict=True)]
 
@@ -205,6 +272,20 @@ def _weight(section: Section, index: int) -> int:
     return size
 
 
+def _size(section: Section) -> int:
+    """Return the sum of all weights and the head, column by column."""
+    size = SECTION_BYTES + EVENT_BYTES * len(section.keys) + sum(map(len, section.keys)) + sum(map(len, section.digests))
+    if section.masks is not None:
+        masks = list(chain.from_iterable(section.masks))
+        size += sum(map(len, masks)) + 2 * len(masks)
+    if section.values is not None:
+        values = [value for value in chain.from_iterable(section.values) if value is not None]
+        size += 4 * sum(map(len, values)) + 5 * len(values)
+    if section.target_ids is not None:
+        size += sum(map(len, section.target_ids))
+    return size
+
+
 def batches(sections: Iterable[Section], verdicts: Iterable[VerdictSection] = ()) -> Iterator[Batch]:
     """Pack sections (cut where needed) and verdicts into records within the limits, in the given order."""
     batch = Batch(format=FORMAT, sections=[], verdicts=list(verdicts))
@@ -212,7 +293,7 @@ def batches(sections: Iterable[Section], verdicts: Iterable[VerdictSection] = ()
     for section in sections:
         for part in split(section):
             count = len(part.keys)
-            weight = SECTION_BYTES + sum(_weight(part, index) for index in range(count))
+            weight = _size(part)
             if batch.sections and (events + count > EVENTS_PER_RECORD_MAX or size + weight > BYTES_PER_RECORD_MAX):
                 yield batch
                 batch, events, size = Batch(format=FORMAT, sections=[], verdicts=[]), 0, 0

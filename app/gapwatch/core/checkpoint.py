@@ -2,12 +2,12 @@
 
 1. suspects and holes said so far,
 2. status records,
-3. bucket records,
+3. the records of the state that changed,
 4. the commit marker,
 5. the input records are acknowledged, in offset order.
 
 A stage may begin only when everything of the one before is durable. A crash in between repeats what was said (ids are
-deterministic), leaves buckets ahead of the marker (they sleep), or reads records again; it never loses any of them.
+deterministic), leaves records that no marker lists, or reads records again; it never loses any of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gapwatch.errors import ProtocolError
 class Stage(IntEnum):
     SAID = 1
     STATUS = 2
-    BUCKETS = 3
+    STATE = 3
     MARKER = 4
     ACKNOWLEDGE = 5
 

@@ -14,6 +14,11 @@ BLANK: Final = bytes(DIGEST_BYTES)  # in an identity: masked in its event, says 
 _LENGTH: Final = struct.Struct("<I").pack
 
 
+def framed(part: bytes) -> bytes:
+    """Return the part with its length in front."""
+    return _LENGTH(len(part)) + part
+
+
 def digest(parts: Iterable[bytes]) -> bytes:
     """Return xxh3_128 over the parts, each with its length in front, so that no two lists of parts read the same."""
     return xxhash.xxh3_128_digest(b"".join([_LENGTH(len(part)) + part for part in parts]))

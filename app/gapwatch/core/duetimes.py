@@ -1,4 +1,4 @@
-"""Which keys to look at when: rebuilt from the keys after a restore, so that nothing here has to be stored."""
+"""When to look at the keys that ``core/keyrows`` has no due time of; rebuilt from the keys, so that nothing here is stored."""
 
 from __future__ import annotations
 
@@ -22,27 +22,23 @@ class DueTimes:
         self._transit: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
         self._again: list[tuple[int, bytes]] = []
 
-    def slot(self, due: int) -> list[bytes]:
-        """Return the list of the slot that a due time lies in."""
+    def add(self, key: bytes, due: int) -> None:
         number = due >> SLOT_BITS
         found = self.slots.get(number)
         if found is None:
             found = self.slots[number] = []
             heapq.heappush(self._order, number)
-        return found
-
-    def add(self, key: bytes, due: int) -> None:
-        self.slot(due).append(key)
+        found.append(key)
         self.entries += 1
 
     def due(self, now: int) -> list[bytes]:
-        """Take out the keys of every slot that began by `now`, each once."""
+        """Take out the keys of every slot that began by `now`."""
         last = now >> SLOT_BITS
         found: list[bytes] = []
         while self._order and self._order[0] <= last:
             found += self.slots.pop(heapq.heappop(self._order))
         self.entries -= len(found)
-        return list(dict.fromkeys(found))
+        return found
 
     def wait_for_delivery(self, feed: tuple[int, int], offset: int, key: bytes) -> None:
         heapq.heappush(self._transit.setdefault(feed, []), (offset, key))

@@ -5,16 +5,21 @@ Pure. The role reads Kafka and asks the clock; what it learnt is handed in here,
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter, le, lt
 from typing import Final
 
 import msgspec
 
+from gapwatch.core.envelopes.columns import EventColumns
 from gapwatch.core.envelopes.records import HeartbeatRow
-from gapwatch.model.stream import UNKNOWN_DELIVERY, FeedState, Lost, Side
+from gapwatch.model.stream import UNKNOWN_DELIVERY, FeedState, Lost, Operation, Side
 
 ROWS_KEPT: Final = 256  # heartbeat rows that wait for their successor
 CHECKS_KEPT: Final = 64
+COMPACTED: Final = "ingest_hole"
 
 
 class Metadata(msgspec.Struct, kw_only=True, rename={"topic_id": "t", "epoch": "e", "major": "m", "minor": "n", "time": "c"}):
@@ -52,7 +57,9 @@ class FeedProgress:
     """One owned partition of a raw topic. Times in milliseconds, 0: not known.
 
     ``position``: the next offset to be read. ``sent``: up to where ranges were sent, the same for all partitions of
-    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time.
+    ``gapwatch.events``. ``highest``: the highest position seen, with its commit time. ``begun``: where the epoch began, if it
+    began here; it begins there once. ``compacted``: offsets may be missing because the broker removed their records; below
+    ``history_to`` that is history, which the baseline judges.
     """
 
     topic: str
@@ -65,8 +72,11 @@ class FeedProgress:
     by_markers: bool = False  # events come in no order of time: markers alone tell how far it has come
     highest: tuple[int, int] = (-1, -1)
     highest_time: int = 0
+    compacted: bool = False
+    history_to: int = 0
     watermark: int = 0
     caught_up: int = 0
+    begun: int = -1
     lost: list[Lost] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
@@ -78,9 +88,49 @@ class FeedProgress:
             return False
         return event_time > self.highest_time + self.disorder_ms
 
+    def follow(self, batches: Sequence[EventColumns], offset_from: int) -> int | None:
+        """Take the positions of all streamed events at and after `offset_from`; each of the batches is of one pipeline.
+
+        Returns the offset of the first event that breaks the history, None when none does; positions behind it are not taken.
+        """
+        if len(batches) == 1 and self._rise(batches[0], offset_from):
+            return None
+        entries = [
+            (offset, major, minor, time)
+            for batch in batches
+            for offset, major, minor, time, operation in zip(
+                batch.offsets, batch.majors, batch.minors, batch.event_times, batch.operations, strict=True
+            )
+            if offset >= offset_from and operation != Operation.SNAPSHOT
+        ]
+        entries.sort(key=itemgetter(0))
+        for offset, major, minor, time in entries:
+            if self.jumped(major, minor, time) and offset != self.begun:
+                return offset
+            self.streamed(time)
+        return None
+
+    def _rise(self, batch: EventColumns, offset_from: int) -> bool:
+        """Take a whole batch of streamed events whose positions rise, which is usual; False: look at each."""
+        majors = batch.majors
+        if not majors:
+            return True
+        if batch.offsets[0] < offset_from or Operation.SNAPSHOT in batch.operations:
+            return False
+        if (majors[0], batch.minors[0]) < self.highest:
+            return False
+        if not all(map(lt, majors, islice(majors, 1, None))):
+            positions = list(zip(majors, batch.minors, strict=True))
+            if not all(map(le, positions, islice(positions, 1, None))):
+                return False
+        newest = max(batch.event_times)
+        self.highest, self.highest_time = (majors[-1], batch.minors[-1]), max(self.highest_time, newest)
+        self.streamed(newest)
+        return True
+
     def begin_epoch(self, epoch: int, offset: int) -> None:
         """Start anew at `offset`: positions before it belong to another history."""
-        self.epoch, self.highest, self.highest_time, self.sent = epoch, (-1, -1), 0, offset
+        self.epoch, self.highest, self.highest_time, self.sent, self.begun = epoch, (-1, -1), 0, offset, offset
 
     def streamed(self, event_time: int) -> None:
         """A streamed record of this partition proves the time before it."""
@@ -107,9 +157,22 @@ class FeedProgress:
             del self.checks[CHECKS_KEPT // 2]  # the oldest proves soonest, the newest most
         self.read_to(self.position)
 
-    def lose(self, offset_from: int, offset_to: int, time: int, reason: str) -> None:
-        """Declare a range that nobody can judge; ``time`` is what is known of when it was written."""
-        self.lost.append(Lost(offset_from, offset_to, time, time, reason))
+    def lose(self, offset_from: int, offset_to: int, reason: str, *, time_from: int = 0, time_to: int = 0) -> None:
+        """Declare a range that nobody can judge. The times say between which it was written; 0: up to now, for all we know."""
+        self.lost.append(Lost(offset_from, offset_to, time_from, time_to, reason))
+
+    def arrived(self, offsets: Iterable[int]) -> None:
+        """Say which records came next. What a compacted log passes over was removed before we came: deletes as well."""
+        if not self.compacted:
+            return
+        position = self.position
+        for offset in offsets:
+            start = max(position, self.history_to)
+            if offset > start:
+                if self.lost and self.lost[-1].reason == COMPACTED:  # one stretch a pulse, however many pieces are missing
+                    start = self.lost.pop().offset_from
+                self.lose(start, offset, COMPACTED)
+            position = offset + 1
 
     def state(self, pipeline: str, side: Side, *, delivery: int, delivery_clock: int) -> FeedState:
         """Return what a control record says of this partition now; its range ends at what was read."""
@@ -142,23 +205,25 @@ class HeartbeatRows:
     settle_ms: int
     disorder_ms: int
     rows: list[tuple[int, int]] = field(default_factory=list)  # append time, commit time
-    numbers: dict[str, int] = field(default_factory=dict)
+    last: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sender: number and commit time
     proven: int = 0
 
-    def read(self, row: HeartbeatRow) -> bool:
-        """Take a row; False when a number of its sender was skipped: rows are missing, so the history is broken."""
-        complete = True
+    def read(self, row: HeartbeatRow) -> int | None:
+        """Take a row. When a number of its sender was skipped, the history is broken: return the time from which on it is."""
+        broken_since = None
         if row.number is not None:
-            before = self.numbers.get(row.sender)
-            complete = before is None or row.number <= before + 1
-            self.numbers[row.sender] = max(row.number, before or 0)
+            before, time = self.last.get(row.sender, (row.number, row.event_time))
+            if row.number > before + 1:
+                broken_since = time - self.disorder_ms
+            if row.number >= before:
+                self.last[row.sender] = (row.number, row.event_time)
         self.rows.append((row.append_time, row.event_time))
         settled = [commit for append, commit in self.rows if row.append_time - append >= self.settle_ms]
         if settled:
             self.proven = max(self.proven, max(settled) - self.disorder_ms)
             self.rows = [(append, commit) for append, commit in self.rows if row.append_time - append < self.settle_ms]
         del self.rows[:-ROWS_KEPT]
-        return complete
+        return broken_since
 
 
 def delivery_of(position: int | None, end: int) -> int:

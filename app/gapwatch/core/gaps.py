@@ -57,7 +57,7 @@ def opened(
         fields=difference.fields,
         evidence=tuple(evidence(suspect, reads, values, now)),
         opened_by=(opening.side, opening.epoch, opening.major, opening.minor) if opening else None,
-        held_since=held_since,
+        held_since=time_of(suspect.since) if suspect and suspect.since else held_since,
     )
 
 
@@ -75,6 +75,7 @@ def found_again(known: Gap, latest: Gap) -> Gap:
         fields=latest.fields,
         target_id=latest.target_id or known.target_id,
         event_time=min(times, default=None),
+        held_since=min((time for time in (known.held_since, latest.held_since) if time is not None), default=None),
         evidence=latest.evidence,
         occurrences=known.occurrences + (1 if again else 0),
         opened_by=latest.opened_by or known.opened_by,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from enum import Enum, auto
 
-from gapwatch.core.buckets import DELAY_BOUNDS_MS, Cell
+from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.keystate import (
     DEAD,
     DELETE,
@@ -23,6 +23,7 @@ from gapwatch.core.keystate import (
     renewed,
     tail_of,
     token_of,
+    unplaced,
     with_due,
 )
 from gapwatch.model.pipeline import Match
@@ -67,6 +68,8 @@ class KeyRules:
             return self._unchanged(state, write)
         counters.expected += 1
         opening = state.opening if state.open else None
+        if state.odd and not state.writes:
+            _hold(state, event_time_of(state.opening))  # the target is wrong since then, whatever is written now
         self._know(state, filled(write, newest))
         assert state.expected is not None
         state.writes.append(state.expected)
@@ -75,7 +78,7 @@ class KeyRules:
             return self._after(state, opening, expected_moved=True)
         if len(state.writes) > self._history:
             let_go = state.writes.pop(1)  # the oldest keeps its due time, the newest ones stay
-            state.floor = state.floor or event_time_of(let_go)
+            _hold(state, event_time_of(let_go))
             state.overflowed = True
             counters.superseded += 1
         return self._after(state, opening)
@@ -105,7 +108,8 @@ class KeyRules:
         """A snapshot read opens nothing; it may explain what the target showed before it."""
         if state.writes:
             return Effect.NONE
-        self._know(state, write)
+        # It keeps the place of the last write: a write that the snapshot saw, and the stream shows later, is no repetition.
+        self._know(state, renewed(write, state.expected) if state.expected is not None else unplaced(write))
         if state.odd and state.observed is not None and self.comparison.same(write, state.observed):
             state.odd, state.raised, state.raised_on = False, 0, None
         return Effect.CHANGED
@@ -154,6 +158,8 @@ class KeyRules:
             del state.shown[: -self._history]
         state.observed = write
         state.odd = not at_newest
+        if state.odd and state.writes and matched is None:
+            _hold(state, event_time_of(write))
         if matched is not None:
             cell.delays[bisect_left(DELAY_BOUNDS_MS, event_time_of(write) - event_time_of(state.writes[matched]))] += 1
             self._settle(state, matched, cell)
@@ -196,7 +202,7 @@ class KeyRules:
 
     def _after(self, state: KeyState, before: Write | None, *, expected_moved: bool = False) -> Effect:
         if not state.open:
-            state.raised, state.raised_on = 0, None
+            state.raised, state.raised_on, state.floor = 0, None, 0
             return Effect.CHANGED
         if state.opening == before and not expected_moved:
             return Effect.CHANGED
@@ -241,6 +247,8 @@ class KeyRules:
         if outcome is Outcome.SUPERSEDED and not state.writes:
             return False
         state.odd = False
+        if not state.overflowed:
+            state.floor = 0
         return True
 
     # why
@@ -275,6 +283,11 @@ class KeyRules:
         if self.comparison.match is not Match.DIGEST or DELETE in (expected[0], observed[0]):
             return False
         return expected[2] != observed[2]
+
+
+def _hold(state: KeyState, time: int) -> None:
+    """The key holds consistent-through at `time` at the latest, until what is newest is satisfied or judged."""
+    state.floor = min(state.floor, time) if state.floor else time
 
 
 def _count(cell: Cell, outcome: Outcome, closed: int) -> None:

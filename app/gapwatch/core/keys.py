@@ -33,9 +33,12 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxhash.xxh3_64_intdigest(key) % partitions
 
 
-def bucket_of(key: bytes, partitions: int, buckets: int) -> int:
-    """Return the bucket of a key within its partition."""
-    return (xxhash.xxh3_64_intdigest(key) // partitions) % buckets
+def by_partition(keys: Sequence[bytes], partitions: int, start: int = 0) -> list[list[int]]:
+    """Return, for each partition of ``gapwatch.events``, the places of its keys, counted from `start`; a key is hashed once."""
+    places: list[list[int]] = [[] for _ in range(partitions)]
+    for place, hashed in enumerate(map(xxhash.xxh3_64_intdigest, keys), start):
+        places[hashed % partitions].append(place)
+    return places
 
 
 def dig(document: Any, path: Sequence[str]) -> Any:
@@ -76,6 +79,10 @@ class KeyCodec:
         except _UnfitError as error:
             names = ", ".join(column.path for column in self.columns)
             raise KeyMisfit(f"Key ({names}): {error}.") from None
+
+    def encoder(self, at: int) -> Callable[[Any], bytes]:
+        """Return the encoder of one column; it raises a ValueError for what does not fit."""
+        return self._encoders[at]
 
     def decode(self, key: bytes) -> tuple[Any, ...]:
         """Return int, str (text, objectid as 24 hex digits), UUID, Decimal or bytes per column; KeyMisfit for other bytes."""

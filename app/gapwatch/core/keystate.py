@@ -24,18 +24,21 @@ OLDER_WHEN_SETTLED: Final = 4  # identities of older versions that a settled key
 BLANK: Final = bytes(16)
 UNKNOWN_MAPPING: Final = 255  # comparable with none, not even itself
 
-# operation, flags, mapping, feed, parts of the identity, -, feed partition, epoch, major, minor, offset, event time, due
-HEAD: Final = Struct("<BBBBBxHI5q")
+# operation, flags, mapping, feed, parts of the identity, -, feed partition, epoch, -, major, minor, offset, event time, due;
+# aligned, because `core/keyrows` reads and writes the same bytes as columns
+HEAD: Final = Struct("<BBBBBxHI4x5q")
 HEAD_BYTES: Final = HEAD.size
 pack_head: Final = HEAD.pack
-_TOKEN: Final = Struct("<Iqq")
+_TOKEN: Final = Struct("<I4xqq")
 _TIMES: Final = Struct("<qqq")
 _TIME: Final = Struct("<q")
 _PARTITION: Final = Struct("<H")
+_NO_PLACE: Final = Struct("<qq").pack(-1, -1)
 TOKEN_AT: Final = 8
-OFFSET_AT: Final = 28
-EVENT_TIME_AT: Final = 36
-DUE_AT: Final = 44
+MAJOR_AT: Final = 16
+OFFSET_AT: Final = 32
+EVENT_TIME_AT: Final = 40
+DUE_AT: Final = 48
 
 EXTRA: Final = 1  # flag: a tail with values and version follows the identity
 DEAD: Final = 2  # flag: the sink gave it up, so it is due whatever the delivery position says
@@ -103,6 +106,11 @@ def renewed(write: Write, token_from: Write) -> Write:
     return write[:3] + token_from[3:4] + write[4:6] + token_from[6:HEAD_BYTES] + write[HEAD_BYTES:]
 
 
+def unplaced(write: Write) -> Write:
+    """Return the write before all others of its epoch: what it shows is known, its place among the writes is not."""
+    return write[:MAJOR_AT] + _NO_PLACE + write[OFFSET_AT:]
+
+
 def is_masked(write: Write) -> bool:
     """Whether a field of it is not known."""
     parts = write[4]
@@ -140,6 +148,7 @@ def seen_of(write: Write, side: int, feeds: Sequence[str], *, comparable: bool) 
         operation=operation,
         event_time=event_time,
         digest=identity_of(write) if comparable else b"",
+        version=tail_of(write)[1],
     )
 
 
@@ -149,8 +158,9 @@ class KeyState:
     ``writes``: expected writes that are not settled, oldest first. ``expected``/``observed``: the newest of each side.
     ``odd``: the newest observed write is not what the newest expected one says, and no read excused it. ``older``: identities
     of older expected versions, newest first. ``raised``: the target watermark at which the key was last raised, 0 when it is
-    not; ``raised_on``: the token of the newest observed write then. ``overflowed``: versions after the oldest were let go, the
-    first of them at ``floor`` (event time; 0: none). ``shown``: what the target showed before ``observed``, unexplained, oldest
+    not; ``raised_on``: the token of the newest observed write then. ``overflowed``: versions after the oldest were let go.
+    ``floor``: the event time of the first of them, or since when the target shows what nothing explains, whatever was written
+    after it (0: neither). ``shown``: what the target showed before ``observed``, unexplained, oldest
     first: where the target's feed runs ahead of the source's, the versions that explain it are yet to come.
     """
 

@@ -113,9 +113,9 @@ class CompiledMapping:
         )
         toleranced = [index for index, spec in enumerate(self.fields) if spec.tolerance is not None]
         self.tolerances = tuple(spec.tolerance for spec in self.fields if spec.tolerance is not None)
-        self._value_at = tuple(toleranced)
-        self._mask_at = tuple(i for i, spec in enumerate(self.fields) if spec.maskable and spec.tolerance is None)
-        self._fixed_at = tuple(i for i, spec in enumerate(self.fields) if not spec.maskable and spec.tolerance is None)
+        self.value_at = tuple(toleranced)
+        self.mask_at = tuple(i for i, spec in enumerate(self.fields) if spec.maskable and spec.tolerance is None)
+        self.fixed_at = tuple(i for i, spec in enumerate(self.fields) if not spec.maskable and spec.tolerance is None)
         self.fingerprint = _fingerprint(pipeline)
         self._placeholder = pipeline.source.feed.placeholder
 
@@ -146,12 +146,12 @@ class CompiledMapping:
         """Return digest, mask digests and values of one record, from the canonical bytes of all fields in mapping order."""
         masks: tuple[bytes, ...] | None = None
         values: tuple[str | None, ...] | None = None
-        fixed = [parts[at] for at in self._fixed_at]
+        fixed = [parts[at] for at in self.fixed_at]
         known = [part for part in fixed if part is not None]
-        if self._mask_at:
-            masks = tuple([b"" if (part := parts[at]) is None else mask_digest(part) for at in self._mask_at])
-        if self._value_at:
-            values = tuple([_value_text(parts[at]) for at in self._value_at])
+        if self.mask_at:
+            masks = tuple([b"" if (part := parts[at]) is None else mask_digest(part) for at in self.mask_at])
+        if self.value_at:
+            values = tuple([value_text(parts[at]) for at in self.value_at])
         return Content(digest(known), masks, values, len(known) == len(fixed))
 
     def version_of_source(self, fields: Mapping[str, Any]) -> int | None:
@@ -345,7 +345,8 @@ def _fingerprint(pipeline: PipelineSpec) -> int:
     return xxhash.xxh3_64_intdigest(layout) >> 1
 
 
-def _value_text(part: Part) -> str | None:
+def value_text(part: Part) -> str | None:
+    """Return what the values column says of a toleranced field."""
     if part is None:
         return MASKED_VALUE
     if part in (NULL, ABSENT):

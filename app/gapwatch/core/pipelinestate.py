@@ -1,4 +1,4 @@
-"""One pipeline in one partition of ``gapwatch.events``: its cells, times, names, holes, and what is shown of it."""
+"""One pipeline in one partition of ``gapwatch.events``: its keys, times, names, holes, and what is shown of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import xxhash
 
-from gapwatch.core.buckets import DELAY_BOUNDS_MS, Cell
+from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.duetimes import DueTimes
 from gapwatch.core.keyrules import KeyRules
-from gapwatch.core.keystate import UNKNOWN_MAPPING, Comparison, KeyState, Write, due_of, partition_of, times_of, token_of
+from gapwatch.core.keystate import (
+    UNKNOWN_MAPPING,
+    Comparison,
+    Held,
+    KeyState,
+    Write,
+    due_of,
+    event_time_of,
+    partition_of,
+    times_of,
+    token_of,
+)
 from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, Section, Side
+from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
 from gapwatch.model.suspect import Counters, FeedStatus, Hole, PartitionStatus
 
 HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
@@ -22,6 +34,7 @@ MINUTE_MS: Final = 60_000
 SURVEY_KEYS: Final = 20_000  # above so many open keys
 SURVEY_EVERY: Final = 10  # they are counted only in every tenth status
 LATEST: Final = 1 << 62
+STALE_ENTRIES_MAX: Final = 100_000  # due times of settled keys, beside twice the open keys, before they are swept out
 
 
 class Survey:
@@ -42,14 +55,14 @@ class PipelineState:
     Args:
         spec: The pipeline.
         fingerprint: Of its mapping today.
-        cells: Its keys, by bucket.
+        cell: Its keys.
         times: The partition's feeds, of all pipelines.
     """
 
-    def __init__(self, spec: PipelineSpec, fingerprint: int, cells: list[Cell], times: FeedTimes) -> None:
+    def __init__(self, spec: PipelineSpec, fingerprint: int, cell: Cell, times: FeedTimes) -> None:
         self.spec = spec
         self.id = spec.id
-        self.cells = cells
+        self.cell = cell
         self.times = times
         tolerances = [field.tolerance for field in spec.fields if field.tolerance is not None]
         self.rules = KeyRules(Comparison(spec.match, tolerances), spec.history)
@@ -81,7 +94,7 @@ class PipelineState:
 
     # names
 
-    def numbers_of(self, section: Section) -> tuple[int, int]:
+    def numbers_of(self, section: PackedSection) -> tuple[int, int]:
         """Return the numbers that stand for a section's feed and mapping; new names get theirs in the order of the stream."""
         if section.feed not in self.feeds:
             self.feeds.append(section.feed)
@@ -94,10 +107,9 @@ class PipelineState:
         return self.feeds, self.mappings
 
     def learn(self, names: Sequence[Any]) -> None:
-        """Take up stored names; those of a bucket that is ahead continue the marker's."""
+        """Take up stored names."""
         feeds, mappings = names
-        self.feeds = max(self.feeds, list(feeds), key=len)
-        self.mappings = max(self.mappings, list(mappings), key=len)
+        self.feeds, self.mappings = list(feeds), list(mappings)
 
     def comparable(self, write: Write) -> bool:
         """Whether today's mapping made the write's digests."""
@@ -151,8 +163,8 @@ class PipelineState:
         times, survey = self.times, self._survey()
         source = times.watermark(*self.source)
         feeds = self._feed_statuses()
-        total = sum(len(cell.pending) for cell in self.cells)
-        raised = max(0, sum(len(cell.raised) for cell in self.cells) - survey.raised_in_transit)
+        total = self.cell.rows.open
+        raised = max(0, len(self.cell.raised) - survey.raised_in_transit)
         unknown = self.delivery_known and any(
             feed.delivery == UNKNOWN_DELIVERY and feed.reached > 0
             for feed in feeds
@@ -179,7 +191,7 @@ class PipelineState:
             raised=raised,
             counters=self.counters(),
             feeds=feeds,
-            holes=[*self.holes, *(cell.hole for cell in self.cells if cell.hole is not None)],
+            holes=[*self.holes, *([self.cell.hole] if self.cell.hole is not None else [])],
             delays_ms=self._delays(),
             delivery_unknown=unknown,
         )
@@ -202,68 +214,79 @@ class PipelineState:
         ]
 
     def counters(self) -> Counters:
-        """Return the sums over all buckets, and of what is counted by feed."""
-        total = Counters()
-        for cell in self.cells:
-            for name in Counters.__struct_fields__:
-                value = getattr(cell.counters, name)
-                if isinstance(value, dict):
-                    into: dict[str, int] = getattr(total, name)
-                    for label, count in value.items():
-                        into[label] = into.get(label, 0) + count
-                else:
-                    setattr(total, name, getattr(total, name) + value)
-        total.late += self.late
-        total.repeated += sum(feed.repeated for side in Side for _, feed in self.times.side(self.id, side))
-        return total
+        """Return what was counted of keys and of feeds."""
+        known = self.cell.counters
+        repeated = sum(feed.repeated for side in Side for _, feed in self.times.side(self.id, side))
+        return msgspec.structs.replace(
+            known,
+            late=known.late + self.late,
+            repeated=known.repeated + repeated,
+            unverifiable=dict(known.unverifiable),
+            snapshot_reads=dict(known.snapshot_reads),
+        )
 
     def _delays(self) -> list[tuple[int, int]]:
-        sums = [sum(column) for column in zip(*(cell.delays for cell in self.cells), strict=True)]
-        found = [(bound, count) for bound, count in zip((*DELAY_BOUNDS_MS, -1), sums, strict=True) if count]
-        return sorted(found)
+        return sorted((bound, count) for bound, count in zip((*DELAY_BOUNDS_MS, -1), self.cell.delays, strict=True) if count)
 
     def open_writes(self) -> int:
         """Return how many expected writes are in no class yet: pending, in transit or raised."""
-        return sum(len(held.writes) if isinstance(held, KeyState) else 1 for cell in self.cells for held in cell.pending.values())
+        rows = self.cell.rows
+        long = sum(len(held.writes) if isinstance(held, KeyState) else 1 for _, held in rows.open_long())
+        return len(rows.open_rows()) + long
 
     def _survey(self) -> Survey:
         """Look at all open keys; where there are very many, only now and then: an old bound holds time back, no more."""
         survey = self.survey
         survey.age += 1
-        if survey.age < SURVEY_EVERY and sum(len(cell.pending) for cell in self.cells) > SURVEY_KEYS:
+        if survey.age < SURVEY_EVERY and self.cell.rows.open > SURVEY_KEYS:
             return survey
         survey = self.survey = Survey()
         survey.age = 0
-        positions: dict[bytes, tuple[int, int]] = {}
-        for cell in self.cells:
-            for held in cell.pending.values():
-                self._look_at(survey, held, positions)
+        self._look_at_rows(survey)
+        for _, held in self.cell.rows.open_long():
+            self._look_at(survey, held)
         return survey
 
-    def _look_at(self, survey: Survey, held: bytes | KeyState, positions: dict[bytes, tuple[int, int]]) -> None:
+    def _look_at_rows(self, survey: Survey) -> None:
+        rows = self.cell.rows
+        found = rows.open_rows()
+        if not len(found):
+            return
+        times = rows.writes["event_time"].take(found)
+        survey.oldest = int(times.min())
+        if not self.delivery_known:
+            return
+        writes = rows.writes.take(found)
+        for key, feed in self.times.side(self.id, Side.EXPECTED):
+            if feed.delivery == NO_DELIVERY or key[2] not in self.feeds:
+                continue
+            here = (writes["feed"] == self.feeds.index(key[2])) & (writes["number"] == key[3])
+            here &= (writes["offset"] >= feed.position) & (writes["epoch"] >= feed.gone_below)
+            count = int(np.count_nonzero(here))
+            if count:
+                survey.in_transit += count
+                survey.oldest_in_transit = min(survey.oldest_in_transit, int(times[here].min()))
+
+    def _look_at(self, survey: Survey, held: Held) -> None:
         if isinstance(held, KeyState):
             if not held.writes and held.expected is None and (not self.start or held.oldest_time < self.start):
                 return  # the baseline's
             opening, raised, expected = held.opening, bool(held.raised), bool(held.writes)
-            offset, event_time, _ = times_of(opening)
-            event_time = min(event_time, held.oldest_time)
+            time = event_time_of(opening)
+            if held.floor:
+                time = min(time, max(held.floor, self.start))  # what was before the start is the baseline's
         else:
             opening, raised, expected = held, False, True
-            offset, event_time, _ = times_of(held)
-        if event_time < survey.oldest:
-            survey.oldest = event_time
+            time = event_time_of(held)
+        survey.oldest = min(survey.oldest, time)
         if not expected or not self.delivery_known:
             return
-        where = opening[3:4] + opening[6:8]
-        known = positions.get(where)
-        if known is None:
-            feed = self.feed_of(opening)
-            known = positions[where] = (LATEST if feed.delivery == NO_DELIVERY else feed.position, feed.gone_below)
-        if offset >= known[0] and token_of(opening)[0] >= known[1]:
+        feed = self.feed_of(opening)
+        position = LATEST if feed.delivery == NO_DELIVERY else feed.position
+        if times_of(opening)[0] >= position and token_of(opening)[0] >= feed.gone_below:
             survey.in_transit += 1
             survey.raised_in_transit += raised
-            if event_time < survey.oldest_in_transit:
-                survey.oldest_in_transit = event_time
+            survey.oldest_in_transit = min(survey.oldest_in_transit, time)
 
     # state
 
@@ -276,21 +299,27 @@ class PipelineState:
             "late": self.late,
             "holes": self.holes,
             "names": self.names,
+            "keys": self.cell.pack(),
         }
 
-    def unpack(self, packed: Mapping[str, Any]) -> None:
+    def unpack(self, packed: Mapping[str, Any], records: Mapping[str, bytes]) -> None:
         self.grace, self.skew, self.start, self.late = packed["grace"], packed["skew"], packed["start"], packed["late"]
         self.holes = msgspec.convert(packed["holes"], list[Hole])
         self.learn(packed["names"])
+        self.cell.unpack(packed["keys"], records)
+        self.schedule_long()
 
-    def schedule_all(self, cells: Sequence[Cell]) -> None:
-        """Queue every open key of some cells, after a restore or to leave stale entries behind."""
-        for cell in cells:
-            for key, held in cell.pending.items():
-                if isinstance(held, KeyState):
-                    if held.raised:
-                        self.due.raise_again(key, held.raised + self.confirm_again)
-                        continue
-                    self.due.add(key, held.due)
-                else:
-                    self.due.add(key, due_of(held))
+    def schedule_long(self) -> None:
+        """Queue every open key that has a long form: the rows know their own due times."""
+        for key, held in self.cell.rows.open_long():
+            if isinstance(held, KeyState) and held.raised:
+                self.due.raise_again(key, held.raised + self.confirm_again)
+            else:
+                self.due.add(key, held.due if isinstance(held, KeyState) else due_of(held))
+
+    def leave_stale_behind(self) -> None:
+        """Queue everything anew when most of what is queued belongs to keys that are settled."""
+        if self.due.entries > STALE_ENTRIES_MAX and self.due.entries > 2 * self.cell.rows.open:
+            self.due.clear()
+            self.cell.rows.count()
+            self.schedule_long()

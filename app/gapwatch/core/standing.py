@@ -86,7 +86,7 @@ def standing(
         id=pipeline.id,
         status=worst.severity.name,
         reasons=tuple(item.reason for item in sorted(judged, key=lambda item: -item.severity) if item.reason),
-        consistent_through=_consistent_through(records, complete, facts, holes),
+        consistent_through=_consistent_through(records, complete, facts, holes, now),
         source_watermark=source,
         target_watermark=target,
         delivered_through=_least(record.delivered_through for record in records.values()) if complete else None,
@@ -201,13 +201,16 @@ def _judge_findings(facts: LedgerFacts, now: datetime) -> list[_Judged]:
 def _judge_freshness(
     pipeline: PipelineSpec, partitions: int, records: Mapping[int, PartitionStatus], now: datetime
 ) -> list[_Judged]:
-    """Apply the rule of freshness: what is older than ``stall_after`` by the reader's clock is UNKNOWN, whatever is alive."""
+    """Apply the rule of freshness: what is older than ``stall_after`` by the reader's clock is UNKNOWN, whatever is alive.
+
+    So is what lies ahead of that clock: a time that a wrong clock made would stay fresh for as long as it is wrong.
+    """
     missing = [number for number in range(partitions) if number not in records]
     if missing:
         return [
             _unknown(f"no status record of partition {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
         ]
-    limit = timedelta(seconds=pipeline.stall_after_seconds)
+    limit, ahead = timedelta(seconds=pipeline.stall_after_seconds), timedelta(seconds=pipeline.clock_skew_max_seconds)
     observed_feed = pipeline.target.feed.kind.value != "none"
     judged = []
     checks: dict[str, Callable[[PartitionStatus], int]] = {
@@ -224,6 +227,8 @@ def _judge_freshness(
             judged.append(_unknown(f"the {what} is not known yet"))
         elif now - from_ms(oldest) > limit:
             judged.append(_unknown(f"the {what} is {(now - from_ms(oldest)).total_seconds():.0f} s old"))
+        elif from_ms(oldest) - now > ahead:
+            judged.append(_unknown(f"the {what} is {(from_ms(oldest) - now).total_seconds():.0f} s ahead of this clock"))
     if any(record.delivery_unknown for record in records.values()):
         judged.append(_unknown("delivery_unknown: nobody says how far the sink has come"))
     return judged
@@ -234,12 +239,12 @@ def _unknown(reason: str) -> _Judged:
 
 
 def _consistent_through(
-    records: Mapping[int, PartitionStatus], complete: bool, facts: LedgerFacts, holes: Sequence[datetime]
+    records: Mapping[int, PartitionStatus], complete: bool, facts: LedgerFacts, holes: Sequence[datetime], now: datetime
 ) -> datetime | None:
     """Return the time up to which every write committed at the source is proven at the target; None: undefined."""
     if facts.baseline is None or not complete:
         return None
-    bounds: list[datetime] = []
+    bounds = [now]
     for record in records.values():
         if record.source_watermark == 0:
             return None

@@ -1,86 +1,21 @@
-"""Which keys of two sets differ: the decision of a sweep, fed chunk by chunk from both sides (``design.md`` 8).
+"""What a sweep covers, how far it may say that it has come, and when it proves something.
 
-Each side hands in its keys in whatever order it reads them. A key that both sides have shown is settled and forgotten, so what is
-kept is the distance between the two readers (small where both read in key order) and the differences. Nothing here is a gap yet:
-every candidate is read again by key, after grace.
+Which keys differ is found by ``core/sweep_sets.py``; nothing of that is a gap yet: every candidate is read again by key, after
+grace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-
-from gapwatch.model.stream import Side
+from typing import Any
 
 
 class Scope(StrEnum):
     FULL = "full"
     KEYS = "keys"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One key as a scan saw it. ``content`` is None in an id sweep; it is compared by the `equal` function of the sweep."""
-
-    key: bytes
-    content: object | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
-    """Keys to read again: at the source only, at the target only, on both with other content, several times on one side."""
-
-    source_only: Sequence[bytes]
-    target_only: Sequence[bytes]
-    differing: Sequence[bytes]
-
-    def all(self) -> list[bytes]:
-        return list(dict.fromkeys((*self.source_only, *self.target_only, *self.differing)))
-
-
-class SetDifference:
-    """The symmetric difference of two streams of entries.
-
-    Args:
-        equal: Says whether the contents of a source and a target entry agree; not called in an id sweep.
-    """
-
-    def __init__(self, equal: Callable[[object, object], bool]) -> None:
-        self._equal = equal
-        self._open: tuple[dict[bytes, object | None], dict[bytes, object | None]] = ({}, {})
-        self._differing: dict[bytes, None] = {}
-        self.compared = [0, 0]
-
-    @property
-    def held(self) -> int:
-        """How many keys wait for their counterpart: the memory in use."""
-        return len(self._open[0]) + len(self._open[1])
-
-    def lead(self) -> Side:
-        """Return the side that is ahead, i.e. has more keys waiting: the other one should read next."""
-        return Side.EXPECTED if len(self._open[0]) >= len(self._open[1]) else Side.OBSERVED
-
-    def add(self, side: Side, entries: Iterable[Entry]) -> None:
-        mine, other = self._open[side], self._open[1 - side]
-        count = 0
-        for entry in entries:
-            count += 1
-            if entry.key not in other:
-                if entry.key in mine:
-                    self._differing[entry.key] = None  # twice on one side: a duplicate, or a key that moved while we read
-                mine[entry.key] = entry.content
-                continue
-            counterpart = other.pop(entry.key)
-            if entry.content is None or counterpart is None:
-                continue
-            pair = (entry.content, counterpart) if side is Side.EXPECTED else (counterpart, entry.content)
-            if not self._equal(*pair):
-                self._differing[entry.key] = None
-        self.compared[side] += count
-
-    def finish(self) -> Candidates:
-        return Candidates(source_only=list(self._open[0]), target_only=list(self._open[1]), differing=list(self._differing))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,3 +42,50 @@ class SweepOutcome:
         if self.undecided:
             return f"{self.undecided} differing keys could not be judged."
         return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Both sides were compared below ``key`` (canonical bytes); ``counts`` are those of what lies below it."""
+
+    key: bytes
+    counts: tuple[int, int]
+
+
+class Resumption:
+    """From where another worker may go on: a key moves it only when everything below it was compared, judged and booked.
+
+    Only for keys that both sides show in the order of their bytes.
+    """
+
+    MARKS_MAX = 1_000
+
+    def __init__(self, start: Mark | None = None) -> None:
+        self._marks: deque[Mark] = deque()
+        self.reached = start
+
+    def compared(self, mark: Mark) -> None:
+        """Remember how far the comparison has come."""
+        if len(self._marks) >= self.MARKS_MAX:  # every other one is enough: it only repeats more
+            self._marks = deque(list(self._marks)[::2])
+        self._marks.append(mark)
+
+    def advance(self, undecided: Collection[bytes]) -> Mark | None:
+        """Return the last mark at or below every key that is not decided yet; None: the beginning."""
+        least = min(undecided, default=None)
+        while self._marks and (least is None or self._marks[0].key <= least):
+            self.reached = self._marks.popleft()
+        return self.reached
+
+    @staticmethod
+    def pack(mark: Mark, identities: Mapping[str, str]) -> dict[str, Any]:
+        """Return what a run's cursor holds: the key, the counts, and which objects were read."""
+        return {"from": mark.key.hex(), "counts": list(mark.counts), "identities": dict(identities)}
+
+    @staticmethod
+    def unpack(cursor: Mapping[str, Any]) -> tuple[Mark | None, dict[str, str]]:
+        """Return a run's mark and the objects it read; None and nothing where it begins."""
+        if "from" not in cursor:
+            return None, {}
+        source, target = cursor["counts"]
+        return Mark(key=bytes.fromhex(cursor["from"]), counts=(source, target)), dict(cursor["identities"])

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, Section
+from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, PackedSection
 
 REORDER_EVENTS_MAX: Final = 10_000  # events of one feed partition that wait for what comes before them
 STEPS_MAX: Final = 128  # moves of the sink's position that are remembered with their time
 NEVER: Final = 1 << 62
 
 T = TypeVar("T")
+Kept = npt.NDArray[np.bool_]
 FeedKey = tuple[str, int, str, int]  # pipeline, side, feed, feed partition
 
 
@@ -41,7 +44,7 @@ class Waiting(NamedTuple):
     offset_from: int
     number: int
     since: int
-    item: Section | FeedState
+    item: PackedSection | FeedState
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class FeedPartition:
 
     @property
     def waiting_events(self) -> int:
-        return sum(len(entry.item.offsets) if isinstance(entry.item, Section) else 1 for entry in self.waiting)
+        return sum(len(entry.item.keys) if isinstance(entry.item, PackedSection) else 1 for entry in self.waiting)
 
     @property
     def position(self) -> int:
@@ -105,7 +108,7 @@ class FeedPartition:
 class Admitted(NamedTuple):
     """What may be applied now, in order, and the spans that had to be given up."""
 
-    items: list[Section | FeedState]
+    items: list[PackedSection | FeedState]
     holes: list[Span]
 
 
@@ -125,7 +128,7 @@ class FeedTimes:
     def side(self, pipeline: str, side: int) -> Iterator[tuple[FeedKey, FeedPartition]]:
         return ((key, feed) for key, feed in self.feeds.items() if key[0] == pipeline and key[1] == side)
 
-    def admit(self, key: FeedKey, item: Section | FeedState, append_time: int, stall_after_ms: int) -> Admitted:
+    def admit(self, key: FeedKey, item: PackedSection | FeedState, append_time: int, stall_after_ms: int) -> Admitted:
         """Take a section or a feed's state; return what is in turn now.
 
         Args:
@@ -137,7 +140,7 @@ class FeedTimes:
         feed = self.of(key)
         admitted = Admitted([], [])
         if item.epoch < feed.epoch:
-            feed.repeated += len(item.keys) if isinstance(item, Section) else 0
+            feed.repeated += len(item.keys) if isinstance(item, PackedSection) else 0
             return admitted  # of a log that is no more: a repetition
         if item.epoch > feed.epoch:
             self._begin_epoch(feed, item, append_time, admitted, was_empty=self._was_without_topic(key, item))
@@ -151,14 +154,14 @@ class FeedTimes:
         self._release(feed, admitted)
         return admitted
 
-    def _was_without_topic(self, key: FeedKey, item: Section | FeedState) -> bool:
+    def _was_without_topic(self, key: FeedKey, item: PackedSection | FeedState) -> bool:
         """Whether the feed had no topic when it was first heard of, and this is the beginning of its log: nothing was before."""
         pipeline, side, feed, number = key
         before = self.feeds.get((pipeline, side, feed, NO_TOPIC))
         return number != NO_TOPIC and item.offset_from == 0 and before is not None and before.spoke > 0
 
     def _begin_epoch(
-        self, feed: FeedPartition, item: Section | FeedState, append_time: int, admitted: Admitted, *, was_empty: bool
+        self, feed: FeedPartition, item: PackedSection | FeedState, append_time: int, admitted: Admitted, *, was_empty: bool
     ) -> None:
         """A first start or a new log: what was before nobody can judge, unless nothing was."""
         if feed.epoch >= 0 or not was_empty:
@@ -172,7 +175,7 @@ class FeedTimes:
         self.waiting_changed = self.waiting_changed or bool(feed.waiting)
         feed.waiting.clear()
 
-    def _take(self, feed: FeedPartition, item: Section | FeedState, since: int, admitted: Admitted) -> None:
+    def _take(self, feed: FeedPartition, item: PackedSection | FeedState, since: int, admitted: Admitted) -> None:
         if isinstance(item, FeedState):
             admitted.items.append(item)
             self._apply_state(feed, item, since, admitted)
@@ -188,7 +191,8 @@ class FeedTimes:
     def _apply_state(self, feed: FeedPartition, state: FeedState, since: int, admitted: Admitted) -> None:
         for lost in state.lost:
             if lost.offset_to > feed.lost_to:
-                time_from = lost.time_from or feed.watermark
+                # It was appended after it was committed: what is known of its commit is that no watermark had passed it.
+                time_from = min(lost.time_from or feed.watermark, feed.watermark or lost.time_from)
                 time_to = max(time_from, lost.time_to or since)
                 admitted.holes.append(Span(time_from, time_to, lost.reason, state.epoch, lost.offset_from, lost.offset_to))
                 feed.lost_to = lost.offset_to
@@ -257,7 +261,7 @@ class FeedTimes:
 
     def pack_waiting(self) -> list[Any]:
         return [
-            (key, [(entry.number, entry.since, isinstance(entry.item, Section), entry.item) for entry in feed.waiting])
+            (key, [(entry.number, entry.since, isinstance(entry.item, PackedSection), entry.item) for entry in feed.waiting])
             for key, feed in self.feeds.items()
             if feed.waiting
         ]
@@ -267,7 +271,7 @@ class FeedTimes:
             feed = self.of((pipeline, side, name, number))
             feed.waiting = []
             for order, since, is_section, values in entries:
-                item = msgspec.convert(values, Section) if is_section else msgspec.convert(values, FeedState)
+                item = msgspec.convert(values, PackedSection) if is_section else msgspec.convert(values, FeedState)
                 feed.waiting.append(Waiting(item.offset_from, order, since, item))
             feed.waiting.sort()
 
@@ -286,34 +290,37 @@ def _least_of(feeds: Mapping[int, FeedPartition], name: str) -> int:
     return min(int(getattr(feed, name)) for feed in real)
 
 
-def _above(section: Section, reached: int) -> Section:
+def _above(section: PackedSection, reached: int) -> PackedSection:
     """Return the section without the events that lie below `reached`."""
     if section.offset_from >= reached:
         return section
-    kept = [number for number, offset in enumerate(section.offsets) if offset >= reached]
-    if len(kept) == len(section.offsets):
-        return section
-    return chosen(section, kept)
+    kept = np.frombuffer(section.offsets, "<i8") >= reached
+    return section if kept.all() else _chosen(section, kept)
 
 
-def chosen(section: Section, kept: Sequence[int]) -> Section:
+def _chosen(section: PackedSection, kept: Kept) -> PackedSection:
     """Return the section with these events only; its range stays."""
+
+    def column(values: bytes, width: int = 8) -> bytes:
+        return np.frombuffer(values, f"V{width}")[kept].tobytes()
+
     return msgspec.structs.replace(
         section,
-        keys=[section.keys[number] for number in kept],
-        operations=bytes(section.operations[number] for number in kept),
-        offsets=[section.offsets[number] for number in kept],
-        majors=[section.majors[number] for number in kept],
-        minors=[section.minors[number] for number in kept],
-        event_times=[section.event_times[number] for number in kept],
-        append_times=[section.append_times[number] for number in kept],
-        digests=[section.digests[number] for number in kept],
-        masks=_chosen(section.masks, kept),
-        values=_chosen(section.values, kept),
-        versions=_chosen(section.versions, kept),
-        target_ids=_chosen(section.target_ids, kept),
+        keys=_listed(section.keys, kept),
+        operations=column(section.operations, 1),
+        offsets=column(section.offsets),
+        majors=column(section.majors),
+        minors=column(section.minors),
+        event_times=column(section.event_times),
+        append_times=column(section.append_times),
+        contents=column(section.contents, 1),
+        digests=column(section.digests, 16),
+        masks=None if section.masks is None else _listed(section.masks, kept),
+        values=None if section.values is None else _listed(section.values, kept),
+        versions=None if section.versions is None else column(section.versions),
+        target_ids=None if section.target_ids is None else _listed(section.target_ids, kept),
     )
 
 
-def _chosen(column: Sequence[T] | None, kept: Sequence[int]) -> list[T] | None:
-    return [column[number] for number in kept] if column is not None else None
+def _listed(column: Sequence[T], kept: Kept) -> list[T]:
+    return [column[number] for number in np.flatnonzero(kept).tolist()]

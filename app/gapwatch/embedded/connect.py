@@ -115,6 +115,8 @@ def postgres_source_config(
         "postgres-source",
         host=postgres.host,
         port=postgres.port,
+        user="gapwatch",
+        password="unused",  # noqa: S106 - the embedded server asks for none
         database=database,
         prefix=prefix,
         tables=",".join(tables),
@@ -153,11 +155,14 @@ def mongo_sink_config(
     )
 
 
-def _filled(template: str, **values: object) -> Config:
-    raw = json.loads(
-        string.Template(_template(f"{template}.json")).substitute({name: str(value) for name, value in values.items()})
-    )
+def filled(text: str, values: Mapping[str, object]) -> Config:
+    """Return the configuration of a template's text. Raises KeyError, naming what no value was given for."""
+    raw = json.loads(string.Template(text).substitute({name: str(value) for name, value in values.items()}))
     return {str(name): str(value) for name, value in raw.items()}
+
+
+def _filled(template: str, **values: object) -> Config:
+    return filled(_template(f"{template}.json"), values)
 
 
 def _template(name: str) -> str:

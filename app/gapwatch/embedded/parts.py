@@ -318,9 +318,11 @@ def _postgres_settings(host: str, port: int, directory: Path) -> str:
 
 
 class MongoPart(Part):
-    """A replica set of one mongod."""
+    """A replica set of one mongod. ``options`` are more arguments for it, say ``--keyFile`` for access control."""
 
     name = "mongodb"
+    oplog_mib = 256
+    options: Sequence[str] = ()
 
     @property
     def uri(self) -> str:
@@ -333,7 +335,15 @@ class MongoPart(Part):
         self._spawn(
             [
                 *(mongod, "--dbpath", str(data), "--port", str(self.port), "--bind_ip", self.host, "--replSet", "rs0"),
-                *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "256", "--unixSocketPrefix", str(self.directory)),
+                *(
+                    "--wiredTigerCacheSizeGB",
+                    "0.25",
+                    "--oplogSize",
+                    str(self.oplog_mib),
+                    "--unixSocketPrefix",
+                    str(self.directory),
+                ),
+                *self.options,
             ]
         )
 

@@ -24,6 +24,7 @@ from gapwatch.embedded.watchdog import MARK, descendants
 from gapwatch.errors import EnvironmentLacks, GapwatchError
 
 STOP_SECONDS = 20.0
+CLEAN_SECONDS = 120.0  # removing a gigabyte of data takes its time on a busy disk
 # What holds a library that the servers need and a small system may lack, by the names of Debian and Ubuntu.
 _PACKAGES = {"libcurl.so.4": "libcurl4", "libssl.so.3": "libssl3", "libcrypto.so.3": "libssl3", "liblzma.so.5": "liblzma5"}
 _LACKS_LIBRARY = re.compile(r"error while loading shared libraries: ([^\s:]+)")
@@ -74,7 +75,7 @@ class Watchdog:
             self._process.stdin.close()
         except BrokenPipeError:  # somebody killed it
             pass
-        self._process.wait(STOP_SECONDS)
+        self._process.wait(CLEAN_SECONDS)
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a child: without what would change a server's behaviour, with the mark."""

@@ -14,6 +14,7 @@ from types import TracebackType
 from gapwatch.embedded.opensearch import OpenSearchPart
 from gapwatch.embedded.parts import ConnectPart, KafkaPart, MongoPart, Part, PostgresPart
 from gapwatch.embedded.process import Watchdog
+from gapwatch.embedded.watchdog import MARK
 from gapwatch.errors import GapwatchError, UsageError
 
 USUAL = ("kafka", "connect", "postgres", "mongodb")
@@ -123,6 +124,11 @@ class EmbeddedStack:
             for name in (*first, *(name for name in self._parts if name not in first)):
                 ending.callback(self._parts[name].close)
             self._parts = {}
+
+    def mark(self) -> dict[str, str]:
+        """Return what goes into the environment of a process that shall end with this stack, however its parent dies."""
+        assert self._watchdog is not None, "the stack is running"
+        return {MARK: self._watchdog.mark}
 
     def _clean(self) -> None:
         if self._watchdog is not None:

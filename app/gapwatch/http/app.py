@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from aiohttp import web
 
 from gapwatch.http import auth, health, openapi, page, problems
 from gapwatch.http.api import ROUTES as API_ROUTES
-from gapwatch.http.deps import DEPS, ApiDeps, ApiLedger, Operations, Token, Tokens
+from gapwatch.http.deps import DEPS, PROBES, ApiDeps, ApiLedger, Operations, ProbeDeps, Token, Tokens
 from gapwatch.http.routing import Answer, Param, Route, bind
 
-__all__ = ["ROUTES", "ApiDeps", "ApiLedger", "ApiServer", "Operations", "Token", "Tokens", "create_app"]
+__all__ = [
+    "ROUTES",
+    "ApiDeps",
+    "ApiLedger",
+    "ApiServer",
+    "Operations",
+    "ProbeDeps",
+    "ProbeServer",
+    "Token",
+    "Tokens",
+    "create_app",
+]
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 SHUTDOWN_SECONDS: Final = 5.0
@@ -34,7 +45,7 @@ SECURITY_HEADERS: Final = {
 
 _PLAIN: Final = ("text/plain",)
 
-OWN_ROUTES: Final = (
+PROBE_ROUTES: Final = (
     Route(
         method="GET",
         path="/livez",
@@ -68,6 +79,10 @@ OWN_ROUTES: Final = (
         answers={200: Answer(description="The exposition, text format 0.0.4", media=_PLAIN)},
         errors=(503,),
     ),
+)
+
+OWN_ROUTES: Final = (
+    *PROBE_ROUTES,
     Route(
         method="GET",
         path="/openapi.json",
@@ -93,12 +108,18 @@ def create_app(deps: ApiDeps, *, open_on_loopback: bool = True) -> web.Applicati
         open_on_loopback: Whether requests from this machine need no token as long as there is none. False where the server
             listens on other addresses too: then every request needs one, even after the last token was revoked.
     """
-    app = web.Application(middlewares=[problems.middleware], client_max_size=BODY_BYTES_MAX)
+    app = _application(ROUTES, deps.probes)
     app[DEPS] = deps
     app[auth.OPEN_ON_LOOPBACK] = open_on_loopback
     app[openapi.ROUTES_KEY] = ROUTES
+    return app
+
+
+def _application(routes: Sequence[Route], probes: ProbeDeps) -> web.Application:
+    app = web.Application(middlewares=[problems.middleware], client_max_size=BODY_BYTES_MAX)
+    app[PROBES] = probes
     # There is no catch-all route: what no route takes becomes a 404 in the middleware, so none can hide another.
-    for route in ROUTES:
+    for route in routes:
         app.router.add_route(route.method, route.path, bind(route))
     app.on_response_prepare.append(_add_headers)
     return app
@@ -110,24 +131,14 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers.setdefault("Cache-Control", "no-store")
 
 
-class ApiServer:
-    """Serves the application on one address until it is stopped."""
+class _Server:
+    """Serves one application on one address until it is stopped."""
 
-    def __init__(self, deps: ApiDeps) -> None:
-        self._deps = deps
+    def __init__(self) -> None:
         self._runner: web.AppRunner | None = None
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Bind and serve; return the address and the port (the one that was given, or a free one for 0).
-
-        Raises:
-            UsageError: The address is reachable from other machines and there is no token.
-            OSError: The address cannot be bound.
-        """
+    async def _serve(self, app: web.Application, host: str, port: int) -> tuple[str, int]:
         assert self._runner is None, "a server is started once"
-        has_tokens = await asyncio.to_thread(self._deps.tokens.has_tokens)
-        auth.check_listen(host, has_tokens=has_tokens)
-        app = create_app(self._deps, open_on_loopback=auth.is_loopback(host))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         site = web.TCPSite(runner, host or None, port)
@@ -145,3 +156,34 @@ class ApiServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+
+class ApiServer(_Server):
+    """The whole application: API, page, probes."""
+
+    def __init__(self, deps: ApiDeps) -> None:
+        super().__init__()
+        self._deps = deps
+
+    async def start(self, host: str, port: int) -> tuple[str, int]:
+        """Bind and serve; return the address and the port (the one that was given, or a free one for 0).
+
+        Raises:
+            UsageError: The address is reachable from other machines and there is no token.
+            OSError: The address cannot be bound.
+        """
+        has_tokens = await asyncio.to_thread(self._deps.tokens.has_tokens)
+        auth.check_listen(host, has_tokens=has_tokens)
+        return await self._serve(create_app(self._deps, open_on_loopback=auth.is_loopback(host)), host, port)
+
+
+class ProbeServer(_Server):
+    """Only what is open to everybody: a process of any role, as its orchestrator and Prometheus see it."""
+
+    def __init__(self, deps: ProbeDeps) -> None:
+        super().__init__()
+        self._deps = deps
+
+    async def start(self, host: str, port: int) -> tuple[str, int]:
+        """Bind and serve, on whatever address; as :meth:`ApiServer.start`. Raises OSError."""
+        return await self._serve(_application(PROBE_ROUTES, self._deps), host, port)

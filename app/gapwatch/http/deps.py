@@ -64,17 +64,26 @@ class Tokens(Protocol):
         """Whether any token is valid now."""
 
 
+Readiness = Callable[[], Mapping[str, str]] | Callable[[], Awaitable[Mapping[str, str]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApiDeps:
+class ProbeDeps:
     """``readiness`` names every part with ``"ok"`` or what is wrong with it; ``metrics`` is the exposition, may block."""
 
+    readiness: Readiness
+    metrics: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiDeps:
     operations: Operations
     ledger: ApiLedger
     tokens: Tokens
-    readiness: Callable[[], Mapping[str, str]] | Callable[[], Awaitable[Mapping[str, str]]]
-    metrics: Callable[[], bytes]
+    probes: ProbeDeps
     clock: Clock
     version: str
 
 
+PROBES: Final = web.AppKey("probes", ProbeDeps)
 DEPS: Final = web.AppKey("deps", ApiDeps)

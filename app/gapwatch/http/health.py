@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from gapwatch.http.deps import DEPS, READY
+from gapwatch.http.deps import PROBES, READY
 
 
 async def livez(request: web.Request) -> web.StreamResponse:
@@ -30,10 +30,10 @@ async def readyz(request: web.Request) -> web.StreamResponse:
 
 
 async def _readiness(request: web.Request) -> Mapping[str, str]:
-    answer = request.app[DEPS].readiness()
+    answer = request.app[PROBES].readiness()
     return await answer if inspect.isawaitable(answer) else answer
 
 
 async def metrics(request: web.Request) -> web.StreamResponse:
-    exposition = await asyncio.to_thread(request.app[DEPS].metrics)
+    exposition = await asyncio.to_thread(request.app[PROBES].metrics)
     return web.Response(body=exposition, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

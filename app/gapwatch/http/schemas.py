@@ -210,7 +210,7 @@ def _key_story() -> Schema:
     story = _record(
         {"pipeline": TEXT, "key": OBJECT, "verdict": TEXT, "gaps": _list(ref("Gap")), "audit": _list(ref("AuditRow"))}
     )
-    story["properties"]["stores"] = OBJECT
+    story["properties"] |= {"stores": OBJECT, "stream": OBJECT}
     return story
 
 

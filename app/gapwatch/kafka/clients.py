@@ -30,6 +30,7 @@ _CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
     "session.timeout.ms": 10_000,
     "heartbeat.interval.ms": 1_000,
     "fetch.wait.max.ms": 50,
+    "fetch.queue.backoff.ms": 20,  # by default a full queue is looked at again after a second: the wall clock stalls
     "queued.max.messages.kbytes": 65_536,
     "topic.metadata.refresh.interval.ms": 30_000,
 }
@@ -47,14 +48,20 @@ class Rebalance(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Polled:
-    """What one ``consume`` brought. ``faults``: partitions (None: the client) that cannot be read on, and why.
+    """What one ``consume`` brought. ``runs``: messages by partition, in offset order.
 
-    ``ends``: partitions whose end was reached, with the offset there; only with ``enable.partition.eof``.
+    ``faults``: partitions (None: the client) that cannot be read on, and why. ``ends``: partitions whose end was reached, with
+    the offset there; only with ``enable.partition.eof``.
     """
 
-    messages: Sequence[Message] = ()
+    runs: Mapping[Partition, Sequence[Message]] = field(default_factory=dict)
     faults: Sequence[tuple[Partition | None, GapwatchError]] = ()
     ends: Mapping[Partition, int] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages, partition after partition."""
+        return [message for run in self.runs.values() for message in run]
 
 
 class RawConsumer:
@@ -129,21 +136,25 @@ class RawConsumer:
         if self._rebalance_failure is not None:
             failure, self._rebalance_failure = self._rebalance_failure, None
             raise failure
-        messages: list[Message] = []
+        runs: dict[Partition, list[Message]] = {}
+        run: list[Message] = []
+        at: tuple[Any, Any] = (None, None)
         faults: list[tuple[Partition | None, GapwatchError]] = []
         ends: dict[Partition, int] = {}
         for message in raw:
-            error = message.error()
+            error, topic = message.error(), message.topic()
             if error is None:
-                messages.append(message)
+                here = (topic, message.partition())
+                if here != at:
+                    at, run = here, runs.setdefault(Partition(*here), [])
+                run.append(message)
                 continue
-            topic = message.topic()
             if error.code() == KafkaError._PARTITION_EOF and topic is not None:
                 ends[Partition(topic, message.partition() or 0)] = message.offset() or 0
                 continue
             where = Partition(topic, message.partition() or 0) if topic is not None and (message.partition() or 0) >= 0 else None
             faults.append((where, gapwatch_error(error, f"read {where.topic}[{where.partition}]" if where else "read")))
-        return Polled(messages=messages, faults=faults, ends=ends)
+        return Polled(runs=runs, faults=faults, ends=ends)
 
     async def seek(self, partition: Partition, offset: int) -> None:
         await self._call(lambda: self._consumer.seek(TopicPartition(partition.topic, partition.partition, offset)))

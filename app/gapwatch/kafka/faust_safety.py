@@ -5,7 +5,8 @@
    the stock code swallows, are raised. Reading goes on after the restored state, whatever offset the group had committed.
 2. `StateTable`: changelog records go through our own idempotent producer, and the writer waits for their acknowledgement; the
    stock `producer.flush()` gives up after 0.1 s and ignores failed deliveries. Of two records for one key the one with the
-   higher rank wins at recovery, whatever their order: a thawed worker may have written last.
+   higher rank wins at recovery, whatever their order: a thawed worker may have written last. The table itself holds records only
+   from recovery until they were taken; so each recovery reads all of the changelog, also of partitions that stayed here.
 3. `SafeConsumer.read_again`: a jump in offsets is answered by seeking back to the offset after the last one applied. What was
    fetched before the seek is passed over, and the bookkeeping that would commit over the jump (#606) is dropped.
 4. `SafeConsumerThread`: fetch wait of 50 ms (1.5 s is hard-coded: idle partitions stall hot ones), and the time of the last
@@ -34,6 +35,7 @@ from gapwatch.ports import Clock
 FAUST_VERSION: Final = "0.15.3"
 FETCH_WAIT_MS: Final = 50
 NO_GENERATION: Final = -1
+NOTHING_READ: Final = -1
 
 
 def assert_faust_version() -> None:
@@ -102,7 +104,7 @@ Rank = Callable[[bytes], int]
 
 
 class StateTable(faust.Table):  # type: ignore[misc]
-    """A table of bytes, written ahead of its acknowledgement and awaited by `barrier`.
+    """The way into a changelog of bytes, whose acknowledgement is awaited by `barrier`, and what recovery found in it.
 
     ``send``: hands one record (partition, key, value; None: remove) to our producer and returns the future of its
     acknowledgement. ``rank``: the order of two values of one key.
@@ -116,15 +118,8 @@ class StateTable(faust.Table):  # type: ignore[misc]
         self._unacknowledged: list[Awaitable[object]] = []
 
     async def put(self, partition: int, key: bytes, value: bytes | None) -> None:
-        """Write one record to the changelog's ``partition`` and the local copy. Durable only after :meth:`barrier`."""
+        """Write one record to the changelog's ``partition``. Durable only after :meth:`barrier`."""
         self._unacknowledged.append(await self.send(partition, key, value))
-        store = self.data
-        if value is None:
-            store.data.pop(key, None)
-            store._key_partition.pop(key, None)
-        else:
-            store.data[key] = value
-            store._key_partition[key] = partition
 
     async def barrier(self) -> int:
         """Return once every record put so far is acknowledged; raise what kept one from it. Returns how many they were."""
@@ -134,9 +129,18 @@ class StateTable(faust.Table):  # type: ignore[misc]
         return len(waiting)
 
     def records(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """Yield key and value of everything known of one partition."""
+        """Yield key and value of everything that recovery found of one partition."""
         places = self.data._key_partition
         return ((key, value) for key, value in list(self.data.data.items()) if places.get(key) == partition)
+
+    def forget(self) -> None:
+        """Let go what recovery found: its owner has taken it."""
+        self.data.data.clear()
+        self.data._key_partition.clear()
+
+    def persisted_offset(self, tp: TP) -> int:
+        """Return that nothing is held here, so that the next recovery reads everything."""
+        return NOTHING_READ
 
     def apply_changelog_batch(self, batch: Iterable[Any]) -> None:
         """Apply recovered records: the highest rank of a key stays, a removal counts as it comes."""

@@ -169,6 +169,15 @@ class TopicAdmin:
             found[name] = TopicFacts(topic_id=str(described.topic_id), partitions=len(described.partitions))
         return found
 
+    async def compacted(self, names: Sequence[str]) -> frozenset[str]:
+        """Return the topics whose records may be removed one by one; one whose settings we may not read counts as such."""
+        try:
+            configs = await self._configs(names)
+        except StoreRefused as error:
+            log.warning("topic_settings_unread", topics=list(names), reason=str(error))
+            return frozenset(names)
+        return frozenset(name for name in names if "compact" in configs[name].get("cleanup.policy", "compact"))
+
     async def _create(self, plans: Sequence[TopicPlan]) -> None:
         if not plans:
             return

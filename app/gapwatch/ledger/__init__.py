@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from sqlalchemy import select
 
@@ -15,7 +16,7 @@ from gapwatch.ledger.runs import RunQueries
 from gapwatch.ledger.schema import prepare
 from gapwatch.ledger.tokens import SCOPES, TokenQueries, TokenRecord
 
-__all__ = ["SCOPES", "Limit", "Retention", "SqlLedger", "TokenRecord", "open_ledger"]
+__all__ = ["SCOPES", "Limit", "Retention", "SqlLedger", "TokenRecord", "is_new", "open_ledger"]
 
 
 class SqlLedger(GapQueries, FindingQueries, RunQueries, FactQueries, TokenQueries, RetentionQueries):
@@ -30,6 +31,12 @@ class SqlLedger(GapQueries, FindingQueries, RunQueries, FactQueries, TokenQuerie
 
     def close(self) -> None:
         self._db.close()
+
+
+def is_new(url: str) -> bool:
+    """Whether the ledger is a SQLite file that nobody has made yet: there is nothing to ask it. Raises UsageError."""
+    parsed, _ = parse(url)
+    return parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).exists())
 
 
 def open_ledger(url: str, *, host: str | None = None) -> SqlLedger:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, delete, func, literal, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, Select, case, delete, func, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from gapwatch.core.reports import encode, gap_event, rfc3339
@@ -165,7 +165,8 @@ class GapQueries(LedgerPart):
         return counts
 
     def gap_summary(self, pipeline: str) -> GapSummary:
-        held = func.coalesce(gaps.c.event_time, gaps.c.held_since)
+        earlier = gaps.c.held_since < gaps.c.event_time  # NULL, and so not true, where one of them is
+        held = case((earlier, gaps.c.held_since), else_=func.coalesce(gaps.c.event_time, gaps.c.held_since))
         query = (
             select(
                 gaps.c.kind,

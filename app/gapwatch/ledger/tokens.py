@@ -19,6 +19,7 @@ from gapwatch.ledger.types import from_us
 SCOPES: Final = ("read", "operate", "repair", "admin")  # each includes those before it
 PREFIX: Final = "gwt_"  # so that secret scanners recognise one
 NAME_MAX: Final = 100
+SECRET_LEAST: Final = 32  # characters of a secret that was made elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +37,24 @@ class TokenRecord:
 
 class TokenQueries(LedgerPart):
     def create_token(
-        self, name: str, scopes: Collection[str], *, created_by: str, expires_at: datetime | None = None
+        self, name: str, scopes: Collection[str], *, created_by: str, expires_at: datetime | None = None, secret: str = ""
     ) -> tuple[TokenRecord, str]:
-        """Make a token; return its record and its secret. Raises UsageError for an unknown scope or an empty name."""
+        """Make a token; return its record and its secret. Raises UsageError for an unknown scope or an empty name.
+
+        Args:
+            secret: One that was made elsewhere (by a secret store); by default a new one. Known already with the same scopes:
+                nothing changes. Raises UsageError where it is short, revoked, expired, or known with other scopes.
+        """
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise UsageError(f"Unknown scopes: {', '.join(unknown) or 'none given'}.", remedy=f"There are {', '.join(SCOPES)}.")
         if not name.strip() or len(name) > NAME_MAX:
             raise UsageError("A token needs a name that says who uses it.", remedy=f"Give 1 to {NAME_MAX} characters.")
-        secret = PREFIX + secrets.token_urlsafe(32)
+        if secret:
+            known = self._adopted(secret, tuple(scope for scope in SCOPES if scope in scopes))
+            if known is not None:
+                return known, secret
+        secret = secret or PREFIX + secrets.token_urlsafe(32)
 
         def create(connection: Connection) -> TokenRecord:
             record = TokenRecord(
@@ -70,6 +80,25 @@ class TokenQueries(LedgerPart):
             return record
 
         return self._db.write(create), secret
+
+    def _adopted(self, secret: str, scopes: tuple[str, ...]) -> TokenRecord | None:
+        """Return the token that has this secret already; None where there is none."""
+        if len(secret) < SECRET_LEAST or not secret.isascii() or not secret.isprintable() or " " in secret:
+            raise UsageError(
+                f"A secret has {SECRET_LEAST} or more printable ASCII characters, and no spaces.",
+                remedy="Make one with: openssl rand -hex 32.",
+            )
+        query = select(tokens).where(tokens.c.hash == _hash(secret))
+        row = self._db.read(lambda connection: connection.execute(query).one_or_none())
+        if row is None:
+            return None
+        record = self.token_by_secret(secret)
+        if record is None or record.scopes != scopes:
+            raise UsageError(
+                f"This secret is known already, as token {row.id}: revoked, expired, or with other scopes.",
+                remedy="Give another secret.",
+            )
+        return record
 
     def tokens(self) -> Sequence[TokenRecord]:
         """Return all tokens, also revoked and expired ones, oldest first."""

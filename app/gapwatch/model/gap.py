@@ -96,7 +96,8 @@ class Gap:
 
     ``opened_by`` is the token (side, epoch, major, minor) that raised it, None for a sweep's. ``revision`` counts changes;
     a change is stored only against the revision that was read. ``evidence`` are plain objects, see ``product.md`` 3.
-    ``held_since`` stands in for an unknown ``event_time``: the start of the last completed sweep before the one that found it.
+    ``held_since`` stands in for an unknown ``event_time``: the start of the last completed sweep before the one that found it;
+    beside one, it is the earlier time from which the target was wrong already.
     """
 
     id: str
@@ -126,7 +127,7 @@ class Gap:
 class GapSummary:
     """Per pipeline: open gaps (states open, acknowledged, snoozed, repairing) by kind; what holds consistent-through.
 
-    ``holding_since`` is the smallest time from which one of those gaps holds it (event time, else ``held_since``), None where
+    ``holding_since`` is the smallest time from which one of those gaps holds it (event time or ``held_since``), None where
     there is none; ``holding_unknown`` says that one of them has neither: consistent-through is then undefined.
     """
 

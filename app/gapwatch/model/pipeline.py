@@ -195,6 +195,7 @@ class SweepSpec:
     every_seconds: float | None = None
     start_delay_seconds: float = 120.0
     lookback_seconds: float | None = None
+    load: float = 0.5  # share of the time that a sweep may keep a store busy
     batch: BatchSpec = BatchSpec()
 
 
@@ -285,6 +286,8 @@ class Settings:
     connect_url: str = field(default="", repr=False)  # may hold a password
     listen_host: str = "127.0.0.1"
     listen_port: int = 8640
+    probes_host: str = ""  # where every process serves probes and metrics; port 0: nowhere
+    probes_port: int = 0
     topics: TopicsSpec = TopicsSpec()
     database: str = field(default="sqlite:///gapwatch.db", repr=False)
     stores: Mapping[str, StoreSpec] = field(default_factory=dict)

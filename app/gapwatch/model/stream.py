@@ -1,6 +1,6 @@
 """The records of ``gapwatch.events``: packed sections, control records and verdicts (``design.md`` 2).
 
-A record on the wire is the msgpack of one :class:`Batch` or :class:`Control`, made and read by ``core/batches.py``.
+A record on the wire is the msgpack of one :class:`PackedBatch` or :class:`Control`, made and read by ``core/batches.py``.
 Times are milliseconds since the epoch, UTC. Columns of one section have equal length.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 2
 EVENTS_PER_RECORD_MAX = 1_000
 BYTES_PER_RECORD_MAX = 256 * 1024
 
@@ -85,6 +85,34 @@ class Section(msgspec.Struct, array_like=True, gc=False):
     target_ids: list[bytes] | None = None
 
 
+class PackedSection(msgspec.Struct, array_like=True, gc=False):
+    """A :class:`Section` as it travels: columns of numbers are little-endian arrays of 64 bits, so that nobody makes an object
+    of a number to read it. ``contents``: 1 per event that has a digest; ``digests``: 16 bytes per event, zeros where it has none.
+    """
+
+    pipeline: str
+    side: int
+    feed: str
+    feed_partition: int
+    epoch: int
+    mapping: int
+    offset_from: int
+    offset_to: int
+    keys: list[bytes]
+    operations: bytes
+    offsets: bytes
+    majors: bytes
+    minors: bytes
+    event_times: bytes
+    append_times: bytes
+    contents: bytes
+    digests: bytes
+    masks: list[tuple[bytes, ...]] | None = None
+    values: list[tuple[str | None, ...]] | None = None
+    versions: bytes | None = None
+    target_ids: list[bytes] | None = None
+
+
 class VerdictSection(msgspec.Struct, array_like=True, gc=False):
     """What ``repair`` decided of raised keys. Each names the token (and its side) that raised the key; repeating is harmless."""
 
@@ -143,6 +171,14 @@ class PipelineTimes(msgspec.Struct, array_like=True, gc=False):
 class Batch(msgspec.Struct, array_like=True, tag="b", gc=False):
     format: int
     sections: list[Section]
+    verdicts: list[VerdictSection]
+
+
+class PackedBatch(msgspec.Struct, array_like=True, tag="b", gc=False):
+    """A :class:`Batch` as it travels."""
+
+    format: int
+    sections: list[PackedSection]
     verdicts: list[VerdictSection]
 
 

@@ -30,6 +30,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     operation: int
     event_time: int
     digest: bytes = b""
+    version: int | None = None  # the declared version column's, where the pipeline has one
 
 
 class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag="suspect"):
@@ -52,6 +53,7 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag="suspect"):
     due: int
     source_watermark: int
     target_watermark: int
+    since: int = 0  # event time from which the target is wrong, where that is before the opening write; 0: with it
     raised_again: bool = False
 
 
@@ -96,6 +98,7 @@ class Counters(msgspec.Struct, kw_only=True):
     repeated: int = 0
     snapshot_reads: dict[str, int] = msgspec.field(default_factory=dict)  # by side
     raised: int = 0
+    forgotten: int = 0  # keys that made room for others: settled ones (a read more, never a verdict), unexplained ones (a hole)
 
 
 class PartitionStatus(msgspec.Struct, kw_only=True):

@@ -59,6 +59,11 @@ class Facts:
         return f"paused/{pipeline}"
 
     @staticmethod
+    def resume(topic: str) -> str:
+        """Where our change-stream reader stands in the stream that fills a feed topic."""
+        return f"resume/{topic}"
+
+    @staticmethod
     def repair(pipeline: str, host: str = "") -> str:
         """What role repair on one host could not read, and when it said so: it expires like every status."""
         return f"repair/{pipeline}/{host}"

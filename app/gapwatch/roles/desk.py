@@ -6,19 +6,22 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from gapwatch.core import gaps, reports
 from gapwatch.core.confirm import Presence, satisfied
-from gapwatch.errors import KeyMisfit, NotFoundError, StoreError, UsageError
+from gapwatch.core.keytrace import KeyTrace
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.errors import FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Resolution, Run, State
 from gapwatch.model.pipeline import PipelineSpec, Settings
+from gapwatch.model.stream import Side
 from gapwatch.model.view import PipelineView
 from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.backfiller import plan, request_apply
 from gapwatch.roles.repair.reads import KeyReads, read_batch
-from gapwatch.roles.repair.sweeps import request_sweep
+from gapwatch.roles.repair.sweeps import refuse_suspect_mapping, request_sweep
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 DEFAULT_KINDS = (Kind.MISSING, Kind.STALE, Kind.MISMATCH)
@@ -30,8 +33,14 @@ class DeskDependencies:
     ledger: Ledger
     board: Board
     stores: StoreProvider
+    stream: KeyStream
     clock: Clock
     new_id: Callable[[], str]
+
+
+class KeyStream(Protocol):
+    async def trace(self, mapping: CompiledMapping, key: Key) -> KeyTrace:
+        """Return what the stream told of a key; raises StoreError, FeedError or TimeoutError where it cannot be read."""
 
 
 class Desk:
@@ -93,6 +102,7 @@ class Desk:
         """Store a plan (a dry run): which open gaps an apply would write. Writes nothing to the target."""
         spec = self.pipeline(pipeline)
         chosen = frozenset(_kind(name) for name in kinds) or frozenset(DEFAULT_KINDS)
+        await asyncio.to_thread(refuse_suspect_mapping, self._on.ledger, pipeline)
         return await asyncio.to_thread(
             lambda: plan(
                 self._on.ledger,
@@ -147,15 +157,26 @@ class Desk:
         except StoreError:
             reads = None
         newest = max(page.gaps, key=lambda gap: gap.first_seen, default=None)
+        trace = await self._trace(stores.mapping, key)
         return {
             "schema_version": 1,
             "pipeline": pipeline,
             "key": stores.codec.fields(key),
             "stores": _stores_now(stores, reads),
+            "stream": {"read": "unread", "reason": trace} if isinstance(trace, str) else {**trace.record(), "reason": None},
             "gaps": [reports.gap_record(gap) for gap in page.gaps],
             "audit": [reports.audit_record(row) for row in audit],
-            "verdict": _verdict_sentence(stores, reads, newest),
+            "verdict": _verdict_sentence(stores, reads, newest, None if isinstance(trace, str) else trace),
         }
+
+    async def _trace(self, mapping: CompiledMapping, key: Key) -> KeyTrace | str:
+        """Return what the stream told of a key, or why it could not be read."""
+        try:
+            return await self._on.stream.trace(mapping, key)
+        except TimeoutError:
+            return "Kafka did not answer in time."
+        except (StoreError, FeedError) as error:
+            return error.message
 
     def _key(self, stores: PipelineStores, text: str) -> Key:
         """Read a key as a person writes it: parts in order, separated by commas."""
@@ -222,7 +243,7 @@ def _stores_now(stores: PipelineStores, reads: KeyReads | None) -> dict[str, Any
     }
 
 
-def _verdict_sentence(stores: PipelineStores, reads: KeyReads | None, gap: Gap | None) -> str:
+def _verdict_sentence(stores: PipelineStores, reads: KeyReads | None, gap: Gap | None, trace: KeyTrace | None) -> str:
     if reads is None or reads.reads.unread:
         return "Unknown: " + ("the stores did not answer." if reads is None else f"{reads.reads.unread}.")
     agree = satisfied(reads.reads, stores.spec.match)
@@ -234,4 +255,17 @@ def _verdict_sentence(stores: PipelineStores, reads: KeyReads | None, gap: Gap |
         if reads.reads.after.presence is Presence.ABSENT:
             return "No gap: neither store has this key."
         return "No gap: the target holds what the source holds."
-    return "Not a gap yet: the stores differ now, but nothing has proved that the write is not merely on its way."
+    return f"Not a gap yet: the stores differ now, but {_why_not_yet(trace)}."
+
+
+def _why_not_yet(trace: KeyTrace | None) -> str:
+    expected = trace.newest.get(Side.EXPECTED) if trace is not None else None
+    if trace is None or expected is None:
+        return "nothing has proved that the write is not merely on its way"
+    place = f"{expected.topic}[{expected.partition}] offset {expected.offset}"
+    if trace.state == "in_transit":
+        return f"the write is in transit: the sink has not reached {place} yet"
+    due = trace.due()
+    if due is not None:
+        return f"the write in {place} is given until {gaps.rfc3339(gaps.time_of(due))}, and is then confirmed by reading"
+    return f"nothing has proved that the write in {place} is not merely on its way"

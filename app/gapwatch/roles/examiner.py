@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from gapwatch.core.trial import SHARE, sentence
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.model.pipeline import FeedKind, Settings
@@ -12,8 +14,11 @@ from gapwatch.ports import Advice, Preflight, StoredRecord
 from gapwatch.roles.stores import PipelineStores
 
 KEYS_COMPARED = 100
-MISMATCH_SHARE = 0.2  # of the compared keys, in one field: then the mapping is suspect, not the data
+SUSPECT = "mapping_suspect"
+WRONG_FIELD = "Correct the field's source column, type, scale or rounding."
 SECONDS_MAX = 20.0
+
+Pair = tuple[StoredRecord, StoredRecord]
 
 
 async def examine_pipelines(settings: Settings, checks: Mapping[str, Sequence[Preflight]], topics: TopicAdmin) -> list[Advice]:
@@ -71,36 +76,43 @@ async def _compare(name: str, stores: PipelineStores) -> list[Advice]:
             Advice(level="warning", subject=name, message="The source holds no row to compare.", remedy="Compare again later.")
         ]
     found = await stores.target.fetch([row.key for row in rows])
-    differing: dict[str, int] = {}
-    example: dict[str, str] = {}
-    compared = 0
-    for row in rows:
-        document = found[row.key]
-        if not isinstance(document, StoredRecord):
-            continue
-        compared += 1
-        source, target = stores.mapping.canonical_source(row.fields), stores.mapping.canonical_target(document.fields)
-        for field in stores.mapping.differing(source, target):
-            differing[field] = differing.get(field, 0) + 1
-            shown = (
-                stores.mapping.shown_source(row.fields, [field])[field],
-                stores.mapping.shown_target(document.fields, [field])[field],
-            )
-            example.setdefault(field, f"source {shown[0]!r}, target {shown[1]!r}")
-    if not compared:
+    pairs = [(row, document) for row in rows if isinstance(document := found[row.key], StoredRecord)]
+    if not pairs:
         message = f"None of {len(rows)} source keys was found at the target."
-        return [
-            Advice(level="error", subject=name, message=message, remedy="Correct the target's key.", finding="mapping_suspect")
-        ]
-    suspect = [field for field, count in differing.items() if count > MISMATCH_SHARE * compared]
+        return [Advice(level="error", subject=name, message=message, remedy="Correct the target's key.", finding=SUSPECT)]
+    return [*_verdict(name, stores, pairs, len(rows)), *_side_by_side(name, stores, pairs)]
+
+
+def _verdict(name: str, stores: PipelineStores, pairs: Sequence[Pair], read: int) -> list[Advice]:
+    """Say whether the mapping looks right: one piece of advice, however many fields are wrong."""
+    counts, agreed = Counter[str](), 0
+    for row, document in pairs:
+        fields = _differing(stores, row, document)
+        counts.update(fields)
+        agreed += not fields
+    suspect = [field for field in stores.mapping.names if counts[field] > SHARE * len(pairs)]
     if suspect:
-        text = "; ".join(f"{field} differs in {differing[field]} of {compared} ({example[field]})" for field in suspect)
-        remedy = "Correct the field's source column, type, scale or rounding."
-        return [
-            Advice(
-                level="error", subject=name, message=f"The mapping looks wrong: {text}.", remedy=remedy, finding="mapping_suspect"
-            )
-        ]
-    agreed = compared - max(differing.values(), default=0)
-    message = f"{compared} of {len(rows)} keys read on both sides; at least {agreed} agree in every field."
+        message = sentence(counts, suspect, len(pairs), {})
+        return [Advice(level="error", subject=name, message=message, remedy=WRONG_FIELD, finding=SUSPECT)]
+    message = f"{len(pairs)} of {read} keys were read on both sides; {agreed} agree in every field."
     return [Advice(level="ok", subject=name, message=message)]
+
+
+def _side_by_side(name: str, stores: PipelineStores, pairs: Sequence[Pair]) -> list[Advice]:
+    """Show, per field, the canonical forms of one key: one that differs, where there is one."""
+    shown = []
+    for field in stores.mapping.names:
+        differing = [pair for pair in pairs if field in _differing(stores, *pair)]
+        row, document = (differing or pairs)[0]
+        key = ", ".join(str(value) for value in stores.codec.fields(row.key).values())
+        left = stores.mapping.shown_source(row.fields, [field])[field]
+        right = stores.mapping.shown_target(document.fields, [field])[field]
+        verdict = f"differ in {len(differing)} of {len(pairs)} keys" if differing else f"agree in {len(pairs)} keys"
+        message = f"{verdict}; key {key}: source {left!r}, target {right!r}."
+        shown.append(Advice(level="warning" if differing else "ok", subject=f"{name}.fields.{field}", message=message))
+    return shown
+
+
+def _differing(stores: PipelineStores, row: StoredRecord, document: StoredRecord) -> tuple[str, ...]:
+    mapping = stores.mapping
+    return mapping.differing(mapping.canonical_source(row.fields), mapping.canonical_target(document.fields))

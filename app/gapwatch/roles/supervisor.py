@@ -24,7 +24,8 @@ log = structlog.get_logger(__name__)
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 30.0
 HEALTHY_AFTER_SECONDS = 60.0  # a role that ran this long starts over with the first pause
-TERMINATE_SECONDS = 20.0
+TERMINATE_SECONDS = 14.0
+DRAIN_SECONDS = 15.0  # what is not acknowledged by then is read again by the next owner
 PR_SET_PDEATHSIG = 1
 
 Task = Callable[[asyncio.Event], Awaitable[None]]
@@ -56,10 +57,16 @@ class Supervisor:
     health: dict[str, Health] = field(default_factory=dict)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run every task until `stop` is set, then wait for all of them to end."""
+        """Run every task until `stop` is set, then let all of them end; one that cannot in time is cancelled."""
         for task in self.tasks:
             self.health[task.name] = Health()
-        await asyncio.gather(*(self._keep(task, stop) for task in self.tasks))
+        kept = {asyncio.create_task(self._keep(task, stop), name=task.name) for task in self.tasks}
+        await stop.wait()
+        _, late = await asyncio.wait(kept, timeout=DRAIN_SECONDS)
+        for one in late:
+            log.warning("role_not_drained", role=one.get_name(), seconds=DRAIN_SECONDS)
+            one.cancel()
+        await asyncio.wait(kept)
 
     def readiness(self) -> Mapping[str, str]:
         """Return "ok", or why not, for every task."""
@@ -78,7 +85,10 @@ class Supervisor:
                 await task.make()(stop)
                 reason = "it ended by itself"
             except asyncio.CancelledError:
-                raise
+                if _is_cancelled():
+                    raise
+                reason = "it was cancelled from within"  # e.g. by a client that closed: no reason for the others to end
+                log.error("role_failed", role=task.name, reason=reason)
             except Exception as error:
                 reason = _reason(error)
                 log.error("role_failed", role=task.name, reason=reason, exc_info=not isinstance(error, GapwatchError))
@@ -93,6 +103,12 @@ class Supervisor:
             await _pause(stop, pause)
             pause = min(BACKOFF_SECONDS_MAX, pause * 2)
         health.state = "stopped"
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody asked this very task to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
@@ -122,7 +138,10 @@ def child_process(name: str, arguments: Sequence[str]) -> Task:
 
     async def run(stop: asyncio.Event) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gapwatch", *arguments, stdin=asyncio.subprocess.DEVNULL, preexec_fn=_die_with_parent
+            *(sys.executable, "-m", "gapwatch", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,
+            env={**os.environ, "GAPWATCH_PROBES__LISTEN": ""},  # that address is the parent's
         )
         stopping = asyncio.create_task(stop.wait())
         ending = asyncio.create_task(process.wait())

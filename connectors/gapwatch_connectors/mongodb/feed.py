@@ -61,7 +61,6 @@ class MongoChangeStream:
         stream = await self._watch(token, images=images)
         async with stream:
             while True:
-                await self._mark()
                 events, ended = await self._read(stream, images=images)
                 position = stream.resume_token
                 if events and ended:
@@ -71,6 +70,7 @@ class MongoChangeStream:
                 if ended:
                     remedy = "A sweep covers what follows; reading begins anew by itself."
                     raise HistoryLost(f"The change stream of {self._name} ended with {ended}.", remedy=remedy)
+                await self._mark()  # not before the first batch: a watermark must come after a position to go on from
 
     async def _watch(self, token: bytes | None, *, images: bool) -> AsyncChangeStream[Document]:
         options: dict[str, Any] = {
@@ -209,9 +209,9 @@ class MongoChangeStream:
         return self._proven_clock
 
 
-async def first_batch(stream: MongoChangeStream) -> StreamBatch:
-    """Open a stream from now, and return its first batch: a change stream can be read."""
-    async with aclosing(stream.open(None)) as batches:  # type: ignore[type-var]
+async def first_batch(stream: MongoChangeStream, token: bytes | None = None) -> StreamBatch:
+    """Open a stream, from now where no token is given, and return its first batch: a change stream can be read."""
+    async with aclosing(stream.open(token)) as batches:  # type: ignore[type-var]
         return await anext(batches)
 
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from pymongo.errors import OperationFailure
 
-from gapwatch.errors import StoreError, StoreRefused, StoreUnreachable
+from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice
 from gapwatch_connectors.mongodb.connection import RIGHT, Document, Mongo
@@ -23,9 +23,10 @@ FULL_SHARE = 0.9  # before an oplog is that full its window still grows
 class MongoPreflight:
     """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target."""
 
-    def __init__(self, pipeline: PipelineSpec, url: str, *, side: str = "target") -> None:
+    def __init__(self, pipeline: PipelineSpec, url: str, position: bytes | None = None, *, side: str = "target") -> None:
         self._pipeline = pipeline
         self._url = url
+        self._position = position
         self._name = pipeline.target.collection
         self._keys = DocumentKeys(pipeline.target.key)
         self._reader = MongoReader(pipeline, url)
@@ -65,6 +66,7 @@ class MongoPreflight:
             advice = await self._rights(stream)
         finally:
             await stream.close()
+        advice += await self._resumable()
         if not post_images:
             message = f"{self._name} has no post-images: updates are looked up, and may show a later state."
             remedy = "collMod with changeStreamPreAndPostImages: { enabled: true } makes them exact."
@@ -87,6 +89,22 @@ class MongoPreflight:
         except StoreRefused as error:
             message = f"{error.message} What was read is then known only in steps of {STEP_SECONDS} s and more."
             return [self._advice("warning", message, error.remedy)]
+        return []
+
+    async def _resumable(self) -> list[Advice]:
+        """Say when the stream cannot go on where it was read to."""
+        if self._position is None:
+            return []
+        stream = MongoChangeStream(self._pipeline, self._url)
+        try:
+            await first_batch(stream, self._position)
+        except HistoryLost as error:
+            remedy = "Start all the same: a sweep covers what was missed, by itself. A larger oplog outlasts a longer outage."
+            return [self._advice("error", error.message, remedy, "history_lost")]
+        except StoreRefused:
+            return []  # said already
+        finally:
+            await stream.close()
         return []
 
     async def _window(self) -> list[Advice]:

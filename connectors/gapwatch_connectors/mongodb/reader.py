@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 import bson
+import numpy.typing as npt
+from bson import Binary, Int64, ObjectId
 from bson.codec_options import DatetimeConversion
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
 from bson.raw_bson import RawBSONDocument
@@ -15,7 +17,8 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
-from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, Read, ScanChunk, StoredRecord, Unread
+from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread, keys_of
+from gapwatch_connectors.mongodb.bulk import block_of, first_batch
 from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 
@@ -29,6 +32,8 @@ class MongoReader:
 
     ``StoredRecord.raw`` is the document's own bytes (a ``RawBSONDocument``). A scan's cursor is extended JSON of an ``_id``.
     """
+
+    in_key_order = True
 
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store
@@ -182,14 +187,82 @@ class MongoReader:
             documents = documents[1:]
         return documents[:chunk]
 
+    async def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        """Read keys in bulk where the document's id is the key and its type has one width, else document by document."""
+        kind = self._keys.columns[0].type
+        if self._keys.paths != ("_id",) or kind not in SORTED:
+            async for found in keys_of(self.scan(content=False, lower=lower, chunk=min(chunk, 10_000))):
+                yield found
+            return
+        identity = _identity(await self._catalogue())
+        first, _ = self._bounds(lower, None)
+        while True:
+            try:
+                keys = await self._bulk(kind, first, chunk)
+                if _identity(await self._catalogue()) != identity:
+                    raise StoreRefused(f"{self._name} was dropped or created anew during the scan.", store=self._store)
+            except (StoreError, KeyMisfit) as error:
+                yield KeyChunk(identity=identity, complete=False, reason=error.message)
+                return
+            if keys is None:  # not in one width: from here on one by one
+                start = self._keys.codec.encode([first]) if first is not None else None
+                async for found in keys_of(self.scan(content=False, lower=start, chunk=min(chunk, 10_000))):
+                    yield found
+                return
+            block, last = keys
+            if identity or len(block):
+                yield KeyChunk(identity=identity, block=block[: chunk - 1])
+            if len(block) < chunk:
+                return
+            first = last
+
+    async def _bulk(self, kind: KeyType, first: Any, chunk: int) -> tuple[npt.NDArray[Any], Any] | None:
+        """Return a page's ids, and the last one as the page after it begins with; None where they are not of one width.
+
+        A full page holds one id more than its chunk may show: the first one of the next page.
+        """
+        database, _, name = self._name.partition(".")
+        command: Document = {
+            "find": name,
+            "projection": {"_id": 1},
+            "sort": {"_id": 1},
+            "hint": {"_id": 1},
+            "limit": chunk,
+            "batchSize": chunk,
+            "singleBatch": True,
+            "maxTimeMS": 30_000,
+            "readConcern": {"level": "majority"},
+        }
+        if first is not None:
+            command["min"] = {"_id": first}
+        with self._mongo.wrapped():
+            reply: Any = await self._mongo.database(database).command(command, codec_options=RAW)
+        batch = first_batch(reply["cursor"].raw)
+        block = block_of(batch, kind) if batch is not None else None
+        if block is None:
+            return None
+        return block, _bson_of(kind, block[-1]) if len(block) else None
+
     async def is_empty(self) -> bool:
         with self._mongo.wrapped():
             return await self._mongo.collection(self._name).find_one({}, {"_id": 1}) is None
+
+    async def estimate(self) -> int:
+        with self._mongo.wrapped():
+            return await self._mongo.collection(self._name).estimated_document_count(maxTimeMS=5_000)
 
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two ids are one, type and all: Python holds True for 1, and a document for one with other field order."""
     return bson.encode({"": one}) == bson.encode({"": other})
+
+
+def _bson_of(kind: KeyType, element: Any) -> Any:
+    """Return an element of a block of ids as MongoDB compares it."""
+    if kind is KeyType.INT:
+        return Int64(int(element))
+    raw = bytes(element)
+    return ObjectId(raw.ljust(12, b"\0")) if kind is KeyType.OBJECTID else Binary(raw.ljust(16, b"\0"), 4)
 
 
 def _identity(found: Document | None) -> str:

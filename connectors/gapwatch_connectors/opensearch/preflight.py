@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from gapwatch.core.search_address import SearchAddress
-from gapwatch.errors import KeyMisfit, StoreRefused
+from gapwatch.core.seqno import Position
+from gapwatch.errors import HistoryLost, KeyMisfit, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice
 from gapwatch_connectors.opensearch.connection import Json, Search, path
@@ -22,7 +23,8 @@ SAMPLE: Final = 10
 class OpenSearchPreflight:
     """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target."""
 
-    def __init__(self, pipeline: PipelineSpec, url: str) -> None:
+    def __init__(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> None:
+        self._position = position
         self._pipeline = pipeline
         self._target = pipeline.target
         self._url = url
@@ -38,6 +40,7 @@ class OpenSearchPreflight:
             [mapping] = (await self._search.request("GET", path(index.name, "_mapping"))).values()
             advice += self._mapping(mapping["mappings"])
             advice += self._settings(index)
+            advice += self._resumption(index)
             advice += await self._routing(index, mapping["mappings"])
             advice += await self._documents(index)
         except StoreRefused as error:
@@ -85,6 +88,15 @@ class OpenSearchPreflight:
         if self._target.feed.kind is FeedKind.SEQ_NO and index.settings.get("refresh_interval") == "-1":
             message = f"{index.name} is never refreshed by itself; the tail does it, as often as it reads."
             yield self._advice("warning", message, "Use feed: none while it is loaded, or accept the refreshes.")
+
+    def _resumption(self, index: Index) -> Iterator[Advice]:
+        """Say whether the tail can go on where it stopped."""
+        if self._position is None or self._target.feed.kind is not FeedKind.SEQ_NO:
+            return
+        try:
+            Position.decode(self._position).must_be(index.uuid, self._target.collection)
+        except HistoryLost as error:
+            yield self._advice("error", f"The tail cannot go on: {error.message}", error.remedy)
 
     async def _routing(self, index: Index, mapping: Json) -> list[Advice]:
         if self._target.routing:

@@ -12,7 +12,7 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, PipelineSpec
-from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, Read, ScanChunk, StoredRecord, Unread
+from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread, keys_of
 from gapwatch_connectors.opensearch.connection import Json, Search, error_type, path
 from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset, Index
 from gapwatch_connectors.opensearch.keys import ID, DocumentIds
@@ -51,6 +51,8 @@ class OpenSearchReader:
     from a point in time; its cursor is (shard, last ``_seq_no``): a document that changes meanwhile moves behind it, so that no
     later scan passes over it.
     """
+
+    in_key_order = False
 
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store
@@ -228,6 +230,9 @@ class OpenSearchReader:
 
     def _short(self, index: Index, shard: int, reason: str) -> StoreUnreachable:
         return StoreUnreachable(f"Shard {shard} of {index.name}: {reason}.", store=self._store, remedy="Wait for its shards.")
+
+    def scan_keys(self, *, lower: Key | None = None, chunk: int = PAGE_MAX) -> AsyncIterator[KeyChunk]:
+        return keys_of(self.scan(content=False, lower=lower, chunk=chunk))
 
     async def is_empty(self) -> bool:
         """Count on every primary: a search that finds nothing proves nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import numpy.typing as npt
 from psycopg import sql
 from psycopg.rows import tuple_row
 
@@ -13,7 +14,20 @@ from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
-from gapwatch.ports import ABSENT, Clock, ColumnInfo, DatasetInfo, Key, Read, ScanChunk, StoredRecord, Unread
+from gapwatch.ports import (
+    ABSENT,
+    Clock,
+    ColumnInfo,
+    DatasetInfo,
+    Key,
+    KeyChunk,
+    Read,
+    ScanChunk,
+    StoredRecord,
+    Unread,
+    keys_of,
+)
+from gapwatch_connectors.postgres.bulk import BulkColumn, bulk_column
 from gapwatch_connectors.postgres.catalogue import Table, read_identity, read_table
 from gapwatch_connectors.postgres.connection import PAGE_SECONDS, Connection, Connections
 from gapwatch_connectors.postgres.lookups import Lookup, Never, lookups_of, plain
@@ -28,6 +42,8 @@ class PostgresReader:
 
     A row that does not satisfy the source's ``where`` is absent. A scan's cursor is a list of texts, one a key column.
     """
+
+    in_key_order = True
 
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.source.store
@@ -199,11 +215,61 @@ class PostgresReader:
         if reason:
             yield ScanChunk(records=(), cursor=after, identity=table.identity, complete=False, reason=reason)
 
+    async def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        """Read keys in bulk where the server can hand them over as one value a page, else one by one."""
+        async with self._connections.connection() as connection:
+            table = await self._read_table(connection)
+        column = bulk_column(self._key, table)
+        if column is None:
+            async for found in keys_of(self.scan(content=False, lower=lower, chunk=min(chunk, 10_000))):
+                yield found
+            return
+        after = column.after(self._codec.decode(lower)[0]) if lower is not None else None
+        while True:
+            try:
+                block = await self._bulk(table, column, after, chunk)
+            except StoreError as error:
+                yield KeyChunk(identity=table.identity, complete=False, reason=error.message)
+                return
+            yield KeyChunk(identity=table.identity, block=block)
+            if len(block) < chunk:
+                return
+            after = column.cursor(block[-1])
+
+    async def _bulk(self, table: Table, column: BulkColumn, after: Any, chunk: int) -> npt.NDArray[Any]:
+        name = sql.SQL("t.{}").format(sql.Identifier(column.name))
+        conditions = [sql.SQL("{} > %s").format(name)] if after is not None else []
+        inner = self._select([sql.SQL("{} AS key").format(name)], conditions)
+        inner += sql.SQL(" ORDER BY {} LIMIT {}").format(name, sql.Literal(chunk))
+        query = sql.SQL("SELECT string_agg({}(s.key), ''::bytea) FROM ({}) s").format(sql.SQL(column.send), inner)
+        async with self._connections.connection(seconds=PAGE_SECONDS) as connection:
+            await _primary(connection, self._store)
+            found = await self._rows(connection, query, [after] if after is not None else [], binary=True)
+            await self._same(connection, table)
+        return column.block(found[0][0] or b"")
+
+    async def _same(self, connection: Connection, table: Table) -> None:
+        """Raise StoreRefused where the table is no longer the one whose scan began."""
+        if await read_identity(connection, self._name) != table.identity:
+            raise StoreRefused(
+                f"{self._name} was truncated, rewritten or created anew during the scan.",
+                store=self._store,
+                remedy="Scan it again.",
+            )
+
     async def is_empty(self) -> bool:
         query = sql.SQL("SELECT NOT EXISTS ({}) AS empty").format(self._select([sql.SQL("1")], []))
         async with self._connections.connection() as connection:
             await _primary(connection, self._store)
             return bool((await _one(connection, query))["empty"])
+
+    async def estimate(self) -> int:
+        query = sql.SQL(
+            "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint AS rows FROM pg_partition_tree({}::regclass) p"
+            " JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf"
+        ).format(sql.Literal(sql.Identifier(self._schema, self._relation_name).as_string()))
+        async with self._connections.connection() as connection:
+            return int((await _one(connection, query))["rows"])
 
 
 class _Pages:
@@ -237,13 +303,7 @@ class _Pages:
         async with reader._connections.connection(seconds=PAGE_SECONDS) as connection:
             await _primary(connection, reader._store)
             rows = await reader._rows(connection, query, parameters, binary=self._binary)
-            identity = await read_identity(connection, reader._name)
-        if identity != self._table.identity:
-            raise StoreRefused(
-                f"{reader._name} was truncated, rewritten or created anew during the scan.",
-                store=reader._store,
-                remedy="Scan it again.",
-            )
+            await reader._same(connection, self._table)
         return [dict(zip(self._names, row, strict=True)) for row in rows]
 
     async def left_out(self) -> str:

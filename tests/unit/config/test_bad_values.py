@@ -98,7 +98,7 @@ def test_problems_in_values_from_the_environment_name_the_variable_and_not_the_v
     assert problems(GOOD, {"GAPWATCH_TOPICS__PARTITIONS": "many", "GAPWATCH_KAFKA_BOOTSTRAP_SERVERS": "b:1"}) == [
         "GAPWATCH_TOPICS__PARTITIONS: topics.partitions: It should be a whole number.",
         "GAPWATCH_KAFKA_BOOTSTRAP_SERVERS: kafka_bootstrap_servers: There is no such key."
-        " Known here: api, connect, database, kafka, pipelines, stores, topics.",
+        " Known here: api, connect, database, kafka, pipelines, probes, stores, topics.",
     ]
     assert "GAPWATCH_DATABASE__X" in problems(GOOD, {"GAPWATCH_DATABASE__X": "1"})[0]
 

@@ -179,3 +179,13 @@ def test_the_example_of_the_readme_is_valid() -> None:
     with pytest.raises(ConfigError, match="The environment variable SHOP_DSN is not set") as caught:
         parse(text, {})
     assert len(caught.value.problems) == 2
+
+
+def test_probes_are_served_where_the_file_or_the_environment_says() -> None:
+    assert settings().probes_port == 0
+    laid = settings(GAPWATCH_PROBES__LISTEN="0.0.0.0:8641")
+    assert (laid.probes_host, laid.probes_port) == ("0.0.0.0", 8641)
+    assert settings(GAPWATCH_PROBES__LISTEN="").probes_port == 0
+    assert problems(GOOD, {"GAPWATCH_PROBES__LISTEN": "8641"}) == [
+        "GAPWATCH_PROBES__LISTEN: probes.listen: '8641' is no address. Write address:port, like 127.0.0.1:8640."
+    ]

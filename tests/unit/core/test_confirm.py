@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gapwatch.core.confirm import (
@@ -21,10 +22,14 @@ from gapwatch.core.confirm import (
     equals_identity,
     judge,
 )
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.gap import Cause, Kind
-from gapwatch.model.pipeline import Match
+from gapwatch.model.pipeline import FieldType, Match
 from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import Reason, Seen, Suspect
+from gapwatch.ports import StoredRecord
+from gapwatch.roles.repair.reads import source_reading, target_reading
+from tests.unit.core.samples import field, pipeline
 
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
 ABSENT = Reading(presence=Presence.ABSENT)
@@ -199,3 +204,105 @@ def test_masked_parts_of_an_event_say_nothing() -> None:
     assert equals_identity(A + bytes(16), A + B)
     assert not equals_identity(A + C, A + B)
     assert not equals_identity(b"", A)
+
+
+# ── what is expected now ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_trap_7_a_row_that_was_deleted_while_its_suspect_waited_is_not_missed() -> None:
+    """Retry queues report a MISS for it: they look for what was expected when it was enqueued."""
+    assert isinstance(judged(LATE, reads(ABSENT, ABSENT)), Cleared)
+
+
+def test_trap_7_a_row_that_was_deleted_meanwhile_is_judged_as_deleted() -> None:
+    """The document that stayed is one too many, never a missing or stale one; and the delete gets its own grace first."""
+    first = judged(LATE, reads(ABSENT, present(A)))
+    assert isinstance(first, WaitAndReadAgain)
+    proved = judged(LATE, reads(ABSENT, present(A)), first.progress, proven_by_wait=True)
+    assert isinstance(proved, Difference)
+    assert proved.kind is Kind.UNDELETED
+
+
+def test_trap_7_a_row_that_was_written_anew_is_compared_with_what_it_is_now() -> None:
+    """The suspected version A is history: the target is right when it shows C, and wrong when it shows A."""
+    assert isinstance(judged(LATE, reads(present(C), present(C))), Cleared)
+    first = judged(LATE, reads(present(C, "8"), present(A)))
+    assert isinstance(first, WaitAndReadAgain)
+    proved = judged(LATE, reads(present(C, "8"), present(A)), first.progress, proven_by_wait=True)
+    assert isinstance(proved, Difference)
+
+
+@pytest.mark.parametrize("row", ["wrote", "deleted"])
+def test_trap_7_what_was_learnt_is_void_when_the_source_changes_during_the_wait(row: str) -> None:
+    first = judged(LATE, reads(present(C, "8"), present(B)))
+    now = present(C, "9") if row == "wrote" else ABSENT
+    again = judged(LATE, reads(now, present(B)), first.progress, proven_by_wait=True)
+    assert isinstance(again, WaitAndReadAgain)
+    assert again.progress.baseline == now
+
+
+# ── a younger write is never taken for the suspected one ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_younger_write_of_a_masked_field_gets_its_own_grace() -> None:
+    """The event showed A and no large field; since then just that field was written: the target has all that is suspected."""
+    about = suspect(seen(Side.EXPECTED, A + bytes(16)))
+    what = reads(present(A + C), present(A + B))
+    assert isinstance(judged(about, what), WaitAndReadAgain)
+    missing = judged(about, reads(present(A + C), ABSENT))
+    assert isinstance(missing, Difference), "without any document the suspected write is missing, whatever came after it"
+    stale = judged(about, reads(present(A + C), present(B + B)))
+    assert isinstance(stale, Difference)
+
+
+def test_a_younger_write_of_a_toleranced_field_gets_its_own_grace() -> None:
+    """Toleranced values are in no identity: both sides may show the suspected one and differ in what was written since."""
+    what = Reads(before=present(A), target=present(A), after=present(A), differing=("total",), started_ms=1_000)
+    first = judged(LATE, what)
+    assert isinstance(first, WaitAndReadAgain)
+    proved = judged(LATE, what, first.progress, proven_by_wait=True)
+    assert isinstance(proved, Difference)
+    assert proved.fields == ("total",)
+
+
+def test_a_source_that_cannot_date_its_rows_proves_nothing_without_a_wait() -> None:
+    """Neither xmin nor a version: it may have been written and written back between the reads."""
+    undated = present(A, None)
+    first = judged(LATE, reads(undated, present(B, None)))
+    assert isinstance(first, WaitAndReadAgain)
+    proved = judged(LATE, reads(undated, present(B, None)), first.progress, proven_by_wait=True)
+    assert isinstance(proved, Difference)
+
+
+def by_version(source: int, target: int | None, about: Suspect, progress: Progress | None = None, **more: Any) -> Any:
+    there = ABSENT if target is None else present(A, version=target)
+    return judge(about, reads(present(A, version=source), there), progress or Progress(), Match.VERSION, **more)
+
+
+def versioned(number: int) -> Suspect:
+    return suspect(msgspec.structs.replace(seen(Side.EXPECTED, A), version=number))
+
+
+def test_by_version_equal_versions_agree_and_others_are_named() -> None:
+    assert isinstance(by_version(5, 5, versioned(5)), Cleared)
+    for target, kind in ((4, Kind.STALE), (6, Kind.AHEAD), (None, Kind.MISSING)):
+        verdict = by_version(5, target, versioned(5))
+        assert isinstance(verdict, Difference)
+        assert verdict.kind is kind
+
+
+def test_by_version_a_younger_write_with_the_same_fields_gets_its_own_grace() -> None:
+    """The mapped fields tell nothing there: version 6 is on its way, and looks like the suspected version 5."""
+    first = by_version(6, 5, versioned(5))
+    assert isinstance(first, WaitAndReadAgain)
+    proved = by_version(6, 5, versioned(5), first.progress, proven_by_wait=True)
+    assert isinstance(proved, Difference)
+    assert proved.kind is Kind.STALE
+
+
+def test_reads_hold_the_version_of_both_sides() -> None:
+    mapping = CompiledMapping(pipeline(field("total", FieldType.INT), match=Match.VERSION, version="rev"))
+    row = StoredRecord(key=b"k", fields={"id": 1, "total": 3, "rev": 7}, revision="x")
+    source, _ = source_reading(mapping, row)
+    target, _ = target_reading(mapping, StoredRecord(key=b"k", fields={"_id": 1, "total": 3, "rev": 6}))
+    assert (source.version, target.version) == (7, 6)

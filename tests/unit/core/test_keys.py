@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from bson import Decimal128, Int64, ObjectId
 
-from gapwatch.core.keys import KeyCodec, bucket_of, partition_of
+from gapwatch.core.keys import KeyCodec, partition_of
 from gapwatch.core.values import ObjectIdValue
 from gapwatch.errors import KeyMisfit
 from gapwatch.model.pipeline import KeyColumn, KeyType
@@ -111,10 +111,9 @@ def test_other_bytes_are_no_key(key: bytes) -> None:
         codec(KeyType.INT).decode(key)
 
 
-def test_partition_and_bucket_are_fixed_for_life() -> None:
-    """These numbers are on Kafka: a change of either would send a key's history to another place."""
+def test_a_keys_partition_is_fixed_for_life() -> None:
+    """This number is on Kafka: a change would send a key's history to another place."""
     key = codec(KeyType.INT).encode([42])
     assert key == b"\x81\x2a"
-    assert (partition_of(key, 8), bucket_of(key, 8, 16)) == (7, 11)
-    assert {bucket_of(codec(KeyType.INT).encode([number]), 8, 16) for number in range(2_000)} == set(range(16))
+    assert partition_of(key, 8) == 7
     assert {partition_of(codec(KeyType.INT).encode([number]), 8) for number in range(200)} == set(range(8))

@@ -6,10 +6,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gapwatch.core.standing import Baseline, LedgerFacts, standing
-from gapwatch.model.gap import Finding, FindingRecord, GapSummary
+from gapwatch.model.gap import Finding, FindingRecord, GapSummary, RunKind, RunState
 from gapwatch.model.pipeline import (
     DeliverySpec,
     FeedKind,
@@ -20,8 +23,12 @@ from gapwatch.model.pipeline import (
     SourceSpec,
     TargetSpec,
 )
+from gapwatch.model.stream import Outcome
 from gapwatch.model.suspect import Counters, Hole, PartitionStatus
 from gapwatch.model.view import PipelineView
+from tests.ledger_samples import run
+from tests.simulation.bench import Bench
+from tests.simulation.world import START
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
@@ -191,3 +198,133 @@ def test_a_paused_pipeline_is_skipped_explicitly() -> None:
 def test_what_could_not_be_read_is_unknown() -> None:
     assert view(facts=replace(FACTS, undecided=2)).status == "UNKNOWN"
     assert view(facts=replace(FACTS, unreadable_stores=("catalog",))).status == "UNKNOWN"
+
+
+@pytest.mark.parametrize("field", ["written_at", "source_watermark", "target_watermark", "source_caught_up", "target_caught_up"])
+def test_a_time_ahead_of_the_readers_clock_is_not_fresh(field: str) -> None:
+    """A clock that was a day ahead made it: it would look fresh for a day, whatever stands still meanwhile."""
+    ahead = NOW_MS + 86_400_000
+    wrong = view(record(0, **{field: ahead}), record(1, **{field: ahead}))
+    assert wrong.status == "UNKNOWN"
+    assert wrong.consistent_through is not None
+    assert wrong.consistent_through <= NOW
+    assert view(record(0, **{field: NOW_MS + 1_000}), record(1, **{field: NOW_MS + 1_000})).status == "HEALTHY"
+
+
+# ── failed checks that looked healthy ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def everything_unread() -> dict[str, Any]:
+    """Return, by name, one thing each that was not read or that failed."""
+    old = NOW - timedelta(minutes=5)
+    inconclusive = run(kind=RunKind.SWEEP, state=RunState.INCONCLUSIVE, started_at=old, ended_at=old)
+    return {
+        "no baseline": replace(FACTS, baseline=None),
+        "store": replace(FACTS, unreadable_stores=("catalog",)),
+        "suspects": replace(FACTS, undecided=1),
+        "role repair": replace(FACTS, repair_seen=None),
+        "sweep": replace(FACTS, last_sweep=inconclusive),
+    }
+
+
+@pytest.mark.parametrize("what", sorted(everything_unread()))
+def test_lesson_1_one_failed_check_among_many_good_ones_is_never_healthy(what: str) -> None:
+    """The overall status ignored ERROR; a check that panicked left its block empty and was skipped."""
+    seen = view(facts=everything_unread()[what])
+    assert seen.status == "UNKNOWN"
+    assert seen.reasons, "and it says which"
+
+
+def test_lesson_1_a_run_in_which_everything_failed_names_everything() -> None:
+    failed = replace(
+        FACTS, baseline=None, unreadable_stores=("shop", "catalog"), undecided=3, repair_seen=None, last_full_sweep_started=None
+    )
+    seen = view(
+        record(0, written_at=0, source_watermark=0, target_watermark=0, source_caught_up=0, target_caught_up=0), facts=failed
+    )
+    assert seen.status == "UNKNOWN"
+    assert len(seen.reasons) >= 5
+    assert seen.consistent_through is None
+
+
+def test_lesson_1_an_error_is_not_outvoted_by_what_is_healthy_or_unknown() -> None:
+    error = FindingRecord(
+        id="f", pipeline="orders", finding=Finding.SCHEMA_CHANGED, side="expected", feed="s", first_seen=NOW, last_seen=NOW
+    )
+    assert view(facts=replace(FACTS, findings=[error])).status == "ERROR"
+    assert view(facts=replace(FACTS, findings=[error], undecided=1)).status == "ERROR"
+    gap = GapSummary(open_by_kind={"missing": 1}, alerting=1, oldest_alerting=NOW, holding_since=NOW)
+    assert view(facts=replace(FACTS, summary=gap, unreadable_stores=("catalog",))).status == "ERROR"
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_lesson_4_the_rate_counts_every_closed_write_and_not_the_matched_ones_only(
+    settled: int, cleared: int, superseded: int, gap: int, overflow: int, not_read: int
+) -> None:
+    """Match rate counted only items that were in matches, so it was always about 100 %."""
+    counters = Counters(
+        expected=settled + cleared + superseded + gap + overflow + not_read,
+        settled=settled,
+        cleared=cleared,
+        superseded=superseded,
+        gap=gap,
+        unverifiable={"overflow": overflow, "not_read": not_read},
+    )
+    seen = view(record(0, counters=counters), record(1, counters=Counters()))
+    if not counters.expected:
+        assert (seen.coverage, seen.status) == (None, "HEALTHY")
+        return
+    proven = settled + cleared + superseded + gap
+    assert seen.coverage == pytest.approx(proven / counters.expected)
+    assert (seen.status == "HEALTHY") == (proven / counters.expected >= PIPELINE.coverage_target)
+
+
+def test_lesson_4_writes_that_nothing_answered_are_part_of_the_rate() -> None:
+    """Told through matching itself: of ten writes three are lost, and of two of these a store could not be read."""
+    bench = Bench()
+    for number in range(10):
+        bench.expect(number, 100 + number, key=b"row-%d" % number)
+        if number >= 3:
+            bench.observe(number, 200 + number, key=b"row-%d" % number)
+    bench.streams(100_000)
+    outcomes = [Outcome.GAP, Outcome.UNVERIFIABLE, Outcome.UNVERIFIABLE]
+    for suspect, outcome in zip(bench.suspects, outcomes, strict=True):
+        bench.verdict(suspect, outcome)
+    counters = bench.status.counters
+    assert (counters.expected, counters.settled, counters.gap, counters.unverifiable) == (10, 7, 1, {"not_read": 2})
+    assert view(record(0, counters=counters), record(1, counters=Counters())).coverage == pytest.approx(0.8)
+
+
+def test_lesson_19_an_idle_pipeline_with_heartbeats_stays_healthy() -> None:
+    """No write for a day. Lag was "time since the last event"; here time is what heartbeats proved a second ago."""
+    bench = Bench()
+    bench.expect(1, 100)
+    bench.observe(1, 150)
+    day = 86_400_000
+    for moment in range(1_000, day, 600_000):
+        assert bench.streams(moment) == []
+    bench.streams(day)
+    idle = msgspec.structs.replace(bench.status, partitions=1, written_at=START + day)
+    now = at(START + day + 900)
+    facts = replace(
+        FACTS,
+        baseline=Baseline(started_at=at(START), ended_at=at(START), sweep_id="r"),
+        last_full_sweep_started=at(START + 100_000),
+        repair_seen=now,
+    )
+    seen = standing(replace(PIPELINE, delivery=DeliverySpec()), 1, [idle], facts, now)
+    assert (seen.status, seen.reasons) == ("HEALTHY", ())
+    assert seen.consistent_through == at(START + day)
+    assert [(feed.caught_up, feed.finding) for feed in seen.feeds] == [(True, None), (True, None)]
+
+
+def test_lesson_19_silence_without_heartbeats_is_unknown_and_neither_healthy_nor_a_gap() -> None:
+    bench = Bench()
+    bench.streams(1_000)
+    now = at(START + 40_000)
+    facts = replace(FACTS, last_full_sweep_started=at(START + 100_000), repair_seen=now)
+    silent = msgspec.structs.replace(bench.status, partitions=1, written_at=START + 40_000)
+    seen = standing(replace(PIPELINE, delivery=DeliverySpec()), 1, [silent], facts, now)
+    assert seen.status == "UNKNOWN"
+    assert sum(seen.gaps_open.values()) == 0
+    assert {feed.finding for feed in seen.feeds} == {"feed_stalled"}

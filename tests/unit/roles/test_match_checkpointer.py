@@ -10,11 +10,13 @@ import faust
 import pytest
 
 from gapwatch.clock import SystemClock
+from gapwatch.core.batches import pack, read
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.errors import StoreUnreachable
 from gapwatch.kafka.clients import Delivered
 from gapwatch.kafka.faust_safety import StateTable
 from gapwatch.model.pipeline import Settings
+from gapwatch.model.stream import Batch, Control, PackedBatch
 from gapwatch.roles.match.checkpointer import Checkpointer
 from gapwatch.roles.match.held import Held
 from gapwatch.roles.match.journal import Journal, rank_of
@@ -39,6 +41,7 @@ class Broker:
     def __init__(self, fails: str = "") -> None:
         self.seen: list[str] = []
         self.fails = fails
+        self.changelog: dict[bytes, bytes] = {}
         self.waiting: list[asyncio.Future[Any]] = []
 
     def take(self, kind: str) -> asyncio.Future[Any]:
@@ -58,23 +61,28 @@ class Broker:
         return self.take(topic.rpartition(".")[2])
 
     async def send_state(self, partition: int, key: bytes, value: bytes | None) -> asyncio.Future[Any]:
-        return self.take("marker" if key.endswith(b"/marker") else "bucket")
+        self.changelog[key] = value or b""
+        return self.take("marker" if key.endswith(b"/marker") else "state")
 
 
 def rig(broker: Broker, *, owns: bool = True, records: int | None = None) -> tuple[Checkpointer, Held, StateTable]:
     app = faust.App("unit", broker="kafka://127.0.0.1:1", store="memory://", autodiscover=False, Table=StateTable)
     table: StateTable = app.Table("state", key_type=bytes, value_type=bytes, partitions=1)
     table.send, table.rank = broker.send_state, rank_of
-    matcher = KeyMatcher(0, 1, SETTINGS.pipelines, fingerprints={PIPELINE: MAPPING})
+    matcher = KeyMatcher(0, 1, SETTINGS.pipelines, fingerprints={PIPELINE: MAPPING}, life="one")
     held = Held(partition=0, matcher=matcher, journal=Journal(0), expected=0)
     for offset, (_, record) in enumerate(list(Story(partitions=1, steps=20, keys_per_step=20).records())[:records]):
-        held.apply(record, offset, 1_700_000_000_000 + offset, Event(offset, broker.seen))
+        held.apply(as_read(record), offset, 1_700_000_000_000 + offset, Event(offset, broker.seen))
     outlet = Outlet(broker, SETTINGS.topics)  # type: ignore[arg-type]
     checkpointer = Checkpointer({0: held}, table, outlet, SystemClock(), worker="w", topic_id=lambda: "T", owns=lambda: owns)
     return checkpointer, held, table
 
 
-ORDER = ["suspects", "status", "bucket", "marker", "ack"]
+def as_read(record: Batch | Control) -> PackedBatch | Control:
+    return read(pack(record))
+
+
+ORDER = ["suspects", "status", "state", "marker", "ack"]
 
 
 def spans(seen: list[str]) -> dict[str, tuple[int, int]]:
@@ -123,7 +131,7 @@ async def test_what_is_applied_during_a_checkpoint_waits_for_the_next() -> None:
     await asyncio.sleep(0)  # to the first thing that it waits for
     assert broker.seen
     assert not running.done()
-    held.apply(list(Story(partitions=1, steps=20, keys_per_step=20).records())[10][1], 10, 0, Event(10, broker.seen))
+    held.apply(as_read(list(Story(partitions=1, steps=20, keys_per_step=20).records())[10][1]), 10, 0, Event(10, broker.seen))
     await running
     assert "ack 9" in broker.seen
     assert "ack 10" not in broker.seen
@@ -142,13 +150,13 @@ async def test_without_new_records_only_the_status_is_written() -> None:
 
 async def test_the_state_restores_to_what_was_checkpointed() -> None:
     broker = Broker()
-    checkpointer, held, table = rig(broker)
+    checkpointer, held, _ = rig(broker)
     await checkpointer.run()
-    found = Journal(0).restore(table.records(0))
+    found = Journal(0).restore(broker.changelog.items())
     assert found is not None
     assert (found.applied, found.topic_id) == (held.applied, "T")
     again = KeyMatcher.restore(
-        0, 1, SETTINGS.pipelines, fingerprints={PIPELINE: MAPPING}, records=found.records, marker=found.marker
+        0, 1, SETTINGS.pipelines, fingerprints={PIPELINE: MAPPING}, records=found.records, marker=found.marker, life="two"
     )
     again.advance()
     assert again.status("w", 0)[0].pending == held.matcher.status("w", 0)[0].pending

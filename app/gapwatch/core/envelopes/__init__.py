@@ -1,10 +1,14 @@
 """What raw records say: decoders from Kafka records of each feed kind to canonical events.
 
-Built once per pipeline and side with :func:`decoder_for`; :func:`heartbeat_row` reads heartbeat topics, and
-:func:`dead_letter_decoder_for` the dead-letter topic of the pipeline's own sink.
+Built once per pipeline and side with :func:`decoder_for`, and for whole batches with :class:`BatchDecoder`;
+:func:`heartbeat_row` reads heartbeat topics, and :func:`dead_letter_decoder_for` that of the pipeline's own sink.
 """
 
+from gapwatch.core.envelopes.batches import BatchDecoder as BatchDecoder
+from gapwatch.core.envelopes.batches import LoopDecoder as LoopDecoder
 from gapwatch.core.envelopes.change_stream import ChangeStreamDecoder
+from gapwatch.core.envelopes.columns import EventColumns as EventColumns
+from gapwatch.core.envelopes.columns import Refused as Refused
 from gapwatch.core.envelopes.dead_letters import DeadLetterDecoder
 from gapwatch.core.envelopes.debezium import DebeziumDecoder
 from gapwatch.core.envelopes.heartbeats import heartbeat_row as heartbeat_row
@@ -23,7 +27,7 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import Side
 
 
-def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) -> Decoder:
+def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) -> LoopDecoder:
     """Return the decoder of one side's feed; `mapping` is compiled from the resolved `pipeline`.
 
     Raises:

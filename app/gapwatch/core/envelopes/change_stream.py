@@ -19,6 +19,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from gapwatch.core.envelopes import extjson
+from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.compiled.documents import change_stream_loop
+from gapwatch.core.envelopes.compiled.loop import Loop
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
 from gapwatch.core.mapping import CompiledMapping
@@ -45,6 +48,18 @@ class ChangeStreamDecoder:
     def __init__(self, mapping: CompiledMapping, side: Side) -> None:
         self._events = DocumentEvents(mapping, side)
 
+    @property
+    def shape(self) -> Shape:
+        return self._events.shape
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Return the compiled loop; all records are written alike."""
+        events = self._events
+        return change_stream_loop(events.mapping, events.side.side, names=(OP, TIME, POSITION), operations=OPERATIONS)
+
+    def looped(self) -> None:
+        """Nothing to remember."""
+
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
         headers = dict(record.headers)
         marker = headers.get(WATERMARK)
@@ -56,7 +71,8 @@ class ChangeStreamDecoder:
         if not record.key:
             raise RecordError("key_missing", "A change of our reader has no key.")
         major, _, minor = headers.get(POSITION, b"").partition(b":")
-        document = extjson.decode_document(record.value) if record.value and operation is not Operation.DELETE else None
+        has_document = record.value and operation is not Operation.DELETE
+        document = extjson.decode_document(record.value or b"", self._events.names) if has_document else None
         if document is None and operation in (Operation.UPSERT, Operation.LOOKED_UP):
             if operation is Operation.UPSERT:
                 raise RecordError("document_missing", f"A change of our reader says {headers[OP]!r} and has no document.")

@@ -16,6 +16,9 @@ import msgspec
 
 from gapwatch.core.canonical import Form, compile_form
 from gapwatch.core.envelopes import schemas
+from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.compiled.loop import Loop
+from gapwatch.core.envelopes.compiled.rows import Encoded, rows_loop
 from gapwatch.core.envelopes.debezium_mongodb import MongoEvents
 from gapwatch.core.envelopes.debezium_parts import (
     NULL,
@@ -45,6 +48,7 @@ class _Columns(NamedTuple):
     """How the mapped columns of one schema are read, in mapping order, and the key's."""
 
     forms: tuple[Form, ...]
+    wires: tuple[tuple[str, int | None], ...]
     key_readers: tuple[Callable[[Any], Any], ...]
 
 
@@ -65,6 +69,7 @@ class DebeziumDecoder:
     def __init__(self, mapping: CompiledMapping, side: Side) -> None:
         pipeline = mapping.pipeline
         self._mapping = mapping
+        self._side = side
         self._observed = side is Side.OBSERVED
         feed = (pipeline.target if self._observed else pipeline.source).feed
         self._unwrapped = feed.format == UNWRAPPED
@@ -84,6 +89,33 @@ class DebeziumDecoder:
         if frame.source.connector == "mongodb":
             return self._mongo.decode(record, frame)
         return self._enveloped(record, frame)
+
+    @property
+    def shape(self) -> Shape:
+        return self._mongo.shape
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Return the compiled loop over records like this one; None where there is none."""
+        if not record.value or not record.key or (frame := frame_of(record.value)) is None:
+            return None
+        wrapped, key_wrapped = frame.written_schema is not None, _is_wrapped(record.key)
+        if frame.source.connector == "mongodb":
+            return self._mongo.loop(wrapped=wrapped, wrapped_key=key_wrapped)
+        if "schema" in (column.path for column in self._mapping.side(self._side).codec.columns):
+            return None
+        return rows_loop(
+            self._mapping,
+            self._side,
+            self._rows.encoded(frame, record.key),
+            masked=self._rows.masked,
+            texts=self._rows.placeholder_texts,
+            full_before=self._full_before,
+            target_ids=self.shape.target_ids,
+        )
+
+    def looped(self) -> None:
+        """Say that a compiled loop has read records since: they had an envelope."""
+        self._unwrapped = False
 
     # ── envelopes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -214,7 +246,7 @@ class _Rows:
         self._key_at = tuple(names.index(path) for path in keys)
         self._version_at = names.index(version) if version else None
         self._placeholder = pipeline.source.feed.placeholder
-        self._placeholder_texts = placeholder_texts(self._placeholder)
+        self.placeholder_texts = placeholder_texts(self._placeholder)
         self._known: dict[tuple[bytes, str | None], _Columns] = {}
         self._known_keys: dict[bytes, tuple[Callable[[Any], Any], ...]] = {}
 
@@ -238,11 +270,13 @@ class _Rows:
 
     def _compile(self, schema: bytes, image: str | None) -> _Columns:
         described = schemas.columns(schemas.parse(schema), image) if schema else {}
+        wires = []
         forms = []
         for spec, at in zip(self._specs, self._field_at, strict=True):
             wire, scale = schemas.wire_of(described.get(self._names[at]), spec)
+            wires.append((wire, scale))
             forms.append(compile_form(replace(spec, wire_scale=scale), wire=wire, event=True))
-        return _Columns(tuple(forms), self._compile_key(described))
+        return _Columns(tuple(forms), tuple(wires), self._compile_key(described))
 
     def _compile_key(self, described: Mapping[str, Any]) -> tuple[Callable[[Any], Any], ...]:
         readers = []
@@ -269,7 +303,7 @@ class _Rows:
     def _record_key(self, raw: bytes) -> tuple[Sequence[Any] | None, tuple[Callable[[Any], Any], ...]]:
         schema = b""
         try:
-            if raw.lstrip()[:10].startswith(b'{"schema"'):
+            if _is_wrapped(raw):
                 wrapped = _WRAPPED_KEY.decode(raw)
                 schema, raw = bytes(wrapped.schema), bytes(wrapped.payload)
             values = msgspec.structs.astuple(self._key_decoder.decode(raw))
@@ -277,18 +311,34 @@ class _Rows:
             return None, ()  # a key that is no JSON object: the row names the columns
         if msgspec.UNSET in values:
             return None, ()
+        return values, self._record_key_readers(schema)
+
+    def _record_key_readers(self, schema: bytes) -> tuple[Callable[[Any], Any], ...]:
         readers = self._known_keys.get(schema)
         if readers is None:
             if len(self._known_keys) >= SCHEMAS_MAX:
                 self._known_keys.clear()
             described = schemas.columns(schemas.parse(schema)) if schema and schema != NULL else {}
             readers = self._known_keys[schema] = self._compile_key(described)
-        return values, readers
+        return readers
+
+    def encoded(self, frame: Frame, key: bytes) -> Encoded:
+        """Return how records like this one are written."""
+        columns = self.columns(frame.schema, "after")
+        key_schema = bytes(_WRAPPED_KEY.decode(key).schema) if _is_wrapped(key) else None
+        readers = self._record_key_readers(key_schema or b"")
+        return Encoded(
+            forms=columns.forms,
+            wires=columns.wires,
+            key_readers=None if all(reader is schemas.as_is for reader in readers) else readers,
+            schema=frame.written_schema,
+            key_schema=key_schema,
+        )
 
     def parts(self, row: tuple[Any, ...], columns: _Columns) -> list[Part]:
         """Return the canonical bytes per field; None where a source event says that the log did not carry the value."""
         parts: list[Part] = []
-        texts, observed = self._placeholder_texts, self._observed
+        texts, observed = self.placeholder_texts, self._observed
         for form, at in zip(columns.forms, self._field_at, strict=True):
             value = row[at]
             if value is msgspec.UNSET:
@@ -299,6 +349,10 @@ class _Rows:
                 parts.append(form(value))
         return parts
 
+    def masked(self, value: Any) -> bool:
+        """Whether a source event's value says that the log did not carry the column."""
+        return value in self.placeholder_texts if type(value) is str else self._is_masked(value)
+
     def _is_masked(self, value: Any) -> bool:
         return isinstance(value, list | dict) and is_placeholder(value, self._placeholder)
 
@@ -306,6 +360,10 @@ class _Rows:
         if self._version_at is None or (value := row[self._version_at]) is msgspec.UNSET:
             return None
         return whole_number(value)
+
+
+def _is_wrapped(key: bytes) -> bool:
+    return key.lstrip()[:10].startswith(b'{"schema"')
 
 
 class _WrappedKey(msgspec.Struct):

@@ -6,12 +6,15 @@ their order within; the raw offset does: Debezium keeps it, and a repetition rep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from gapwatch.core.envelopes import extjson
+from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.compiled.documents import debezium_mongodb_loop
+from gapwatch.core.envelopes.compiled.loop import Loop
 from gapwatch.core.envelopes.debezium_parts import NULL, Frame, cluster_position, is_snapshot
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, RawRecord
@@ -34,13 +37,24 @@ class MongoEvents:
         self._events = DocumentEvents(mapping, side)
         self._post_images = post_images
 
+    @property
+    def shape(self) -> Shape:
+        return self._events.shape
+
+    def loop(self, *, wrapped: bool, wrapped_key: bool) -> Loop | None:
+        """Return the compiled loop over envelopes with schemas or without; None where there is none."""
+        events = self._events
+        return debezium_mongodb_loop(
+            events.mapping, events.side.side, wrapped=wrapped, wrapped_key=wrapped_key, post_images=self._post_images
+        )
+
     def decode(self, record: RawRecord, frame: Frame) -> Sequence[Event]:
         source = frame.source
         if frame.op == "m":
             return ()
         if source.ts_ms is None or source.ord is None:
             raise RecordError("position_missing", "The event has no source.ts_ms or no source.ord; it cannot be ordered.")
-        document = _document(frame.envelope.after)
+        document = _document(frame.envelope.after, self._events.names)
         operation = self._operation(frame, document)
         event = self._events.event(
             operation,
@@ -70,7 +84,7 @@ class MongoEvents:
         self, record: RawRecord, raw: bytes, op: str, operation: Operation, ts_ms: int, ordinal: int
     ) -> Sequence[Event]:
         """Return the event of a record of ``ExtractNewDocumentState``: a flat document with added fields."""
-        document = extjson.decode_document(raw)
+        document = extjson.decode_document(raw, self._events.names)
         if op == "u" and operation is Operation.UPSERT and not self._post_images:
             operation = Operation.LOOKED_UP
         identifier = _identifier(record.key)
@@ -107,10 +121,10 @@ def _identifier(key: bytes | None) -> Mapping[str, Any]:
     return {"_id": extjson.unwrap(extjson.decode(text))}
 
 
-def _document(raw: msgspec.Raw) -> Mapping[str, Any] | None:
+def _document(raw: msgspec.Raw, names: Collection[str]) -> Mapping[str, Any] | None:
     if bytes(raw) == NULL:
         return None
     text = extjson.decode(bytes(raw))
     if not isinstance(text, str):
         raise RecordError("unparsable_document", "after is no JSON text, as Debezium's MongoDB connector writes it.")
-    return extjson.decode_document(text)
+    return extjson.decode_document(text, names)

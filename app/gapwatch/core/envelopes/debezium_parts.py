@@ -47,16 +47,19 @@ class _Message(Envelope):
 
 
 class Frame(NamedTuple):
-    """A record's envelope and the bytes of its schema (b"" where it has none)."""
+    """A record's envelope and the bytes of its schema (b"" where it has none; ``written_schema``: None, or what stands there)."""
 
     envelope: Envelope
     source: Source
     op: str
     schema: bytes
+    written_schema: bytes | None
 
 
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
 _FLAT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+# JSON inside a text, and its numbers are texts again: this decoder takes those for numbers.
+SEQUENCE: Final = msgspec.json.Decoder(tuple[int | None, int | None], strict=False)
 _LATER: Final = frozenset({"none", "false"})
 
 
@@ -72,7 +75,7 @@ def frame_of(value: bytes) -> Frame | None:
     if envelope.op is None or envelope.source is None:
         return None
     schema = bytes(message.schema)
-    return Frame(envelope, envelope.source, envelope.op, b"" if schema == NULL else schema)
+    return Frame(envelope, envelope.source, envelope.op, b"" if schema == NULL else schema, schema or None)
 
 
 def flat_of(value: bytes) -> tuple[bytes, bytes, dict[str, msgspec.Raw]] | None:
@@ -101,13 +104,10 @@ def sequence_of(text: str | None) -> tuple[int, int] | None:
     if not text:
         return None
     try:
-        pair = msgspec.json.decode(text, type=list[str | int | None])
-        if len(pair) != 2:
-            raise ValueError(text)
-        commit, lsn = (0 if item is None else int(item) for item in pair)
-    except (msgspec.DecodeError, ValueError) as error:
+        commit, lsn = SEQUENCE.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RecordError("position_missing", f"source.sequence is no pair of LSNs: {text[:80]!r}.") from error
-    return commit, lsn
+    return commit or 0, lsn or 0
 
 
 def cluster_position(ts_ms: int, ordinal: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from gapwatch.core.canonical import generic
+from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.records import Event
 from gapwatch.core.mapping import CompiledMapping, SideMapping
 from gapwatch.core.values import MISSING, ObjectIdValue
@@ -27,6 +28,15 @@ class DocumentEvents:
         self.keyed_by_id = roots == {"_id"}
         self.names_targets = side is Side.OBSERVED and not self.keyed_by_id
         self._needs_version = mapping.pipeline.match is Match.VERSION
+        pipeline = mapping.pipeline
+        version = pipeline.source.version if side is Side.EXPECTED else pipeline.target.version
+        paths = [*self.side.paths, *([version] if version else [])]
+        if not self.keyed_by_id:
+            paths += [column.path for column in self.side.codec.columns]
+        self.names = frozenset([*paths, *(path.split(".")[0] for path in paths)])  # the members that are read at all
+        self.shape = Shape(
+            masks=bool(mapping.mask_at), values=bool(mapping.value_at), versions=bool(version), target_ids=self.names_targets
+        )
 
     def event(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 from uuid import UUID
@@ -16,10 +16,11 @@ from gapwatch.core.values import Instant, ObjectIdValue, Other
 from gapwatch.errors import RecordError
 
 _DECODER: Final = msgspec.json.Decoder()
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MOMENT: Final = moment_reader("UTC", ints_per_second=1_000, ints_zoneless=False)
 
 
-def decode(data: bytes | str) -> Any:
+def decode(data: bytes | str | msgspec.Raw) -> Any:
     """Parse extended JSON text; wrappers such as ``{"$oid": …}`` are left as they are, see :func:`unwrap`."""
     try:
         return _DECODER.decode(data)
@@ -27,12 +28,21 @@ def decode(data: bytes | str) -> Any:
         raise RecordError("unparsable_json", f"Not extended JSON: {error}.") from error
 
 
-def decode_document(data: bytes | str) -> Mapping[str, Any]:
-    """Parse the text of a document and turn every value into a Python value or one of ``core.values``."""
-    document = unwrap(decode(data))
-    if not isinstance(document, dict):
-        raise RecordError("unparsable_document", "The extended JSON is no document.")
-    return document
+def decode_document(data: bytes | str, names: Collection[str] | None = None) -> Mapping[str, Any]:
+    """Parse the text of a document and turn its values into Python values or those of ``core.values``.
+
+    `names`: the members that matter; no other is read, so none can be malformed.
+    """
+    try:
+        members = _MEMBERS.decode(data)
+    except msgspec.ValidationError as error:
+        raise RecordError("unparsable_document", f"The extended JSON is no document: {error}.") from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise RecordError("unparsable_json", f"Not extended JSON: {error}.") from error
+    if len(members) <= 2 and next(iter(members), "") in _WRAPPERS:
+        raise RecordError("unparsable_document", "The extended JSON is a value, no document.")
+    wanted = members if names is None else [name for name in names if name in members]
+    return {name: unwrap(decode(members[name])) for name in wanted}
 
 
 def unwrap(value: Any) -> Any:

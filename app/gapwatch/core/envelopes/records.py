@@ -9,6 +9,18 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
+class Message(Protocol):
+    """What a Kafka client delivers, without an error: the methods of ``confluent_kafka.Message`` that are read here."""
+
+    def topic(self) -> str | None: ...
+    def partition(self) -> int | None: ...
+    def offset(self) -> int | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...
+
+
 class RawRecord(NamedTuple):
     """One record as Kafka delivered it. ``timestamp`` is its append time."""
 
@@ -19,6 +31,13 @@ class RawRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+
+    @classmethod
+    def of(cls, message: Message) -> RawRecord:
+        headers = [(name, value or b"") for name, value in message.headers() or ()]
+        _, timestamp = message.timestamp()
+        where = (message.topic() or "", message.partition() or 0, message.offset() or 0)
+        return cls(*where, timestamp, message.key(), message.value(), headers)
 
 
 class Event(NamedTuple):

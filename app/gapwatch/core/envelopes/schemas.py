@@ -123,7 +123,11 @@ def key_reader(kind: KeyType, wire: str, scale: int | None) -> Callable[[Any], A
         return lambda value: wire_number(value, wire, scale)
     if kind is KeyType.BYTES:
         return lambda value: value if (raw := read_bytes(value, wire)) is None else raw
-    return lambda value: value
+    return as_is
+
+
+def as_is(value: Any) -> Any:
+    return value
 
 
 def read_keys(readers: Sequence[Callable[[Any], Any]], values: Sequence[Any]) -> list[Any]:

@@ -23,6 +23,8 @@ from typing import Any, Final
 
 from gapwatch.core.canonical import parse_json
 from gapwatch.core.envelopes.change_stream import OP, POSITION, TIME, WATERMARK
+from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.compiled.loop import Loop
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
 from gapwatch.core.mapping import CompiledMapping
@@ -39,6 +41,17 @@ class TailDecoder:
 
     def __init__(self, mapping: CompiledMapping, side: Side) -> None:
         self._events = DocumentEvents(mapping, side)
+
+    @property
+    def shape(self) -> Shape:
+        return self._events.shape
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Documents of a tail have no compiled loop."""
+        return None
+
+    def looped(self) -> None:
+        """Nothing to remember."""
 
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
         headers = dict(record.headers)
@@ -66,6 +79,17 @@ class AcksDecoder:
     def __init__(self, mapping: CompiledMapping, side: Side) -> None:
         self._events = DocumentEvents(mapping, side)
         self._heard: dict[int, dict[str, int]] = {}  # partition → indexer → up to when it has told
+
+    @property
+    def shape(self) -> Shape:
+        return self._events.shape
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Acks have no compiled loop."""
+        return None
+
+    def looped(self) -> None:
+        """Nothing to remember."""
 
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
         if not record.value:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gapwatch.core.canonical import parse_json
+from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.compiled.loop import Loop
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
 from gapwatch.core.mapping import CompiledMapping
@@ -22,6 +24,17 @@ class TopicDecoder:
     def __init__(self, mapping: CompiledMapping, side: Side) -> None:
         self._events = DocumentEvents(mapping, side)
         self._columns = self._events.side.codec.columns
+
+    @property
+    def shape(self) -> Shape:
+        return self._events.shape
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Plain topics have no compiled loop."""
+        return None
+
+    def looped(self) -> None:
+        """Nothing to remember."""
 
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
         document = None if not record.value else _json(record.value)

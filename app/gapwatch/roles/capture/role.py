@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import structlog
 import xxhash
 
-from gapwatch.core.gaps import gap_id
+from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.errors import ConflictError, HistoryLost, StoreError
 from gapwatch.kafka.clients import AckedProducer
 from gapwatch.model.gap import Finding, FindingRecord
@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 1.0
+_NOTHING: Mapping[str, Any] = {}
 TOKEN_SECONDS = 1.0  # how often the position of a quiet stream is stored
 
 
@@ -101,26 +102,34 @@ class CaptureRole:
 
     async def _read(self, stream: Stream, stop: asyncio.Event, held: _Held) -> None:
         fact = f"resume/{stream.topic}"
-        stored = await asyncio.to_thread(self._on.ledger.fact, fact)
+        stored = await self._stored(fact)
+        proven, lost = int(stored.get("watermark", 0)), str(stored.get("lost", ""))
         reader = stream.open()
         try:
-            token = stored["token"].encode() if stored else None
+            token = stored["token"].encode() if "token" in stored else None
             async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
-                watermark, stored_at = 0, 0.0
+                watermark, stored_at = 0, -TOKEN_SECONDS
                 async for batch in batches:
+                    if lost:  # the hole ends where reading has begun, not where it ended
+                        await self._lost(stream, f"{lost} Reading began anew.", since_ms=proven)
+                        lost = ""
                     await self._send(stream, batch, after=watermark)
                     watermark = max(watermark, batch.watermark)
                     if batch.events or self._on.clock.monotonic() - stored_at > TOKEN_SECONDS:
                         stored_at = self._on.clock.monotonic()
-                        await asyncio.to_thread(self._on.ledger.set_fact, fact, {"token": batch.token.decode()})
+                        await asyncio.to_thread(self._on.ledger.set_fact, fact, _position(batch, max(proven, watermark)))
                     await held.renew()
                     if stop.is_set():
                         return
         except HistoryLost as error:
-            await self._lost(stream, error)
-            await asyncio.to_thread(self._on.ledger.set_fact, fact, None)
+            proven = int((await self._stored(fact)).get("watermark", 0))
+            await self._lost(stream, error.message, since_ms=proven)
+            await asyncio.to_thread(self._on.ledger.set_fact, fact, {"lost": error.message, "watermark": proven})
         finally:
             await reader.close()
+
+    async def _stored(self, fact: str) -> Mapping[str, Any]:
+        return await asyncio.to_thread(self._on.ledger.fact, fact) or _NOTHING
 
     async def _send(self, stream: Stream, batch: StreamBatch, *, after: int) -> None:
         count = self._on.partitions[stream.topic]
@@ -140,8 +149,11 @@ class CaptureRole:
             marks = [await self._on.producer.send(stream.topic, None, None, headers=headers, partition=n) for n in range(count)]
             await asyncio.gather(*marks)
 
-    async def _lost(self, stream: Stream, error: HistoryLost) -> None:
-        """The stream cannot be resumed: what came in between is a hole, which a sweep covers; reading begins anew from now."""
+    async def _lost(self, stream: Stream, why: str, *, since_ms: int) -> None:
+        """The stream cannot be resumed: what came in between is a hole, which a sweep covers; reading begins anew from now.
+
+        It begins at the last watermark that was sent (0: not known, so at the beginning).
+        """
         now = self._on.clock.now()
         record = FindingRecord(
             id="capture_" + gap_id(stream.pipeline.id, stream.topic.encode(), now.isoformat()).removeprefix("gap_"),
@@ -151,15 +163,15 @@ class CaptureRole:
             feed=stream.topic,
             first_seen=now,
             last_seen=now,
-            message=error.message,
-            remedy=error.remedy or "A sweep covers it; it starts by itself.",
-            time_from=now - timedelta(days=1),
+            message=why,
+            remedy="A sweep covers it; it starts by itself.",
+            time_from=time_of(since_ms),
             time_to=now,
             is_hole=True,
         )
         if await asyncio.to_thread(self._on.ledger.raise_finding, record):
             self._on.on_finding(stream.pipeline.id, Finding.HISTORY_LOST.value)
-            log.error("history_lost", pipeline=stream.pipeline.id, feed=stream.topic, reason=error.message)
+            log.error("history_lost", pipeline=stream.pipeline.id, feed=stream.topic, reason=why)
 
     # heartbeats
 
@@ -173,6 +185,10 @@ class CaptureRole:
                 await self._on.clock.sleep(beat.every_seconds)
         finally:
             await writer.close()
+
+
+def _position(batch: StreamBatch, watermark: int) -> dict[str, Any]:
+    return {"token": batch.token.decode(), "watermark": watermark}
 
 
 class _Held:

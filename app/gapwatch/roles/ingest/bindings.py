@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gapwatch.core.envelopes import Decoder, decoder_for
+from gapwatch.core.envelopes import BatchDecoder, decoder_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import Side
@@ -18,7 +18,7 @@ class Binding:
     pipeline: PipelineSpec
     side: Side
     topic: str
-    decoder: Decoder
+    decoder: BatchDecoder
     fingerprint: int
     kind: FeedKind
 
@@ -36,7 +36,7 @@ def bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[Binding
                     pipeline=pipeline,
                     side=side,
                     topic=feed.topic,
-                    decoder=decoder_for(pipeline, side, mapping),
+                    decoder=BatchDecoder(decoder_for(pipeline, side, mapping)),
                     fingerprint=mapping.fingerprint,
                     kind=feed.kind,
                 )

@@ -36,7 +36,7 @@ class Checkpointer:
 
     1. suspects and holes are acknowledged by the brokers,
     2. status records are,
-    3. bucket records are,
+    3. the records of the state are,
     4. the commit marker is,
     5. the input records are acknowledged to Faust, in offset order.
 
@@ -77,7 +77,7 @@ class Checkpointer:
             await self._outlet.raise_suspects([said for cut in cuts for said in cut.said])
             await self._outlet.show_status([status for cut in cuts for status in cut.statuses])
             changed = [cut for cut in cuts if cut.events or cut.records]
-            await self._write_buckets(changed)
+            await self._write_state(changed)
             await self._write_markers(changed)
             for cut in changed:
                 for event in cut.events:
@@ -90,25 +90,28 @@ class Checkpointer:
             applied=held.applied,
             said=held.said,
             statuses=held.matcher.status(self._worker, now),
-            records=held.matcher.bucket_records(),
+            records=held.matcher.state_records(),
             marker=held.matcher.marker(),
             events=held.events,
         )
         held.said, held.events = [], []
         return cut
 
-    async def _write_buckets(self, cuts: Sequence[Cut]) -> None:
+    async def _write_state(self, cuts: Sequence[Cut]) -> None:
         for cut in cuts:
             journal = cut.held.journal
             for name, payload in cut.records:
-                if payload is None:
-                    await self._table.put(journal.partition, journal.removal(name), None)
-                else:
+                if payload is not None:
                     await self._table.put(journal.partition, *journal.record(name, cut.applied, payload))
         await self._table.barrier()
 
     async def _write_markers(self, cuts: Sequence[Cut]) -> None:
+        """Write the markers; what they list no more is removed behind them. A crash in between leaves it to be removed later."""
+        removed = []
         for cut in cuts:
             journal = cut.held.journal
+            removed += [(journal.partition, journal.removal(name)) for name, payload in cut.records if payload is None]
             await self._table.put(journal.partition, *journal.marker(cut.applied, cut.marker, topic_id=self._topic_id()))
         await self._table.barrier()
+        for partition, key in removed:
+            await self._table.put(partition, key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from gapwatch.kafka.faust_safety import StateTable
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, state_topic
 from gapwatch.model.pipeline import Settings
-from gapwatch.model.stream import Batch, Control
+from gapwatch.model.stream import Control, PackedBatch
 from gapwatch.model.suspect import Hole, Suspect
 from gapwatch.roles.match.journal import MARKER, Journal, Restored, StateTorn, name_of
 
@@ -48,7 +49,7 @@ class Held:
     def applied(self) -> int:
         return self.expected - 1
 
-    def apply(self, record: Batch | Control, offset: int, append_time: int, event: Any) -> None:
+    def apply(self, record: PackedBatch | Control | None, offset: int, append_time: int, event: Any) -> None:
         """Apply one record; its event is acknowledged by the checkpoint that contains it."""
         self.said += self.matcher.apply(record, offset, append_time)
         self.said += self.matcher.advance()
@@ -70,14 +71,12 @@ class Restorer:
         table: StateTable,
         offsets: OffsetReader,
         *,
-        buckets: int,
         torn: set[int],
     ) -> None:
         self._settings = settings
         self._fingerprints = fingerprints
         self._table = table
         self._offsets = offsets
-        self._buckets = buckets
         self._torn = torn
         self.topic_id = ""
 
@@ -108,6 +107,9 @@ class Restorer:
         if restored is None:
             journal = Journal(number)
             await self._wipe(number)
+        else:
+            for name in restored.leftovers:
+                await self._table.put(number, journal.key(name), None)
         return self._held(number, journal, restored)
 
     def _read(self, journal: Journal) -> Restored | None:
@@ -133,15 +135,16 @@ class Restorer:
 
     def _held(self, number: int, journal: Journal, restored: Restored | None) -> Held:
         topics, pipelines = self._settings.topics, self._settings.pipelines
+        life = secrets.token_hex(6)
         if restored is None:
-            matcher = KeyMatcher(number, topics.partitions, pipelines, fingerprints=self._fingerprints, buckets=self._buckets)
+            matcher = KeyMatcher(number, topics.partitions, pipelines, fingerprints=self._fingerprints, life=life)
         else:
             matcher = KeyMatcher.restore(
                 number,
                 topics.partitions,
                 pipelines,
                 fingerprints=self._fingerprints,
-                buckets=self._buckets,
+                life=life,
                 records=restored.records,
                 marker=restored.marker,
             )

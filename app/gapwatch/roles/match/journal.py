@@ -1,14 +1,14 @@
 """How match's state lies in the changelog, and how to tell a whole one from a torn one. Pure.
 
 A changelog record is ``[rank, payload]`` under the key ``<partition>/<name>``; its rank is the offset of ``gapwatch.events`` that
-the payload contains. The commit marker lists the rank of every record that belongs to it. So a restore knows, whatever order or
-compaction did: a listed record that is absent or older was lost (torn), an unlisted one of a later rank belongs to a checkpoint
-that did not end (its bucket may be ahead of the marker), an unlisted one of an earlier rank is a leftover.
+the payload contains. The commit marker lists the rank of every record that belongs to it. A record is written once, under a name
+that no other life of any worker uses. So a restore knows, whatever order or compaction did: a listed record that is absent or of
+another rank was lost (torn), an unlisted one belongs to a checkpoint that did not end, or has been replaced: a leftover.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,12 +45,15 @@ class StateTorn(Exception):  # noqa: N818 - reads as a state
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """A partition's state as the changelog holds it. ``applied``: the offset that the marker contains."""
+    """A partition's state as the changelog holds it. ``applied``: the offset that the marker contains; ``leftovers``: names of
+    records that are no part of it.
+    """
 
     applied: int
     topic_id: str
     marker: bytes
     records: Mapping[str, bytes]
+    leftovers: Sequence[str]
 
 
 class Journal:
@@ -70,7 +73,7 @@ class Journal:
         return self.key(name), _ENCODER.encode(_Record(rank, payload))
 
     def removal(self, name: str) -> bytes:
-        """Return the changelog key of a record that the next marker lists no more."""
+        """Return the changelog key of a record that the next marker lists no more; to be removed after that marker."""
         self._listed.pop(name, None)
         return self.key(name)
 
@@ -89,13 +92,17 @@ class Journal:
             marker = _MARKER.decode(head.payload)
         except msgspec.DecodeError as error:
             raise ProtocolError(f"The state's marker of partition {self.partition} cannot be read: {error}.") from error
-        torn = [name for name, rank in marker.listed.items() if name not in found or found[name].rank < rank]
+        torn = [name for name, rank in marker.listed.items() if name not in found or found[name].rank != rank]
         if torn:
             raise StateTorn(torn)
-        whole = {name: record for name, record in found.items() if name in marker.listed or record.rank > head.rank}
-        self._listed = {name: record.rank for name, record in whole.items()}
-        payloads = {name: record.payload for name, record in whole.items()}
-        return Restored(applied=head.rank, topic_id=marker.topic_id, marker=marker.payload, records=payloads)
+        self._listed = dict(marker.listed)
+        return Restored(
+            applied=head.rank,
+            topic_id=marker.topic_id,
+            marker=marker.payload,
+            records={name: found[name].payload for name in marker.listed},
+            leftovers=sorted(found.keys() - marker.listed.keys()),
+        )
 
 
 def name_of(key: bytes) -> str:

@@ -41,7 +41,6 @@ class MatchTuning:
     healthy_seconds: float = 60.0
     unacknowledged_records_max: int = 2_000  # applied since the last checkpoint, over all partitions
     suspects_max: int = 20_000  # said since the last checkpoint
-    buckets: int = 32
 
 
 def build_app(settings: Settings, tuning: MatchTuning, clock: Clock, send: SendState) -> tuple[SafeApp, StateTable]:

@@ -14,14 +14,14 @@ from typing import Any, Final
 import structlog
 from faust.types import TP
 
-from gapwatch.core.batches import unpack
+from gapwatch.core.batches import read
 from gapwatch.errors import FeedError, ProtocolError, RecordError
 from gapwatch.kafka.clients import AckedProducer, Delivered, Partition
 from gapwatch.kafka.faust_safety import owns_partitions, stopped_within
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, state_topic
 from gapwatch.model.pipeline import Settings
-from gapwatch.model.stream import FORMAT, Batch, Control
+from gapwatch.model.stream import Control, PackedBatch
 from gapwatch.ports import Clock
 from gapwatch.roles.match.checkpointer import Checkpointer
 from gapwatch.roles.match.held import Held, Restorer
@@ -30,7 +30,6 @@ from gapwatch.roles.match.settings import MatchTuning, build_app
 
 log = structlog.get_logger(__name__)
 
-EMPTY: Final = Batch(format=FORMAT, sections=[], verdicts=[])
 POSTPONED_SECONDS: Final = 0.2  # before a checkpoint that had to wait is tried again while the agent is held up
 
 
@@ -56,7 +55,7 @@ class MatchWorker:
         self._offsets = OffsetReader(settings, clock)
         self._app, self._table = build_app(settings, tuning, clock, self._send_state)
         self._held: dict[int, Held] = {}
-        self._restorer = Restorer(settings, fingerprints, self._table, self._offsets, buckets=tuning.buckets, torn=torn)
+        self._restorer = Restorer(settings, fingerprints, self._table, self._offsets, torn=torn)
         outlet = Outlet(self._producer, settings.topics)
         self._checkpointer = Checkpointer(
             self._held, self._table, outlet, clock, worker=name, topic_id=lambda: self._restorer.topic_id, owns=self._owns
@@ -127,15 +126,15 @@ class MatchWorker:
         if held.crowded(self._tuning.unacknowledged_records_max, self._tuning.suspects_max):
             await self._make_room(held)
 
-    def _record(self, message: Any) -> Batch | Control:
-        """Return the record; an unreadable one as an empty one, since its ranges are then missed and become a hole."""
+    def _record(self, message: Any) -> PackedBatch | Control | None:
+        """Return the record; None where it cannot be read, which the matcher turns into a hole."""
         try:
-            return unpack(message.value or b"")
+            return read(message.value or b"")
         except RecordError as error:
             if error.reason == "unknown_format":
                 raise ProtocolError(str(error), remedy="Upgrade this worker to the version of the ingesters.") from error
             log.error("events_record_unreadable", partition=message.partition, offset=message.offset, reason=str(error))
-            return EMPTY
+            return None
 
     async def _admit(self, held: Held, tp: TP, offset: int) -> bool:
         """Say whether a record beyond the expected one may be applied; if not, see to it that the expected one comes."""
@@ -170,6 +169,7 @@ class MatchWorker:
             mine = {tp.partition for tp in self._app.consumer.assignment() if tp.topic == self._events}
             self._held.clear()
             held = await self._restorer.restore(mine)
+            self._table.forget()
             self._held.update(held)
             log.info("match_partitions_taken", worker=self._name, partitions={n: one.applied for n, one in sorted(held.items())})
         except Exception as error:

@@ -24,7 +24,7 @@ from gapwatch.core.confirm import Cleared, Presence, satisfied
 from gapwatch.errors import ConflictError, NotFoundError, RecordError, StoreError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import ABSENT, Absent, Clock, GapFilter, Key, Ledger, StoredRecord, WriteItem
+from gapwatch.ports import ABSENT, Absent, Clock, GapFilter, Key, Ledger, Read, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
@@ -216,6 +216,7 @@ class Backfiller:
         ]
         await asyncio.to_thread(self._on.ledger.audit, intents)
         results = await stores.writer.write([item.item for item in batch])
+        tally.batch()
         standing: list[_Written] = []
         audit: list[AuditRow] = []
         for item, result in zip(batch, results, strict=True):
@@ -265,7 +266,7 @@ class Backfiller:
             if unread:
                 await self._on.clock.sleep(0.5)
         for item in left:
-            self._count(tally, stores, ItemOutcome.UNREAD, "written, but it could not be read back")
+            self._count(tally, stores, ItemOutcome.UNREAD, "written, but reading it back did not prove it right")
             row = self._audit_row(run, stores, item.item.key, item.gap_id, ItemOutcome.UNREAD, "not read back")
             await asyncio.to_thread(self._on.ledger.audit, [row])
 
@@ -284,23 +285,40 @@ class Backfiller:
         """Take back or renew our own writes whose source moved on; return those to read back once more."""
         again: list[_Written] = []
         for item, reads in wrong:
-            target = reads.target
-            wrote = item.item.document
-            ours = wrote is not None and isinstance(target, StoredRecord) and dict(target.fields) == dict(wrote)
-            if not ours or not isinstance(target, StoredRecord):
-                self._count(tally, stores, ItemOutcome.ALREADY_NEWER)
-                row = self._audit_row(
-                    run, stores, item.item.key, item.gap_id, ItemOutcome.ALREADY_NEWER, "changed after our write"
-                )
-                await asyncio.to_thread(self._on.ledger.audit, [row])
+            ours = _still_ours(item.item, reads.target)
+            if ours is None:
+                await self._conclude(run, stores, item, ItemOutcome.ALREADY_NEWER, "changed after our write", tally)
                 continue
-            renewed = _renewed(stores, item, reads, target)
-            await stores.writer.write([renewed.item])
-            outcome = ItemOutcome.VANISHED if renewed.item.document is None else ItemOutcome.WRITTEN
-            row = self._audit_row(run, stores, item.item.key, item.gap_id, outcome, "the source changed while we wrote")
-            await asyncio.to_thread(self._on.ledger.audit, [row])
-            again.append(renewed)
+            try:
+                renewed = _renewed(stores, item, reads, ours)
+            except RecordError as error:  # the row as it is now cannot be written
+                await self._conclude(run, stores, item, ItemOutcome.FAILED, str(error), tally)
+                continue
+            again.append(await self._rewrite(run, stores, item, renewed))
         return again
+
+    async def _rewrite(self, run: Run, stores: PipelineStores, item: _Written, renewed: _Written) -> _Written:
+        """Write over our own write, audited before and after; return what stands now, for all we know: it is read back again."""
+        why = "the source changed while we wrote"
+        await self._note(run, stores, item, ItemOutcome.PLANNED, why)
+        (result,) = await stores.writer.write([renewed.item])
+        if result.outcome != "written":
+            newer = result.outcome == "guard_failed"
+            await self._note(run, stores, item, ItemOutcome.ALREADY_NEWER if newer else ItemOutcome.FAILED, result.reason)
+            return item
+        outcome = ItemOutcome.VANISHED if renewed.item.document is None else ItemOutcome.WRITTEN
+        await self._note(run, stores, item, outcome, why)
+        return renewed
+
+    async def _note(self, run: Run, stores: PipelineStores, item: _Written, outcome: ItemOutcome, reason: str) -> None:
+        row = self._audit_row(run, stores, item.item.key, item.gap_id, outcome, reason)
+        await asyncio.to_thread(self._on.ledger.audit, [row])
+
+    async def _conclude(
+        self, run: Run, stores: PipelineStores, item: _Written, outcome: ItemOutcome, reason: str, tally: Tally
+    ) -> None:
+        self._count(tally, stores, outcome, reason)
+        await self._note(run, stores, item, outcome, reason)
 
     def _count(self, tally: Tally, stores: PipelineStores, outcome: ItemOutcome, reason: str = "") -> None:
         tally.add(outcome, reason)
@@ -364,7 +382,16 @@ def _prepare(stores: PipelineStores, reads: KeyReads, key: Key, gap_id: str | No
     return _Written(item=WriteItem(key=key, document=document, replaces=replaces), gap_id=gap_id, row=reads.source)
 
 
-def _renewed(stores: PipelineStores, item: _Written, reads: KeyReads, ours: StoredRecord) -> _Written:
+def _still_ours(item: WriteItem, target: Read | tuple[StoredRecord, ...]) -> StoredRecord | Absent | None:
+    """Return what stands at the target if it is what we left there (after a delete: nothing); None: somebody came after us."""
+    if isinstance(target, Absent):
+        return target if item.document is None else None
+    if item.document is None or not isinstance(target, StoredRecord):
+        return None
+    return target if dict(target.fields) == dict(item.document) else None
+
+
+def _renewed(stores: PipelineStores, item: _Written, reads: KeyReads, ours: StoredRecord | Absent) -> _Written:
     source = reads.source
     document: Mapping[str, Any] | None = None
     row = item.row

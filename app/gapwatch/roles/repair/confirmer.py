@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -27,6 +27,7 @@ from gapwatch.model.suspect import Hole, Suspect
 from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.repair.trials import REASON, MappingTrials, is_held
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -78,6 +79,7 @@ class ConfirmerDependencies:
     stores: Callable[[str], Awaitable[PipelineStores]]
     book: Book
     clock: Clock
+    trials: MappingTrials
     on_hole: Callable[[Hole], Awaitable[None]]
     on_cleared: Callable[[str, str], None]  # pipeline, reason
     on_detected: Callable[[str, float], None]  # pipeline, seconds from the write to the gap
@@ -153,6 +155,8 @@ class Confirmer:
     async def _store(self, stores: PipelineStores, decided: Sequence[Decided]) -> dict[Key, Outcome]:
         """Store every decision; return the outcome of each key whose decision stands."""
         outcomes: dict[Key, Outcome] = {}
+        suspected = await self._on.trials.streamed(stores, decided)
+        decided = [_unverifiable(item) if is_held(item, suspected) else item for item in decided]
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
         agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
         for key in await self._on.book.open(stores, differing, Detector.STREAM):
@@ -182,6 +186,11 @@ class Confirmer:
                 self._on.on_cleared(pipeline, item.judgement.reason)
             elif isinstance(item.judgement, Difference) and item.case.suspect is not None:
                 self._on.on_detected(pipeline, (now - item.case.suspect.opening.event_time) / 1000)
+
+
+def _unverifiable(item: Decided) -> Decided:
+    """While the mapping is suspect, what it says of a key proves nothing."""
+    return replace(item, judgement=Unverifiable(reason=REASON))
 
 
 def _verdict(suspect: Suspect, outcome: Outcome) -> Verdict:

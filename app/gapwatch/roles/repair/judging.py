@@ -86,9 +86,10 @@ class KeyJudge:
         if case is None:
             self._cases[key] = Case(key=key, suspect=suspect)
             return
-        if suspect is not None and (case.suspect is None or case.suspect.id != suspect.id):
+        if suspect is not None:
+            is_other = case.suspect is None or case.suspect.id != suspect.id
             case.suspect = suspect
-            if case.waits_for_ms == 0:  # a wait that has begun is never cut short: it is what proves a difference
+            if is_other and case.waits_for_ms == 0:  # a wait that has begun is never cut short: it is what proves a difference
                 case.not_before_ms = 0
 
     def drop(self, key: Key) -> None:
@@ -110,9 +111,12 @@ class KeyJudge:
         if not cases:
             return ()
         stores = await self._stores()
+        asked = {case.key: case.suspect for case in cases}
         batch = await read_batch(stores, [case.key for case in cases], self._clock)
         decided = []
         for case in cases:
+            if case.suspect is not asked[case.key]:
+                continue  # raised meanwhile: what was read may be older than the write that it names
             key_reads = batch.by_key[case.key]
             judgement = judge(
                 case.suspect,

@@ -78,7 +78,8 @@ def source_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ..
     single = _single(read)
     if isinstance(single, StoredRecord):
         canonical = mapping.canonical_source(single.fields)
-        return _present(single, canonical, placeholder=False), canonical
+        version = mapping.version_of_source(single.fields)
+        return _present(single, canonical, version, placeholder=False), canonical
     return _not_present(single), None
 
 
@@ -87,15 +88,17 @@ def target_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ..
         return Reading(presence=Presence.SEVERAL, target_ids=_ids(read)), None
     if isinstance(read, StoredRecord):
         canonical = mapping.canonical_target(read.fields)
-        return _present(read, canonical, placeholder=mapping.holds_placeholder(read.fields)), canonical
+        version = mapping.version_of_target(read.fields)
+        return _present(read, canonical, version, placeholder=mapping.holds_placeholder(read.fields)), canonical
     return _not_present(read), None
 
 
-def _present(record: StoredRecord, canonical: Canonical, *, placeholder: bool) -> Reading:
+def _present(record: StoredRecord, canonical: Canonical, version: int | None, *, placeholder: bool) -> Reading:
     return Reading(
         presence=Presence.PRESENT,
         identity=canonical.identity,
         revision=record.revision,
+        version=version,
         placeholder=placeholder,
         target_ids=_ids((record,)),
     )

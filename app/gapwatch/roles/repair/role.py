@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gapwatch.metrics import Metrics
@@ -19,6 +19,7 @@ from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook, Watcher, WatcherDependencies
 from gapwatch.roles.stores import StoreProvider
 
@@ -48,12 +49,16 @@ class RepairRole:
         self._holder = f"{on.host}/{on.new_id()}"
         self._book = Book(on.ledger, on.clock)
         self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
+        self._trials = MappingTrials(on.ledger, on.board, self._findings, on.stores, on.clock)
         self._judges = {name: self._judge(name) for name in on.settings.pipelines}
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
+            beginning = tasks.create_task(self._trials.begin(self._on.settings.pipelines))
             for part in self._parts():
                 tasks.create_task(part(stop))
+            await stop.wait()
+            beginning.cancel()
 
     @property
     def judges(self) -> Mapping[str, KeyJudge]:
@@ -105,6 +110,7 @@ class RepairRole:
                 stores=on.stores.stores,
                 book=self._book,
                 clock=on.clock,
+                trials=self._trials,
                 on_hole=self._findings.hole,
                 on_cleared=lambda pipeline, reason: on.metrics.suspects_cleared.labels(pipeline=pipeline, reason=reason).inc(),
                 on_detected=lambda pipeline, seconds: on.metrics.detection_delay.labels(pipeline=pipeline).observe(seconds),
@@ -113,29 +119,24 @@ class RepairRole:
 
     def _runner(self) -> RunRunner:
         on = self._on
-        sweeper = Sweeper(
-            SweeperDependencies(
-                ledger=on.ledger,
-                book=self._book,
-                clock=on.clock,
-                holder=self._holder,
-                grace_ms=self._grace_ms,
-                delivered=on.board.delivered,
-                on_compared=lambda pipeline, side, keys: on.metrics.sweep_keys.labels(pipeline=pipeline, side=side).inc(keys),
-            )
+        sweeping = SweeperDependencies(
+            ledger=on.ledger,
+            book=self._book,
+            trials=self._trials,
+            clock=on.clock,
+            holder=self._holder,
+            grace_ms=self._grace_ms,
+            delivered=on.board.delivered,
+            on_compared=lambda pipeline, side, keys: on.metrics.sweep_keys.labels(pipeline=pipeline, side=side).inc(keys),
         )
-        backfiller = Backfiller(
-            BackfillDependencies(
-                ledger=on.ledger,
-                book=self._book,
-                clock=on.clock,
-                holder=self._holder,
-                grace_ms=self._grace_ms,
-                delivered=on.board.delivered,
-                on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(
-                    pipeline=pipeline, outcome=outcome
-                ).inc(),
-            )
+        filling = BackfillDependencies(
+            ledger=on.ledger,
+            book=self._book,
+            clock=on.clock,
+            holder=self._holder,
+            grace_ms=self._grace_ms,
+            delivered=on.board.delivered,
+            on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(pipeline=pipeline, outcome=outcome).inc(),
         )
         return RunRunner(
             RunnerDependencies(
@@ -143,8 +144,8 @@ class RepairRole:
                 ledger=on.ledger,
                 board=on.board,
                 stores=on.stores,
-                sweeper=sweeper,
-                backfiller=backfiller,
+                sweeper=lambda holder: Sweeper(replace(sweeping, holder=holder)),
+                backfiller=lambda holder: Backfiller(replace(filling, holder=holder)),
                 clock=on.clock,
                 holder=self._holder,
             )

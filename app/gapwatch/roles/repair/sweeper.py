@@ -1,53 +1,55 @@
-"""Sweep: both sides read once, at the same time; every difference read again by key until it is proved or gone."""
+"""Sweep: both sides read once, at the same time; every difference read again by key until it is proved or gone.
+
+Scanning and judging run side by side. A candidate's outcome is booked as soon as it is decided, and the run's cursor moves only
+behind keys that are: a worker that takes the run over repeats some work and misses nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 import structlog
 
-from gapwatch.core.confirm import Cleared, Difference
-from gapwatch.core.mapping import Canonical
-from gapwatch.core.sweep import Candidates, Entry, Scope, SetDifference, SweepOutcome
+from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
+from gapwatch.core.sweep import Mark, Resumption, Scope, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Detector, Run, RunState
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, DatasetReader, Key, Ledger, ScanChunk
+from gapwatch.ports import Clock, DatasetReader, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.repair.scanning import Scanning
+from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
 
-CHUNK = 5_000
-AHEAD_MAX = 50_000  # keys that the faster side may wait with before it pauses
-PATIENCE_SECONDS = 600.0  # how long unread candidates are retried before the sweep is inconclusive
-LEASE_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class _Scan:
-    """What one side's scan has shown so far."""
-
-    identities: set[str]
-    rows: int = 0
-    complete: bool = True
+PATIENCE_SECONDS: Final = 600.0  # without any decision, or twelve times grace if that is longer: then the sweep is inconclusive
+CANDIDATES_MAX: Final = 200_000  # keys under judgement; the scan waits while there are more
+KEYS_PER_READ: Final = 2_000
+BOOKED_AT_ONCE: Final = 200
+IDLE_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweeperDependencies:
     ledger: Ledger
     book: Book
+    trials: MappingTrials
     clock: Clock
     holder: str
     grace_ms: Callable[[str], int]
     delivered: Callable[[str], Delivered]
     on_compared: Callable[[str, str, int], None]  # pipeline, side, keys
+
+
+class _MappingSuspectError(Exception):
+    """The sweep ends early: a field is mapped wrongly."""
 
 
 class Sweeper:
@@ -60,196 +62,249 @@ class Sweeper:
         """Sweep, judge, book; return the run as it ended (it is stored as well).
 
         Args:
-            run: A running run; ``request`` holds ``content`` (bool), ``range`` (full | keys) and ``keys`` (hex) for the latter.
+            run: A running run; ``request`` holds ``content`` (bool), ``range`` (full | keys) and ``keys`` (hex) for the latter;
+                ``cursor`` says from where it goes on; what else it holds is kept.
             stores: The pipeline's stores.
             last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
         """
-        content = bool(run.request.get("content"))
-        started = self._on.clock.now()
-        progress = _Progress(self._on, run)
-        try:
-            if run.request.get("range", Scope.FULL) == Scope.KEYS:
-                candidates = [bytes.fromhex(key) for key in run.request.get("keys", ())]
-                source, target = _Scan(set()), _Scan(set())
-            else:
-                found, source, target = await self._scan(stores, progress, content=content)
-                candidates = found.all()
-            decided, undecided = await self._judge(stores, candidates, progress)
-            await self._book(stores, decided, run, last_full_started)
-            outcome = SweepOutcome(
-                complete=source.complete and target.complete,
-                undecided=undecided,
-                emptiness_proved=await self._emptiness(stores, run, source, target),
-                identity_stable=await self._identities(stores, source, target),
-            )
-        except StoreError as error:
-            return await progress.end(RunState.INCONCLUSIVE, error=error.message)
-        counts = _counts(progress.counts, decided, undecided)
-        state = RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE
-        ended = await progress.end(state, error=outcome.reason() or None, counts=counts, started=started)
-        log.info("sweep_ended", pipeline=run.pipeline, run=run.id, state=state.value, **counts)
-        return ended
-
-    async def _scan(self, stores: PipelineStores, progress: _Progress, *, content: bool) -> tuple[Candidates, _Scan, _Scan]:
-        difference = SetDifference(_agree(stores))
-        sides = {
-            Side.EXPECTED: (_Scan(set()), stores.source.scan(content=content, chunk=CHUNK)),
-            Side.OBSERVED: (_Scan(set()), stores.target.scan(content=content, chunk=CHUNK)),
-        }
-        running = dict.fromkeys(sides, True)
-        async with aclosing(sides[Side.EXPECTED][1]) as first, aclosing(sides[Side.OBSERVED][1]) as second:  # type: ignore[type-var]
-            iterators = {Side.EXPECTED: first, Side.OBSERVED: second}
-            while any(running.values()):
-                turns = self._turns(running, difference)
-                chunks = await asyncio.gather(*(anext(iterators[side], None) for side in turns))
-                for side, chunk in zip(turns, chunks, strict=True):
-                    if chunk is None:
-                        running[side] = False
-                        continue
-                    self._take(stores, side, chunk, sides[side][0], difference, content=content)
-                    self._on.on_compared(stores.spec.id, side.name.lower(), len(chunk.records))
-                await progress.scanned(difference)
-        return difference.finish(), sides[Side.EXPECTED][0], sides[Side.OBSERVED][0]
-
-    def _turns(self, running: dict[Side, bool], difference: SetDifference) -> list[Side]:
-        """Return the sides that read next: both, or only the one behind when the other is far ahead."""
-        active = [side for side, is_running in running.items() if is_running]
-        if len(active) == 2 and difference.held > AHEAD_MAX:
-            return [side for side in active if side is not difference.lead()]
-        return active
-
-    def _take(
-        self, stores: PipelineStores, side: Side, chunk: ScanChunk, scan: _Scan, difference: SetDifference, *, content: bool
-    ) -> None:
-        scan.identities.add(chunk.identity)
-        scan.rows += len(chunk.records)
-        scan.complete = scan.complete and chunk.complete
-        canonical = stores.mapping.canonical_source if side is Side.EXPECTED else stores.mapping.canonical_target
-        difference.add(
-            side,
-            (Entry(key=record.key, content=canonical(record.fields) if content else None) for record in chunk.records),
-        )
-
-    async def _judge(self, stores: PipelineStores, candidates: Collection[Key], progress: _Progress) -> tuple[list[Decided], int]:
-        """Judge every candidate; return the decided ones and how many stayed undecided when patience ran out."""
-
-        async def same() -> PipelineStores:
-            return stores
-
-        pipeline = stores.spec.id
-        judge = KeyJudge(
-            same,
-            grace_ms=lambda: self._on.grace_ms(pipeline),
-            delivered=lambda: self._on.delivered(pipeline),
-            clock=self._on.clock,
-        )
-        for key in candidates:
-            judge.add(key)
-        decided: list[Decided] = []
-        deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
-        while len(judge) and self._on.clock.monotonic() < deadline:
-            step = await judge.step()
-            decided.extend(step)
-            await progress.judged(len(decided), len(judge))
-            if not step:
-                await self._on.clock.sleep(0.1)
-        return decided, len(judge)
-
-    async def _book(
-        self, stores: PipelineStores, decided: Sequence[Decided], run: Run, last_full_started: datetime | None
-    ) -> None:
-        """Store differences and agreements; what somebody else changed meanwhile is left to the re-reading of open gaps."""
-        differing = [item for item in decided if isinstance(item.judgement, Difference)]
-        agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
-        for start in range(0, len(differing), 200):
-            await self._on.book.open(
-                stores, differing[start : start + 200], Detector.SWEEP, opened_by=run.id, held_since=last_full_started
-            )
-        for start in range(0, len(agreeing), 200):
-            await self._on.book.close(stores, agreeing[start : start + 200])
-
-    async def _emptiness(self, stores: PipelineStores, run: Run, source: _Scan, target: _Scan) -> bool:
-        if run.request.get("range", Scope.FULL) == Scope.KEYS:
-            return True
-        for scan, reader in ((source, stores.source), (target, stores.target)):
-            if scan.rows == 0 and not await reader.is_empty():
-                return False
-        return True
-
-    async def _identities(self, stores: PipelineStores, source: _Scan, target: _Scan) -> bool:
-        for scan, reader in ((source, stores.source), (target, stores.target)):
-            if scan.identities and scan.identities != {await _identity(reader)}:
-                return False
-        return True
+        return await _Sweep(self._on, run, stores, last_full_started).carry_out()
 
 
-async def _identity(reader: DatasetReader) -> str:
-    return (await reader.describe()).identity
+class _Sweep:
+    """One run."""
 
-
-def _agree(stores: PipelineStores) -> Callable[[object, object], bool]:
-    differing = stores.mapping.differing
-
-    def equal(source: object, target: object) -> bool:
-        assert isinstance(source, Canonical)
-        assert isinstance(target, Canonical)
-        return not differing(source, target)
-
-    return equal
-
-
-def _counts(scanned: dict[str, int], decided: Sequence[Decided], undecided: int) -> dict[str, int]:
-    counts = {**scanned, "differences": 0, "agreed_on_second_read": 0, "superseded": 0, "undecided": undecided}
-    for item in decided:
-        if isinstance(item.judgement, Difference):
-            counts["differences"] += 1
-            kind = item.judgement.kind.value
-            counts[kind] = counts.get(kind, 0) + 1
-        elif isinstance(item.judgement, Cleared):
-            counts["agreed_on_second_read"] += 1
-        else:
-            counts["superseded"] += 1
-    return counts
-
-
-class _Progress:
-    """Keeps the run's row up to date, at most once a second, and renews its lease with it."""
-
-    def __init__(self, on: SweeperDependencies, run: Run) -> None:
+    def __init__(self, on: SweeperDependencies, run: Run, stores: PipelineStores, last_full_started: datetime | None) -> None:
         self._on = on
         self._run = run
-        self._next = 0.0
-        self.counts: dict[str, int] = {"source_keys": 0, "target_keys": 0}
+        self._stores = stores
+        self._last_full_started = last_full_started
+        self._started = run.started_at or on.clock.now()
+        pipeline = stores.spec.id
+        mark, identities = Resumption.unpack(run.cursor)
+        self._resumption = Resumption(mark)
+        self._scanning = Scanning(
+            stores,
+            content=bool(run.request.get("content")),
+            clock=on.clock,
+            load=stores.spec.sweep.load,
+            on_compared=lambda side, keys: on.on_compared(pipeline, side, keys),
+            start=mark,
+            identities=identities,
+        )
+        self._judge = KeyJudge(
+            self._same_stores,
+            grace_ms=lambda: on.grace_ms(pipeline),
+            delivered=lambda: on.delivered(pipeline),
+            clock=on.clock,
+            batch=KEYS_PER_READ,
+        )
+        self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and not self._by_key)
+        self._counts = {"source_keys": 0, "target_keys": 0, "differences": 0, "agreed_on_second_read": 0, "superseded": 0}
+        self._counts |= {name: count for name, count in run.counts.items() if mark is not None}
+        self._decided = 0
+        self._undecided = 0  # judged, but neither way
+        self._estimate = 0
+        self._next_report = 0.0
 
-    async def scanned(self, difference: SetDifference) -> None:
-        self.counts["source_keys"], self.counts["target_keys"] = difference.compared
-        await self._store()
+    async def _same_stores(self) -> PipelineStores:
+        return self._stores
 
-    async def judged(self, done: int, left: int) -> None:
-        await self._store(progress=done / (done + left) if done + left else None)
+    async def carry_out(self) -> Run:
+        mark = self._resumption.reached
+        if mark is not None:
+            log.info("sweep_resumed", pipeline=self._run.pipeline, run=self._run.id, source_keys=mark.counts[0])
+        try:
+            if self._by_key:
+                for key in self._run.request.get("keys", ()):
+                    self._judge.add(bytes.fromhex(key))
+                undecided = await self._judge_all(None)
+            else:
+                self._estimate = await _estimate(self._stores.source) + await _estimate(self._stores.target)
+                undecided = await self._judge_all(asyncio.create_task(self._scan()))
+            await self._end_trial()
+            undecided += self._undecided
+            outcome = SweepOutcome(
+                complete=all(scan.complete for scan in self._scanning.sides.values()),
+                undecided=undecided,
+                emptiness_proved=await self._emptiness_is_proved(),
+                identity_stable=await self._identities_are_stable(),
+            )
+        except StoreError as error:
+            return await self._end(RunState.INCONCLUSIVE, error=error.message)
+        except _MappingSuspectError as error:
+            return await self._end(RunState.INCONCLUSIVE, error=str(error))
+        self._counts["undecided"] = undecided
+        reasons = [scan.reason for scan in self._scanning.sides.values() if scan.reason]
+        said = " ".join([outcome.reason(), *reasons[:1]]).strip()
+        ended = await self._end(RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE, error=said or None)
+        log.info("sweep_ended", pipeline=ended.pipeline, run=ended.id, state=ended.state.value, **self._counts)
+        return ended
 
-    async def _store(self, progress: float | None = None) -> None:
-        now = self._on.clock.monotonic()
-        if now < self._next:
+    @property
+    def _by_key(self) -> bool:
+        return bool(self._run.request.get("range", Scope.FULL) == Scope.KEYS)
+
+    # reading
+
+    async def _scan(self) -> None:
+        """Put every key that differs under judgement; wait while there are too many."""
+        async for found in self._scanning.steps():
+            self._counts["source_keys"], self._counts["target_keys"] = found.rows
+            for key in found.differing.all():
+                self._judge.add(key)
+            if found.mark is not None:
+                self._resumption.compared(found.mark)
+            while len(self._judge) > CANDIDATES_MAX:
+                await self._on.clock.sleep(IDLE_SECONDS)
+
+    async def _judge_all(self, scan: asyncio.Task[None] | None) -> int:
+        """Judge and book until the scan has ended and nothing is left; return how many keys stayed undecided."""
+        clock = self._on.clock
+        patience = max(PATIENCE_SECONDS, 12 * self._on.grace_ms(self._stores.spec.id) / 1000)
+        last = clock.monotonic()
+        try:
+            while True:
+                scanned = scan is None or scan.done()
+                if scanned and scan is not None:
+                    scan.result()
+                decided = await self._judge.step()
+                await self._take(decided)
+                await self._report()
+                if decided or not scanned:
+                    last = clock.monotonic()
+                if scanned and not len(self._judge):
+                    return 0
+                if clock.monotonic() - last > patience:
+                    return len(self._judge)
+                if not decided:
+                    await clock.sleep(IDLE_SECONDS)
+        finally:
+            if scan is not None:
+                scan.cancel()
+                await asyncio.gather(scan, return_exceptions=True)
+
+    async def _take(self, decided: Sequence[Decided]) -> None:
+        """Book what was judged, except for what the trial of the mapping holds back."""
+        if not decided:
             return
-        self._next = now + 1.0
+        self._count(decided)
+        await self._book(await self._trial.take(decided, compared=self._compared, pending=len(self._judge)))
+        self._check_mapping()
+
+    async def _end_trial(self) -> None:
+        whole = all(scan.complete for scan in self._scanning.sides.values())
+        await self._book(await self._trial.finish(compared=self._compared, whole=whole))
+        self._check_mapping()
+
+    def _check_mapping(self) -> None:
+        """Raise where the mapping is suspect: what is left to judge would be judged by it."""
+        if self._trial.said:
+            raise _MappingSuspectError(self._trial.said)
+
+    @property
+    def _compared(self) -> int:
+        return min(self._counts["source_keys"], self._counts["target_keys"])
+
+    async def _book(self, decided: Sequence[Decided]) -> None:
+        """Store differences and agreements; a difference that does not stand, as somebody else changed its gap, is undecided."""
+        differing = [item for item in decided if isinstance(item.judgement, Difference)]
+        agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
+        stored: set[Key] = set()
+        for start in range(0, len(differing), BOOKED_AT_ONCE):
+            stored |= await self._on.book.open(
+                self._stores,
+                differing[start : start + BOOKED_AT_ONCE],
+                Detector.SWEEP,
+                opened_by=self._run.id,
+                held_since=self._last_full_started,
+            )
+        for start in range(0, len(agreeing), BOOKED_AT_ONCE):
+            await self._on.book.close(self._stores, agreeing[start : start + BOOKED_AT_ONCE])
+        self._undecided += len(differing) - len(stored)
+
+    def _count(self, decided: Sequence[Decided]) -> None:
+        counts = self._counts
+        self._decided += len(decided)
+        for item in decided:
+            if isinstance(item.judgement, Difference):
+                counts["differences"] += 1
+                kind = item.judgement.kind.value
+                counts[kind] = counts.get(kind, 0) + 1
+            elif isinstance(item.judgement, Cleared):
+                counts["agreed_on_second_read"] += 1
+            elif isinstance(item.judgement, Superseded):
+                counts["superseded"] += 1
+            elif isinstance(item.judgement, Unverifiable):
+                self._undecided += 1
+
+    # what proves something
+
+    async def _emptiness_is_proved(self) -> bool:
+        if self._by_key:
+            return True
+        for side, reader in self._readers():
+            if self._scanning.sides[side].rows == 0 and not await reader.is_empty():
+                return False
+        return True
+
+    async def _identities_are_stable(self) -> bool:
+        for side, reader in self._readers():
+            identities = self._scanning.sides[side].identities
+            if identities and identities != {(await reader.describe()).identity}:
+                return False
+        return True
+
+    def _readers(self) -> tuple[tuple[Side, DatasetReader], ...]:
+        return (Side.EXPECTED, self._stores.source), (Side.OBSERVED, self._stores.target)
+
+    # what is shown, and from where another worker goes on
+
+    async def _report(self) -> None:
+        """Store progress and cursor, at most once a second, and renew the lease. Raises ConflictError when it was cancelled."""
+        now = self._on.clock.monotonic()
+        if now < self._next_report:
+            return
+        self._next_report = now + 1.0
         current = await asyncio.to_thread(self._on.ledger.run, self._run.id)
         if current is None or current.cancel_requested:
             raise ConflictError("The sweep was cancelled.", running_id=self._run.id)
-        self._run = replace(self._run, counts=dict(self.counts), progress=progress)
+        mark = self._resumption.advance({*self._judge.cases, *self._trial.held})
+        if await self._trial.goes_on():
+            mark = None  # what is held back is not booked: a worker that takes over begins anew
+        self._run = replace(
+            self._run,
+            counts=dict(self._counts),
+            progress=self._progress(),
+            cursor=self._cursor(mark),
+        )
         await asyncio.to_thread(self._on.ledger.update_run, self._run, holder=self._on.holder)
 
-    async def end(
-        self, state: RunState, *, error: str | None = None, counts: dict[str, int] | None = None, started: datetime | None = None
-    ) -> Run:
+    def _cursor(self, mark: Mark | None) -> dict[str, object]:
+        packed = Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
+        return self._run.cursor | packed
+
+    def _progress(self) -> float | None:
+        """Return the share that is done, by the stores' own estimates of their size; judging what differs is a part of it."""
+        read = self._counts["source_keys"] + self._counts["target_keys"]
+        total = max(read, self._estimate) + len(self._judge) + self._decided
+        return min(0.999, (read + self._decided) / total) if total else None
+
+    async def _end(self, state: RunState, *, error: str | None = None) -> Run:
         self._run = replace(
             self._run,
             state=state,
             error=error,
-            counts=counts if counts is not None else dict(self.counts),
+            counts=dict(self._counts),
             ended_at=self._on.clock.now(),
-            started_at=started or self._run.started_at,
-            progress=1.0 if state is RunState.SUCCEEDED else self._run.progress,
+            started_at=self._started,
+            progress=1.0 if state is RunState.SUCCEEDED else self._progress(),
         )
         await asyncio.to_thread(self._on.ledger.update_run, self._run, holder=self._on.holder)
         return self._run
+
+
+async def _estimate(reader: DatasetReader) -> int:
+    try:
+        return await reader.estimate()
+    except StoreError:
+        return 0  # of no consequence: a bar without a measure

@@ -16,21 +16,26 @@ import structlog
 
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.standing import uncovered_holes_within
-from gapwatch.errors import ConflictError, StoreError
-from gapwatch.model.gap import Run, RunKind, RunState
+from gapwatch.errors import ConflictError, StoreError, UsageError
+from gapwatch.model.gap import Finding, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.backfiller import Backfiller
-from gapwatch.roles.repair.sweeper import LEASE_SECONDS, Sweeper
+from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.stores import StoreProvider
 
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
 HOLE_SPACING_SECONDS = 15.0  # a feed that stays broken makes a new hole all the time
+# A sweep renews its lease every second; a backfill between batches, each of which may wait for its stores.
+LEASE_SECONDS = {RunKind.SWEEP: 20.0, RunKind.BACKFILL: 60.0}
+RUNS_AT_ONCE = 4  # of a kind in one process
+TAKE_SECONDS = 0.25
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
+SUSPECT_RETRY_SECONDS = 600.0  # … because the mapping looks wrong: somebody has to correct it first
 ACTIVE = (RunState.QUEUED, RunState.RUNNING)
 
 
@@ -99,7 +104,8 @@ class SweepScheduler:
             return ""
         if last is not None and last.state is not RunState.SUCCEEDED:
             ended = last.ended_at or last.requested_at
-            if now - ended < timedelta(seconds=RETRY_SECONDS):
+            pause = SUSPECT_RETRY_SECONDS if _mapping_is_suspect(ledger, pipeline.id) else RETRY_SECONDS
+            if now - ended < timedelta(seconds=pause):
                 return ""
         if not _have_start_positions(pipeline, records, self._on.partitions):
             return ""
@@ -122,6 +128,17 @@ class SweepScheduler:
         return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
 
 
+def _mapping_is_suspect(ledger: Ledger, pipeline: str) -> bool:
+    return any(record.finding is Finding.MAPPING_SUSPECT for record in ledger.findings(pipeline))
+
+
+def refuse_suspect_mapping(ledger: Ledger, pipeline: str) -> None:
+    """Raise UsageError while the mapping looks wrong: what a repair wrote by it would be wrong as well."""
+    for record in ledger.findings(pipeline):
+        if record.finding is Finding.MAPPING_SUSPECT:
+            raise UsageError(f"Pipeline {pipeline} is not repaired now. {record.message}", remedy=record.remedy)
+
+
 def _have_start_positions(pipeline: PipelineSpec, records: list[PartitionStatus], partitions: int) -> bool:
     """Whether every partition of both sides' feeds has spoken in every partition of ``gapwatch.events``."""
     if len({record.partition for record in records}) < partitions:
@@ -138,60 +155,86 @@ def _set_baseline(ledger: Ledger, pipeline: str, *, started: datetime, ended: da
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerDependencies:
+    """``sweeper`` and ``backfiller`` make one that holds its run under the given name."""
+
     pipelines: Mapping[str, PipelineSpec]
     ledger: Ledger
     board: Board
     stores: StoreProvider
-    sweeper: Sweeper
-    backfiller: Backfiller
+    sweeper: Callable[[str], Sweeper]
+    backfiller: Callable[[str], Backfiller]
     clock: Clock
     holder: str
 
 
 class RunRunner:
-    """Takes queued sweeps and backfills from the ledger, one of a kind at a time, and carries them out."""
+    """Takes queued sweeps and backfills from the ledger and carries them out, a few of each kind at a time.
+
+    A run may wait for hours for a sink that stands still; those of other pipelines must not wait behind it.
+    """
 
     def __init__(self, dependencies: RunnerDependencies) -> None:
         self._on = dependencies
 
     async def run(self, stop: asyncio.Event) -> None:
-        await asyncio.gather(self._take(RunKind.SWEEP, stop), self._take(RunKind.BACKFILL, stop))
+        async with asyncio.TaskGroup() as tasks:
+            for kind in (RunKind.SWEEP, RunKind.BACKFILL):
+                tasks.create_task(self._take(kind, stop))
 
     async def _take(self, kind: RunKind, stop: asyncio.Event) -> None:
         on = self._on
-        while not stop.is_set():
-            run = await asyncio.to_thread(on.ledger.take_run, kind, on.holder, seconds=LEASE_SECONDS)
-            if run is None:
-                await on.clock.sleep(0.25)
-                continue
-            try:
-                await self._carry_out(run)
-            except ConflictError as error:
-                log.warning("run_given_up", run=run.id, kind=kind.value, pipeline=run.pipeline, reason=error.message)
-                await self._end(run, RunState.CANCELLED, error.message)
-            except StoreError as error:
-                await self._end(run, RunState.INCONCLUSIVE, error.message)
+        free = [f"{on.holder}/{kind.value}{number}" for number in range(RUNS_AT_ONCE)]
+        running: dict[asyncio.Task[None], str] = {}
+        try:
+            while not stop.is_set():
+                for task in [task for task in running if task.done()]:
+                    free.append(running.pop(task))
+                    task.result()
+                run = await asyncio.to_thread(on.ledger.take_run, kind, free[-1], seconds=LEASE_SECONDS[kind]) if free else None
+                if run is None:
+                    await on.clock.sleep(TAKE_SECONDS)
+                    continue
+                holder = free.pop()
+                running[asyncio.create_task(self._carry_out(run, holder))] = holder
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
-    async def _carry_out(self, run: Run) -> None:
+    async def _carry_out(self, run: Run, holder: str) -> None:
+        try:
+            await self._run(run, holder)
+        except ConflictError as error:
+            log.warning("run_given_up", run=run.id, kind=run.kind.value, pipeline=run.pipeline, reason=error.message)
+            await self._end(run, holder, RunState.CANCELLED, error.message)
+        except UsageError as error:
+            await self._end(run, holder, RunState.FAILED, str(error))
+        except StoreError as error:
+            await self._end(run, holder, RunState.INCONCLUSIVE, error.message)
+
+    async def _run(self, run: Run, holder: str) -> None:
         on = self._on
         if run.pipeline not in on.pipelines:
-            await self._end(run, RunState.FAILED, f"There is no pipeline {run.pipeline!r} in this configuration.")
+            await self._end(run, holder, RunState.FAILED, f"There is no pipeline {run.pipeline!r} in this configuration.")
             return
         stores = await on.stores.stores(run.pipeline)
         if run.kind is RunKind.BACKFILL:
-            await on.backfiller.run(run, stores)
+            await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
+            await on.backfiller(holder).run(run, stores)
             return
         swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
         masked = sum(record.counters.masked for record in on.board.records(run.pipeline))  # before anything is read
-        ended = await on.sweeper.run(run, stores, last_full_started=covered)
+        if not run.cursor:
+            run = replace(run, cursor={"masked": masked})
+        ended = await on.sweeper(holder).run(run, stores, last_full_started=covered)
         if ended.state is RunState.SUCCEEDED and ended.request.get("range") == "full":
-            await asyncio.to_thread(self._settle, ended, masked)
+            await asyncio.to_thread(self._settle, ended, int(ended.cursor.get("masked", 0)))
 
-    async def _end(self, run: Run, state: RunState, error: str) -> None:
+    async def _end(self, run: Run, holder: str, state: RunState, error: str) -> None:
         ended = replace(run, state=state, error=error, ended_at=self._on.clock.now())
         try:
-            await asyncio.to_thread(self._on.ledger.update_run, ended, holder=self._on.holder)
+            await asyncio.to_thread(self._on.ledger.update_run, ended, holder=holder)
         except ConflictError:
             return  # somebody else holds it by now: it is theirs to end
 

@@ -30,6 +30,7 @@ POLL_SECONDS = 5.0
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
+BEGINNING = time_of(0)
 LOSS = frozenset({Finding.SLOT_LOST, Finding.SLOT_JUMPED, Finding.HISTORY_LOST, Finding.LOG_TRUNCATED, Finding.TOPIC_RECREATED})
 ENDED = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 
@@ -67,7 +68,7 @@ class FindingBook:
             feed=hole.feed,
             first_seen=now,
             last_seen=now,
-            message=f"writes of {hole.feed} partition {hole.feed_partition} cannot be judged one by one ({hole.reason})",
+            message=_of_hole(hole),
             remedy="A sweep covers them; it starts by itself.",
             time_from=time_of(hole.time_from),
             time_to=time_of(hole.time_to),
@@ -77,12 +78,20 @@ class FindingBook:
 
     async def raise_(self, record: FindingRecord) -> None:
         if await asyncio.to_thread(self._ledger.raise_finding, record):
-            log.warning("finding_raised", pipeline=record.pipeline, finding=record.finding.value, message=record.message)
+            say = log.info if record.time_from == BEGINNING else log.warning  # what the baseline covers at every first start
+            say("finding_raised", pipeline=record.pipeline, finding=record.finding.value, message=record.message)
             self._on_finding(record.pipeline, record.finding.value)
 
     async def clear(self, record: FindingRecord) -> None:
         await asyncio.to_thread(self._ledger.clear_finding, record.id, at=self._clock.now())
         log.info("finding_cleared", pipeline=record.pipeline, finding=record.finding.value)
+
+
+def _of_hole(hole: Hole) -> str:
+    partition = f" partition {hole.feed_partition}" if hole.feed_partition >= 0 else ""
+    if hole.time_from == 0:
+        return f"writes of {hole.feed}{partition} from before it was watched cannot be judged one by one"
+    return f"writes of {hole.feed}{partition} cannot be judged one by one ({hole.reason})"
 
 
 class Watcher:

@@ -31,9 +31,16 @@ export function span(seconds) {
   return `${sign}${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-/** Seconds from `text` to `now` (milliseconds since the epoch, the server's). */
+const ROUND_TRIP_SECONDS = 2;
+
+/**
+ * Seconds from `text` to `now` (milliseconds since the epoch, the server's). What lies ahead by less than the age of our copy of
+ * the server's clock is now; what lies further ahead is shown as it is.
+ */
 export function age(text, now) {
-  return text ? (now - Date.parse(text)) / 1000 : null;
+  if (!text) return null;
+  const seconds = (now - Date.parse(text)) / 1000;
+  return seconds < 0 && seconds > -ROUND_TRIP_SECONDS ? 0 : seconds;
 }
 
 /** A share as a percentage that never rounds up to 100 %. */

@@ -1,0 +1,88 @@
+"""Decoding whole batches: the compiled loop where there is one for such records, the general decoder for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from gapwatch.core.envelopes.columns import EventColumns, Refused, Shape
+from gapwatch.core.envelopes.compiled.loop import Loop
+from gapwatch.core.envelopes.records import Decoder, Event, Message, RawRecord
+from gapwatch.errors import RecordError
+
+CHUNK: Final = 500  # messages that are decoded before the first of them is read: few enough to stay in the processor's cache
+
+
+class LoopDecoder(Decoder, Protocol):
+    """A general decoder that knows the compiled loops of its feed."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Return the loop over records like this one; None where there is none. RecordError: the record cannot be understood."""
+
+    def looped(self) -> None:
+        """Take note that a loop has read records since the last ``decode``."""
+
+
+class BatchDecoder:
+    """Turns batches of one feed's records into columns. One owner; records of a partition come in offset order.
+
+    The loop in use is kept while most records suit it: a feed changes its form only when its connector is set up anew.
+    """
+
+    def __init__(self, decoder: LoopDecoder) -> None:
+        self.shape = decoder.shape
+        self._decoder = decoder
+        self._loop: Loop | None = None
+
+    def decode(self, messages: Sequence[Message]) -> EventColumns:
+        """Return all that the messages say; what cannot be understood is among ``others``."""
+        columns = EventColumns(self.shape)
+        unusual: list[Message] = []
+        looped = 0
+
+        def take(message: Message) -> None:
+            nonlocal looped
+            if len(columns) > looped:
+                self._decoder.looped()
+            unusual.append(message)
+            self._one(RawRecord.of(message), columns)
+            looped = len(columns)
+
+        if self._loop is None:
+            self._loop = self._find(messages)
+        if self._loop is None:
+            for message in messages:
+                take(message)
+            return columns
+        for start in range(0, len(messages), CHUNK):
+            self._loop(messages[start : start + CHUNK], columns, take)
+        if len(columns) > looped:
+            self._decoder.looped()
+        if 2 * len(unusual) > len(messages):
+            self._loop = None
+        return columns
+
+    def _find(self, messages: Sequence[Message]) -> Loop | None:
+        for message in messages:
+            try:
+                loop = self._decoder.loop(RawRecord.of(message))
+            except RecordError:
+                continue
+            if loop is not None:
+                return loop
+        return None
+
+    def _one(self, record: RawRecord, columns: EventColumns) -> None:
+        try:
+            decoded = self._decoder.decode(record)
+        except RecordError as error:
+            columns.others.append((record.offset, Refused(record, error)))
+            return
+        for item in decoded:
+            if isinstance(item, Event):
+                columns.add(item, record.offset, record.timestamp)
+            else:
+                columns.others.append((record.offset, item))

@@ -1,0 +1,294 @@
+"""How one field's usual values become canonical text: the type they are decoded as, and the lines that read them.
+
+``None`` instead of a reading: only the field's general form can read it.
+"""
+
+from __future__ import annotations
+
+import binascii
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from gapwatch.core.canonical import VALUE, Form
+from gapwatch.core.digests import framed
+from gapwatch.core.envelopes import extjson
+from gapwatch.core.envelopes.compiled import numbers
+from gapwatch.core.envelopes.compiled.code import Code
+from gapwatch.core.temporal import INFINITE_DAYS, INFINITE_FROM, INFINITE_TO, PER_SECOND
+from gapwatch.model.pipeline import FieldSpec, FieldType, Rounding
+
+EPOCHS: Final = ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns")
+TIMES: Final = ("time_ms", "time_us", "time_ns")
+UTC: Final = ("UTC", "Etc/UTC", "Z")
+FRACTION_PLACES_MAX: Final = 3
+SMALL: Final = tuple(numbers.whole_text(number) for number in range(1_000))
+
+
+# The bytes before a payload, by the payload's length, as text: its frame and tag. They are ASCII below 127 bytes; any other
+# length has a mark that is not, so that one look at the joined text shows whether it may be encoded as it stands.
+_ASCII_MAX: Final = 126
+_LENGTH_MAX: Final = 65_535
+LEADS: Final = tuple(
+    framed(VALUE + bytes(length))[:5].decode("ascii") if length <= _ASCII_MAX else "\u0100" for length in range(_LENGTH_MAX + 1)
+)
+
+
+class Odd(Exception):  # noqa: N818 - no error: the general decoder decides what the record means
+    """A value that the compiled loop does not read."""
+
+
+class Whole(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """Extended JSON of an integer."""
+
+    i: str | None = msgspec.field(default=None, name="$numberInt")
+    l: str | None = msgspec.field(default=None, name="$numberLong")  # noqa: E741
+
+
+class Number(Whole, gc=False, forbid_unknown_fields=True):
+    """Extended JSON of any number."""
+
+    f: str | None = msgspec.field(default=None, name="$numberDouble")
+    d: str | None = msgspec.field(default=None, name="$numberDecimal")
+
+
+class Long(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    l: str = msgspec.field(name="$numberLong")  # noqa: E741
+
+
+class Date(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """Extended JSON of a moment."""
+
+    d: Long | int | str = msgspec.field(name="$date")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`lines` writes code that leaves the canonical text of the value ``v`` (neither null nor absent) in ``t``.
+
+    `framed` does the same with the text's frame and tag in front; None: the loop puts them there. All texts but those of
+    ``free`` readings are ASCII, or Odd.
+    """
+
+    annotation: Any
+    lines: Callable[[Code, str, str], None]
+    framed: Callable[[Code, str, str], None] | None = None
+    free: bool = False  # any characters, any length
+    texts: bool = False  # values may be str: where Debezium's placeholder may stand
+    refuses: bool = False  # such a placeholder is Odd to `lines`
+    small: tuple[str, ...] = ()  # the texts of the integers from 0, where those need not be computed
+    setup: tuple[str, ...] = ()  # once, before the loop
+
+
+def by_form(form: Form) -> Callable[[Any], str]:
+    """Return the general form's payload as text; Odd where the type cannot read the value."""
+
+    def read(value: Any) -> str:
+        part = form(value)
+        if part[:1] != VALUE:
+            raise Odd
+        return part[1:].decode("ascii")
+
+    return read
+
+
+def reading_of_column(spec: FieldSpec, form: Form, wire: str, wire_scale: int | None) -> Reading | None:
+    """Return how a column of Debezium's rows is read, in its encoding."""
+    match spec.type:
+        case FieldType.TEXT if wire != "bits":
+            return Reading(str, _text(spec), free=True, texts=True)
+        case FieldType.INT if wire in ("", "text") and (spec.scale is None or spec.scale >= 0):
+            return Reading(int, _whole, small=SMALL)
+        case FieldType.DECIMAL if wire == "text":
+            return Reading(str, _decimal(spec, form), _decimal(spec, form, lead=True), texts=True, refuses=True)
+        case FieldType.DECIMAL if wire == "base64_unscaled" and (spec.scale is None or (wire_scale or 0) <= spec.scale):
+            return Reading(str, _unscaled(wire_scale or 0), texts=True, refuses=True)
+        case FieldType.TIMESTAMP if wire in EPOCHS and spec.timezone in UTC:
+            return Reading(int, _epoch(spec, PER_SECOND[wire.removeprefix("epoch_")], form))
+        case FieldType.TIMESTAMP if wire == "iso" and spec.precision in ("ms", "us") and spec.rounding is Rounding.TRUNCATE:
+            return _iso(spec, form)
+        case FieldType.DATE if wire == "epoch_days":
+            return Reading(int, _days(form))
+        case FieldType.TIME if wire in TIMES:
+            return Reading(int, _scaled(PER_SECOND[wire.removeprefix("time_")], spec))
+        case FieldType.BOOL:
+            return Reading(bool, lambda code, v, t: code.line(f"{t} = 't' if {v} else 'f'"))
+        case _:
+            return None
+
+
+def reading_of_member(spec: FieldSpec, form: Form) -> Reading | None:
+    """Return how a member of a document is read from extended JSON, canonical or relaxed."""
+    match spec.type:
+        case FieldType.TEXT if spec.wire != "bits":
+            return Reading(str, _text(spec), free=True)
+        case FieldType.INT if spec.scale is None or spec.scale >= 0:
+            return Reading(int | Whole, _whole_member, small=SMALL)
+        case FieldType.DECIMAL:
+            return Reading(Number | int | float | str, _decimal_member(spec, form), _decimal_member(spec, form, lead=True))
+        case FieldType.TIMESTAMP:
+            return Reading(Date | int | str, _date_member(spec, form))
+        case FieldType.BOOL:
+            return Reading(bool, lambda code, v, t: code.line(f"{t} = 't' if {v} else 'f'"))
+        case _:
+            return None
+
+
+# ── lines ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _text(spec: FieldSpec) -> Callable[[Code, str, str], None]:
+    def lines(code: Code, v: str, t: str) -> None:
+        code.line(f"{t} = {code.constant(unicodedata.normalize)}('NFC', {v})" if spec.nfc else f"{t} = {v}")
+
+    return lines
+
+
+def _whole(code: Code, v: str, t: str) -> None:
+    code.line(f"{t} = f'{{{v}}}' if {v} % 10 else {code.constant(numbers.whole_text)}({v})")
+
+
+def _whole_member(code: Code, v: str, t: str) -> None:
+    with code.block(f"if {v}.__class__ is not int:"):
+        code.line(f"x = {v}.i", f"y = {v}.l")
+        with code.block("if x is not None and y is not None:"):
+            code.line(f"raise {code.constant(Odd)}")
+        code.line(f"{v} = int(y if x is None else x)")
+    _whole(code, v, t)
+
+
+def _decimal(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Code, str, str], None]:
+    """A number as text: what follows its point is looked up, what stands before it is taken as it is."""
+    places = FRACTION_PLACES_MAX if spec.scale is None else min(spec.scale, FRACTION_PLACES_MAX)
+    table = numbers.fractions(places)
+
+    def lines(code: Code, v: str, t: str) -> None:
+        code.line(f"y, _, x = {v}.partition('.')", f"x = {code.constant(table.get)}(x)")
+        # Digits of other scripts are decimal, too; in a framed text they are found with everything else that is not ASCII.
+        ascii_only = "" if lead else " and y.isascii()"
+        with code.block(f"if x is not None and y.isdecimal() and y[0] != '0' and (x or y[-1] != '0'){ascii_only}:"):
+            code.line(f"{t} = f'{{{code.constant(LEADS)}[len(y) + len(x)]}}{{y}}{{x}}'" if lead else f"{t} = y + x")
+        with code.block("else:"):
+            plain, general = code.constant(numbers.decimal_of), code.constant(by_form(form))
+            code.line(f"{t} = {plain}({v}, {spec.scale}) or {general}({v})")
+            if lead:
+                code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
+
+    return lines
+
+
+def _unscaled(scale: int) -> Callable[[Code, str, str], None]:
+    def lines(code: Code, v: str, t: str) -> None:
+        decode, text = code.constant(binascii.a2b_base64), code.constant(numbers.unscaled_text)
+        code.line(f"{t} = {text}(int.from_bytes({decode}({v}, strict_mode=True), 'big', signed=True), {scale})")
+
+    return lines
+
+
+def _decimal_member(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Code, str, str], None]:
+    inner = _decimal(spec, form, lead=lead)
+
+    def lines(code: Code, v: str, t: str) -> None:
+        with code.block(f"if {v}.__class__ is {code.constant(Number)}:"):
+            with code.block(f"if {v}.i is not None or {v}.l is not None or {v}.f is not None:"):
+                code.line(f"raise {code.constant(Odd)}")
+            code.line(f"{v} = {v}.d")
+        with code.block(f"if {v}.__class__ is str:"):
+            inner(code, v, t)
+        with code.block("else:"):
+            code.line(f"{t} = {code.constant(by_form(form))}({v})")
+            if lead:
+                code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
+
+    return lines
+
+
+def rescaled(v: str, per_second: int, spec: FieldSpec) -> str:
+    """Return the expression that brings whole units to the precision of the pair, as ``temporal.rescale`` does."""
+    wanted = PER_SECOND[spec.precision]
+    if per_second == wanted:
+        return v
+    if per_second < wanted:
+        return f"{v} * {wanted // per_second}"
+    unit = per_second // wanted
+    return f"{v} // {unit}" if spec.rounding is Rounding.TRUNCATE else f"(2 * {v} + {unit}) // {2 * unit}"
+
+
+def _scaled(per_second: int, spec: FieldSpec) -> Callable[[Code, str, str], None]:
+    return lambda code, v, t: code.line(f"{t} = f'{{{rescaled(v, per_second, spec)}}}'")
+
+
+def _epoch(spec: FieldSpec, per_second: int, form: Form) -> Callable[[Code, str, str], None]:
+    scaled = _scaled(per_second, spec)
+
+    def lines(code: Code, v: str, t: str) -> None:
+        with code.block(f"if {INFINITE_TO[per_second]} < {v} < {INFINITE_FROM[per_second]}:"):
+            scaled(code, v, t)
+        with code.block("else:"):
+            code.line(f"{t} = {code.constant(by_form(form))}({v})")
+
+    return lines
+
+
+def _days(form: Form) -> Callable[[Code, str, str], None]:
+    def lines(code: Code, v: str, t: str) -> None:
+        with code.block(f"if {-INFINITE_DAYS} < {v} < {INFINITE_DAYS}:"):
+            code.line(f"{t} = f'{{{v}}}'")
+        with code.block("else:"):
+            code.line(f"{t} = {code.constant(by_form(form))}({v})")
+
+    return lines
+
+
+def _iso(spec: FieldSpec, form: Form) -> Reading:
+    """ISO text in UTC: neighbours mostly share their second, which is read once; the digits after it are looked up."""
+    name = spec.target.encode().hex()
+    last, second = f"last_{name}", f"second_{name}"
+    in_ms = spec.precision == "ms"
+    further = dict.fromkeys(numbers.further_digits(), "") if in_ms else numbers.further_digits()
+
+    def writer(*, lead: bool) -> Callable[[Code, str, str], None]:
+        def read(text: str) -> str | None:
+            known = numbers.second_of(text)
+            return known if known is None or not lead else LEADS[len(known) + (3 if in_ms else 6)] + known
+
+        def lines(code: Code, v: str, t: str) -> None:
+            code.line(f"x = {v}[:19]")
+            with code.block(f"if x != {last}:"):
+                code.line(f"{last} = x", f"{second} = {code.constant(read)}(x)")
+            with code.block("try:"):
+                first, rest = code.constant(numbers.thousandths()), code.constant(further)
+                code.line(f"{t} = {second} + {first}[{v}[19:23]] + {rest}[{v}[23:]]")
+            with code.block("except (KeyError, TypeError):"):
+                code.line(f"{t} = {code.constant(by_form(form))}({v})")
+                if lead:
+                    code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
+
+        return lines
+
+    setup = (f"{last} = {second} = None",)
+    return Reading(str, writer(lead=False), writer(lead=True), texts=True, refuses=True, setup=setup)
+
+
+def _date_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
+    def lines(code: Code, v: str, t: str) -> None:
+        general = code.constant(by_form(form))
+        with code.block(f"if {v}.__class__ is {code.constant(Date)}:"):
+            code.line(f"x = {v}.d")
+            with code.block(f"if x.__class__ is {code.constant(Long)}:"):
+                code.line("x = int(x.l)")
+            with code.block("if x.__class__ is int:"):
+                _scaled(1_000, spec)(code, "x", t)
+            with code.block("else:"):
+                code.line(f"{t} = {general}({code.constant(_moment)}(x))")
+        with code.block("else:"):
+            code.line(f"{t} = {general}({v})")
+
+    return lines
+
+
+def _moment(text: str) -> Any:
+    return extjson.unwrap({"$date": text})

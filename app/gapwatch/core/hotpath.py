@@ -1,0 +1,195 @@
+"""Whole sections at once: a key's first write, and the answer to it, as columns. Everything else is handed back, event by event.
+
+It decides what ``core/keyrules`` would: a property test holds the two against each other. Only the order of *different* keys
+within one record is its own; that of one key's events is kept, since all of a key's events in a record go the same way
+from the first one on that is not plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gapwatch.core.batches import NO_VERSION
+from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
+from gapwatch.core.keyrows import PARKED, PENDING, Columns, Rows, row_type
+from gapwatch.core.keystate import BLANK, EXTRA, HEAD_BYTES, UNKNOWN_MAPPING, Write, with_tail
+from gapwatch.core.pipelinestate import PipelineState
+from gapwatch.model.pipeline import Match
+from gapwatch.model.stream import Operation, PackedSection
+
+LAST_PLAIN: Final = int(Operation.DELETE)  # UPSERT and DELETE
+_BOUNDS: Final = np.array(DELAY_BOUNDS_MS, np.int64)
+_HEAD_WORDS: Final = HEAD_BYTES // 8
+
+Events = Iterator[tuple[bytes, Write]]
+NOTHING: Final[Events] = iter(())
+
+
+def numbers(column: bytes) -> npt.NDArray[np.int64]:
+    """Return a column of a section as an array, without copying it."""
+    return np.frombuffer(column, "<i8")
+
+
+def is_plain(pipeline: PipelineState, section: PackedSection) -> bool:
+    """Whether the section's writes have the form of the pipeline's rows: no tails, and no digest more or less."""
+    if has_tails(pipeline, section):
+        return False
+    if section.masks is None:
+        return pipeline.cell.rows.parts == 1 or 1 not in section.contents
+    width = pipeline.cell.rows.parts - 1
+    return all(len(masks) == width or not there for masks, there in zip(section.masks, section.contents, strict=True))
+
+
+def has_tails(pipeline: PipelineState, section: PackedSection) -> bool:
+    if pipeline.spec.match is Match.VERSION:
+        return section.versions is not None
+    return not pipeline.rules.comparison.by_identity and section.values is not None
+
+
+def expect_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Events:
+    """Open the keys that are new; return key and write of every event that has to be looked at by itself, in their order."""
+    cell, rows = pipeline.cell, pipeline.cell.rows
+    keys = _keys(sections)
+    count = len(keys)
+    first = rows.reserve(count)
+    block = rows.writes[first : first + count]
+    _fill(block, pipeline, sections)
+    if rows.open + count > cell.limits.pending:
+        return _events(keys, block.copy())
+    own = np.arange(first, first + count)
+    fresh = np.fromiter(map(rows.at.setdefault, keys, range(first, first + count)), np.int64, count) == own
+    plain = block["operation"] <= LAST_PLAIN
+    slow = NOTHING
+    if not (fresh.all() and plain.all()):
+        fast = fresh & plain
+        slow = _events(_chosen(keys, ~fast), block[~fast])
+        for key in _chosen(keys, fresh & ~plain):
+            del rows.at[key]
+        keys = _chosen(keys, fast)
+        count = len(keys)
+        block[:count] = block.take(np.flatnonzero(fast))
+        rows.at.update(zip(keys, range(first, first + count), strict=True))
+        block = block[:count]
+    if count:
+        rows.added(keys, first, block["due"])
+        cell.counters.expected += count
+        pipeline.survey.low = min(pipeline.survey.low, int(block["event_time"].min()))
+    return slow
+
+
+def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Events:
+    """Settle the keys whose only write is shown as it was expected; return every other event as :func:`expect_all`."""
+    cell, rows = pipeline.cell, pipeline.cell.rows
+    keys = _keys(sections)
+    count = len(keys)
+    block = np.zeros(count, rows.type)
+    _fill(block, pipeline, sections)
+    if not pipeline.rules.comparison.by_identity:
+        return _events(keys, block)
+    at = np.fromiter(map(rows.at.get, keys, repeat(-1)), np.int64, count)
+    held = rows.writes.take(at, mode="clip") if rows.size else block
+    fast = _answers(rows.place.take(at, mode="clip"), held, block) & (at >= 0)
+    ordered = np.sort(at)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        fast &= ~np.isin(at, repeated)
+    slow = NOTHING
+    if not fast.all():
+        slow = _events(_chosen(keys, ~fast), block[~fast])
+        chosen = np.flatnonzero(fast)
+        at, held, block = at.take(chosen), held.take(chosen), block.take(chosen)
+    _settle(cell, at, held, block)
+    return slow
+
+
+def _answers(place: npt.NDArray[np.uint8], held: Columns, shown: Columns) -> npt.NDArray[np.bool_]:
+    """Whether each open key's one write is exactly what is shown, in all of its fields."""
+    same: npt.NDArray[np.bool_] = (place - np.uint8(PENDING)) <= PARKED - PENDING
+    for name in ("operation", "mapping", "parts"):
+        same &= held[name] == shown[name]
+    same &= (shown["operation"] <= LAST_PLAIN) & (shown["mapping"] != UNKNOWN_MAPPING)
+    one, other = held["identity"], shown["identity"]
+    for word in range(one.shape[1]):
+        same &= one[:, word] == other[:, word]
+    for part in range(2, one.shape[1], 2):  # a field that neither carries is not proven
+        same &= (one[:, part] != 0) | (one[:, part + 1] != 0) | (shown["parts"] == 0)
+    return same
+
+
+def _settle(cell: Cell, at: Rows, held: Columns, block: Columns) -> None:
+    if not len(at):
+        return
+    words = block.view(np.uint64).reshape(len(at), -1)
+    cell.rows.settle(at, words[:, :_HEAD_WORDS])
+    cell.counters.observed += len(at)
+    cell.counters.settled += len(at)
+    found = np.bincount(np.searchsorted(_BOUNDS, block["event_time"] - held["event_time"]))
+    for number in np.flatnonzero(found).tolist():
+        cell.delays[number] += int(found[number])
+
+
+def one_by_one(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Events:
+    """Return key and write of every event, whatever it is."""
+    for section in sections:
+        tails = has_tails(pipeline, section)
+        parts = 1 + max([len(masks) for masks in section.masks or ()], default=0)
+        block = np.zeros(len(section.keys), row_type(parts))
+        _fill(block, pipeline, [section], parts=parts)
+        versions = numbers(section.versions).tolist() if section.versions is not None else None
+        for at, (key, write) in enumerate(_events(section.keys, block)):
+            if section.masks is not None and write[4]:
+                write = write[:4] + bytes([1 + len(section.masks[at])]) + write[5 : HEAD_BYTES + 16 + 16 * len(section.masks[at])]
+            if tails:
+                values = section.values[at] if section.values is not None else None
+                version = versions[at] if versions is not None else NO_VERSION
+                tail = with_tail(values or None, None if version == NO_VERSION else version)
+                write = write[:1] + bytes([write[1] | EXTRA]) + write[2:] + tail
+            yield key, write
+
+
+def _keys(sections: Sequence[PackedSection]) -> list[bytes]:
+    return sections[0].keys if len(sections) == 1 else list(chain.from_iterable([section.keys for section in sections]))
+
+
+def _chosen(keys: Sequence[bytes], chosen: npt.NDArray[np.bool_]) -> list[bytes]:
+    return [keys[number] for number in np.flatnonzero(chosen).tolist()]
+
+
+def _events(keys: Sequence[bytes], block: Columns) -> Events:
+    for key, write in zip(keys, block, strict=True):
+        packed = write.tobytes()
+        yield key, packed[: HEAD_BYTES + 16 * packed[4]]
+
+
+def _fill(block: Columns, pipeline: PipelineState, sections: Sequence[PackedSection], *, parts: int = 0) -> None:
+    """Write the sections' events as writes, one after the other."""
+    end = 0
+    for section in sections:
+        start, end = end, end + len(section.keys)
+        _fill_one(block[start:end], pipeline, section, parts or pipeline.cell.rows.parts)
+
+
+def _fill_one(block: Columns, pipeline: PipelineState, section: PackedSection, parts: int) -> None:
+    feed, mapping = pipeline.numbers_of(section)
+    block["first"] = mapping << 16 | feed << 24 | parts << 32 | section.feed_partition << 48
+    block["second"] = section.epoch
+    block["operation"] = np.frombuffer(section.operations, np.uint8)
+    if 0 in section.contents:
+        block["parts"] = np.frombuffer(section.contents, np.uint8) * np.uint8(parts)
+    block["major"] = numbers(section.majors)
+    block["minor"] = numbers(section.minors)
+    block["offset"] = numbers(section.offsets)
+    times = numbers(section.event_times)
+    block["event_time"] = times
+    block["due"] = np.maximum(times, numbers(section.append_times)) + pipeline.hold
+    identity = block["identity"]
+    identity[:, :2] = np.frombuffer(section.digests, np.uint64).reshape(-1, 2)
+    if parts > 1:
+        width = 16 * (parts - 1)
+        masks = b"".join([b"".join([mask or BLANK for mask in masks]).ljust(width, b"\0") for masks in section.masks or ()])
+        identity[:, 2:] = np.frombuffer(masks, np.uint64).reshape(-1, 2 * (parts - 1)) if masks else 0

@@ -1,0 +1,319 @@
+"""The keys of one pipeline in one partition, as rows of columns: one dictionary finds a key's row, numpy does the rest.
+
+A row holds the key's expected write in the bytes of ``core/keystate`` and, once settled, the head of the observed one; so a
+whole section is opened or settled by a few calls, whatever its length. What does not fit into a row (several versions, odd,
+raised, toleranced values) has a long form beside it. Rows are only added; dead ones are swept out when they are half of all.
+Measured: 0.2 µs to open or settle a key, and 220 bytes an open key, the key itself included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gapwatch.core.keystate import EXTRA, HEAD_BYTES, Held, due_of
+
+FREE: Final = 0
+PENDING: Final = 1  # one expected write, in the row; looked at when its due time has come
+PARKED: Final = 2  # the same, but the time to look at it is kept elsewhere
+SETTLED: Final = 3  # expected write and observed head, in the row
+OPEN: Final = 4  # open, in the long form
+CLOSED: Final = 5  # settled, in the long form
+
+UNSAVED: Final = (1 << 32) - 1  # in the column of segments: changed since the last checkpoint
+BLOCK_BITS: Final = 12  # rows in a block, of which the earliest due time is known
+NEVER: Final = 1 << 62
+CAPACITY_MIN: Final = 1 << 16  # memory that was never written costs nothing, copying does
+DEAD_ROWS_MIN: Final = 1 << 16  # so many may lie dead before rows are moved together
+EVICTED_SHARE: Final = 8  # one in so many settled keys goes at once when there are too many
+_HEAD_WORDS: Final = HEAD_BYTES // 8
+
+Rows = npt.NDArray[np.int64]
+Columns = npt.NDArray[Any]
+
+
+def row_type(parts: int) -> np.dtype[Any]:
+    """Return the layout of a write with so many parts of its identity; ``first``/``second`` are the head's first 16 bytes."""
+    fields: list[tuple[str, Any, int]] = [
+        ("operation", "u1", 0),
+        ("flags", "u1", 1),
+        ("mapping", "u1", 2),
+        ("feed", "u1", 3),
+        ("parts", "u1", 4),
+        ("number", "<u2", 6),
+        ("epoch", "<u4", 8),
+        ("first", "<u8", 0),
+        ("second", "<u8", 8),
+        ("major", "<i8", 16),
+        ("minor", "<i8", 24),
+        ("offset", "<i8", 32),
+        ("event_time", "<i8", 40),
+        ("due", "<i8", 48),
+        ("identity", ("<u8", (2 * parts,)), HEAD_BYTES),
+    ]
+    return np.dtype(
+        {
+            "names": [name for name, _, _ in fields],
+            "formats": [form for _, form, _ in fields],
+            "offsets": [offset for _, _, offset in fields],
+            "itemsize": HEAD_BYTES + 16 * parts,
+        }
+    )
+
+
+class KeyRows:
+    """All keys of one pipeline in one partition. ``parts``: of a full identity, the digest and one per maskable field."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+        self.type = row_type(parts)
+        self.at: dict[bytes, int] = {}
+        self.keys: list[bytes | None] = []
+        self.long: dict[bytes, Held] = {}
+        self.gone: list[bytes] = []  # keys let go since the last checkpoint
+        self.open = 0
+        self.settled = 0
+        self.clock = 0  # counts changes; a row's place in line is its last one
+        self.evicted_below = 0  # settled keys of an earlier change were let go to make room
+        self._allocate(CAPACITY_MIN)
+
+    def _allocate(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.place = np.zeros(capacity, np.uint8)
+        self.words = np.empty((capacity, self.type.itemsize // 8), np.uint64)
+        self.shown = np.empty((capacity, _HEAD_WORDS), np.uint64)
+        self.order = np.empty(capacity, np.int64)
+        self.segment = np.empty(capacity, np.uint32)
+        self.block_due = np.full((capacity >> BLOCK_BITS) + 1, NEVER, np.int64)
+        self._look()
+
+    def _look(self) -> None:
+        self.writes: Columns = self.words.view(self.type).ravel()
+        self._write_bytes = self.words.data.cast("B")
+        self._shown_bytes = self.shown.data.cast("B")
+        # One at a time, items of a view are Python numbers, at half the cost of an array's.
+        self._place_at, self._order_at, self._segment_at = self.place.data, self.order.data, self.segment.data
+
+    @property
+    def size(self) -> int:
+        return len(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def reserve(self, count: int) -> int:
+        """Make room for so many more rows; return the number of the first."""
+        size = len(self.keys)
+        if size + count > self.capacity:
+            self._move(slice(0, size), max(size + count, 2 * self.capacity))
+        return size
+
+    def _move(self, rows: Rows | slice, capacity: int) -> None:
+        """Copy rows to the front of new columns; what was never written, heads of pending keys above all, costs no memory."""
+        place, words, shown, order, segment = self.place[rows], self.words[rows], self.shown, self.order[rows], self.segment[rows]
+        dues = self.block_due
+        self._allocate((capacity >> BLOCK_BITS << BLOCK_BITS) + CAPACITY_MIN)
+        count = len(place)
+        self.place[:count], self.words[:count], self.order[:count], self.segment[:count] = place, words, order, segment
+        settled = np.flatnonzero(place == SETTLED)
+        self.shown[settled] = shown[settled if isinstance(rows, slice) else rows[settled]]
+        if isinstance(rows, slice):
+            self.block_due[: len(dues)] = dues
+
+    def tick(self, count: int) -> int:
+        """Take so many places at the end of the line; return the first."""
+        first = self.clock
+        self.clock += count
+        return first
+
+    # many keys at once; the callers have checked what they are
+
+    def added(self, keys: Sequence[bytes], first: int, dues: npt.NDArray[np.int64]) -> None:
+        """Count rows from `first` on as pending; their writes are in place, their keys in the dictionary."""
+        count = len(keys)
+        end = first + count
+        self.keys.extend(keys)
+        self.place[first:end] = PENDING
+        self.segment[first:end] = UNSAVED
+        order = self.tick(count)
+        self.order[first:end] = np.arange(order, order + count)
+        self.open += count
+        for block in range(first >> BLOCK_BITS, (end - 1 >> BLOCK_BITS) + 1):
+            low, high = max(first, block << BLOCK_BITS), min(end, (block + 1) << BLOCK_BITS)
+            least = int(dues[low - first : high - first].min())
+            if least < self.block_due[block]:
+                self.block_due[block] = least
+
+    def settle(self, rows: Rows, heads: npt.NDArray[np.uint64]) -> None:
+        """Turn pending rows into settled ones; `heads` are those of what the target shows."""
+        count = len(rows)
+        self.place[rows] = SETTLED
+        self.shown[rows] = heads
+        self.segment[rows] = UNSAVED
+        order = self.tick(count)
+        self.order[rows] = np.arange(order, order + count)
+        self.open -= count
+        self.settled += count
+
+    # one key
+
+    def held(self, key: bytes) -> tuple[Held | None, bool]:
+        """Return what is known of a key, in its smallest form, and whether it is open."""
+        row = self.at.get(key)
+        if row is None:
+            return None, False
+        place = self._place_at[row]
+        if place >= OPEN:
+            return self.long[key], place == OPEN
+        write = self._write(row)
+        if place == SETTLED:
+            return write + self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES].tobytes(), False
+        return write, True
+
+    def open_held(self, key: bytes) -> Held | None:
+        """Return what is known of an open key, None for any other."""
+        held, is_open = self.held(key)
+        return held if is_open else None
+
+    def _write(self, row: int) -> bytes:
+        start = row * self.type.itemsize
+        parts = self._write_bytes[start + 4]
+        return self._write_bytes[start : start + HEAD_BYTES + 16 * parts].tobytes()
+
+    def put(self, key: bytes, held: Held, *, is_open: bool) -> bool:
+        """File a key as the most recently changed one; return whether it has a long form now that it did not have before."""
+        row = self.at.get(key)
+        if row is None:
+            row = self.reserve(1)
+            self.at[key] = row
+            self.keys.append(key)
+        else:
+            self._uncount(row)
+        lengthened = False
+        if held.__class__ is bytes and self._fits(held, is_open=is_open):
+            self.long.pop(key, None)
+            self._place(row, held, is_open=is_open)
+        else:
+            lengthened = key not in self.long
+            self.long[key] = held
+            self._place_at[row] = OPEN if is_open else CLOSED
+        self._segment_at[row] = UNSAVED
+        self._order_at[row] = self.clock
+        self.clock += 1
+        if is_open:
+            self.open += 1
+        else:
+            self.settled += 1
+        return lengthened
+
+    def _fits(self, held: bytes, *, is_open: bool) -> bool:
+        size = HEAD_BYTES + 16 * held[4]
+        return not held[1] & EXTRA and held[4] in (0, self.parts) and len(held) == (size if is_open else size + HEAD_BYTES)
+
+    def _place(self, row: int, held: bytes, *, is_open: bool) -> None:
+        size = HEAD_BYTES + 16 * held[4]
+        start = row * self.type.itemsize
+        self._write_bytes[start : start + self.type.itemsize] = held[:size].ljust(self.type.itemsize, b"\0")
+        if is_open:
+            self._place_at[row] = PENDING
+            block = row >> BLOCK_BITS
+            self.block_due[block] = min(int(self.block_due[block]), due_of(held))
+        else:
+            self._place_at[row] = SETTLED
+            self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES] = held[size:]
+
+    def _uncount(self, row: int) -> None:
+        if self._place_at[row] in (SETTLED, CLOSED):
+            self.settled -= 1
+        else:
+            self.open -= 1
+
+    def park(self, key: bytes) -> None:
+        """Keep a pending key out of :meth:`due` from now on: the time to look at it is kept elsewhere."""
+        row = self.at[key]
+        if self.place[row] == PENDING:
+            self.place[row] = PARKED
+
+    def drop(self, key: bytes) -> None:
+        """Forget a key."""
+        row = self.at.pop(key, None)
+        if row is None:
+            return
+        self._uncount(row)
+        self.place[row] = FREE
+        self.keys[row] = None
+        self.long.pop(key, None)
+        self.gone.append(key)
+
+    # what is due, who makes room
+
+    def due(self, now: int) -> list[bytes]:
+        """Return the pending keys whose own due time has come."""
+        found: list[bytes] = []
+        for block in np.flatnonzero(self.block_due[: (self.size >> BLOCK_BITS) + 1] <= now).tolist():
+            first, end = block << BLOCK_BITS, min((block + 1) << BLOCK_BITS, self.size)
+            pending = self.place[first:end] == PENDING
+            dues = self.writes["due"][first:end]
+            late = pending & (dues <= now)
+            found += [key for row in np.flatnonzero(late).tolist() if (key := self.keys[first + row]) is not None]
+            self.block_due[block] = dues[pending & ~late].min(initial=NEVER)
+        return found
+
+    def open_rows(self) -> Rows:
+        """Return the rows of the open keys that have no long form."""
+        return np.flatnonzero((self.place[: self.size] - np.uint8(PENDING)) <= PARKED - PENDING)
+
+    def open_long(self) -> Iterator[tuple[bytes, Held]]:
+        """Yield the open keys in their long form."""
+        place, at = self.place, self.at
+        return ((key, held) for key, held in self.long.items() if place[at[key]] == OPEN)
+
+    def make_room(self, settled_max: int) -> int:
+        """Where too many keys are settled, let those go that have not changed for longest; return how many went.
+
+        Rows are moved together now and then.
+        """
+        before = self.settled
+        if self.settled > settled_max:
+            count = self.settled - (settled_max - settled_max // EVICTED_SHARE)
+            place = self.place[: self.size]
+            rows = np.flatnonzero((place == SETTLED) | (place == CLOSED))
+            orders = self.order[rows]
+            last = int(np.partition(orders, count - 1)[count - 1])
+            self._evict(rows[orders <= last])
+            self.evicted_below = last + 1
+        if len(self.keys) - len(self.at) > max(DEAD_ROWS_MIN, len(self.at)):
+            self.gather()
+        return before - self.settled
+
+    def _evict(self, rows: Rows) -> None:
+        for row in rows.tolist():
+            key = self.keys[row]
+            assert key is not None
+            del self.at[key]
+            self.long.pop(key, None)
+            self.keys[row] = None
+        self.place[rows] = FREE
+        self.settled -= len(rows)
+
+    def gather(self) -> None:
+        """Move the rows that are in use together, in their order."""
+        rows = np.sort(np.fromiter(self.at.values(), np.int64, len(self.at)))
+        keys = [self.keys[row] for row in rows.tolist()]
+        self._move(rows, len(rows) + len(rows) // 4)
+        self.keys = keys
+        self.at = {key: row for row, key in enumerate(keys) if key is not None}
+        self.count()
+
+    def count(self) -> None:
+        """Count and schedule what the rows hold, after they were moved or restored. What was parked has to be looked at anew."""
+        place = self.place[: self.size]
+        place[place == PARKED] = PENDING
+        self.settled = int(np.count_nonzero((place == SETTLED) | (place == CLOSED)))
+        self.open = len(self.at) - self.settled
+        self.block_due[:] = NEVER
+        pending = np.flatnonzero(place == PENDING)
+        np.minimum.at(self.block_due, pending >> BLOCK_BITS, self.writes["due"][pending])

@@ -1,0 +1,128 @@
+"""What runs beside the main loop: ends of logs, heartbeat rows, delivery positions and the stores' clocks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from gapwatch.core.envelopes import RawRecord, heartbeat_row
+from gapwatch.core.feeds import Check, delivery_of
+from gapwatch.errors import RecordError, StoreError
+from gapwatch.kafka.clients import Partition
+from gapwatch.model.gap import Finding
+from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
+from gapwatch.roles.ingest.bindings import Binding
+from gapwatch.roles.ingest.parts import Shared
+
+log = structlog.get_logger(__name__)
+
+ENDS_SECONDS: Final = 0.2
+DELIVERY_SECONDS: Final = 0.5
+TOPICS_SECONDS: Final = 1.0
+SKEW_SECONDS: Final = 10.0
+HEARTBEATS_FROM_TAIL: Final = 50
+
+
+class Beside:
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._on = shared.on
+
+    def start(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> list[asyncio.Task[None]]:
+        """Start them all; they end with `stop`, and may be cancelled."""
+        works = (self._read_ends, self._read_heartbeats, self._read_deliveries, self._measure_skew)
+        return [tasks.create_task(work(stop)) for work in works]
+
+    async def _read_ends(self, stop: asyncio.Event) -> None:
+        """Fetch ends of the logs again and again; what heartbeat rows had proved before is proven once they are reached."""
+        on, shared = self._on, self._shared
+        while not stop.is_set():
+            owned = dict(shared.owned)
+            proven = {topic: rows.proven for topic, rows in shared.rows.items()}
+            if owned:
+                try:
+                    found = await on.offsets.log_ends(list(owned))
+                except StoreError as error:
+                    log.warning("log_ends_unread", reason=str(error))
+                else:
+                    for at, item in owned.items():
+                        time = proven.get(shared.heartbeat_topics.get(at.topic, ""), 0)
+                        item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
+            await on.clock.sleep(ENDS_SECONDS)
+
+    async def _read_heartbeats(self, stop: asyncio.Event) -> None:
+        on, assigned = self._on, set[Partition]()
+        while not stop.is_set():
+            topics = [topic for topic in self._shared.rows if not any(at.topic == topic for at in assigned)]
+            facts = await on.topics.describe(topics)
+            fresh = {Partition(topic, number) for topic, fact in facts.items() for number in range(fact.partitions)}
+            if fresh:
+                assigned |= fresh
+                starts = {}
+                for at in assigned:
+                    first, end = await on.heartbeats.log_range(at)
+                    starts[at] = max(first, end - HEARTBEATS_FROM_TAIL)
+                await on.heartbeats.assign(starts)
+            if not assigned:
+                await on.clock.sleep(TOPICS_SECONDS)
+                continue
+            until = on.clock.monotonic() + TOPICS_SECONDS
+            while on.clock.monotonic() < until and not stop.is_set():
+                polled = await on.heartbeats.consume(500, seconds=0.05)
+                for _, fault in polled.faults:
+                    if not fault.retriable:
+                        raise fault
+                for message in polled.messages:
+                    await self._heartbeat(RawRecord.of(message))
+
+    async def _heartbeat(self, record: RawRecord) -> None:
+        shared = self._shared
+        try:
+            row = heartbeat_row(record)
+        except RecordError as error:
+            log.warning("heartbeat_unparsable", topic=record.topic, offset=record.offset, reason=str(error))
+            return
+        broken_since = shared.rows[record.topic].read(row) if row is not None else None
+        if row is None or broken_since is None:
+            return
+        for topic, rows_topic in shared.heartbeat_topics.items():
+            if rows_topic == record.topic:
+                for binding in shared.bindings[topic]:
+                    message = f"heartbeat row {row.number} of {row.sender} came after a gap in their numbers"
+                    await shared.find(binding, Finding.SLOT_JUMPED, message, since_ms=broken_since)
+
+    async def _read_deliveries(self, stop: asyncio.Event) -> None:
+        on = self._on
+        while not stop.is_set():
+            for topic, bound in self._shared.bindings.items():
+                for binding in bound:
+                    if binding.side is Side.EXPECTED and binding.pipeline.delivery.group:
+                        await self._read_delivery(topic, binding)
+            await on.clock.sleep(DELIVERY_SECONDS)
+
+    async def _read_delivery(self, topic: str, binding: Binding) -> None:
+        owned = {at: item for at, item in self._shared.owned.items() if at.topic == topic}
+        if not owned:
+            return
+        name, group = binding.pipeline.id, binding.pipeline.delivery.group
+        try:
+            found = await self._on.offsets.delivery(group, list(owned))
+        except StoreError as error:
+            log.warning("delivery_unread", pipeline=name, group=group, reason=str(error))
+            for item in owned.values():
+                item.delivery[name] = (UNKNOWN_DELIVERY, self._on.clock.now_ms())
+            return
+        for at, item in owned.items():
+            item.delivery[name] = (delivery_of(found.positions.get(at), item.progress.position), found.clock)
+
+    async def _measure_skew(self, stop: asyncio.Event) -> None:
+        on = self._on
+        while not stop.is_set():
+            for name in on.pipelines:
+                try:
+                    self._shared.skew[name] = abs(await on.skew_ms(name))
+                except StoreError as error:
+                    log.warning("clock_skew_unread", pipeline=name, reason=str(error))
+            await on.clock.sleep(SKEW_SECONDS)

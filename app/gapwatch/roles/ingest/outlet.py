@@ -1,0 +1,159 @@
+"""What is sent: sections, control records and dead letters; and what their acknowledgements let us commit.
+
+The order, for every raw partition:
+
+1. sections with a range's events are sent to the partitions of ``gapwatch.events`` that the keys live in;
+2. a control record that ends at the same offset is sent to *every* partition;
+3. when all of these are acknowledged, the raw offset is committed, with the highest position beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from gapwatch.core.batches import batches, pack
+from gapwatch.core.feeds import Metadata
+from gapwatch.kafka.clients import Committed, Partition
+from gapwatch.model.stream import (
+    FORMAT,
+    NO_DELIVERY,
+    NO_TOPIC,
+    UNKNOWN_DELIVERY,
+    Control,
+    FeedState,
+    PipelineTimes,
+    Section,
+    Side,
+)
+from gapwatch.roles.ingest.bindings import Binding
+from gapwatch.roles.ingest.parts import Owned, Shared
+
+PULSES_IN_FLIGHT_MAX: Final = 20
+
+
+class Outlet:
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._on = shared.on
+        self._topics = shared.on.settings.topics
+        self._committable: dict[Partition, Committed] = {}
+        self._pulses: deque[tuple[list[asyncio.Future[Any]], dict[Partition, Committed]]] = deque()
+        self._futures: list[asyncio.Future[Any]] = []  # since the last pulse
+
+    async def send_dead_letter(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
+        self._futures.append(await self._on.producer.send(self._topics.dead_letters, key, value, headers=headers))
+
+    async def send_sections(self, owned: Collection[Owned]) -> None:
+        """Send the collected events of these partitions; every range begins where the one before ended."""
+        by_partition: dict[int, list[Section]] = {}
+        ended: list[tuple[Owned, int]] = []
+        for item in owned:
+            for (_, _, partition), builder in item.builders.items():
+                if len(builder):
+                    start = item.ahead.get(partition, item.progress.sent)
+                    by_partition.setdefault(partition, []).append(builder.build(start, item.progress.position))
+                    ended.append((item, partition))
+        for item, partition in ended:  # afterwards: several pipelines may have sections of one partition
+            item.ahead[partition] = item.progress.position
+        for partition, sections in by_partition.items():
+            for batch in batches(sections):
+                self._futures.append(await self._on.producer.send(self._topics.events, None, pack(batch), partition=partition))
+
+    async def pulse(self) -> None:
+        """Send a control record to every partition, and remember what its acknowledgement lets us commit."""
+        on = self._on
+        now = on.clock.now_ms()
+        feeds = [state for owned in self._shared.owned.values() for state in self._states(owned)] + self._absent(now)
+        grace = {spec.id: int(spec.grace_seconds * 1000) for spec in on.pipelines.values()}
+        times = [PipelineTimes(name, self._shared.skew.get(name, 0), grace[name]) for name in grace]
+        control = pack(Control(format=FORMAT, ingester=on.name, clock=now, feeds=feeds, pipelines=times))
+        for partition in range(self._topics.partitions):
+            self._futures.append(await on.producer.send(self._topics.events, None, control, partition=partition))
+        positions = {at: _sent(owned) for at, owned in self._shared.owned.items()}
+        self._pulses.append((self._futures, positions))
+        self._futures = []
+        if len(self._pulses) > PULSES_IN_FLIGHT_MAX:
+            await asyncio.gather(*self._pulses[0][0])
+
+    async def commit(self) -> None:
+        """Commit what is acknowledged by all; raises the delivery error, where there was one."""
+        newest: dict[Partition, Committed] = {}
+        while self._pulses and all(future.done() for future in self._pulses[0][0]):
+            futures, positions = self._pulses.popleft()
+            for future in futures:
+                future.result()
+            newest.update(positions)
+        if self._on.producer.failure is not None:
+            raise self._on.producer.failure
+        mine = {
+            at: position for at, position in newest.items() if at in self._shared.owned and self._committable.get(at) != position
+        }
+        if mine:
+            self._committable.update(mine)
+            await self._on.consumer.commit(mine)
+
+    async def finish(self) -> None:
+        """Send a last control record and commit what it covers."""
+        await self.pulse()
+        while self._pulses:
+            await asyncio.gather(*self._pulses[-1][0])
+            await self.commit()
+
+    def give_up(self, partitions: Collection[Partition]) -> dict[Partition, Committed]:
+        """Forget these partitions; return what is acknowledged by all, so that the next owner repeats only the rest."""
+        return {at: self._committable.pop(at) for at in partitions if at in self._committable}
+
+    def _states(self, owned: Owned) -> list[FeedState]:
+        states = []
+        for binding in self._shared.bindings.get(owned.progress.topic, ()):
+            position, clock = _delivery(binding, owned)
+            states.append(owned.progress.state(binding.pipeline.id, binding.side, delivery=position, delivery_clock=clock))
+        return states
+
+    def _absent(self, now: int) -> list[FeedState]:
+        """Speak for feeds whose topic does not exist: nothing was written there up to what heartbeat rows prove."""
+        shared = self._shared
+        states: list[FeedState] = []
+        for topic in sorted(shared.missing):
+            rows = shared.rows.get(shared.heartbeat_topics.get(topic, ""))
+            watermark = rows.proven if rows is not None else 0
+            states += [_no_topic(binding, watermark, min(now, shared.missing_seen)) for binding in shared.bindings[topic]]
+        return states
+
+
+def _sent(owned: Owned) -> Committed:
+    """Note that everything up to the position was sent; return what may be committed once it is acknowledged."""
+    progress = owned.progress
+    progress.lost.clear()
+    progress.sent = progress.position
+    owned.ahead.clear()
+    major, minor = progress.highest
+    metadata = Metadata(topic_id=owned.topic_id, epoch=progress.epoch, major=major, minor=minor, time=progress.highest_time)
+    return Committed(progress.position, metadata.encode())
+
+
+def _delivery(binding: Binding, owned: Owned) -> tuple[int, int]:
+    if binding.side is not Side.EXPECTED or not binding.pipeline.delivery.known:
+        return NO_DELIVERY, 0
+    return owned.delivery.get(binding.pipeline.id, (UNKNOWN_DELIVERY, 0))
+
+
+def _no_topic(binding: Binding, watermark: int, caught_up: int) -> FeedState:
+    return FeedState(
+        pipeline=binding.pipeline.id,
+        side=int(binding.side),
+        feed=binding.topic,
+        feed_partition=NO_TOPIC,
+        partitions=0,
+        epoch=0,
+        offset_from=0,
+        offset_to=0,
+        watermark=watermark,
+        caught_up=caught_up,
+        delivery=NO_DELIVERY,
+        delivery_clock=0,
+        lost=[],
+    )

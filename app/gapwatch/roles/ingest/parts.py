@@ -1,0 +1,95 @@
+"""What the rooms of the role share: what they were handed, what this ingester owns, and how findings are raised."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import structlog
+
+from gapwatch.core.batches import SectionBuilder
+from gapwatch.core.feeds import FeedProgress, HeartbeatRows
+from gapwatch.core.gaps import gap_id, time_of
+from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
+from gapwatch.kafka.offsets import OffsetReader
+from gapwatch.kafka.topics import TopicAdmin
+from gapwatch.model.gap import Finding, FindingRecord
+from gapwatch.model.pipeline import PipelineSpec, Settings
+from gapwatch.ports import Clock, Ledger
+from gapwatch.roles.ingest.bindings import Binding, bindings_of, heartbeat_topics
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestDependencies:
+    settings: Settings
+    pipelines: Mapping[str, PipelineSpec]  # resolved
+    ledger: Ledger
+    producer: AckedProducer
+    consumer: RawConsumer  # of the group, with partition ends
+    heartbeats: RawConsumer  # of no group
+    offsets: OffsetReader
+    topics: TopicAdmin
+    clock: Clock
+    name: str
+    skew_ms: Callable[[str], Awaitable[int]]
+    on_unparsable: Callable[[str], None]
+    on_finding: Callable[[str, str], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Owned:
+    """One raw partition that this ingester owns, with what waits to be sent of it."""
+
+    progress: FeedProgress
+    topic_id: str
+    builders: dict[tuple[str, int, int], SectionBuilder] = field(default_factory=dict)  # pipeline, side, events partition
+    delivery: dict[str, tuple[int, int]] = field(default_factory=dict)  # pipeline → position, clock
+    ahead: dict[int, int] = field(default_factory=dict)  # events partition → end of the ranges sent since the last control
+
+
+class Shared:
+    """Bindings, owned partitions and heartbeat rows: written by one room each, read by all."""
+
+    def __init__(self, dependencies: IngestDependencies) -> None:
+        self.on = dependencies
+        self.bindings: Mapping[str, Sequence[Binding]] = bindings_of(dependencies.pipelines)
+        self.owned: dict[Partition, Owned] = {}
+        self.missing: set[str] = set(self.bindings)  # wanted topics that do not exist
+        self.missing_seen = 0
+        self.skew: dict[str, int] = {}
+        stores = dependencies.settings.stores
+        rows_elsewhere = {name: store.heartbeat.topic for name, store in stores.items() if store.heartbeat.topic}
+        self.heartbeat_topics = heartbeat_topics(dependencies.pipelines, rows_elsewhere)
+        specs = list(dependencies.pipelines.values())
+        settle = max((spec.settle_seconds for spec in specs), default=1.0)
+        disorder = max((spec.disorder_seconds for spec in specs), default=0.2)
+        self.rows = {
+            topic: HeartbeatRows(int(settle * 1000), int(disorder * 1000)) for topic in set(self.heartbeat_topics.values())
+        }
+
+    async def find(self, binding: Binding, finding: Finding, message: str, *, at_ms: int = 0, since_ms: int = 0) -> None:
+        """Raise a finding that can mean loss: a hole, which only a sweep covers. It began at `since_ms` at the earliest."""
+        now = self.on.clock.now()
+        begun = at_ms or since_ms
+        start = time_of(begun) if begun else now - timedelta(seconds=binding.pipeline.stall_after_seconds)
+        record = FindingRecord(
+            id="ingest_" + gap_id(binding.pipeline.id, finding.value.encode(), f"{message}/{at_ms}").removeprefix("gap_"),
+            pipeline=binding.pipeline.id,
+            finding=finding,
+            side=binding.side.name.lower(),
+            feed=binding.topic,
+            first_seen=now,
+            last_seen=now,
+            message=message,
+            remedy="A sweep covers it; it starts by itself.",
+            time_from=start,
+            time_to=time_of(at_ms) if at_ms else now,
+            is_hole=True,
+        )
+        if await asyncio.to_thread(self.on.ledger.raise_finding, record):
+            self.on.on_finding(binding.pipeline.id, finding.value)
+            log.warning("finding_raised", pipeline=binding.pipeline.id, finding=finding.value, message=message)

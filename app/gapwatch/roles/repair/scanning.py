@@ -1,0 +1,213 @@
+"""Both sides of a sweep, read once and at the same time: keys to read again come out as they are found.
+
+Where keys have one order on both engines, blocks are compared as they come, and a sweep may go on from a mark. Where they do not
+(or a side turns out not to keep to it), keys are spread over hash buckets and compared at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gapwatch.core.mapping import Canonical, CompiledMapping
+from gapwatch.core.sweep import Mark
+from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError, digests, objects
+from gapwatch.model.stream import Side
+from gapwatch.ports import Clock, DatasetReader, Key, KeyChunk, ScanChunk
+from gapwatch.roles.repair.spool import Spool
+from gapwatch.roles.stores import PipelineStores
+
+KEYS_PER_CHUNK: Final = 50_000
+RECORDS_PER_CHUNK: Final = 5_000
+AHEAD_MAX: Final = 200_000  # keys that the faster side may wait with before it pauses
+
+
+@dataclass(slots=True)
+class SideScan:
+    """What one side's scan has shown so far. ``identities``: of the objects that were read."""
+
+    identities: set[str] = field(default_factory=set)
+    rows: int = 0
+    complete: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a step of the scan found, how far both sides were compared (None: that cannot be said yet), and rows read so far."""
+
+    differing: Differing
+    mark: Mark | None
+    rows: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """A chunk in the layout of the comparison."""
+
+    block: Array | None
+    keys: tuple[Key, ...] | list[Key]
+    contents: Array | None
+
+
+class Scanning:
+    """One scan of both sides.
+
+    Args:
+        stores: The pipeline's stores.
+        content: Whether fields are compared too.
+        clock: Measures what a chunk took.
+        load: Share of the time that a side may be kept busy, 0 < load <= 1.
+        on_compared: Told of every chunk: side, keys.
+        start: The mark to go on from; its counts and identities were those of an earlier worker.
+    """
+
+    def __init__(
+        self,
+        stores: PipelineStores,
+        *,
+        content: bool,
+        clock: Clock,
+        load: float,
+        on_compared: Callable[[str, int], None],
+        start: Mark | None = None,
+        identities: Mapping[str, str] | None = None,
+    ) -> None:
+        self._stores = stores
+        self._content = content
+        self._clock = clock
+        self._load = load
+        self._on_compared = on_compared
+        self._start = start
+        self._form = KeyForm(stores.codec)
+        self._before = identities or {}
+        self.sides = self._fresh(start)
+
+    def _fresh(self, start: Mark | None) -> dict[Side, SideScan]:
+        sides = {side: SideScan() for side in Side}
+        for side, scan in sides.items():
+            if start is not None:
+                scan.rows = start.counts[side]
+                scan.identities |= {self._before[side.name.lower()]} if side.name.lower() in self._before else set()
+        return sides
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """The object that each side's scan read, where it was one."""
+        return {side.name.lower(): next(iter(scan.identities)) for side, scan in self.sides.items() if len(scan.identities) == 1}
+
+    async def steps(self) -> AsyncIterator[Found]:
+        """Read to the end. Raises StoreError where a store cannot even be opened; failed pages are in ``sides``."""
+        if self._form.ordered and self._stores.source.in_key_order and self._stores.target.in_key_order:
+            try:
+                async for found in self._ordered():
+                    yield found
+            except OutOfOrderError:
+                self._start = None
+                self.sides = self._fresh(None)
+            else:
+                return
+        async for found in self._bucketed():
+            yield found
+
+    async def _ordered(self) -> AsyncIterator[Found]:
+        difference = OrderedDifference(self._form, self._equal)
+        base = self._start.counts if self._start is not None else (0, 0)
+        running = {side: self._chunks(side, ordered=True) for side in Side}
+        try:
+            while running:
+                turns = list(running)
+                if len(turns) == 2 and difference.held > AHEAD_MAX:
+                    turns = [difference.behind()]
+                pieces = await asyncio.gather(*(anext(running[side], None) for side in turns))
+                for side, piece in zip(turns, pieces, strict=True):
+                    if piece is None:
+                        del running[side]
+                        differing = difference.end(side)
+                    else:
+                        block = piece.block if piece.block is not None else self._form.block(piece.keys)
+                        differing = difference.add(side, block, piece.contents)
+                    mark = difference.mark()
+                    if mark is not None:
+                        mark = Mark(key=mark.key, counts=(base[0] + mark.counts[0], base[1] + mark.counts[1]))
+                    yield Found(differing=differing, mark=mark, rows=self._rows)
+        finally:
+            for iterator in running.values():
+                await iterator.aclose()  # type: ignore[attr-defined]
+
+    async def _bucketed(self) -> AsyncIterator[Found]:
+        with Spool(self._equal) as spool:
+            running = {side: self._chunks(side, ordered=False) for side in Side}
+            try:
+                while running:
+                    turns = list(running)
+                    pieces = await asyncio.gather(*(anext(running[side], None) for side in turns))
+                    for side, piece in zip(turns, pieces, strict=True):
+                        if piece is None:
+                            del running[side]
+                        else:
+                            keys = piece.keys if piece.block is None else self._form.keys(piece.block)
+                            await asyncio.to_thread(spool.add, side, keys, piece.contents)
+                    yield Found(differing=Differing(), mark=None, rows=self._rows)
+            finally:
+                for iterator in running.values():
+                    await iterator.aclose()  # type: ignore[attr-defined]
+            buckets = spool.differences()
+            while (differing := await asyncio.to_thread(next, buckets, None)) is not None:
+                yield Found(differing=differing, mark=None, rows=self._rows)
+
+    @property
+    def _rows(self) -> tuple[int, int]:
+        return self.sides[Side.EXPECTED].rows, self.sides[Side.OBSERVED].rows
+
+    async def _chunks(self, side: Side, *, ordered: bool) -> AsyncIterator[_Piece]:
+        """Read one side, chunk by chunk, with a pause after each as long as its load asks for."""
+        reader = self._stores.source if side is Side.EXPECTED else self._stores.target
+        lower = self._start.key if ordered and self._start is not None else None
+        scan = self.sides[side]
+        source = self._records(reader, lower) if self._content else reader.scan_keys(lower=lower, chunk=KEYS_PER_CHUNK)
+        iterator = aiter(source)
+        try:
+            while True:
+                began = self._clock.monotonic()
+                chunk: KeyChunk | ScanChunk | None = await anext(iterator, None)  # type: ignore[arg-type]
+                if chunk is None:
+                    return
+                piece = self._piece(side, chunk)
+                rows = len(piece.keys) if piece.block is None else len(piece.block)
+                scan.identities.add(chunk.identity)
+                scan.rows += rows
+                if not chunk.complete:
+                    scan.complete, scan.reason = False, chunk.reason
+                self._on_compared(side.name.lower(), rows)
+                yield piece
+                await self._rest(self._clock.monotonic() - began)
+        finally:
+            await iterator.aclose()  # type: ignore[attr-defined]
+
+    def _records(self, reader: DatasetReader, lower: Key | None) -> AsyncIterator[ScanChunk]:
+        return reader.scan(content=True, lower=lower, chunk=RECORDS_PER_CHUNK)
+
+    async def _rest(self, took: float) -> None:
+        if self._load < 1:
+            await self._clock.sleep(took * (1 - self._load) / self._load)
+
+    def _piece(self, side: Side, chunk: KeyChunk | ScanChunk) -> _Piece:
+        if isinstance(chunk, KeyChunk):
+            return _Piece(block=chunk.block, keys=list(chunk.keys), contents=None)
+        mapping = self._stores.mapping
+        canonical = mapping.canonical_source if side is Side.EXPECTED else mapping.canonical_target
+        contents = [canonical(record.fields) for record in chunk.records]
+        return _Piece(block=None, keys=[record.key for record in chunk.records], contents=_column(mapping, contents))
+
+    def _equal(self, source: tuple[bytes, tuple[str | None, ...]], target: tuple[bytes, tuple[str | None, ...]]) -> bool:
+        return source[0] == target[0] and self._stores.mapping.values_agree(source[1], target[1])
+
+
+def _column(mapping: CompiledMapping, contents: list[Canonical]) -> Array:
+    """Return contents as digests, or with their toleranced values where there are such."""
+    if mapping.tolerances:
+        return objects([(one.identity, one.values) for one in contents])
+    return digests([one.identity for one in contents])

@@ -1,0 +1,264 @@
+"""Sweeps and backfills on real stores: what differs is named, planned, repaired in batches, verified, audited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bson import Decimal128
+from pymongo.collection import Collection
+
+from gapwatch.embedded import EmbeddedStack
+from gapwatch.errors import ConflictError
+from tests.acceptance.copier import PLACEHOLDER, Copier
+from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
+from tests.acceptance.service import Service, wait_for
+from tests.acceptance.shared import clean, create_database, falsify, number
+from tests.stack import captured, execute
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+
+ROWS = 1_967
+LOST = 117
+Orders = Collection[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """1,967 rows, copied right. ``orders`` repairs as it does by default; ``slow``, the same data, in batches of one document."""
+    database = create_database(stack, f"sweeps_{number()}")
+    dsn, group = stack.postgres.dsn(database), f"copier-{database}"
+    execute(
+        dsn,
+        CREATE,
+        f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL",
+        f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i",
+    )
+    config = configuration(stack, dsn, database, group, grace="1s", repair={"extra": "delete"}, evidence="values")
+    slow = {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}
+    config["pipelines"]["slow"] = {**config["pipelines"]["orders"], "sweep": slow}
+    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
+        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
+        service = Service(tmp_path_factory.mktemp("sweeps"), config)
+        scene = Scene(stack, dsn, database, copier, service)
+        copier.start()
+        try:
+            wait_for(lambda: len(scene.documents()) == ROWS, "the documents", 60)
+            service.start()
+            yield scene
+            service.check_alive()
+        finally:
+            copier.stop()
+            service.stop()
+
+
+@pytest.fixture
+def scene(built: Scene) -> Iterator[Scene]:
+    built.service.wait_healthy("slow")
+    with clean(built) as scene:
+        yield scene
+        built.sql(f"DELETE FROM {TABLE} WHERE id > {ROWS}", f"UPDATE {TABLE} SET seq = id, v = 'v' || id WHERE v <> 'v' || id")
+    wait_for(lambda: not built.service.gaps("slow"), "the gaps to be resolved", 30)
+
+
+@pytest.fixture
+def orders(scene: Scene) -> Iterator[Orders]:
+    client = scene.mongo()
+    try:
+        yield client[scene.database].orders
+    finally:
+        client.close()
+
+
+def command(scene: Scene, *arguments: str) -> tuple[int, Any]:
+    """Run a command against the running service; return its exit code and its JSON."""
+    done = scene.service.command(*arguments, "--output", "json")
+    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else done.stderr
+
+
+def sweep(scene: Scene, *options: str) -> dict[str, Any]:
+    _, runs = command(scene, "sweep", "start", "orders", "--wait", *options)
+    run: dict[str, Any] = runs[0]
+    assert run["state"] == "succeeded", run
+    return run
+
+
+def found(scene: Scene, pipeline: str = "orders") -> dict[int, str]:
+    return {int(gap["key"]["id"]): gap["kind"] for gap in scene.service.gaps(pipeline)}
+
+
+def wait_found(scene: Scene, count: int, pipeline: str = "orders") -> dict[int, str]:
+    return wait_for(lambda: gaps if len(gaps := found(scene, pipeline)) == count else None, f"{count} gaps", 60)
+
+
+def plan(scene: Scene, pipeline: str = "orders", *options: str) -> dict[str, Any]:
+    code, plans = command(scene, "backfill", "plan", pipeline, *options)
+    assert code == 0, plans
+    planned: dict[str, Any] = plans[0]
+    return planned
+
+
+def apply(scene: Scene, planned: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    code, runs = command(scene, "backfill", "apply", planned["id"], "--yes", "--wait")
+    return code, runs[0]
+
+
+def outcomes(scene: Scene, run: dict[str, Any], pipeline: str = "orders") -> dict[int, tuple[str, str | None]]:
+    """Return the last audited outcome of every key that a run touched, with its reason."""
+    rows = scene.service.api.get("/api/v1/audit", pipeline=pipeline, limit=500)["audit"]
+    mine = [row for row in rows if row["run_id"] == run["id"] and row["action"] == "backfill_write"]
+    return {row["key"]["id"]: (row["outcome"], row["reason"]) for row in sorted(mine, key=lambda row: row["at"])}
+
+
+def untouched(orders: Orders) -> dict[int, dict[str, Any]]:
+    return {document["_id"]: document for document in orders.find({"_id": {"$lte": ROWS - LOST}})}
+
+
+def test_d1_lesson_11_equal_counts_hide_nothing(scene: Scene, orders: Orders) -> None:
+    orders.delete_one({"_id": 42})
+    orders.insert_one({"_id": 777_777, "seq": 1, "v": "stranger", "amount": Decimal128("1"), "big": None})
+    assert orders.count_documents({}) == ROWS
+    run = sweep(scene, "--ids")
+    assert {name: run["counts"][name] for name in ("source_keys", "target_keys", "missing", "extra", "differences")} == {
+        "source_keys": ROWS,
+        "target_keys": ROWS,
+        "missing": 1,
+        "extra": 1,
+        "differences": 2,
+    }
+    assert wait_found(scene, 2) == {42: "missing", 777_777: "extra"}
+
+
+def test_d3_a_changed_field_is_named_by_the_content_sweep(scene: Scene, orders: Orders) -> None:
+    orders.update_one({"_id": 7}, {"$set": {"v": "changed"}})
+    run = sweep(scene)
+    assert (run["counts"]["differences"], run["counts"]["mismatch"]) == (1, 1)
+    assert (run["counts"]["source_keys"], run["counts"]["target_keys"]) == (ROWS, ROWS)
+    (gap,) = scene.service.gaps()
+    assert (gap["key"], gap["kind"], gap["fields"]) == ({"id": 7}, gap["kind"], ["v"])
+    assert gap["kind"] in ("mismatch", "stale")
+    assert [row["values"] for row in gap["evidence"] if "values" in row] == [{"v": "v7"}, {"v": "changed"}]
+
+
+def test_d4_only_what_is_missing_is_written_in_two_batches(scene: Scene, orders: Orders) -> None:
+    orders.delete_many({"_id": {"$gt": ROWS - LOST}})
+    sweep(scene, "--ids")
+    assert wait_found(scene, LOST) == dict.fromkeys(range(ROWS - LOST + 1, ROWS + 1), "missing")
+    before = untouched(orders)
+    assert len(before) == ROWS - LOST
+    planned = plan(scene, "orders", "--kinds", "missing")
+    assert planned["counts"]["planned"] == LOST
+    with orders.watch() as stream:
+        code, run = apply(scene, planned)
+        touched = []
+        while (change := stream.try_next()) is not None:
+            touched.append((change["operationType"], change["documentKey"]["_id"]))
+    assert (code, run["state"]) == (0, "succeeded"), run
+    counts = {name: run["counts"][name] for name in ("batches", "written", "verified", "failed", "in_sync", "open_gaps_left")}
+    assert counts == {"batches": 2, "written": LOST, "verified": LOST, "failed": 0, "in_sync": 1, "open_gaps_left": 0}
+    assert sorted(touched) == [("insert", key) for key in range(ROWS - LOST + 1, ROWS + 1)], "no event of any other document"
+    assert untouched(orders) == before
+    assert set(outcomes(scene, run).values()) == {("written", None)}
+    assert wait_for(lambda: found(scene) == {}, "the repaired gaps to be resolved", 30)
+
+
+def test_d5_refused_documents_fail_alone_and_are_never_in_sync(scene: Scene, orders: Orders) -> None:
+    database = orders.database
+    orders.delete_many({"_id": {"$lte": 100}})
+    sweep(scene, "--ids")
+    wait_found(scene, 100)
+    database.command("collMod", "orders", validator={"seq": {"$nin": [3, 50, 99]}}, validationLevel="strict")
+    try:
+        code, run = apply(scene, plan(scene))
+        counts = {name: run["counts"][name] for name in ("written", "verified", "failed", "in_sync", "open_gaps_left")}
+        assert counts == {"written": 97, "verified": 97, "failed": 3, "in_sync": 0, "open_gaps_left": 3}
+        assert (code, run["state"]) == (1, "failed")
+        assert run["error"].startswith("3 documents failed. Most often: Document failed validation")
+        refused = {key: reason for key, (outcome, reason) in outcomes(scene, run).items() if outcome == "failed"}
+        assert refused.keys() == {3, 50, 99}
+        assert all("$nin" in str(reason) for reason in refused.values()), refused
+        assert found(scene).keys() == {3, 50, 99}
+        assert orders.count_documents({"_id": {"$lte": 100}}) == 97, "what was counted is what is there"
+    finally:
+        database.command("collMod", "orders", validator={}, validationLevel="off")
+
+
+def test_d7_what_is_newer_by_now_is_already_newer(scene: Scene, orders: Orders) -> None:
+    """While a slow backfill works its batches off, the pipeline itself writes one of its keys, newer: that one stays."""
+    scene.service.api.post("/api/v1/pipelines/orders/pause")
+    try:
+        orders.delete_many({"_id": {"$lte": 60}})
+        wait_found(scene, 60, "slow")
+        run = scene.service.api.post("/api/v1/backfills", {"pipeline": "slow", "dry_run": False})
+        wait_for(lambda: orders.count_documents({"_id": {"$lte": 60}}) > 0, "the first batch", 30)
+        late = max({*range(1, 61)} - {document["_id"] for document in orders.find({"_id": {"$lte": 60}}, {"_id": 1})})
+        scene.sql(f"UPDATE {TABLE} SET seq = {number()}, v = 'newer' WHERE id = {late}")
+        wait_for(lambda: (orders.find_one({"_id": late}) or {}).get("v") == "newer", "the pipeline to write it", 20)
+        path = f"/api/v1/backfills/{run['id']}"
+        ended = wait_for(lambda: one if (one := scene.service.api.get(path))["state"] != "running" else None, "the run", 60)
+    finally:
+        scene.service.api.post("/api/v1/pipelines/orders/resume")
+    assert ended["state"] == "succeeded", ended
+    counts = {name: ended["counts"][name] for name in ("written", "already_newer", "failed")}
+    assert counts == {"written": 59, "already_newer": 1, "failed": 0}
+    assert outcomes(scene, ended, "slow")[late][0] == "already_newer"
+    newest = orders.find_one({"_id": late})
+    assert newest is not None
+    assert newest["v"] == "newer"
+
+
+def test_d7_a_row_that_lacks_a_field_is_refused_and_never_filled_up(scene: Scene, orders: Orders) -> None:
+    """The placeholder stands for a column that somebody did not have: no document is made of such a row."""
+    key = ROWS + 1
+    scene.copier.rules[key] = falsify()
+    scene.sql(f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES ({key}, {key}, '{PLACEHOLDER}', 1)")
+    wait_for(lambda: orders.find_one({"_id": key}), "the document", 20)
+    orders.delete_one({"_id": key})
+    wait_for(lambda: found(scene).get(key) == "missing", "the gap", 30)
+    code, run = apply(scene, plan(scene))
+    assert (code, run["state"], run["counts"]["failed"], run["counts"]["written"]) == (1, "failed", 1, 0)
+    assert outcomes(scene, run)[key] == ("failed", "Column v holds Debezium's placeholder: it is not written.")
+    assert orders.find_one({"_id": key}) is None
+    assert found(scene) == {key: "missing"}
+
+
+def test_d9_an_extra_document_goes_only_while_the_source_has_no_such_row(scene: Scene, orders: Orders) -> None:
+    gone, kept = 900_001, 900_002
+    for key in (gone, kept):
+        orders.insert_one({"_id": key, "seq": key, "v": "stranger", "amount": Decimal128("1"), "big": None})
+    assert wait_found(scene, 2) == dict.fromkeys((gone, kept), "extra")
+    planned = plan(scene, "orders", "--kinds", "extra")
+    scene.sql(f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES ({kept}, {kept}, 'v{kept}', 1)")
+    wait_for(lambda: (orders.find_one({"_id": kept}) or {}).get("v") == f"v{kept}", "the row to be copied", 20)
+    code, run = apply(scene, planned)
+    assert (code, run["state"]) == (0, "succeeded"), run
+    assert orders.find_one({"_id": gone}) is None
+    assert orders.find_one({"_id": kept}) is not None
+    assert outcomes(scene, run)[gone][0] == "written"
+    assert outcomes(scene, run)[kept][0] == "already_right"
+
+
+def test_d11_a_dry_run_writes_nothing(scene: Scene, orders: Orders) -> None:
+    orders.delete_many({"_id": {"$gt": ROWS - 3}})
+    orders.update_one({"_id": 8}, {"$set": {"v": "changed"}})
+    sweep(scene)
+    wait_found(scene, 4)
+    before = {document["_id"]: document for document in orders.find()}
+    with orders.watch() as stream:
+        planned = plan(scene)
+        assert stream.try_next() is None
+    assert (planned["state"], planned["request"]["dry_run"]) == ("succeeded", True)
+    assert planned["counts"]["planned"] == 4
+    assert (planned["counts"]["missing"], sum(planned["counts"].get(kind, 0) for kind in ("mismatch", "stale"))) == (3, 1)
+    assert {document["_id"]: document for document in orders.find()} == before
+    assert len(found(scene)) == 4
+
+
+def test_f3_a_second_sweep_at_once_is_refused_with_the_running_id(scene: Scene) -> None:
+    first = scene.service.api.post("/api/v1/sweeps", {"pipeline": "orders"})
+    with pytest.raises(ConflictError) as refused:
+        scene.service.api.post("/api/v1/sweeps", {"pipeline": "orders"})
+    assert refused.value.running_id == first["id"]
+    wait_for(lambda: scene.service.api.get(f"/api/v1/sweeps/{first['id']}")["state"] == "succeeded", "the first sweep", 60)

@@ -1,0 +1,172 @@
+"""``gapwatch run``: one command plays every role, outlives Kafka, and starts anew what fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from gapwatch.embedded import EmbeddedStack
+from gapwatch.ledger import open_ledger
+from tests.acceptance.scenery import TABLE, Scene, watched
+from tests.acceptance.service import EVERY_ROLE, wait_for
+from tests.acceptance.shared import at, clean, create_database, gaps_of, lose, number
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    database = create_database(stack, f"one_{number()}")
+    before = [f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'older', 1 FROM generate_series(1, 100) i"]
+    with watched(stack, database, tmp_path_factory.mktemp("one"), before=before) as scene:
+        yield scene
+
+
+@pytest.fixture
+def scene(built: Scene) -> Iterator[Scene]:
+    if not built.service.processes:  # a test that failed stopped it
+        built.service.start()
+    with clean(built) as scene:
+        yield scene
+
+
+def pid(scene: Scene) -> int:
+    return scene.service.processes["all"].pid
+
+
+def children(parent: int) -> dict[int, str]:
+    """Return the processes that one started, with their command lines."""
+    numbers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return {int(n): Path(f"/proc/{n}/cmdline").read_bytes().replace(b"\0", b" ").decode() for n in numbers}
+
+
+def matcher(scene: Scene) -> int:
+    return next((n for n, command in children(pid(scene)).items() if "--role match" in command), 0)
+
+
+def failures(scene: Scene) -> dict[str, float]:
+    return {role: scene.service.metric("gapwatch_role_failures_total", role=role) or 0.0 for role in EVERY_ROLE}
+
+
+def ups(scene: Scene) -> dict[str, float | None]:
+    return {role: scene.service.metric("gapwatch_up", role=role) for role in EVERY_ROLE}
+
+
+def test_k2_one_command_plays_every_role(scene: Scene) -> None:
+    """A loss is captured, ingested, matched, confirmed, swept, repaired and shown by one `gapwatch run`."""
+    assert list(scene.service.processes) == ["all"]
+    assert ups(scene) == dict.fromkeys(EVERY_ROLE, 1.0)
+    status, said = scene.service.ready()
+    assert status == 200
+    assert {line for line in said.splitlines() if line.startswith("[")} == {f"[+]{role} ok" for role in (*EVERY_ROLE, "kafka")}
+    lost, extra = number(), number()
+    scene.copier.rules[lost] = lose
+    scene.insert(lost, lost)
+    client = scene.mongo()
+    try:
+        client[scene.database].orders.insert_one({"_id": extra, "seq": extra, "v": "nobody's"})
+    finally:
+        client.close()
+    wait_for(lambda: len(gaps_of(scene.service, lost, extra)) == 2, "both gaps", 30)
+    assert scene.service.command("pipelines").returncode == 1
+    swept = scene.service.command("sweep", "start", "orders", "--wait", "--output", "json")
+    assert '"state": "succeeded"' in swept.stdout.replace('":"', '": "'), swept.stdout + swept.stderr
+    run = scene.service.api.post("/api/v1/backfills", {"pipeline": "orders", "dry_run": False})
+    wait_for(lambda: [gap["key"]["id"] for gap in gaps_of(scene.service, lost, extra)] == [extra], f"backfill {run['id']}", 30)
+    assert lost in scene.documents()
+
+
+def test_k4_kafka_down_while_it_runs(scene: Scene) -> None:
+    service, before, lost = scene.service, pid(scene), number()
+    scene.stack.kafka.kill()
+    try:
+        wait_for(lambda: service.ready()[0] == 503, "503", 20)
+        assert "[-]kafka failed: Kafka: could not" in service.ready()[1]
+        scene.copier.rules[lost] = lose
+        scene.insert(lost, lost)
+    finally:
+        scene.stack.kafka.start()
+    wait_for(lambda: service.ready()[0] == 200, "200", 60)
+    gaps = wait_for(lambda: gaps_of(service, lost), "the write that was lost meanwhile", 90)
+    assert [gap["kind"] for gap in gaps] == ["missing"]
+    assert pid(scene) == before, "work resumes without a restart"
+    service.check_alive()
+
+
+def test_k4_kafka_down_at_start_and_at_the_end(scene: Scene) -> None:
+    service = scene.service
+    scene.stack.kafka.kill()
+    try:
+        service.stop()  # which fails when it takes longer than twenty seconds
+        service.start()
+        wait_for(lambda: service.ready()[0] == 503, "503", 20)
+        assert service.view()["status"] == "UNKNOWN"
+        assert service.api.alive()
+    finally:
+        scene.stack.kafka.start()
+    started = pid(scene)
+    service.wait_healthy(seconds=120)
+    wait_for(lambda: service.ready()[0] == 200, "200", 30)
+    assert pid(scene) == started, "work resumes without a restart"
+
+
+def test_k6_a_role_that_fails_is_started_anew_and_the_others_run_on(scene: Scene) -> None:
+    service = scene.service
+    service.stop()
+    with socket.socket() as taken:  # what fails is the API: it cannot listen
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", service.port))
+        taken.listen()
+        ended = len(service.lines("all", "role_failed"))
+        service.start()
+
+        def failed() -> list[dict[str, str]]:
+            lines = service.lines("all", "role_failed")[ended:]
+            return lines if len(lines) >= 4 else []
+
+        lines = wait_for(failed, "four failures", 40)
+        seen = reported(scene)
+        wait_for(lambda: reported(scene) > seen, "role repair to report again", 20)
+        service.check_alive()
+    assert {line["role"] for line in lines} == {"api"}
+    assert all("cannot listen" in line["reason"] for line in lines)
+    times = [at(line["timestamp"]) for line in lines]
+    pauses = [after - before for before, after in pairwise(times)]
+    assert pauses == sorted(pauses), "each pause is longer than the one before"
+    assert pauses[0] >= timedelta(seconds=0.4)
+    assert pauses[-1] >= 3 * pauses[0]
+    service.wait_healthy()
+    counted = failures(scene)
+    assert counted.pop("api") >= 4
+    assert set(counted.values()) == {0.0}, "the others did not fail"
+
+
+def test_k6_a_killed_matcher_is_started_anew_and_loses_nothing(scene: Scene) -> None:
+    service, before = scene.service, failures(scene)
+    first, lost = matcher(scene), number()
+    assert first
+    os.kill(first, signal.SIGKILL)
+    scene.copier.rules[lost] = lose
+    scene.insert(lost, lost)
+    wait_for(lambda: matcher(scene) not in (0, first), "another matcher", 20)
+    gaps = wait_for(lambda: gaps_of(service, lost), "the write that was lost meanwhile", 60)
+    assert [gap["kind"] for gap in gaps] == ["missing"]
+    after = failures(scene)
+    assert {role: after[role] - before[role] for role in EVERY_ROLE} == {**dict.fromkeys(EVERY_ROLE, 0.0), "match": 1.0}
+    assert ups(scene) == dict.fromkeys(EVERY_ROLE, 1.0)
+
+
+def reported(scene: Scene) -> str:
+    """Return when role repair last said what it could read: it does so only while it runs, and reads both stores for it."""
+    ledger = open_ledger(scene.service.config["database"])
+    try:
+        return max((str(fact["at"]) for fact in ledger.facts("repair/orders/").values()), default="")
+    finally:
+        ledger.close()

@@ -1,0 +1,387 @@
+"""Invariant 6 of ``design.md`` 0 on the real backfill: whoever else writes, repair never makes anything worse.
+
+Everything but the stores is the product: judging, deciding, writing, reading back, correcting, auditing, booking, the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gapwatch.core.backfill import ItemOutcome, permitted
+from gapwatch.core.gaps import gap_id
+from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, Run, RunKind, RunState, State
+from gapwatch.model.pipeline import Policy, RepairSpec
+from gapwatch.model.stream import Side
+from gapwatch.ports import GapChange, StoredRecord, WriteItem
+from gapwatch.roles.board import Delivered
+from gapwatch.roles.repair.backfiller import WRITE_ACTION, BackfillDependencies, Backfiller, plan, request_apply
+from gapwatch.roles.repair.book import Book
+from tests.simulation.stores import PLACEHOLDER, Rig, VirtualClock, spec_of_rig
+
+GRACE_MS = 1_000
+NUMBERS = range(5)
+_RUNS = itertools.count(1)
+EXAMPLES = int(os.environ.get("GAPWATCH_EXAMPLES", "60"))
+OFTEN = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    derandomize="GAPWATCH_EXAMPLES" not in os.environ,
+)
+DELETING_SPEC = replace(spec_of_rig(), repair=RepairSpec(extra=Policy.DELETE, undeleted=Policy.DELETE, brake_ratio=1.0))
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlLedger]:
+    opened = open_ledger(f"sqlite:///{tmp_path_factory.mktemp('backfill')}/ledger.db")
+    yield opened
+    opened.close()
+
+
+@dataclass
+class Ended:
+    """A run that ended, and what it left in the ledger."""
+
+    run: Run
+    rig: Rig
+    ledger: SqlLedger
+
+    @property
+    def audited(self) -> dict[int, list[str]]:
+        """Return the outcomes that the audit names, by row, oldest first."""
+        rows = self.ledger.audit_rows(run_id=self.run.id, limit=10_000)
+        found: dict[int, list[str]] = {}
+        for row in sorted(rows, key=lambda row: row.at):
+            if row.key is not None and row.action == WRITE_ACTION:
+                found.setdefault(self.rig.number(row.key), []).append(row.outcome)
+        return found
+
+    def gap(self, number: int) -> Gap:
+        found = self.ledger.gap(gap_id(self.run.pipeline, self.rig.key(number), f"story {self.run.request['plan']}"))
+        assert found is not None
+        return found
+
+
+def repaired(rig: Rig, ledger: SqlLedger) -> Ended:
+    """Open a gap for every row of the rig, plan, apply and let the run end."""
+    clock, name = VirtualClock(pace=100), f"run{next(_RUNS)}"
+    rig.spec = replace(rig.spec, id=name)  # a pipeline of its own: stories share the ledger's file
+    numbers = sorted({*rig.source, *rig.target, *NUMBERS})
+    gaps = [_gap(rig, number, f"{name}_plan", clock) for number in numbers]
+    assert all(ledger.store_gaps([GapChange(gap=gap, against=None, event="opened") for gap in gaps]))
+    plan(ledger, rig.spec, permitted(rig.spec.repair), limit=100, run_id=f"{name}_plan", clock=clock)
+    request_apply(ledger, f"{name}_plan", run_id=name, clock=clock)
+    taken = ledger.take_run(RunKind.BACKFILL, "here", seconds=1e6)
+    assert taken is not None
+    backfiller = Backfiller(
+        BackfillDependencies(
+            ledger=ledger,
+            book=Book(ledger, clock),
+            clock=clock,
+            holder="here",
+            grace_ms=lambda _: GRACE_MS,
+            delivered=lambda _: Delivered(through_ms=None, age_alone=True),
+            on_document=lambda *_: None,
+        )
+    )
+    audited: Counter[int] = Counter()
+
+    def on_write(item: WriteItem) -> None:
+        number = rig.number(item.key)
+        audited[number] += 1
+        rows = ledger.audit_rows(run_id=name, key=item.key, limit=1_000)
+        intents = sum(row.action == WRITE_ACTION and row.outcome == ItemOutcome.PLANNED.value for row in rows)
+        assert intents >= audited[number], "a write without an audit row before it"
+        _never_worse(rig, item)
+
+    rig.on_write = on_write
+    ended = asyncio.run(backfiller.run(taken, rig.stores))
+    return Ended(run=ended, rig=rig, ledger=ledger)
+
+
+def _never_worse(rig: Rig, item: WriteItem) -> None:
+    number = rig.number(item.key)
+    versions = [row["total"] for row in rig.history.get(number, ()) if row is not None]
+    there = rig.target.get(number)
+    if item.document is None:
+        return
+    row = dict(item.document)
+    whole = [rig.document(known) for known in rig.history[number] if known is not None]
+    assert row in whole, "a document that is none of the source row's states: defaulted or partial"
+    assert row.keys() == {"_id", "total", "note"}
+    assert PLACEHOLDER not in row.values()
+    guard = item.replaces.raw if isinstance(item.replaces, StoredRecord) else None
+    if there is not None and there == guard and there["total"] in versions:
+        assert there["total"] <= row["total"], "an older version over a newer one"
+
+
+def _gap(rig: Rig, number: int, plan_id: str, clock: VirtualClock) -> Gap:
+    kind = Kind.MISSING if number not in rig.target else Kind.MISMATCH if number in rig.source else Kind.EXTRA
+    key, now = rig.key(number), clock.now()
+    return Gap(
+        id=gap_id(rig.spec.id, key, f"story {plan_id}"),
+        pipeline=rig.spec.id,
+        key=key,
+        key_fields={"id": number},
+        target_id=str(number),
+        kind=kind,
+        cause=Cause.UNKNOWN,
+        state=State.OPEN,
+        detector=Detector.SWEEP,
+        event_time=None,
+        held_since=now,
+        first_seen=now,
+        confirmed_at=now,
+    )
+
+
+# ── the property ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ACTS = ("write", "delete", "deliver", "lose", "falsify", "remove", "strip", "mask")
+
+
+def act(rig: Rig, what: str, number: int) -> None:
+    """One thing that somebody else does to one row."""
+    if what == "write":
+        rig.source_writes(number)
+    elif what == "delete":
+        rig.source_deletes(number)
+    elif what == "deliver":
+        rig.sink_delivers(number)
+    elif what == "lose":
+        rig.sink_loses(number)
+    elif what == "falsify":
+        rig.stranger_writes(number, {"_id": number, "total": -next(rig.values), "note": "a stranger's"})
+    elif what == "remove":
+        rig.stranger_writes(number, None)
+    elif what == "strip" and number in rig.source:
+        del rig.source_writes(number)["note"]  # a reader that does not show the column
+    elif what == "mask":
+        rig.source_writes(number, note=PLACEHOLDER)
+
+
+acts = st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(NUMBERS)), max_size=12)
+moments = st.dictionaries(st.integers(0, 30), acts, max_size=8)
+
+
+@OFTEN
+@given(acts, moments, st.sets(st.sampled_from(NUMBERS), max_size=1), st.sets(st.sampled_from(NUMBERS), max_size=1))
+def test_invariant_6_repair_never_makes_it_worse(
+    ledger: SqlLedger, before: list[Any], during: dict[int, list[Any]], refused: set[int], unread: set[int]
+) -> None:
+    rig = Rig(spec=DELETING_SPEC)
+    for number in NUMBERS[:3]:
+        rig.source_writes(number)
+    for what, number in before:
+        act(rig, what, number)
+    rig.refused, rig.unread = refused, unread
+    step = itertools.count()
+
+    def between(_: str) -> None:
+        for what, number in during.get(next(step), ()):
+            act(rig, what, number)
+
+    rig.between = between
+    ended = repaired(rig, ledger)
+    check(ended)
+
+
+def check(ended: Ended) -> None:
+    rig, counts, audited = ended.rig, ended.run.counts, ended.audited
+    touched = {rig.number(item.key) for item in rig.writes}
+    assert touched <= audited.keys()
+    unproved = {ItemOutcome.UNREAD.value, ItemOutcome.FAILED.value}
+    for number, left in rig.ours.items():
+        if number in rig.unseen:
+            continue  # the source moved on after the last read: the stream's
+        row = rig.source.get(number)
+        if left != (None if row is None else rig.document(row)):
+            assert audited[number][-1] in unproved, f"row {number} was left wrong without a word: {audited[number]}"
+    proved = {number for number in touched if number in rig.agreed}
+    assert counts["verified"] <= len(proved), "counted before it was read back"
+    assert counts["written"] + counts["vanished"] >= counts["verified"] >= counts["written"]
+    for number in NUMBERS:
+        gap = ended.gap(number)
+        if gap.resolution is Resolution.BACKFILLED:
+            assert number in proved
+    unhappy = counts.get("failed", 0) + counts.get("unread", 0)
+    assert (ended.run.state is RunState.SUCCEEDED) == (not unhappy)
+    if counts["in_sync"]:
+        assert not unhappy
+        assert counts["open_gaps_left"] == 0
+
+
+# ── what happened elsewhere ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def at_step(rig: Rig, number: int, *acts_then: Any) -> None:
+    step = itertools.count()
+
+    def between(_: str) -> None:
+        if next(step) == number:
+            for one in acts_then:
+                one()
+
+    rig.between = between
+
+
+# fetch source, target, source twice (the wait between them), then the write: step 6
+WRITE_STEP = 6
+
+
+def test_lesson_20_a_field_that_was_never_written_refuses_the_item(ledger: SqlLedger) -> None:
+    """The retry read a name that the writer never wrote, got the default 0.0, and overwrote the real amount."""
+    rig = Rig()
+    rig.source_writes(1)
+    del rig.source[1]["total"]
+    rig.stranger_writes(1, {"_id": 1, "total": 430, "note": "the real amount"})
+    ended = repaired(rig, ledger)
+    assert rig.writes == []
+    assert rig.target[1]["total"] == 430
+    assert ended.audited[1] == [ItemOutcome.FAILED.value]
+    assert ended.run.state is RunState.FAILED
+    assert ended.gap(1).state is State.OPEN
+
+
+@pytest.mark.parametrize("value", [PLACEHOLDER, PLACEHOLDER.encode()])
+def test_lesson_21_a_masked_value_is_never_written(ledger: SqlLedger, value: Any) -> None:
+    rig = Rig()
+    rig.source_writes(1, note=value)
+    ended = repaired(rig, ledger)
+    assert (rig.writes, rig.target) == ([], {})
+    assert ended.audited[1] == [ItemOutcome.FAILED.value]
+
+
+def test_lesson_21_null_is_a_value_and_not_a_default(ledger: SqlLedger) -> None:
+    """A default of 100.00 overwrote 430.00: what is null at the source is null at the target, and a number stays that number."""
+    rig = Rig()
+    rig.source_writes(1, total=430)
+    rig.source_writes(2, total=None)
+    rig.stranger_writes(1, {"_id": 1, "total": 100, "note": "default"})
+    repaired(rig, ledger)
+    assert rig.target == {number: rig.document(rig.source[number]) for number in (1, 2)}
+    assert (rig.target[1]["total"], rig.target[2]["total"]) == (430, None)
+
+
+def test_lesson_21_one_refused_item_keeps_no_other_from_being_repaired(ledger: SqlLedger) -> None:
+    rig = Rig(spec=DELETING_SPEC)
+    rig.source_writes(1, note=PLACEHOLDER)
+    rig.source_writes(2)
+    ended = repaired(rig, ledger)
+    assert (ended.run.counts["written"], ended.run.counts["failed"], ended.run.counts["in_sync"]) == (1, 1, 0)
+    assert rig.agrees(2)
+
+
+def test_lesson_22_what_is_missing_altogether_is_repaired(ledger: SqlLedger) -> None:
+    """ "Auto-repair of missing" returned false whenever the parent was missing: nothing of the row is at the target."""
+    rig = Rig()
+    rig.source_writes(1)
+    ended = repaired(rig, ledger)
+    assert rig.agrees(1)
+    assert ended.gap(1).resolution is Resolution.BACKFILLED
+
+
+def test_lesson_23_a_write_that_changes_nothing_is_no_failed_repair(ledger: SqlLedger) -> None:
+    """Between judging and writing the sink delivered the very same state: nothing failed, nothing is tried again."""
+    rig = Rig()
+    rig.source_writes(1)
+    at_step(rig, WRITE_STEP, lambda: rig.sink_delivers(1))
+    ended = repaired(rig, ledger)
+    assert rig.writes == []
+    assert (ended.run.counts["failed"], ended.run.counts["already_newer"]) == (0, 1)
+    assert ended.run.state is RunState.SUCCEEDED
+
+
+def test_lesson_23_a_row_that_is_right_by_now_is_no_write_and_no_failure(ledger: SqlLedger) -> None:
+    rig = Rig()
+    rig.source_writes(1)
+    rig.sink_delivers(1)
+    ended = repaired(rig, ledger)
+    assert (ended.run.counts["already_right"], ended.run.counts["failed"], len(rig.writes)) == (len(NUMBERS), 0, 0)
+    assert ended.gap(1).resolution is Resolution.LATE_ARRIVAL
+    assert ended.run.counts["in_sync"] == 1
+
+
+def test_lesson_15_the_status_of_a_write_proves_nothing(ledger: SqlLedger) -> None:
+    """The store says "written" and holds something else (a rollback): only reading back is a proof."""
+    rig = Rig()
+    rig.source_writes(1)
+    at_step(rig, WRITE_STEP + 1, lambda: rig.stranger_writes(1, None))
+    ended = repaired(rig, ledger)
+    assert len(rig.writes) == 1
+    assert (ended.run.counts["written"], ended.run.counts["verified"]) == (0, 0)
+    assert ended.gap(1).state is State.OPEN
+    assert ended.run.counts["in_sync"] == 0
+
+
+def test_lesson_15_a_write_that_cannot_be_read_back_is_not_counted(ledger: SqlLedger) -> None:
+    rig = Rig()
+    rig.source_writes(1)
+    at_step(rig, WRITE_STEP + 1, lambda: rig.away.add(Side.OBSERVED))
+    ended = repaired(rig, ledger)
+    assert (ended.run.counts["written"], ended.run.counts["verified"], ended.run.counts["unread"]) == (0, 0, 1)
+    assert ended.run.state is RunState.INCONCLUSIVE
+    assert ended.gap(1).state is State.OPEN
+
+
+def test_lesson_17_nothing_is_written_while_the_target_does_not_answer(ledger: SqlLedger) -> None:
+    rig = Rig()
+    rig.source_writes(1)
+    rig.away.add(Side.OBSERVED)
+    ended = repaired(rig, ledger)
+    assert rig.writes == []
+    assert ended.run.state is RunState.INCONCLUSIVE
+
+
+def test_a_row_that_goes_while_it_is_written_takes_its_document_along(ledger: SqlLedger) -> None:
+    rig = Rig()
+    rig.source_writes(1)
+    at_step(rig, WRITE_STEP, lambda: rig.source_deletes(1))
+    ended = repaired(rig, ledger)
+    assert (len(rig.writes), rig.target) == (2, {})
+    assert ended.run.counts["vanished"] >= 1
+
+
+def test_a_row_that_comes_back_while_its_document_is_deleted_gets_it_back(ledger: SqlLedger) -> None:
+    """The same row is inserted again and delivered before the delete: the guard sees just the document that it read."""
+    rig = Rig(spec=DELETING_SPEC)
+    row = rig.source_writes(1)
+    rig.sink_delivers(1)
+    rig.source_deletes(1)
+    rig.sink_loses(1)
+    at_step(rig, WRITE_STEP, lambda: rig.source_writes(1, total=row["total"], note=row["note"]), lambda: rig.sink_delivers(1))
+    ended = repaired(rig, ledger)
+    assert rig.agrees(1), "deleted, and its row is there"
+    assert ended.audited[1][-1] == ItemOutcome.WRITTEN.value
+
+
+def test_a_correction_that_the_target_refuses_is_not_called_newer(ledger: SqlLedger) -> None:
+    """Our document outlives its row, because the target refuses the delete: that is said, and the gap stays open."""
+    rig = Rig()
+    rig.source_writes(1)
+    step = itertools.count()
+
+    def between(_: str) -> None:
+        number = next(step)
+        if number == WRITE_STEP:
+            rig.source_deletes(1)
+        if number > WRITE_STEP:
+            rig.refused = {1}
+
+    rig.between = between
+    ended = repaired(rig, ledger)
+    assert rig.target
+    assert ended.audited[1][-1] == ItemOutcome.UNREAD.value
+    assert ended.run.state is RunState.INCONCLUSIVE
+    assert ended.gap(1).state is State.OPEN

@@ -1,0 +1,181 @@
+"""The difference of two sets of keys, in blocks and in buckets, against Python's own sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gapwatch.core.keys import KeyCodec
+from gapwatch.core.sweep_sets import (
+    BUCKETS,
+    Array,
+    KeyForm,
+    OrderedDifference,
+    OutOfOrderError,
+    compare_bucket,
+    digests,
+    objects,
+    scatter,
+)
+from gapwatch.model.pipeline import KeyColumn, KeyType
+from gapwatch.model.stream import Side
+
+Rows = dict[bytes, bytes]
+
+
+def codec(*kinds: KeyType) -> KeyCodec:
+    return KeyCodec([KeyColumn(path=f"k{number}", type=kind) for number, kind in enumerate(kinds)])
+
+
+CODECS = {
+    "int": (codec(KeyType.INT), st.tuples(st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300))),
+    "uuid": (codec(KeyType.UUID), st.tuples(st.binary(min_size=16, max_size=16) | st.just(bytes(16)))),
+    "objectid": (codec(KeyType.OBJECTID), st.tuples(st.binary(min_size=12, max_size=12))),
+    "two ints": (codec(KeyType.INT, KeyType.INT), st.tuples(st.integers(-70_000, 70_000), st.integers(-300, 300))),
+    "text": (codec(KeyType.TEXT), st.tuples(st.text(max_size=4))),
+}
+
+
+@st.composite
+def pairs(draw: st.DrawFn, name: str) -> tuple[KeyCodec, Rows, Rows]:
+    """Draw two sides that share most keys."""
+    made, values = CODECS[name]
+    keys = st.builds(made.encode, values)
+    contents = st.sampled_from([b"a" * 16, b"b" * 16, b"\0" * 16])
+    common = draw(st.dictionaries(keys, contents, max_size=30))
+    source, target = draw(st.dictionaries(keys, contents, max_size=5)), draw(st.dictionaries(keys, contents, max_size=5))
+    return made, {**common, **source}, {**common, **target}
+
+
+def expected(source: Rows, target: Rows) -> tuple[set[bytes], set[bytes], set[bytes]]:
+    common = source.keys() & target.keys()
+    return source.keys() - target.keys(), target.keys() - source.keys(), {key for key in common if source[key] != target[key]}
+
+
+def equal(one: object, other: object) -> bool:
+    return one == other
+
+
+def cut(rows: Rows, sizes: Random) -> list[list[bytes]]:
+    keys, blocks = sorted(rows), []
+    while keys:
+        size = sizes.randint(1, 7)
+        blocks.append(keys[:size])
+        keys = keys[size:]
+    return blocks
+
+
+def as_digests(rows: Rows, keys: list[bytes]) -> Array:
+    return digests([rows[key] for key in keys])
+
+
+def as_objects(rows: Rows, keys: list[bytes]) -> Array:
+    return objects([(rows[key], ("1",)) for key in keys])
+
+
+@pytest.mark.parametrize("name", ["int", "uuid", "objectid", "two ints"])
+@pytest.mark.parametrize("column", [as_digests, as_objects])
+@given(data=st.data(), seed=st.integers(0, 10_000))
+def test_d1_blocks_in_any_rhythm_show_every_difference_and_nothing_else(
+    name: str, column: Callable[[Rows, list[bytes]], Array], data: st.DataObject, seed: int
+) -> None:
+    made, source, target = data.draw(pairs(name))
+    generator, form = Random(seed), KeyForm(made)
+    difference = OrderedDifference(form, equal)
+    queues = {Side.EXPECTED: cut(source, generator), Side.OBSERVED: cut(target, generator)}
+    rows = {Side.EXPECTED: source, Side.OBSERVED: target}
+    found: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
+    live = list(Side)
+    while live:
+        side = generator.choice(live)
+        if queues[side]:
+            keys = queues[side].pop(0)
+            step = difference.add(side, form.block(keys), column(rows[side], keys))
+        else:
+            live.remove(side)
+            step = difference.end(side)
+        for into, keys_found in zip(found, (step.source_only, step.target_only, step.differing), strict=True):
+            into.extend(keys_found)
+        mark = difference.mark()
+        if mark is not None:
+            assert mark.counts == (sum(key < mark.key for key in source), sum(key < mark.key for key in target))
+    assert tuple(sorted(keys) for keys in found) == tuple(sorted(keys) for keys in expected(source, target))
+    assert difference.held == 0
+
+
+def test_lesson_12_without_contents_only_ids_are_compared() -> None:
+    made = CODECS["int"][0]
+    form = KeyForm(made)
+    difference = OrderedDifference(form, equal)
+    difference.add(Side.EXPECTED, np.array([1, 2]))
+    difference.end(Side.EXPECTED)
+    difference.add(Side.OBSERVED, np.array([1, 2]))
+    assert len(difference.end(Side.OBSERVED)) == 0
+
+
+@pytest.mark.parametrize("second", [[5], [4], [6, 6], [7, 6]])
+def test_trap_25_a_side_out_of_order_is_noticed_and_not_compared(second: list[int]) -> None:
+    difference = OrderedDifference(KeyForm(CODECS["int"][0]), equal)
+    difference.add(Side.EXPECTED, np.array([1, 5]))
+    with pytest.raises(OutOfOrderError):
+        difference.add(Side.EXPECTED, np.array(second))
+
+
+def test_a_number_beyond_64_bits_is_for_buckets() -> None:
+    made = CODECS["int"][0]
+    with pytest.raises(OutOfOrderError):
+        KeyForm(made).block([made.encode([2**63])])
+
+
+def test_sides_in_step_hold_little() -> None:
+    difference = OrderedDifference(KeyForm(CODECS["int"][0]), equal)
+    for start in range(0, 100_000, 1_000):
+        block = np.arange(start, start + 1_000)
+        difference.add(Side.EXPECTED, block)
+        difference.add(Side.OBSERVED, block)
+        assert difference.held <= 1_000
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("column", [as_digests, as_objects])
+@given(data=st.data(), seed=st.integers(0, 10_000))
+def test_d1_buckets_in_any_order_show_every_difference_and_nothing_else(
+    name: str, column: Callable[[Rows, list[bytes]], Array], data: st.DataObject, seed: int
+) -> None:
+    _, source, target = data.draw(pairs(name))
+    generator = Random(seed)
+    sides = []
+    for rows in (source, target):
+        keys = list(rows)
+        generator.shuffle(keys)
+        sides.append(scatter(keys, column(rows, keys)) if keys else {})
+    found: tuple[set[bytes], set[bytes], set[bytes]] = (set(), set(), set())
+    empty: Any = np.empty(0, dtype="S16")
+    for bucket in range(BUCKETS):
+        left, right = (side.get(bucket) for side in sides)
+        places = compare_bucket(
+            left.hashes if left else empty,
+            right.hashes if right else empty,
+            left.contents if left else None,
+            right.contents if right else None,
+            equal,
+        )
+        for into, stretch, at in zip(found, (left, right, left), (places.source, places.target, places.differing), strict=True):
+            into.update(stretch.keys[number] for number in at.tolist()) if stretch else None
+    assert found == expected(source, target)
+
+
+def test_a_key_that_one_side_holds_twice_is_read_again() -> None:
+    keys = [b"a\0\1", b"b\0\1"]
+    once, twice = scatter(keys, None), scatter([*keys, keys[0]], None)
+    found = []
+    for bucket, stretch in twice.items():
+        places = compare_bucket(once[bucket].hashes, stretch.hashes, None, None, equal)
+        found += [stretch.keys[at] for at in places.target.tolist()]
+    assert set(found) == {keys[0]}

@@ -1,0 +1,120 @@
+"""From messages to sections: ranges, repetitions, broken histories and records that nobody understands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+from confluent_kafka import Message
+
+from gapwatch.core.batches import unpack
+from gapwatch.core.feeds import FeedProgress
+from gapwatch.kafka.clients import Partition
+from gapwatch.model.gap import FindingRecord
+from gapwatch.model.pipeline import FieldSpec, FieldType, Settings
+from gapwatch.model.stream import Batch, Section
+from gapwatch.roles.ingest.intake import Intake
+from gapwatch.roles.ingest.outlet import Outlet
+from gapwatch.roles.ingest.parts import IngestDependencies, Owned, Shared
+from tests.unit.core.samples import COMMITTED, TOPIC, change, pipeline
+
+AT = Partition(TOPIC, 0)
+
+
+class Rig:
+    """The intake with its outlet; what would go to Kafka and to the ledger is kept."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int, bytes | None]] = []
+        self.findings: list[FindingRecord] = []
+        self.unparsable: list[str] = []
+        spec = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
+        settings = Settings(bootstrap_servers="", pipelines={"orders": spec})
+        dependencies = SimpleNamespace(
+            settings=settings,
+            pipelines=settings.pipelines,
+            producer=SimpleNamespace(send=self._send),
+            ledger=SimpleNamespace(epoch=lambda *_: 7, raise_finding=self._finding),
+            clock=SimpleNamespace(now=lambda: datetime(2026, 1, 1, tzinfo=UTC)),
+            on_finding=lambda *_: None,
+            on_unparsable=self.unparsable.append,
+        )
+        self.shared = Shared(cast("IngestDependencies", dependencies))
+        self.outlet = Outlet(self.shared)
+        self.intake = Intake(self.shared, self.outlet)
+        self.progress = FeedProgress(topic=TOPIC, partition=0, partitions=1, epoch=1, position=5, sent=5, disorder_ms=200)
+        self.shared.owned[AT] = Owned(progress=self.progress, topic_id="id")
+
+    async def _send(self, topic: str, key: bytes | None, value: bytes | None, *, partition: int = -1, **_: Any) -> Any:
+        self.sent.append((topic, partition, value))
+        return asyncio.get_running_loop().create_future()
+
+    def _finding(self, record: FindingRecord) -> bool:
+        self.findings.append(record)
+        return True
+
+    async def take(self, *messages: Message) -> None:
+        await self.intake.take(AT, messages)
+        await self.outlet.send_sections(self.shared.owned.values())
+
+    @property
+    def sections(self) -> list[Section]:
+        batches = [unpack(value or b"") for topic, _, value in self.sent if topic.endswith(".events")]
+        return [section for batch in batches if isinstance(batch, Batch) for section in batch.sections]
+
+
+def message(offset: int, *, lsn: int = 0, time: int = COMMITTED, value: bytes | None = None) -> Message:
+    lsn = lsn or offset
+    made = change("c", after={"id": offset, "name": "n"}, sequence=f'["{lsn}","{lsn}"]', ts_ms=time)
+    return Message(
+        topic=TOPIC,
+        partition=0,
+        offset=offset,
+        key=json.dumps({"id": offset}).encode(),
+        value=json.dumps(made).encode() if value is None else value,
+        timestamp=(1, time),
+    )
+
+
+async def test_ranges_join_and_repetitions_are_passed_over() -> None:
+    rig = Rig()
+    await rig.take(message(5), message(6))
+    await rig.take(message(6), message(7))
+    await rig.take(message(7))
+    found = sorted((offset, section.offset_from, section.offset_to) for section in rig.sections for offset in section.offsets)
+    assert [offset for offset, _, _ in found] == [5, 6, 7]
+    assert all(start <= offset < end for offset, start, end in found)
+    assert {end for _, _, end in found} == {7, 8}
+    assert rig.progress.position == 8
+    assert rig.progress.watermark == COMMITTED - 200
+
+
+async def test_a_broken_history_ends_its_epoch_in_the_middle_of_a_batch() -> None:
+    rig = Rig()
+    await rig.take(message(5, lsn=100), message(6, lsn=101), message(8, lsn=3, time=COMMITTED + 5_000), message(9, lsn=4))
+    by_epoch = {epoch: [s for s in rig.sections if s.epoch == epoch] for epoch in (1, 7)}
+    assert sorted(offset for section in by_epoch[1] for offset in section.offsets) == [5, 6]
+    assert sorted(offset for section in by_epoch[7] for offset in section.offsets) == [8, 9]
+    assert {(section.offset_from, section.offset_to) for section in by_epoch[1]} == {(5, 8)}
+    assert {(section.offset_from, section.offset_to) for section in by_epoch[7]} == {(8, 10)}
+    assert [record.finding for record in rig.findings] == ["slot_jumped"]
+    assert rig.progress.highest == (4, 4)
+
+
+async def test_a_record_that_nobody_understands_is_buried_and_lost_and_its_neighbours_are_not() -> None:
+    rig = Rig()
+    await rig.take(message(5), message(6, value=b"{"), message(7))
+    assert sorted(offset for section in rig.sections for offset in section.offsets) == [5, 7]
+    assert [(lost.offset_from, lost.offset_to, lost.reason) for lost in rig.progress.lost] == [(6, 7, "unparsable")]
+    assert [value for topic, _, value in rig.sent if topic.endswith(".dlq")] == [b"{"]
+    assert rig.unparsable == ["unparsable_json"]
+
+
+async def test_partitions_that_are_not_ours_are_left_alone() -> None:
+    rig = Rig()
+    await rig.intake.take(Partition(TOPIC, 1), [message(5)])
+    assert rig.progress.position == 5
+    assert rig.sent == []
