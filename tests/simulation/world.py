@@ -299,6 +299,10 @@ class World:
         states = [self._state(feed, feed.position, clock) for feed in feeds]
         return Control(FORMAT, "first", clock, states, [PipelineTimes(PIPELINE, 0, GRACE_MS)])
 
+    def control(self, clock: int) -> Control:
+        """Return what the ingesters say at `clock`, after everything."""
+        return self._control(list(self.feeds.values()), clock)
+
     # the truth
 
     @property

@@ -54,8 +54,14 @@ def permitted(spec: RepairSpec) -> frozenset[Kind]:
     return WRITABLE | {kind for kind, policy in policies.items() if policy is Policy.DELETE}
 
 
-def decide(judgement: Judgement, kinds: frozenset[Kind]) -> Decision:
-    """Say whether a judged key is written. A row that is gone at the source is never written, whatever the plan said."""
+def decide(judgement: Judgement, kinds: frozenset[Kind], *, planned: Kind) -> Decision:
+    """Say whether a judged key is written. A row that is gone at the source is never written, whatever the plan said.
+
+    Args:
+        judgement: What reading both sides proves now.
+        kinds: The kinds of gaps that this run may write or delete.
+        planned: The kind of this key's gap in the plan: only one that was planned as too much is deleted.
+    """
     if isinstance(judgement, Cleared):
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.ALREADY_RIGHT)
     if isinstance(judgement, Superseded):
@@ -63,7 +69,7 @@ def decide(judgement: Judgement, kinds: frozenset[Kind]) -> Decision:
     if not isinstance(judgement, Difference):
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.UNREAD, reason=getattr(judgement, "reason", "not read"))
     if judgement.kind in DELETABLE:
-        if kinds & DELETABLE:
+        if planned in kinds & DELETABLE:
             return Decision(step=Step.DELETE, outcome=ItemOutcome.WRITTEN)
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.VANISHED, reason="the source has no such row")
     if not kinds & _asked_for_by(judgement.kind):

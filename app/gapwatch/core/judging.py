@@ -89,8 +89,7 @@ class Judge:
             return
         if out_of_reach or (effect is Effect.OPENED and key in cell.rows.long):
             pipeline.due.add(key, state.due)
-        if effect is Effect.OPENED:
-            pipeline.survey.low = min(pipeline.survey.low, event_time_of(state.opening))
+        pipeline.survey.low = min(pipeline.survey.low, state.oldest_time)
 
     def _let_go(self, key: bytes, state: KeyState, said: Said) -> None:
         """A limit is reached: the key becomes part of a hole, which a sweep covers."""

@@ -171,7 +171,9 @@ class PipelineState:
             if feed.side == Side.EXPECTED and feed.partitions
         )
         oldest = min(survey.oldest, survey.low)
-        in_transit = survey.oldest_in_transit if survey.in_transit else LATEST
+        in_transit = survey.oldest_in_transit
+        # What came into transit since the survey is not known one by one; it is a part of what is unsettled.
+        delivered = min(source, in_transit, oldest) if survey.age and self.delivery_known else min(source, in_transit)
         return PartitionStatus(
             pipeline=self.id,
             partition=partition,
@@ -183,7 +185,7 @@ class PipelineState:
             target_watermark=times.watermark(*self.target),
             source_caught_up=times.caught_up(*self.source),
             target_caught_up=times.caught_up(*self.target),
-            delivered_through=0 if unknown else min(source, in_transit),
+            delivered_through=0 if unknown else delivered,
             oldest_unsettled=oldest if total and oldest != LATEST else None,
             oldest_in_transit=in_transit if in_transit != LATEST else None,
             pending=max(0, total - raised - survey.in_transit),
@@ -281,12 +283,20 @@ class PipelineState:
         survey.oldest = min(survey.oldest, time)
         if not expected or not self.delivery_known:
             return
-        feed = self.feed_of(opening)
-        position = LATEST if feed.delivery == NO_DELIVERY else feed.position
-        if times_of(opening)[0] >= position and token_of(opening)[0] >= feed.gone_below:
+        writes = held.writes if isinstance(held, KeyState) else (held,)
+        if not self._is_in_transit(writes[-1]):
+            return  # then no older one is
+        if self._is_in_transit(opening):
             survey.in_transit += 1
             survey.raised_in_transit += raised
-            survey.oldest_in_transit = min(survey.oldest_in_transit, time)
+        oldest = next(write for write in writes if self._is_in_transit(write))
+        survey.oldest_in_transit = min(survey.oldest_in_transit, event_time_of(oldest))
+
+    def _is_in_transit(self, write: Write) -> bool:
+        """Whether the sink has not reached it."""
+        feed = self.feed_of(write)
+        position = LATEST if feed.delivery == NO_DELIVERY else feed.position
+        return times_of(write)[0] >= position and token_of(write)[0] >= feed.gone_below
 
     # state
 

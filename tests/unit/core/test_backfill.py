@@ -18,19 +18,21 @@ def difference(kind: Kind) -> Difference:
 
 @pytest.mark.parametrize("kind", [Kind.MISSING, Kind.STALE, Kind.MISMATCH])
 def test_proved_differences_of_the_planned_kinds_are_written(kind: Kind) -> None:
-    assert decide(difference(kind), frozenset({kind})).step is Step.WRITE
+    assert decide(difference(kind), frozenset({kind}), planned=kind).step is Step.WRITE
 
 
 def test_stale_and_mismatch_cannot_be_told_apart_by_reads_alone() -> None:
-    assert decide(difference(Kind.MISMATCH), frozenset({Kind.STALE})).step is Step.WRITE
-    assert decide(difference(Kind.MISMATCH), frozenset({Kind.MISSING})).step is Step.LEAVE
+    assert decide(difference(Kind.MISMATCH), frozenset({Kind.STALE}), planned=Kind.STALE).step is Step.WRITE
+    assert decide(difference(Kind.MISMATCH), frozenset({Kind.MISSING}), planned=Kind.MISSING).step is Step.LEAVE
 
 
 @pytest.mark.parametrize("kind", [Kind.EXTRA, Kind.UNDELETED])
 def test_documents_are_deleted_by_policy_only(kind: Kind) -> None:
     writes = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
-    assert decide(difference(kind), writes).outcome is ItemOutcome.VANISHED
-    assert decide(difference(kind), writes | {kind}).step is Step.DELETE
+    assert decide(difference(kind), writes, planned=kind).outcome is ItemOutcome.VANISHED
+    assert decide(difference(kind), writes | {kind}, planned=kind).step is Step.DELETE
+    left = decide(difference(kind), writes | {kind}, planned=Kind.MISSING)
+    assert (left.step, left.outcome) == (Step.LEAVE, ItemOutcome.VANISHED), "it was planned as missing: nobody asked to delete it"
     assert kind not in permitted(RepairSpec())
     assert kind in permitted(RepairSpec(extra=Policy.DELETE, undeleted=Policy.DELETE))
 
@@ -45,7 +47,7 @@ def test_documents_are_deleted_by_policy_only(kind: Kind) -> None:
     ],
 )
 def test_everything_else_is_left_and_named(judgement: object, outcome: ItemOutcome) -> None:
-    decision = decide(judgement, ALL)  # type: ignore[arg-type]
+    decision = decide(judgement, ALL, planned=Kind.MISSING)  # type: ignore[arg-type]
     assert (decision.step, decision.outcome) == (Step.LEAVE, outcome)
 
 

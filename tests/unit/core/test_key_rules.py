@@ -4,13 +4,98 @@ from __future__ import annotations
 
 import pytest
 
+from gapwatch.core import pipelinestate
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import FORMAT, NO_DELIVERY, Control, Lost, Operation, Outcome, Side
 from gapwatch.model.suspect import Hole, Reason, Suspect
 from tests.simulation.bench import KEY, Bench, only
 from tests.simulation.world import GRACE_MS, START, pipeline
+from tests.unit.core.test_feeds import progress
 
 LATE = GRACE_MS + 1
+
+
+# ── order ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_trap_1_a_lower_lsn_of_a_later_commit_is_the_newer_write() -> None:
+    """Debezium emits transactions in commit order, each event with its own LSN: the second one went back from 200 to 100."""
+    bench, feed = Bench(), progress()
+    bench.expect(1, 100, place=90, minor=200)
+    bench.expect(2, 200, place=250, minor=100)
+    assert not feed.jumped(90, 200, 100)
+    assert not feed.jumped(250, 100, 200), "no broken history either"
+    bench.observe(1, 250)
+    assert bench.unsettled == 200, "the older one arrived, the newer one is asked for"
+    assert only(bench.streams(200 + LATE)).opening.major == 250
+    bench.observe(2, 9_000)
+    assert (bench.status.counters.settled, bench.status.counters.repeated) == (2, 0)
+
+
+def test_trap_1_writes_of_one_transaction_keep_their_order() -> None:
+    bench = Bench()
+    for number, lsn in ((1, 300), (2, 310), (3, 320)):
+        bench.expect(number, 100, place=90, minor=lsn)
+    bench.expect(2, 100, place=90, minor=310)  # the connector was killed and repeats itself
+    bench.observe(3, 200)
+    assert bench.unsettled is None
+    assert bench.status.counters.repeated == 1
+
+
+@pytest.mark.parametrize("arrives", ["old_stays", "new_is_missing", "both"])
+def test_trap_2_both_halves_of_a_changed_primary_key_are_asked_for(arrives: str) -> None:
+    """Delete of the old and create of the new one stand at one position: deduplicated by it, one of the two had vanished."""
+    bench = Bench()
+    bench.expect(1, 10, key=b"old", place=1)
+    bench.observe(1, 20, key=b"old")
+    bench.expect(None, 100, key=b"old", place=7, minor=9)
+    bench.expect(1, 100, key=b"new", place=7, minor=9)
+    if arrives != "old_stays":
+        bench.observe(None, 150, key=b"old")
+    if arrives != "new_is_missing":
+        bench.observe(1, 150, key=b"new")
+    raised = {one.key for one in bench.streams(100 + LATE) if isinstance(one, Suspect)}
+    assert raised == {"old_stays": {b"old"}, "new_is_missing": {b"new"}, "both": set()}[arrives]
+
+
+def test_lesson_31_the_second_half_of_a_pair_finds_nothing_to_do() -> None:
+    """Both sides triggered matching; the second found "already part of a match", failed, and was delivered again for ever."""
+    bench = Bench()
+    bench.expect(1, 100, place=5)
+    bench.observe(1, 150, place=5)
+    for _ in range(10):
+        bench.observe(1, 150, place=5)
+        bench.expect(1, 100, place=5)
+    counters = bench.status.counters
+    assert (counters.expected, counters.observed, counters.settled, counters.repeated) == (1, 1, 1, 20)
+    assert bench.streams(100 + 10 * LATE) == []
+
+
+# ── what an event does not carry ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_trap_17_a_masked_field_is_compared_with_what_was_last_known_of_it() -> None:
+    """The update does not carry the large column: the target must still show the one that was written before."""
+    bench = Bench()
+    bench.expect(1, 100, masks=[77])
+    bench.observe(1, 150, masks=[77])
+    bench.expect(2, 200, masks=[None])
+    bench.observe(2, 250, masks=[88])
+    assert bench.unsettled == 200
+    assert only(bench.streams(250 + LATE)).reason == Reason.UNSATISFIED
+    bench.observe(2, 5_000, masks=[77])
+    assert bench.status.counters.masked == 0
+    assert bench.unsettled is None
+
+
+def test_trap_17_a_masked_field_that_nobody_knows_settles_and_is_counted_as_unproven() -> None:
+    bench = Bench()
+    bench.expect(2, 200, masks=[None])
+    bench.observe(2, 250, masks=[88])
+    assert (bench.unsettled, bench.status.counters.settled, bench.status.counters.masked) == (None, 1, 1)
+    bench.expect(3, 300, masks=[None])
+    bench.observe(4, 350, masks=[88])
+    assert bench.unsettled == 300, "what is not masked differs"
 
 
 # ── a re-snapshot in mid-stream ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -403,3 +488,47 @@ def test_a_complete_log_of_events_has_no_such_hole() -> None:
         bench.observe(at, at)
         bench.streams(at)
     assert bench.holes == []
+
+
+def test_delivered_through_claims_nothing_of_writes_that_came_since_the_last_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Very many keys are surveyed only now and then: a write that is in transit since must hold it all the same."""
+    monkeypatch.setattr(pipelinestate, "SURVEY_KEYS", 2)
+    bench = Bench(pipeline(delivery=True))
+    bench.delivery = 0
+    for number in range(4):
+        bench.expect(number, 100 + number, key=b"row-%d" % number)
+    bench.delivery = 4
+    bench.streams(1_000)
+    assert bench.status.delivered_through == START + 1_000
+    bench.expect(9, 1_500, key=b"late")
+    bench.streams(5_000)
+    assert bench.status.in_transit == 0, "not surveyed again"
+    assert bench.status.delivered_through <= START + 1_500
+
+
+def test_the_oldest_unsettled_time_between_two_surveys_is_never_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelinestate, "SURVEY_KEYS", 2)
+    bench = Bench()
+    for number in range(4):
+        bench.expect(1, 3_000 + number, key=b"row-%d" % number)
+    bench.expect(1, 100)
+    bench.observe(1, 150)
+    bench.expect(2, 5_000)
+    assert bench.unsettled == 3_000
+    bench.observe(99, 2_000)
+    assert bench.unsettled == 2_000
+
+
+def test_a_newer_write_in_transit_holds_delivered_through_behind_an_older_one_that_was_lost() -> None:
+    """The sink had passed the first and lost it; the second is on its way: whoever waits for deliveries must wait for it."""
+    bench = Bench(pipeline(delivery=True))
+    bench.delivery = 0
+    bench.expect(1, 100)
+    bench.expect(2, 500)
+    bench.delivery = 1
+    bench.streams(9_000)
+    assert (bench.status.delivered_through, bench.status.oldest_in_transit) == (START + 500, START + 500)
+    assert bench.status.in_transit == 0, "the key itself is waiting for a write that the sink had passed"
+    bench.delivery = 2
+    bench.streams(9_500)
+    assert (bench.status.delivered_through, bench.status.oldest_in_transit) == (START + 9_500, None)

@@ -248,3 +248,33 @@ def test_long_values_are_kept_as_digests() -> None:
     canonical = mapping.canonical_source({"text": "x" * 100_000})
     assert len(canonical.by_field["text"]) == 17
     assert mapping.differing(canonical, mapping.canonical_target({"text": "x" * 99_999 + "y"})) == ("text",)
+
+
+def test_trap_22_the_order_of_a_documents_fields_says_nothing_on_any_level() -> None:
+    """A verifier failed on field order alone: mapped fields, nested documents and documents inside arrays come in any."""
+    mapping = CompiledMapping(
+        pipeline(
+            field("customer"),
+            field("address", FieldType.JSON, source="address"),
+            field("lines", FieldType.ARRAY, source="lines"),
+        )
+    )
+    address = {"city": {"name": "x", "zip": 1}, "street": None}
+    document: dict[str, Any] = {
+        "_id": 1,
+        "customer": "a",
+        "address": address,
+        "lines": [{"n": 1, "sku": "s"}, {"n": 2, "sku": "t"}],
+    }
+
+    def turned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: turned(value[name]) for name in reversed(value)}
+        return [turned(item) for item in value] if isinstance(value, list) else value
+
+    one, other = mapping.canonical_target(document), mapping.canonical_target(turned(document))
+    assert list(turned(document)) == list(reversed(document))
+    assert one.identity == other.identity
+    assert mapping.differing(one, other) == ()
+    moved = {**document, "lines": list(reversed(document["lines"]))}
+    assert mapping.differing(one, mapping.canonical_target(moved)) == ("lines",), "while the order of an array is content"

@@ -135,19 +135,22 @@ class Backfiller:
     async def run(self, run: Run, stores: PipelineStores) -> Run:
         """Apply the run's plan; return the run as it ended (it is stored as well)."""
         rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.request["plan"], limit=1_000_000)
-        gaps = {row.key: row.gap_id for row in rows if row.action == PLAN_ACTION and row.key is not None}
+        rows = [row for row in rows if row.action == PLAN_ACTION and row.key is not None]
+        gaps = {row.key: row.gap_id for row in rows if row.key is not None}
+        planned = {row.key: Kind(row.reason) for row in rows if row.key is not None}
         tally = Tally(planned=len(gaps))
         try:
-            stopped = await self._apply(run, stores, gaps, tally)
+            stopped = await self._apply(run, stores, gaps, planned, tally)
         except StoreError as error:
             return await self._end(run, tally, gaps, RunState.INCONCLUSIVE, error.message)
         state, error_text = tally.ended(stopped=stopped)
         return await self._end(run, tally, gaps, state, error_text)
 
-    async def _apply(self, run: Run, stores: PipelineStores, gaps: Mapping[Key, str | None], tally: Tally) -> bool:
+    async def _apply(
+        self, run: Run, stores: PipelineStores, gaps: Mapping[Key, str | None], planned: Mapping[Key, Kind], tally: Tally
+    ) -> bool:
         """Work through the plan; True when the error rate stopped it."""
         spec = stores.spec
-        kinds = frozenset(Kind(name) for name in run.request["kinds"])
 
         async def same() -> PipelineStores:
             return stores
@@ -169,7 +172,7 @@ class Backfiller:
                 await self._renew(run, tally)
                 continue
             deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
-            await self._handle(run, stores, decided, kinds, gaps, tally)
+            await self._handle(run, stores, decided, planned, gaps, tally)
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
             await self._renew(run, tally)
@@ -182,16 +185,17 @@ class Backfiller:
         run: Run,
         stores: PipelineStores,
         decided: Sequence[Decided],
-        kinds: frozenset[Kind],
+        planned: Mapping[Key, Kind],
         gaps: Mapping[Key, str | None],
         tally: Tally,
     ) -> None:
+        kinds = frozenset(Kind(name) for name in run.request["kinds"])
         to_write: list[tuple[_Written, int]] = []
         agreeing: list[Decided] = []
         audit: list[AuditRow] = []
         for item in decided:
             key = item.case.key
-            decision = decide(item.judgement, kinds)
+            decision = decide(item.judgement, kinds, planned=planned[key])
             outcome, reason = decision.outcome, decision.reason
             if decision.step is not Step.LEAVE:
                 try:

@@ -173,7 +173,7 @@ class Confirmer:
             outcomes[item.case.key] = Outcome.SUPERSEDED
         elif isinstance(item.judgement, Unverifiable):
             suspect = item.case.suspect
-            since = time_of(suspect.opening.event_time) if suspect else self._on.clock.now()
+            since = time_of(suspect.since or suspect.opening.event_time) if suspect else self._on.clock.now()
             await asyncio.to_thread(self._on.ledger.add_unverifiable, pipeline, item.case.key, since, item.judgement.reason)
             outcomes[item.case.key] = Outcome.UNVERIFIABLE
 
