@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,14 @@ def execute(dsn: str, *statements: str) -> None:
     with psycopg.connect(dsn) as connection:
         for statement in statements:
             connection.execute(statement)
+
+
+def ask(method: str, url: str, body: Any = None) -> Any:
+    """Send JSON to an HTTP interface and return what it answers; urllib's HTTPError for a refusal."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read() or b"null")
 
 
 @contextmanager

@@ -156,6 +156,10 @@ class Store(Protocol):
 class DatasetReader(Store, Protocol):
     """Reads one pipeline's dataset on one side: current, primary reads, never a search index or a stale replica."""
 
+    @property
+    def in_key_order(self) -> bool:
+        """Whether a scan shows keys whose bytes have an order (whole numbers, UUIDs, ObjectIds) in that order."""
+
     async def describe(self) -> DatasetInfo:
         """Return the catalogue's view; StoreRefused (with a remedy) when the dataset does not exist."""
 
@@ -214,6 +218,8 @@ class TargetWriter(Protocol):
 
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
         """Build the target's document from a complete source row; raise RecordError when a field is missing or masked."""
+
+    async def close(self) -> None: ...
 
 
 class ConnectorFactory(Protocol):
@@ -280,6 +286,8 @@ class Advice:
 class Preflight(Protocol):
     async def check(self) -> Sequence[Advice]:
         """Return all advice. Raising means: could not check."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from gapwatch.ledger import SqlLedger, is_new, open_ledger
 from gapwatch.logs import set_up_logs
 from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import RunKind, RunState
-from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec, Settings
+from gapwatch.model.pipeline import CAPTURED, FeedKind, FieldSpec, PipelineSpec, Settings
 from gapwatch.ports import Advice, Clock, Preflight
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
@@ -93,6 +94,12 @@ class Stores:
             target=target.target_reader(resolved, target_store.url),
             writer=target.target_writer(resolved, target_store.url),
         )
+
+    async def close(self) -> None:
+        for made in self._made.values():
+            for part in (made.source, made.target, made.writer):
+                await part.close()
+        self._made.clear()
 
 
 async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: PipelineSpec) -> PipelineSpec:
@@ -163,6 +170,14 @@ class Parts:
         self.metrics = Metrics(__version__, sorted(settings.pipelines))
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
+        self._preflights: dict[str, Sequence[Preflight]] = {}
+
+    async def close(self) -> None:
+        await self.stores.close()
+        for checks in self._preflights.values():
+            for check in checks:
+                await check.close()
+        self.ledger.close()
 
     def producer(self, purpose: str) -> AckedProducer:
         return AckedProducer(self.settings, client_id=f"{purpose}-{self.name}")
@@ -183,9 +198,12 @@ class Parts:
             if not spec.enabled:
                 continue
             target, source = settings.stores[spec.target.store], settings.stores[spec.source.store]
-            if spec.target.feed.kind is FeedKind.CHANGE_STREAM:
+            if spec.target.feed.kind in CAPTURED:
                 opened = partial(connector_of(target.type).feed_reader, spec, target.url)
                 streams.append(Stream(pipeline=spec, topic=spec.target.feed.topic, open=opened))
+            if spec.source.feed.kind in CAPTURED:
+                opened = partial(connector_of(source.type).source_feed_reader, spec, source.url)
+                streams.append(Stream(pipeline=spec, topic=spec.source.feed.topic, open=opened, side="expected"))
             if source.heartbeat.auto:
                 connector = connector_of(source.type)
                 if connector.heartbeat_writer(source.name, source.url, sender) is not None:
@@ -380,7 +398,7 @@ class Parts:
         return max(abs(await stores.source.clock_offset_ms()), abs(await stores.target.clock_offset_ms()))
 
     def _checks(self) -> Callable[[str], Sequence[Preflight]]:
-        made: dict[str, Sequence[Preflight]] = {}
+        made = self._preflights
 
         def of(pipeline: str) -> Sequence[Preflight]:
             if pipeline not in made:
@@ -446,7 +464,7 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
         await supervisor.run(stop)
     finally:
         await probes.stop()
-        parts.ledger.close()
+        await parts.close()
     return 0
 
 
@@ -512,7 +530,7 @@ def local_service(settings: Settings) -> Iterator[str]:
         finally:
             await server.stop()
             await status.close()
-            parts.ledger.close()
+            await parts.close()
 
     def thread() -> None:
         try:
@@ -555,7 +573,11 @@ async def _examine(settings: Settings) -> Sequence[Advice]:
         if spec.enabled:
             token = positions.get(Facts.resume(spec.target.feed.topic), {}).get("token")
             checks[name] = preflights(settings, spec, token.encode() if token else None)
-    return [*advice, *await examine_pipelines(settings, checks, TopicAdmin(settings))]
+    try:
+        return [*advice, *await examine_pipelines(settings, checks, TopicAdmin(settings))]
+    finally:
+        for check in chain.from_iterable(checks.values()):
+            await check.close()
 
 
 def _positions(database: str) -> Mapping[str, Any]:
@@ -582,6 +604,7 @@ def validate_live(settings: Settings) -> Sequence[Advice]:
         try:
             return [*await _examine(settings), *await compare_live(made)]
         finally:
+            await stores.close()
             ledger.close()
 
     return asyncio.run(run())

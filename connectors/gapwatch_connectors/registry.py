@@ -30,7 +30,11 @@ class Connector:
         raise self._no("be repaired")
 
     def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        """Return the reader of the target's own feed."""
         raise self._no("be followed by a change stream")
+
+    def source_feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        raise self._no("be followed by a change stream as a source")
 
     def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
         """Return None where the store type needs no heartbeats of ours."""
@@ -60,6 +64,15 @@ class PostgresConnector(Connector):
 
 
 class MongoConnector(Connector):
+    def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        return mongodb.MongoReader(mongodb.as_target(pipeline), url)
+
+    def source_feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        return mongodb.MongoChangeStream(mongodb.as_target(pipeline), url)
+
+    def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
+        return mongodb.MongoPreflight(mongodb.as_target(pipeline), url, side="source")
+
     def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
         return mongodb.MongoReader(pipeline, url)
 
@@ -73,9 +86,34 @@ class MongoConnector(Connector):
         return mongodb.MongoPreflight(pipeline, url, position)
 
 
+class OpenSearchConnector(Connector):
+    """Its driver is imported at the first use: that takes half a second, which no other store's users should pay."""
+
+    def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        from gapwatch_connectors.opensearch.reader import OpenSearchReader
+
+        return OpenSearchReader(pipeline, url)
+
+    def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
+        from gapwatch_connectors.opensearch.writer import OpenSearchWriter
+
+        return OpenSearchWriter(pipeline, url)
+
+    def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        from gapwatch_connectors.opensearch.feed import OpenSearchTail
+
+        return OpenSearchTail(pipeline, url)
+
+    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
+        from gapwatch_connectors.opensearch.preflight import OpenSearchPreflight
+
+        return OpenSearchPreflight(pipeline, url, position)
+
+
 CONNECTORS: Mapping[StoreType, Connector] = {
     StoreType.POSTGRES: PostgresConnector(StoreType.POSTGRES),
     StoreType.MONGODB: MongoConnector(StoreType.MONGODB),
+    StoreType.OPENSEARCH: OpenSearchConnector(StoreType.OPENSEARCH),
 }
 
 

@@ -12,17 +12,17 @@ import psycopg
 import pymongo
 import pytest
 
-from gapwatch.embedded import EmbeddedStack
-from tests.stack import captured, execute, read_topic, until
+from gapwatch.embedded import EmbeddedStack, OpenSearchPart
+from tests.stack import ask, captured, execute, read_topic, until
 
 pytestmark = pytest.mark.integration
 
 PARENT = """
 import sys, time
 from gapwatch.embedded import EmbeddedStack
-stack = EmbeddedStack(parts=("postgres", "mongodb"))
+stack = EmbeddedStack(parts=("postgres", "mongodb", "opensearch"))
 stack.start()
-print(stack.directory, stack.postgres.pid, stack.mongodb.pid, flush=True)
+print(stack.directory, stack.postgres.pid, stack.mongodb.pid, stack.opensearch.pid, flush=True)
 time.sleep(600)
 """
 
@@ -102,3 +102,30 @@ def test_a_frozen_part_does_not_answer_and_goes_on_when_it_thaws() -> None:
         assert not stack.postgres.ready()
         stack.postgres.resume()
         until(stack.postgres.ready, "Postgres to answer again", 20)
+
+
+def test_opensearch_is_a_cluster_of_processes_whose_replica_takes_over() -> None:
+    with EmbeddedStack(parts=("opensearch",)) as stack:
+        first, second = stack.opensearch, stack.add_opensearch_node()
+        assert first.pid != second.pid
+        url = f"{first.url}/kept"
+        settings = {"number_of_shards": 1, "number_of_replicas": 1, "index.unassigned.node_left.delayed_timeout": "0s"}
+        ask("PUT", url, {"settings": settings})
+        ask("PUT", f"{url}/_doc/7?refresh=true", {"v": 7})
+        until(lambda: first.get("/_cluster/health/kept")["status"] == "green", "the replica")
+        command = {"move": {"index": "kept", "shard": 0, "from_node": first.name, "to_node": second.name}}
+        ask("PUT", f"{url}/_settings", {"index.number_of_replicas": 0})
+        ask("POST", f"{first.url}/_cluster/reroute", {"commands": [command]} if _primary(first) == first.name else {})
+        until(lambda: _primary(first) == second.name, "the primary to be on the second node")
+        ask("PUT", f"{url}/_settings", {"index.number_of_replicas": 1})
+        until(lambda: first.get("/_cluster/health/kept")["status"] == "green", "the replica")
+        second.kill()
+        until(lambda: _primary(first) == first.name, "the replica to take over")
+        assert first.get("/kept/_doc/7")["_source"] == {"v": 7}
+        first.restart()
+        assert until(lambda: first.get("/kept/_doc/7"), "the node's data")["_source"] == {"v": 7}
+
+
+def _primary(node: OpenSearchPart) -> str:
+    shards = node.get("/_cat/shards/kept?format=json&h=prirep,state,node")
+    return next((str(s["node"]) for s in shards if s["prirep"] == "p" and s["state"] == "STARTED"), "")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from gapwatch.config import parse, render
 from gapwatch.config.forms import seconds
 from gapwatch.config.render import MASK, SECRET_OPTION, duration, mask_url
-from gapwatch.model.pipeline import KeyType, Settings
+from gapwatch.core.search_address import SearchAddress
+from gapwatch.model.pipeline import KeyType, Settings, StoreSpec, StoreType
 
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,12}", fullmatch=True)
 COLUMNS = st.text(
@@ -25,6 +26,25 @@ DURATIONS = st.integers(1, 10**9).map(lambda ms: f"{ms}ms")
 COUNTS = st.integers(2, 9_999)
 TOPICS = st.from_regex(r"[a-z]{1,8}\.[a-z]{1,8}", fullmatch=True)
 ACCOUNTS = st.sampled_from(["", "app@", "app:s3cret@", "app:a%40b@"])
+SEARCH_STORES = st.sampled_from(
+    [
+        {"type": "opensearch", "hosts": ["http://127.0.0.1:9200"]},
+        {
+            "type": "opensearch",
+            "hosts": ["https://a:9200", "https://b:9200"],
+            "user": "u@:/",
+            "password": "s3cret@:/?&%",
+            "ca": "a b",
+        },
+        {
+            "type": "opensearch",
+            "hosts": ["https://[::1]:9200"],
+            "api_key": "s3cret==&",
+            "client_cert": "c.pem",
+            "client_key": "k.pem",
+        },
+    ]
+)
 KEYS = st.lists(st.sampled_from([kind.value for kind in KeyType]), min_size=1, max_size=3)
 TYPED: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "decimal": st.fixed_dictionaries(
@@ -80,6 +100,17 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
     }
     fields = draw(st.dictionaries(COLUMNS.map(lambda path: f"f{path}"), forms(), min_size=1, max_size=4))
     feed: Any = draw(st.sampled_from([{"change_stream": True}, {"debezium": "cat.orders"}])) if observed else "none"
+    target = {
+        "store": "catalog",
+        "collection": "shop.orders",
+        "key": {f"_id.k{number}": kind for number, kind in enumerate(kinds)},
+        "feed": feed,
+    }
+    if draw(st.booleans()):
+        kinds = [draw(st.sampled_from([kind.value for kind in KeyType if kind is not KeyType.BYTES]))]
+        feed = draw(st.sampled_from([{"seq_no": True}, {"acks": "done.orders"}])) if observed else "none"
+        routing = draw(st.sampled_from([{}, {"routing": escaped(next(iter(fields)))}]))
+        target = {"store": "search", "index": "orders", "key": {"_id": kinds[0]}, "feed": feed, **routing}
     return {
         "source": {
             "store": "shop",
@@ -87,12 +118,7 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
             "key": {f"c{number}": kind for number, kind in enumerate(kinds)},
             "feed": {"debezium": draw(TOPICS)},
         },
-        "target": {
-            "store": "catalog",
-            "collection": "shop.orders",
-            "key": {f"_id.k{number}": kind for number, kind in enumerate(kinds)},
-            "feed": feed,
-        },
+        "target": target,
         "fields": fields,
         "delivery": "none",
         "grace": draw(DURATIONS),
@@ -116,13 +142,22 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
         "stores": {
             "shop": {"type": "postgres", "dsn": f"postgresql://{account}db:5432/shop", "heartbeat": beat},
             "catalog": {"type": "mongodb", "uri": f"mongodb://{account}a:1,b:2/?replicaSet=rs0"},
+            "search": draw(SEARCH_STORES),
         },
         "pipelines": draw(st.dictionaries(NAMES, pipelines(), min_size=1, max_size=2)),
     }
 
 
+def masked(store: StoreSpec) -> str:
+    if store.type is not StoreType.OPENSEARCH:
+        return mask_url(store.url)
+    address = SearchAddress.parse(store.url)
+    password, api_key = (MASK if secret else "" for secret in (address.password, address.api_key))
+    return replace(address, password=password, api_key=api_key).encode()
+
+
 def without_secrets(settings: Settings) -> Settings:
-    stores = {name: replace(store, url=mask_url(store.url)) for name, store in settings.stores.items()}
+    stores = {name: replace(store, url=masked(store)) for name, store in settings.stores.items()}
     options = {name: MASK if SECRET_OPTION.search(name) else value for name, value in settings.kafka_options.items()}
     database = settings.database if settings.database.startswith("sqlite") else mask_url(settings.database)
     return replace(settings, stores=stores, kafka_options=options, database=database)

@@ -168,6 +168,8 @@ class Rig:
 class ModelReader:
     """Implements :class:`gapwatch.ports.DatasetReader`."""
 
+    in_key_order = True
+
     def __init__(self, rig: Rig, side: Side) -> None:
         self._rig = rig
         self._side = side
@@ -220,6 +222,8 @@ class ModelReader:
 
 class ModelWriter:
     """Implements :class:`gapwatch.ports.TargetWriter` with MongoDB's documents and guards."""
+
+    async def close(self) -> None: ...
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from gapwatch.config import forms
 from gapwatch.config.checks import address_problem, field_problems, option_problem, path_problems, topic_problem
+from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.source import Document, Place
 from gapwatch.model.pipeline import (
     BatchSpec,
@@ -91,12 +92,12 @@ def _store(name: str, store: forms.Store, document: Document) -> StoreSpec:
     kind = StoreType(store.type)
     url = ""
     if kind is StoreType.OPENSEARCH:
-        document.problem(place, f"A store of type opensearch {_NOT_YET}.", "Use postgres and mongodb stores for now.")
+        url = store_address(place, store, document)
     else:
         option, schemes = _SCHEMES[kind]
         url = getattr(store, option) or ""
-        for other in ("dsn", "uri", "hosts"):
-            if other != option and getattr(store, other) is not None:
+        for other in ("dsn", "uri", "hosts", *ACCOUNT_OPTIONS):
+            if other != option and other in store.model_fields_set:
                 document.problem((*place, other), f"A {kind.value} store has no `{other}`.", f"Write `{option}` instead.")
         if not url:
             document.problem(place, f"`{option}` is missing.", f"Write {option}: {schemes[0]}….")
@@ -105,8 +106,8 @@ def _store(name: str, store: forms.Store, document: Document) -> StoreSpec:
                 (*place, option), f"It does not begin with {schemes[0]}.", "Write the address as the driver wants it."
             )
         document.add((*place, option), address_problem(url))
-        if kind is not StoreType.POSTGRES and "heartbeat" in store.model_fields_set:
-            document.problem((*place, "heartbeat"), f"A {kind.value} store needs no heartbeat.", _REMOVE)
+    if kind is not StoreType.POSTGRES and "heartbeat" in store.model_fields_set:
+        document.problem((*place, "heartbeat"), f"A {kind.value} store needs no heartbeat.", _REMOVE)
     heartbeat = store.heartbeat
     if isinstance(heartbeat, str):
         spec = HeartbeatSpec(auto=heartbeat == "auto")
@@ -183,19 +184,23 @@ class _Builder:
             if self._form.match == "version" and not version:
                 self._problem((side, "version"), "It is missing: match: version compares it.", "Name the column that rises.")
 
-    def _store(self, side: str, name: str, allowed: StoreType) -> None:
+    def _store(self, side: str, name: str, *allowed: StoreType) -> StoreType | None:
+        """Return the store's type, None where nothing more can be said of it."""
         store = self._stores.get(name)
         if store is None and name in (self._document.tree.get("stores") or {}):
-            return  # there is one, with a problem of its own
+            return None  # there is one, with a problem of its own
         if store is None:
             known = ", ".join(sorted(self._stores))
             self._problem((side, "store"), f"There is no store {name!r}.", f"Stores: {known}.")
-        elif store.type is not allowed and store.type is not StoreType.OPENSEARCH:
+        elif store.type not in allowed:
             self._problem(
                 (side, "store"),
                 f"A {side} of type {store.type.value} {_NOT_YET}.",
-                f"The {side} must be a {allowed.value} store.",
+                f"The {side} must be a store of type {' or '.join(kind.value for kind in allowed)}.",
             )
+        else:
+            return store.type
+        return None
 
     def _unsupported(self, side: str, form: forms.Source | forms.Target, names: tuple[str, ...]) -> None:
         for name in names:
@@ -204,8 +209,11 @@ class _Builder:
 
     def _source(self) -> SourceSpec:
         form = self._form.source
-        self._store("source", form.store, StoreType.POSTGRES)
-        self._unsupported("source", form, ("on_leave", "tables", "topic_pattern", "collection", "where"))
+        kind = self._store("source", form.store, StoreType.POSTGRES, StoreType.MONGODB)
+        self._unsupported("source", form, ("on_leave", "tables", "topic_pattern", "where"))
+        if kind is StoreType.MONGODB:
+            return self._collection_source(form)
+        self._unsupported("source", form, ("collection",))
         table = form.table or ""
         if table.count(".") != 1:
             self._problem(("source", "table"), "The table is needed with its schema.", "Write table: public.orders.")
@@ -213,37 +221,68 @@ class _Builder:
             store=form.store, table=table, key=_columns(form.key), feed=self._feed("source", form.feed), version=form.version
         )
 
+    def _collection_source(self, form: forms.Source) -> SourceSpec:
+        target = self._stores.get(self._form.target.store)
+        if target is not None and target.type is not StoreType.OPENSEARCH:
+            remedy = "The target of a mongodb source must be an opensearch store."
+            self._problem(("source", "store"), f"A pipeline from mongodb to {target.type.value} {_NOT_YET}.", remedy)
+        if form.table is not None:
+            self._problem(("source", "table"), "A mongodb source has no `table`.", "Write collection: shop.orders.")
+        if "." not in (form.collection or ""):
+            self._problem(
+                ("source", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
+            )
+        if form.feed.model_fields_set != {"change_stream"} or not form.feed.change_stream:
+            message = f"A collection is followed by its change stream; any other source feed of it {_NOT_YET}."
+            self._problem(("source", "feed"), message, "Write { change_stream: true }.")
+        return SourceSpec(
+            store=form.store,
+            table=form.collection or "",
+            key=_columns(form.key),
+            feed=FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, "source")),
+            version=form.version,
+        )
+
     def _target(self) -> TargetSpec:
         form = self._form.target
-        self._store("target", form.store, StoreType.MONGODB)
-        self._unsupported("target", form, ("table", "index", "routing", "deleted_when", "keep"))
-        collection = form.collection or ""
-        if "." not in collection:
-            self._problem(
-                ("target", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
-            )
+        kind = self._store("target", form.store, StoreType.MONGODB, StoreType.OPENSEARCH)
+        self._unsupported("target", form, ("deleted_when", "keep"))
+        if kind is StoreType.OPENSEARCH:
+            for place, message, remedy in target_problems(form, self._form.fields):
+                self._problem(("target", *place), message, remedy)
+        else:
+            self._unsupported("target", form, ("table", "index", "routing"))
+            if "." not in (form.collection or ""):
+                self._problem(
+                    ("target", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
+                )
         if form.dead_letter_topic:
             self._add(("target", "dead_letter_topic"), topic_problem(form.dead_letter_topic))
-        feed = FeedSpec(kind=FeedKind.NONE) if isinstance(form.feed, str) else self._feed("target", form.feed)
+        feed = FeedSpec(kind=FeedKind.NONE) if isinstance(form.feed, str) else self._feed("target", form.feed, kind)
         return TargetSpec(
             store=form.store,
-            collection=collection,
+            collection=(form.index if kind is StoreType.OPENSEARCH else form.collection) or "",
             key=_columns(form.key),
             feed=feed,
             dead_letter_topic=form.dead_letter_topic,
             version=form.version,
+            routing=form.routing or "",
         )
 
-    def _feed(self, side: str, form: forms.Feed) -> FeedSpec:
+    def _feed(self, side: str, form: forms.Feed, store: StoreType | None = None) -> FeedSpec:
         place = (side, "feed")
+        indexed = store is StoreType.OPENSEARCH
         given = [name for name in ("debezium", "change_stream", "topic", "seq_no", "acks") if getattr(form, name)]
         if len(given) != 1:
             choices = "debezium: TOPIC" + (" or change_stream: true" if side == "target" else "")
+            choices = "seq_no: true } or { acks: TOPIC" if indexed else choices
             self._problem(place, "A feed is exactly one thing.", f"Write {{ {choices} }}.")
             return FeedSpec(kind=FeedKind.NONE)
         kind = given[0]
         if kind != "debezium" and form.format is not None:
             self._problem((*place, "format"), f"A feed of kind {kind} has no format.", _REMOVE)
+        if indexed:
+            return self._index_feed(place, kind, form)
         if kind == "debezium" and form.debezium:
             self._add((*place, kind), topic_problem(form.debezium, self._topics))
             return FeedSpec(kind=FeedKind.DEBEZIUM, topic=form.debezium, format=form.format or "")
@@ -252,6 +291,15 @@ class _Builder:
         self._problem(
             (*place, kind), f"A {side} feed of kind {kind} {_NOT_YET}.", "Use debezium, or a change_stream of the target."
         )
+        return FeedSpec(kind=FeedKind.NONE)
+
+    def _index_feed(self, place: Place, kind: str, form: forms.Feed) -> FeedSpec:
+        if kind == "seq_no":
+            return FeedSpec(kind=FeedKind.SEQ_NO, topic=self._topics.feed(self._name, "target"))
+        if kind == "acks" and form.acks:
+            self._add((*place, kind), topic_problem(form.acks, self._topics))
+            return FeedSpec(kind=FeedKind.ACKS, topic=form.acks)
+        self._problem((*place, kind), f"An index is not followed by {kind}.", "Write { seq_no: true }, { acks: TOPIC } or none.")
         return FeedSpec(kind=FeedKind.NONE)
 
     def _keys(self) -> None:
@@ -311,7 +359,8 @@ class _Builder:
         if isinstance(delivery, str):
             return DeliverySpec()
         if delivery.acks is not None:
-            self._problem(("delivery", "acks"), f"Delivery by an acks topic {_NOT_YET}.", "Write { group: NAME }.")
+            remedy = "Write { group: NAME }, the indexer's consumer group: what it commits is how far it has come."
+            self._problem(("delivery", "acks"), f"Delivery by an acks topic {_NOT_YET}.", remedy)
         elif not delivery.group:
             self._problem(("delivery",), "It names no group.", "Write { group: NAME }, or none.")
         return DeliverySpec(group=delivery.group or "")

@@ -132,6 +132,12 @@ class Store(Form):
     dsn: Secret | None = None
     uri: Secret | None = None
     hosts: list[str] | None = None
+    user: str = ""
+    password: Secret | None = None
+    api_key: Secret | None = None
+    ca: str = Field(default="", description="PEM file of the authority that signed the nodes' certificates")
+    client_cert: str = ""
+    client_key: str = ""
     heartbeat: Heartbeat | Literal["auto", "none"] = Field(default_factory=Heartbeat)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from gapwatch.config import forms
+from gapwatch.config.opensearch import store_tree
 from gapwatch.model.pipeline import (
+    CAPTURED,
     FeedKind,
     FeedSpec,
     FieldSpec,
@@ -27,7 +29,7 @@ from gapwatch.model.pipeline import (
 MASK = "***"
 SECRET_OPTION = re.compile(r"password|secret|token|key\.pem|jaas|oauthbearer\.config", re.IGNORECASE)
 _ACCOUNT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)@([^@]*)$", re.DOTALL)
-_QUERY_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token|authmechanismproperties)[^=&;]*=)[^&;]*")
+_QUERY_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token|api_key|authmechanismproperties)[^=&;]*=)[^&;]*")
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
@@ -63,7 +65,10 @@ def render(settings: Settings) -> str:
         "topics": {"prefix": topics.prefix, "partitions": topics.partitions, "replication": topics.replication},
         "database": settings.database if settings.database.startswith("sqlite") else mask_url(settings.database),
         "stores": {name: _store(store) for name, store in settings.stores.items()},
-        "pipelines": {name: _pipeline(pipeline) for name, pipeline in settings.pipelines.items()},
+        "pipelines": {
+            name: _pipeline(pipeline, settings.stores[pipeline.target.store].type)
+            for name, pipeline in settings.pipelines.items()
+        },
     }
     return yaml.safe_dump(_escaped(tree), sort_keys=False, allow_unicode=True, width=120)
 
@@ -85,6 +90,8 @@ def _escaped(value: Any) -> Any:
 
 
 def _store(store: StoreSpec) -> dict[str, Any]:
+    if store.type is StoreType.OPENSEARCH:
+        return {"type": store.type.value, **store_tree(store.url, MASK)}
     option = "dsn" if store.type is StoreType.POSTGRES else "uri"
     tree: dict[str, Any] = {"type": store.type.value, option: mask_url(store.url)}
     if store.type is StoreType.POSTGRES:
@@ -96,11 +103,11 @@ def _store(store: StoreSpec) -> dict[str, Any]:
     return tree
 
 
-def _pipeline(spec: PipelineSpec) -> dict[str, Any]:
+def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
     sweep, repair = spec.sweep, spec.repair
     tree: dict[str, Any] = {
         "source": _source(spec.source),
-        "target": _target(spec.target),
+        "target": _target(spec.target, store),
         "fields": {field.target: _field(field) for field in spec.fields},
         "match": spec.match.value,
         "grace": duration(spec.grace_seconds),
@@ -133,13 +140,15 @@ def _pipeline(spec: PipelineSpec) -> dict[str, Any]:
 
 def _source(spec: SourceSpec) -> dict[str, Any]:
     version = {"version": spec.version} if spec.version else {}
-    feed = {"store": spec.store, "table": spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
+    dataset = "table" if spec.feed.kind is FeedKind.DEBEZIUM else "collection"
+    feed = {"store": spec.store, dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
     return {**feed, "replica_identity": spec.replica_identity, **version}
 
 
-def _target(spec: TargetSpec) -> dict[str, Any]:
-    tree = {"store": spec.store, "collection": spec.collection, "key": _key(spec.key), "feed": _feed(spec.feed)}
-    options = {"version": spec.version, "dead_letter_topic": spec.dead_letter_topic}
+def _target(spec: TargetSpec, store: StoreType) -> dict[str, Any]:
+    dataset = "index" if store is StoreType.OPENSEARCH else "collection"
+    tree = {"store": spec.store, dataset: spec.collection, "key": _key(spec.key), "feed": _feed(spec.feed)}
+    options = {"version": spec.version, "dead_letter_topic": spec.dead_letter_topic, "routing": spec.routing}
     return {**tree, **{name: value for name, value in options.items() if value}}
 
 
@@ -150,8 +159,8 @@ def _key(columns: Sequence[KeyColumn]) -> dict[str, str]:
 def _feed(spec: FeedSpec) -> Mapping[str, Any] | str:
     if spec.kind is FeedKind.NONE:
         return "none"
-    if spec.kind is FeedKind.CHANGE_STREAM:
-        return {"change_stream": True}
+    if spec.kind in CAPTURED:
+        return {spec.kind.value: True}
     return {spec.kind.value: spec.topic, **({"format": spec.format} if spec.format else {})}
 
 

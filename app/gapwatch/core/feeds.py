@@ -69,6 +69,7 @@ class FeedProgress:
     position: int
     sent: int
     disorder_ms: int
+    by_markers: bool = False  # events come in no order of time: markers alone tell how far it has come
     highest: tuple[int, int] = (-1, -1)
     highest_time: int = 0
     compacted: bool = False
@@ -133,7 +134,8 @@ class FeedProgress:
 
     def streamed(self, event_time: int) -> None:
         """A streamed record of this partition proves the time before it."""
-        self.watermark = max(self.watermark, event_time - self.disorder_ms)
+        if not self.by_markers:
+            self.watermark = max(self.watermark, event_time - self.disorder_ms)
 
     def marked(self, watermark: int) -> None:
         """A marker in the feed itself: everything before it precedes it here."""

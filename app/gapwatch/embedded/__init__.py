@@ -1,4 +1,4 @@
-"""Real parts started from packages, without Docker: Kafka, Kafka Connect with Debezium, Postgres, a MongoDB replica set.
+"""Real parts started from packages, without Docker: Kafka, Kafka Connect with Debezium, Postgres, MongoDB, OpenSearch.
 
 For the demo and the tests. Everything listens on loopback, on free ports, in a throw-away directory, and ends with its parent.
 """
@@ -12,6 +12,7 @@ from gapwatch.embedded.connect import (
     mongodb_source_config,
     postgres_source_config,
 )
+from gapwatch.embedded.opensearch import OpenSearchPart
 from gapwatch.embedded.parts import ConnectPart, KafkaPart, MongoPart, Part, PostgresPart
 from gapwatch.embedded.stack import EmbeddedStack
 
@@ -21,6 +22,7 @@ __all__ = [
     "EmbeddedStack",
     "KafkaPart",
     "MongoPart",
+    "OpenSearchPart",
     "Part",
     "PostgresPart",
     "debezium_mongodb_sink_config",

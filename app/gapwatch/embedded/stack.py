@@ -11,19 +11,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from gapwatch.embedded.opensearch import OpenSearchPart
 from gapwatch.embedded.parts import ConnectPart, KafkaPart, MongoPart, Part, PostgresPart
 from gapwatch.embedded.process import Watchdog
 from gapwatch.embedded.watchdog import MARK
 from gapwatch.errors import GapwatchError, UsageError
 
-ALL = ("kafka", "connect", "postgres", "mongodb")
+USUAL = ("kafka", "connect", "postgres", "mongodb")
+ALL = (*USUAL, "opensearch")
+STOPPED_LAST = ("postgres", "mongodb", "kafka", "connect", "opensearch")
 
 
 class EmbeddedStack:
-    """Kafka, Connect, Postgres and MongoDB as one thing to start and stop.
+    """Kafka, Connect, Postgres, MongoDB and OpenSearch as one thing to start and stop.
 
     Args:
-        parts: Which parts; ``connect`` needs ``kafka``.
+        parts: Which parts; ``connect`` needs ``kafka``, and ``opensearch`` is there only where it is asked for.
         directory: Where data and logs go, and stay: empty or not there yet; else a temporary directory, removed at the end.
         on_progress: Called with one line for each download, where standard error is no terminal; else those lines go there.
     """
@@ -31,7 +34,7 @@ class EmbeddedStack:
     def __init__(
         self,
         *,
-        parts: Collection[str] = ALL,
+        parts: Collection[str] = USUAL,
         directory: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
@@ -71,6 +74,23 @@ class EmbeddedStack:
         assert isinstance(part, MongoPart)
         return part
 
+    @property
+    def opensearch(self) -> OpenSearchPart:
+        part = self._part("opensearch")
+        assert isinstance(part, OpenSearchPart)
+        return part
+
+    def add_opensearch_node(self) -> OpenSearchPart:
+        """Start one more node of the OpenSearch cluster, a process of its own, for data only; it ends with the stack."""
+        manager = self.opensearch
+        assert self.directory is not None
+        assert self._watchdog is not None
+        name = f"opensearch-{sum(part.startswith('opensearch') for part in self._parts) + 1}"
+        node = OpenSearchPart(self.directory, self._watchdog, self._say, name=name, member_of=manager)
+        self._parts[name] = node
+        node.start()
+        return node
+
     def start(self) -> None:
         """Start all parts side by side; return when each answers. What was started is stopped again when one fails.
 
@@ -100,10 +120,10 @@ class EmbeddedStack:
         """Stop everything, last things first. A part that has gone, or will not stop, does not keep the others alive."""
         with ExitStack() as ending:  # what comes first here is done last, whatever the others raise
             ending.callback(self._clean)
-            for name in ("postgres", "mongodb", "kafka", "connect"):
-                part = self._parts.pop(name, None)
-                if part is not None:
-                    ending.callback(part.close)
+            first = [name for name in STOPPED_LAST if name in self._parts]
+            for name in (*first, *(name for name in self._parts if name not in first)):
+                ending.callback(self._parts[name].close)
+            self._parts = {}
 
     def mark(self) -> dict[str, str]:
         """Return what goes into the environment of a process that shall end with this stack, however its parent dies."""
@@ -133,6 +153,8 @@ class EmbeddedStack:
                 self._parts[name] = ConnectPart(directory, watchdog, self._say, self.kafka)
             elif name == "postgres":
                 self._parts[name] = PostgresPart(directory, watchdog, self._say)
+            elif name == "opensearch":
+                self._parts[name] = OpenSearchPart(directory, watchdog, self._say)
             else:
                 self._parts[name] = MongoPart(directory, watchdog, self._say)
 
@@ -142,7 +164,8 @@ class EmbeddedStack:
             if "connect" in self._names:
                 self.connect.start()
 
-        starts: list[Callable[[], None]] = [self._parts[name].start for name in self._names if name in ("postgres", "mongodb")]
+        alone = [name for name in self._names if name not in ("kafka", "connect")]
+        starts: list[Callable[[], None]] = [self._parts[name].start for name in alone]
         return [kafka_then_connect, *starts] if "kafka" in self._names else starts
 
     def _part(self, name: str) -> Part:

@@ -24,7 +24,7 @@ from confluent_kafka.admin import (
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import REQUEST_SECONDS, admin_client, answered
-from gapwatch.model.pipeline import FeedKind, Settings
+from gapwatch.model.pipeline import CAPTURED, Settings
 from gapwatch.ports import Advice
 
 log = structlog.get_logger(__name__)
@@ -111,7 +111,7 @@ def _captured_feeds(settings: Settings) -> tuple[str, ...]:
     names: set[str] = set()
     for pipeline in settings.pipelines.values():
         for side, feed in (("source", pipeline.source.feed), ("target", pipeline.target.feed)):
-            if feed.kind is FeedKind.CHANGE_STREAM:
+            if feed.kind in CAPTURED:
                 names.add(feed.topic or settings.topics.feed(pipeline.id, side))
     return tuple(sorted(names))
 

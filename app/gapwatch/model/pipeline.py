@@ -54,6 +54,10 @@ class FeedKind(StrEnum):
     NONE = "none"
 
 
+CAPTURED = frozenset({FeedKind.CHANGE_STREAM, FeedKind.SEQ_NO})  # role `capture` reads the store, and fills the topic
+MARKED = frozenset({FeedKind.SEQ_NO, FeedKind.ACKS})  # only markers tell how far time has come, not the events themselves
+
+
 class Match(StrEnum):
     DIGEST = "digest"
     VERSION = "version"
@@ -176,6 +180,7 @@ class TargetSpec:
     feed: FeedSpec
     dead_letter_topic: str = ""
     version: str = ""
+    routing: str = ""  # path of the mapped field that routes a document (OpenSearch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ FULL_SHARE = 0.9  # before an oplog is that full its window still grows
 class MongoPreflight:
     """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target."""
 
-    def __init__(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> None:
+    def __init__(self, pipeline: PipelineSpec, url: str, position: bytes | None = None, *, side: str = "target") -> None:
         self._pipeline = pipeline
         self._url = url
         self._position = position
@@ -31,7 +31,8 @@ class MongoPreflight:
         self._keys = DocumentKeys(pipeline.target.key)
         self._reader = MongoReader(pipeline, url)
         self._mongo = Mongo(pipeline.target.store, url)
-        self._subject = f"{pipeline.id}.target"
+        self._side = side
+        self._subject = f"{pipeline.id}.{side}"
 
     async def check(self) -> Sequence[Advice]:
         advice: list[Advice] = []
@@ -158,5 +159,5 @@ class MongoPreflight:
         if first is None or first.complete:
             return []
         await self._reader.ping()  # an outage is no advice
-        remedy = "Correct the key of the pipeline's target: path and type; keys are never coerced."
+        remedy = f"Correct the key of the pipeline's {self._side}: path and type; keys are never coerced."
         return [self._advice("error", f"The documents of {self._name} do not have the pipeline's key: {first.reason}", remedy)]

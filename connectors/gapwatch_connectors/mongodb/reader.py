@@ -33,6 +33,8 @@ class MongoReader:
     ``StoredRecord.raw`` is the document's own bytes (a ``RawBSONDocument``). A scan's cursor is extended JSON of an ``_id``.
     """
 
+    in_key_order = True
+
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store
         self._name = pipeline.target.collection

@@ -43,6 +43,8 @@ class PostgresReader:
     A row that does not satisfy the source's ``where`` is absent. A scan's cursor is a list of texts, one a key column.
     """
 
+    in_key_order = True
+
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.source.store
         self._name = pipeline.source.table

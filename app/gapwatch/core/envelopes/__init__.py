@@ -19,6 +19,7 @@ from gapwatch.core.envelopes.records import HeartbeatRow as HeartbeatRow
 from gapwatch.core.envelopes.records import Marker as Marker
 from gapwatch.core.envelopes.records import RawRecord as RawRecord
 from gapwatch.core.envelopes.records import Truncate as Truncate
+from gapwatch.core.envelopes.search import AcksDecoder, TailDecoder
 from gapwatch.core.envelopes.topic import TopicDecoder
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConfigError, ConfigProblem
@@ -38,13 +39,17 @@ def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) ->
             return DebeziumDecoder(mapping, side)
         case FeedKind.CHANGE_STREAM:
             return ChangeStreamDecoder(mapping, side)
+        case FeedKind.SEQ_NO:
+            return TailDecoder(mapping, side)
+        case FeedKind.ACKS:
+            return AcksDecoder(mapping, side)
         case FeedKind.TOPIC if feed.format in ("", "json"):
             return TopicDecoder(mapping, side)
         case FeedKind.TOPIC if feed.format == "debezium":
             return DebeziumDecoder(mapping, side)
     place = f"pipelines.{pipeline.id}.{name}.feed"
     described = f"{feed.kind.value} {feed.format}".strip()
-    remedy = "Use debezium, change_stream, or topic with format json or debezium."
+    remedy = "Use debezium, change_stream, seq_no, acks, or topic with format json or debezium."
     raise ConfigError([ConfigProblem(place, f"A feed of kind {described} cannot be decoded.", remedy=remedy)])
 
 

@@ -40,6 +40,7 @@ class Stream:
     pipeline: PipelineSpec
     topic: str
     open: Callable[[], FeedReader]
+    side: str = "observed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +159,7 @@ class CaptureRole:
             id="capture_" + gap_id(stream.pipeline.id, stream.topic.encode(), now.isoformat()).removeprefix("gap_"),
             pipeline=stream.pipeline.id,
             finding=Finding.HISTORY_LOST,
-            side="observed",
+            side=stream.side,
             feed=stream.topic,
             first_seen=now,
             last_seen=now,

@@ -12,6 +12,7 @@ from gapwatch.errors import GapwatchError
 from gapwatch.kafka.clients import Committed, Partition
 from gapwatch.kafka.topics import TopicFacts
 from gapwatch.model.gap import Finding
+from gapwatch.model.pipeline import MARKED
 from gapwatch.roles.ingest.outlet import Outlet
 from gapwatch.roles.ingest.parts import Owned, Shared
 
@@ -75,6 +76,7 @@ class Ownership:
             position=max(offset, start),
             sent=offset,
             disorder_ms=disorder,
+            by_markers=any(binding.kind in MARKED for binding in bindings),
             history_to=0 if same_log else end,
         )
         if same_log and known is not None:

@@ -100,7 +100,7 @@ class Scanning:
 
     async def steps(self) -> AsyncIterator[Found]:
         """Read to the end. Raises StoreError where a store cannot even be opened; failed pages are in ``sides``."""
-        if self._form.ordered:
+        if self._form.ordered and self._stores.source.in_key_order and self._stores.target.in_key_order:
             try:
                 async for found in self._ordered():
                     yield found

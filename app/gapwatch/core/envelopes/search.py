@@ -1,0 +1,154 @@
+"""The two feeds of an OpenSearch target: what our ``_seq_no`` tail read, and what an indexer acknowledges.
+
+**Tail** (role ``capture`` fills ``gapwatch.feed.<pipeline>.target``). Record key: ``{"_id": "42"}``; record value: the mapped
+part of ``_source``, as JSON. Headers, all ASCII: ``gapwatch-op`` is ``index``; ``gapwatch-time`` our clock at the start of the
+round, ``gapwatch-position`` ``<round>:<_seq_no>`` (rounds rise for ever, also over a new index), ``gapwatch-version`` the
+document's version, ``gapwatch-shard`` ``<shard>:<primary term>:<_seq_no>``; ``gapwatch-watermark`` on markers only, which have
+no key.
+
+**Acks** (``feed: { acks: TOPIC }``; ``gapwatch_connectors.opensearch.acks`` makes them). Record value: JSON, one of
+
+- ``{"op": "index", "id": "42", "time": 1726000000123, "document": {…}}``: the item was accepted; the whole document;
+- ``{"op": "update", "id": "42", "time": …}``: accepted, the document is not known; the key is then read;
+- ``{"op": "delete", "id": "42", "time": …}``;
+- ``{"op": "rejected", "id": "42", "time": …, "error": "mapper_parsing_exception"}``: not done, so nothing was observed;
+- ``{"heartbeat": 1726000000123, "indexer": "a", "of": 2}``: all acks of this indexer for what was written before that time stand
+  before this record in this partition. Every indexer sends one to *every* partition; ``of`` says how many indexers there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from gapwatch.core.canonical import parse_json
+from gapwatch.core.envelopes.change_stream import OP, POSITION, TIME, WATERMARK
+from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.compiled.loop import Loop
+from gapwatch.core.envelopes.documents import DocumentEvents
+from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.errors import RecordError
+from gapwatch.model.stream import Operation, Side
+
+VERSION: Final = "gapwatch-version"
+INDEXERS_MAX: Final = 1_000
+OPERATIONS: Final = {"index": Operation.UPSERT, "update": Operation.TOUCHED, "delete": Operation.DELETE}
+
+
+class TailDecoder:
+    """Decodes what our ``_seq_no`` tail wrote."""
+
+    def __init__(self, mapping: CompiledMapping, side: Side) -> None:
+        self._events = DocumentEvents(mapping, side)
+
+    @property
+    def shape(self) -> Shape:
+        return self._events.shape
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Documents of a tail have no compiled loop."""
+        return None
+
+    def looped(self) -> None:
+        """Nothing to remember."""
+
+    def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
+        headers = dict(record.headers)
+        marker = headers.get(WATERMARK)
+        if marker is not None:
+            return (Marker(_digits(WATERMARK, marker)),)
+        if headers.get(OP) != b"index" or not record.key or record.value is None:
+            raise RecordError("unknown_operation", f"Header {OP} is {headers.get(OP)!r}, or the record is not whole.")
+        major, _, minor = headers.get(POSITION, b"").partition(b":")
+        version = {"_version": _digits(VERSION, headers[VERSION])} if VERSION in headers else {}
+        event = self._events.event(
+            Operation.UPSERT,
+            _object(record.key),
+            {**_object(record.value), **version},
+            major=_digits(POSITION, major),
+            minor=_digits(POSITION, minor),
+            event_time=_digits(TIME, headers.get(TIME, b"")),
+        )
+        return (event,)
+
+
+class AcksDecoder:
+    """Decodes an indexer's acknowledgements. The raw offset is the position: one indexer writes a document's acks in order."""
+
+    def __init__(self, mapping: CompiledMapping, side: Side) -> None:
+        self._events = DocumentEvents(mapping, side)
+        self._heard: dict[int, dict[str, int]] = {}  # partition → indexer → up to when it has told
+
+    @property
+    def shape(self) -> Shape:
+        return self._events.shape
+
+    def loop(self, record: RawRecord) -> Loop | None:
+        """Acks have no compiled loop."""
+        return None
+
+    def looped(self) -> None:
+        """Nothing to remember."""
+
+    def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
+        if not record.value:
+            raise RecordError("document_missing", "An ack has no value.")
+        ack = _object(record.value)
+        if "heartbeat" in ack:
+            return self._heartbeat(record.partition, ack)
+        operation = OPERATIONS.get(ack.get("op", ""))
+        if operation is None:
+            if ack.get("op") == "rejected":
+                return ()
+            raise RecordError(
+                "unknown_operation", f"An ack's op is {ack.get('op')!r:.40}: none of {', '.join(OPERATIONS)}, rejected."
+            )
+        identifier = ack.get("id")
+        if not isinstance(identifier, str):
+            raise RecordError("key_missing", "An ack has no text in `id`.")
+        document = ack.get("document") if operation is Operation.UPSERT else None
+        if operation is Operation.UPSERT and not isinstance(document, Mapping):
+            raise RecordError("document_missing", "An ack says index and has no document.")
+        if document is not None and "version" in ack:
+            document = {**document, "_version": ack["version"]}
+        event = self._events.event(
+            operation, {"_id": identifier}, document, major=record.offset, minor=0, event_time=_whole(ack, "time")
+        )
+        return (event,)
+
+    def _heartbeat(self, partition: int, ack: Mapping[str, Any]) -> Sequence[Marker]:
+        """All indexers must have told: the time of the one that is furthest behind holds. Of those that are gone, none counts."""
+        of = _whole(ack, "of") if "of" in ack else 1
+        heard = self._heard.setdefault(partition, {})
+        name = str(ack.get("indexer", ""))
+        heard[name] = max(heard.get(name, 0), _whole(ack, "heartbeat"))
+        if not 1 <= of <= INDEXERS_MAX:
+            raise RecordError("unreadable_ack", f"A heartbeat speaks of {of} indexers: it must be 1 to {INDEXERS_MAX}.")
+        newest = sorted(heard.values(), reverse=True)[:of]
+        if len(heard) > 2 * INDEXERS_MAX:
+            self._heard[partition] = {indexer: time for indexer, time in heard.items() if time >= newest[-1]}
+        return (Marker(newest[-1]),) if len(newest) == of else ()
+
+
+def _object(raw: bytes) -> Mapping[str, Any]:
+    try:
+        value = parse_json(raw)
+    except ValueError as error:
+        raise RecordError("unparsable_json", f"The record is not JSON: {error}.") from error
+    if not isinstance(value, Mapping):
+        raise RecordError("unparsable_document", "The record is no JSON object.")
+    return value
+
+
+def _digits(header: str, value: bytes) -> int:
+    if not value.isdigit() or len(value) > 20:
+        raise RecordError("unreadable_header", f"Header {header} holds no number: {value[:40]!r}.")
+    return int(value)
+
+
+def _whole(ack: Mapping[str, Any], name: str) -> int:
+    value = ack.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RecordError("unreadable_ack", f"An ack holds no whole number in `{name}`.")
+    return value

@@ -1,0 +1,136 @@
+"""The observed side by a tail over ``_seq_no``: OpenSearch has no change stream. The rule is in ``core/seqno.py``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from gapwatch.clock import SystemClock
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.seqno import NOTHING, Position, Window
+from gapwatch.errors import StoreUnreachable
+from gapwatch.model.pipeline import FieldType, PipelineSpec
+from gapwatch.ports import ChangeEvent, Clock, StreamBatch
+from gapwatch_connectors.opensearch.connection import Json, Search, encode, path
+from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset
+from gapwatch_connectors.opensearch.keys import ID
+from gapwatch_connectors.opensearch.reader import VERSION
+
+EVENTS_PER_BATCH: Final = 1_000
+ROUND_SECONDS_MIN: Final = 0.5  # each round with new writes refreshes the index, which costs its writers a little
+STATS: Final = "indices.*.uuid,indices.*.shards.*.routing,indices.*.shards.*.seq_no"
+
+
+class OpenSearchTail:
+    """Implements :class:`gapwatch.ports.FeedReader` for a pipeline's target index.
+
+    The watermark is our clock from before a round took the global checkpoints. A resume token is a :class:`Position`.
+    """
+
+    def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
+        self._name = pipeline.target.collection
+        self._index = self._name  # the concrete one, as of the round: an alias may route searches
+        self._search = Search(pipeline.target.store, url)
+        self._dataset = Dataset(self._search, self._name)
+        self._clock = clock or SystemClock()
+        self._interval = max(ROUND_SECONDS_MIN, pipeline.pulse_seconds)
+        self._source: Json = True
+        if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
+            self._source = [name for name in CompiledMapping(pipeline).target_paths if name not in (ID, VERSION)]
+
+    async def close(self) -> None:
+        await self._search.close()
+
+    async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
+        now = self._clock.now_ms()
+        if token is None:
+            uuid, checkpoints = await self._checkpoints()
+            position = Position(uuid=uuid, round=now, shards=checkpoints)
+        else:
+            position = Position.decode(token)
+        watermark = now if token is None else 0
+        yield StreamBatch(events=(), token=position.encode(), watermark=watermark)
+        while True:
+            now = self._clock.now_ms()
+            position = position.begin(now)
+            uuid, checkpoints = await self._checkpoints()
+            position.must_be(uuid, self._name)
+            windows = position.windows(checkpoints)
+            if windows:
+                await self._refresh()
+            for window in windows:
+                async for hits in self._pages(window):
+                    position = position.read(window.shard, hits[-1]["_seq_no"])
+                    events = [_event(hit, window.shard, position.round, now) for hit in hits]
+                    yield StreamBatch(events=events, token=position.encode(), watermark=watermark)
+                position = position.read(window.shard, window.through)
+            watermark = now
+            yield StreamBatch(events=(), token=position.encode(), watermark=watermark)
+            await self._clock.sleep(self._interval)
+
+    async def _checkpoints(self) -> tuple[str, dict[int, int]]:
+        """Return the index's uuid and each primary's global checkpoint. Raises StoreUnreachable where a primary is away."""
+        index = await self._dataset.resolve()
+        answer = await self._search.request(
+            "GET", path(index.name, "_stats", "docs"), params={"level": "shards", "filter_path": STATS}
+        )
+        found = answer.get("indices", {}).get(index.name, {})
+        primaries = {
+            int(shard): int(copy["seq_no"]["global_checkpoint"])
+            for shard, copies in found.get("shards", {}).items()
+            for copy in copies
+            if copy["routing"]["primary"] and copy["routing"]["state"] == "STARTED"
+        }
+        if len(primaries) != index.shards or min(primaries.values()) < NOTHING:
+            raise self._away(f"{len(primaries)} of {index.shards} primaries are there")
+        self._index = index.name
+        return str(found["uuid"]), primaries
+
+    async def _refresh(self) -> None:
+        await self._dataset.refresh(await self._dataset.resolve())
+
+    async def _pages(self, window: Window) -> AsyncIterator[Sequence[Json]]:
+        """Yield the documents of a window, ascending. One that changes meanwhile leaves it, and comes in a later one."""
+        params = {
+            "preference": f"_shards:{window.shard}|{PRIMARY}",
+            "allow_partial_search_results": False,
+            "request_cache": False,
+        }
+        after = window.after
+        while after < window.through:
+            body: dict[str, Any] = {
+                "size": EVENTS_PER_BATCH,
+                "query": {"range": {"_seq_no": {"gt": after, "lte": window.through}}},
+                "sort": IN_ORDER,
+                "seq_no_primary_term": True,
+                "version": True,
+                "track_total_hits": False,
+                "_source": self._source,
+            }
+            answer = await self._search.request("POST", path(self._index, "_search"), params=params, body=body)
+            shards, hits = answer["_shards"], answer["hits"]["hits"]
+            if answer["timed_out"] or shards["failed"] or shards["successful"] != 1:
+                raise self._away(f"shard {window.shard} did not answer whole")
+            if hits:
+                after = hits[-1]["_seq_no"]
+                yield hits
+            if len(hits) < EVENTS_PER_BATCH:
+                return
+
+    def _away(self, reason: str) -> StoreUnreachable:
+        return StoreUnreachable(
+            f"{self._name} cannot be followed: {reason}.", store=self._search.store, remedy="Wait for its shards."
+        )
+
+
+def _event(hit: Json, shard: int, number: int, time_ms: int) -> ChangeEvent:
+    headers = [
+        ("gapwatch-op", b"index"),
+        ("gapwatch-time", str(time_ms).encode()),
+        ("gapwatch-position", f"{number}:{hit['_seq_no']}".encode()),
+        ("gapwatch-version", str(hit[VERSION]).encode()),
+        ("gapwatch-shard", f"{shard}:{hit['_primary_term']}:{hit['_seq_no']}".encode()),
+    ]
+    return ChangeEvent(
+        key=encode({ID: hit["_id"]}), value=encode(hit.get("_source", {})), headers=headers, event_time=time_ms, token=b""
+    )

@@ -1,0 +1,251 @@
+"""Reads documents of one index: by id in real time, all of them shard by shard, and what the index says of itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gapwatch.clock import SystemClock
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
+from gapwatch.model.pipeline import FieldType, PipelineSpec
+from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread, keys_of
+from gapwatch_connectors.opensearch.connection import Json, Search, error_type, path
+from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset, Index
+from gapwatch_connectors.opensearch.keys import ID, DocumentIds
+
+GETS_PER_REQUEST: Final = 500
+PAGE_MAX: Final = 10_000  # the server's index.max_result_window
+KEEP_ALIVE: Final = "5m"
+VERSION: Final = "_version"  # as a target's version: the document's external version
+
+
+def has_external_version(version: int, seq_no: int) -> bool:
+    """Whether a version came from outside: the server's own counts writes, each of which took a sequence number."""
+    return version > seq_no + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a document was read, and which write of it: what a guarded write names (``StoredRecord.raw``)."""
+
+    index: str
+    id: str
+    routing: str | None
+    seq_no: int
+    primary_term: int
+    version: int
+
+    @property
+    def has_external_version(self) -> bool:
+        return has_external_version(self.version, self.seq_no)
+
+
+class OpenSearchReader:
+    """Implements :class:`gapwatch.ports.DatasetReader` for a pipeline's target index.
+
+    Look-ups are realtime gets from primaries, never searches. A scan reads one shard after the other in the order of ``_seq_no``,
+    from a point in time; its cursor is (shard, last ``_seq_no``): a document that changes meanwhile moves behind it, so that no
+    later scan passes over it.
+    """
+
+    in_key_order = False
+
+    def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
+        self._store = pipeline.target.store
+        self._search = Search(self._store, url)
+        self._dataset = Dataset(self._search, pipeline.target.collection)
+        self._ids = DocumentIds(pipeline.target.key)
+        self._clock = clock or SystemClock()
+        self._routed = bool(pipeline.target.routing)
+        self._versioned = pipeline.target.version == VERSION
+        self._source: Json = True
+        if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
+            self._source = [name for name in CompiledMapping(pipeline).target_paths if name not in (ID, VERSION)]
+
+    async def ping(self) -> None:
+        await self._search.request("GET", "/")
+
+    async def clock_offset_ms(self) -> int:
+        before = self._clock.now_ms()
+        answer = await self._search.request("GET", "/_nodes/_local/stats/http", params={"filter_path": "nodes.*.timestamp"})
+        after = self._clock.now_ms()
+        [node] = answer["nodes"].values()
+        timestamp: int = node["timestamp"]
+        return round(timestamp - (before + after) / 2)
+
+    async def close(self) -> None:
+        await self._search.close()
+
+    async def describe(self) -> DatasetInfo:
+        return DatasetInfo(identity=(await self._dataset.resolve()).uuid, primary_key=(ID,))
+
+    # by key
+
+    async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
+        """Get every key by all of its spellings; where documents are routed, from every shard: nobody knows their routing."""
+        index = await self._dataset.resolve()
+        routings: Sequence[str | None] = await self._dataset.probes(index) if self._routed else [None]
+        wanted = list(dict.fromkeys(keys))
+        asked = [(key, id_, routing) for key in wanted for id_ in self._ids.spellings(key) for routing in routings]
+        found: dict[Key, list[StoredRecord]] = {}
+        unread: dict[Key, Unread] = {}
+        for start in range(0, len(asked), GETS_PER_REQUEST):
+            page = asked[start : start + GETS_PER_REQUEST]
+            for (key, id_, _), answer in zip(page, await self._get(index, page), strict=True):
+                read = self._read(key, id_, answer)
+                if isinstance(read, StoredRecord):
+                    found.setdefault(key, []).append(read)
+                elif isinstance(read, Unread):
+                    unread[key] = read
+        return {key: unread.get(key) or _of(found.get(key, ())) for key in wanted}
+
+    async def _get(self, index: Index, page: Sequence[tuple[Key, str, str | None]]) -> Sequence[Json]:
+        body = {"docs": [{"_id": id_} | ({"routing": routing} if routing else {}) for _, id_, routing in page]}
+        answer = await self._search.request(
+            "POST", path(index.name, "_mget"), params={"realtime": True, "preference": PRIMARY}, body=body
+        )
+        documents: Sequence[Json] = answer["docs"]
+        if len(documents) != len(page):
+            raise StoreUnreachable(
+                f"OpenSearch store {self._store} answered {len(documents)} of {len(page)} look-ups.", store=self._store
+            )
+        return documents
+
+    def _read(self, key: Key, id_: str, answer: Json) -> Read:
+        """Absent only where the shard says that it looked, and found nothing."""
+        if answer.get("_id") != id_ or "error" in answer or not isinstance(answer.get("found"), bool):
+            return Unread(error_type(answer) or "the look-up was not answered")
+        if not answer["found"]:
+            return ABSENT
+        if "_source" not in answer:
+            return Unread("the index does not keep _source: its documents cannot be compared")
+        return self._record(key, answer)
+
+    def _record(self, key: Key, hit: Json) -> StoredRecord:
+        place = Place(
+            index=hit["_index"],
+            id=hit["_id"],
+            routing=hit.get("_routing"),
+            seq_no=hit["_seq_no"],
+            primary_term=hit["_primary_term"],
+            version=hit[VERSION],
+        )
+        version = {VERSION: place.version} if self._versioned else {}
+        return StoredRecord(
+            key=key,
+            fields={ID: place.id, **hit.get("_source", {}), **version},
+            revision=f"{place.primary_term}/{place.seq_no}",
+            target_id=place.id if place.routing in (None, place.id) else f"{place.id} (routing {place.routing})",
+            raw=place,
+        )
+
+    # all of it
+
+    async def scan(
+        self,
+        *,
+        content: bool,
+        cursor: Any = None,
+        lower: Key | None = None,
+        upper: Key | None = None,
+        chunk: int = PAGE_MAX,
+    ) -> AsyncIterator[ScanChunk]:
+        """Read shard by shard; a shard that did not answer whole, or another index under the name, ends the scan incomplete."""
+        first, after = cursor or (0, -1)
+        identity = ""
+        at: tuple[int, int] = (first, after)
+        try:
+            index = await self._dataset.resolve()
+            identity = index.uuid
+            await self._dataset.refresh(index)
+            for shard in range(first, index.shards):
+                at = (shard, after if shard == first else -1)
+                async for hits in self._shard(index, shard, at[1], content=content, size=min(chunk, PAGE_MAX)):
+                    records = [self._scanned(hit) for hit in hits]
+                    at = (shard, hits[-1]["_seq_no"])
+                    kept = [r for r in records if (lower is None or r.key >= lower) and (upper is None or r.key < upper)]
+                    yield ScanChunk(records=kept, cursor=at, identity=identity)
+                if (await self._dataset.resolve()).uuid != identity:
+                    raise StoreRefused(f"{self._dataset.name} was created anew during the scan.", store=self._store)
+            yield ScanChunk(records=(), cursor=(index.shards, -1), identity=identity)
+        except (StoreError, KeyMisfit) as error:
+            yield ScanChunk(records=(), cursor=at, identity=identity, complete=False, reason=error.message)
+
+    async def _shard(self, index: Index, shard: int, after: int, *, content: bool, size: int) -> AsyncIterator[list[Json]]:
+        """Yield the pages of one primary. Raises StoreUnreachable where they are not all that it holds."""
+        body: dict[str, Any] = {
+            "size": size,
+            "query": {"range": {"_seq_no": {"gt": after}}},
+            "sort": IN_ORDER,
+            "seq_no_primary_term": True,
+            "version": True,
+            "_source": self._source if content else False,
+        }
+        async with self._point_in_time(index, shard) as point:
+            read, total = 0, math.inf
+            while read < total:
+                page = {**body, "pit": {"id": point, "keep_alive": KEEP_ALIVE}, "track_total_hits": total == math.inf}
+                answer = await self._search.request("POST", "/_search", params={"allow_partial_search_results": False}, body=page)
+                shards, hits = answer["_shards"], answer["hits"]["hits"]
+                if answer["timed_out"] or shards["failed"] or shards["successful"] != 1 or shards["total"] != 1:
+                    raise self._short(index, shard, "it did not answer whole")
+                total = answer["hits"]["total"]["value"] if total == math.inf else total
+                if not hits:
+                    break
+                read += len(hits)
+                body["search_after"] = hits[-1]["sort"]
+                yield hits
+            if read != total:
+                raise self._short(index, shard, f"{read} of its {total} documents were read")
+
+    @asynccontextmanager
+    async def _point_in_time(self, index: Index, shard: int) -> AsyncIterator[str]:
+        """Hold the documents of one primary as they are now: pages of a search alone would lose those that move meanwhile."""
+        params = {"keep_alive": KEEP_ALIVE, "preference": f"_shards:{shard}|{PRIMARY}", "allow_partial_pit_creation": False}
+        answer = await self._search.request("POST", path(index.name, "_search", "point_in_time"), params=params)
+        point = answer["pit_id"]
+        try:
+            if answer["_shards"]["failed"] or answer["_shards"]["successful"] != 1:
+                raise self._short(index, shard, "no point in time was given")
+            yield point
+        finally:
+            try:
+                await self._search.request("DELETE", "/_search/point_in_time", body={"pit_id": [point]})
+            except StoreError:  # it lapses by itself
+                pass
+
+    def _scanned(self, hit: Json) -> StoredRecord:
+        """Raises KeyMisfit; StoreRefused where a look-up by id would not find the document."""
+        if not self._routed and hit.get("_routing") not in (None, hit["_id"]):
+            raise StoreRefused(
+                f"Documents of {self._dataset.name} are routed: a look-up by _id alone does not find them.",
+                store=self._store,
+                remedy="Name what routes them: target.routing.",
+            )
+        return self._record(self._ids.of(hit["_id"]), hit)
+
+    def _short(self, index: Index, shard: int, reason: str) -> StoreUnreachable:
+        return StoreUnreachable(f"Shard {shard} of {index.name}: {reason}.", store=self._store, remedy="Wait for its shards.")
+
+    def scan_keys(self, *, lower: Key | None = None, chunk: int = PAGE_MAX) -> AsyncIterator[KeyChunk]:
+        return keys_of(self.scan(content=False, lower=lower, chunk=chunk))
+
+    async def is_empty(self) -> bool:
+        """Count on every primary: a search that finds nothing proves nothing."""
+        return await self._dataset.count(await self._dataset.resolve()) == 0
+
+    async def estimate(self) -> int:
+        """Return about how many documents there are, without a refresh; for progress only."""
+        index = await self._dataset.resolve()
+        answer = await self._search.request("POST", path(index.name, "_count"))
+        return int(answer["count"])
+
+
+def _of(records: Sequence[StoredRecord]) -> Read | tuple[StoredRecord, ...]:
+    if not records:
+        return ABSENT
+    return records[0] if len(records) == 1 else tuple(records)

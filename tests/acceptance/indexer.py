@@ -1,0 +1,132 @@
+"""An indexer from a Debezium topic to OpenSearch: correct unless it is told in which way a bulk shall go wrong.
+
+Correct means: it applies every record in order, reads the result of every item, and commits its group's offsets after that. It
+may publish what each item did as acks, as any indexer in Python would.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from confluent_kafka import Consumer, Message, Producer
+
+from gapwatch_connectors.opensearch.acks import acks_of, heartbeat
+from gapwatch_connectors.opensearch.connection import encode
+from tests.acceptance.copier import BATCH, Change, _readable, decode
+from tests.stack import ask
+
+BEAT_SECONDS = 0.5
+
+
+class Fault(Enum):
+    LOST = "lost"  # the item never leaves the indexer
+    REJECTED = "rejected"  # the index refuses the item, with status 200 for the bulk, and nobody looks
+    FALSIFIED = "falsified"
+    TWICE = "twice"
+
+
+@dataclass
+class Indexer:
+    """Runs in a thread. ``faults`` maps a row's key to what goes wrong with it, for as long as it stands there."""
+
+    bootstrap_servers: str
+    topic: str
+    group: str
+    url: str
+    index: str
+    routing: str = ""
+    acks_topic: str = ""
+    faults: dict[int, Fault] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"indexer-{self.index}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(30)
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.bootstrap_servers,
+                "group.id": self.group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 20,
+                "topic.metadata.refresh.interval.ms": 1_000,
+            }
+        )
+        producer = Producer({"bootstrap.servers": self.bootstrap_servers, "enable.idempotence": True, "linger.ms": 0})
+        try:
+            consumer.subscribe([self.topic])
+            next_beat = 0.0
+            while not self._stop.is_set():
+                begun = _now_ms()
+                messages = [message for message in consumer.consume(BATCH, timeout=0.05) if _readable(message)]
+                self._index(producer, messages)
+                if messages:
+                    consumer.commit(asynchronous=False)
+                if self.acks_topic and time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + BEAT_SECONDS
+                    self._send(producer, [(b"", heartbeat(begun, self.group))])
+        except BaseException as error:
+            self.error = error
+        finally:
+            consumer.close()
+
+    def _index(self, producer: Producer, messages: Sequence[Message]) -> None:
+        body: list[Mapping[str, Any]] = []
+        for message in messages:
+            change = decode(message)
+            if change is not None:
+                body += self._lines(change)
+        if not body:
+            return
+        begun = _now_ms()
+        answer = ask("POST", f"{self.url}/_bulk", b"".join(encode(line) + b"\n" for line in body))
+        for item in answer["items"]:
+            [said] = item.values()
+            if "error" in said:
+                self.refused.append(said["error"]["type"])
+        if self.acks_topic:
+            self._send(producer, acks_of(body, answer, begun))
+
+    def _lines(self, change: Change) -> list[Mapping[str, Any]]:
+        fault = self.faults.get(change.key)
+        if fault is Fault.LOST:
+            return []
+        image = change.after or change.before or {}
+        where: dict[str, Any] = {"_index": self.index, "_id": str(change.key)}
+        if self.routing:
+            where["routing"] = str(image[self.routing])
+        if change.after is None:
+            return [{"delete": where}]
+        document = {name: value for name, value in change.after.items() if name != "id"}
+        if fault is Fault.REJECTED:
+            document["seq"] = "not a number"
+        if fault is Fault.FALSIFIED:
+            document["v"] = "false"
+        lines: list[Mapping[str, Any]] = [{"index": where}, document]
+        return lines * 2 if fault is Fault.TWICE else lines
+
+    def _send(self, producer: Producer, records: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in records:
+            producer.produce(self.acks_topic, value, key or None, partition=0)
+        assert producer.flush(30) == 0
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,202 @@
+"""MongoDB → its change stream → an indexer of its own → OpenSearch; Gapwatch follows both ends by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from bson import Decimal128, ObjectId
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from gapwatch.embedded import EmbeddedStack, OpenSearchPart
+from gapwatch_connectors.opensearch.connection import encode
+from tests.acceptance.service import Service, wait_for
+from tests.acceptance.shared import during, number
+from tests.acceptance.test_opensearch import node as node
+from tests.acceptance.test_sweeps import command
+from tests.stack import ask
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+@dataclass
+class Follower:
+    """Copies a collection's changes to an index; what stands in ``lost`` it does not."""
+
+    uri: str
+    database: str
+    url: str
+    index: str
+    lost: set[Any] = field(default_factory=set)
+    error: BaseException | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _ready: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._thread.start()
+        assert self._ready.wait(30)
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(30)
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        client: MongoClient[dict[str, Any]] = MongoClient(self.uri, tz_aware=True)
+        try:
+            with client[self.database].orders.watch(full_document="updateLookup", max_await_time_ms=50) as stream:
+                self._ready.set()
+                while not self._stop.is_set():
+                    change = stream.try_next()
+                    if change is not None and change["documentKey"]["_id"] not in self.lost:
+                        self._copy(change)
+        except (PyMongoError, AssertionError, OSError) as error:
+            self.error = error
+        finally:
+            client.close()
+
+    def _copy(self, change: Any) -> None:
+        where = {"_index": self.index, "_id": str(change["documentKey"]["_id"])}
+        document = change.get("fullDocument")
+        lines: list[Any] = [{"delete": where}] if document is None else [{"index": where}, plain(document)]
+        ask("POST", f"{self.url}/_bulk", b"".join(encode(line) + b"\n" for line in lines))
+
+
+def plain(document: dict[str, Any]) -> dict[str, Any]:
+    placed: datetime = document["placed"]
+    found = {
+        "v": document["v"],
+        "amount": document["amount"].to_decimal(),
+        "placed": placed.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    return found | ({"ship": document["ship"]} if "ship" in document else {})
+
+
+@dataclass
+class World:
+    client: MongoClient[dict[str, Any]]
+    database: str
+    node: OpenSearchPart
+    index: str
+    follower: Follower
+    service: Service
+
+    def insert(self, *keys: ObjectId, **more: Any) -> None:
+        self.client[self.database].orders.insert_many(
+            [{"_id": key, "v": "a", "amount": Decimal128("12.50"), "placed": datetime.now(UTC), **more} for key in keys]
+        )
+
+    def gaps(self) -> dict[str, str]:
+        return {gap["key"]["_id"]: gap["kind"] for gap in self.service.gaps()}
+
+    def indexed(self, key: ObjectId) -> bool:
+        body = {"ids": [str(key)]}
+        return bool(ask("POST", f"{self.node.url}/{self.index}/_mget", body)["docs"][0]["found"])
+
+    def command(self, *arguments: str) -> tuple[int, Any]:
+        return command(self, *arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def world(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    name = f"mongo{number()}"
+    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
+    client[name].create_collection("orders")
+    ask("PUT", f"{node.url}/{name}", {"settings": {"number_of_shards": 2, "number_of_replicas": 0}})
+    config = {
+        "kafka": {"bootstrap_servers": stack.kafka.bootstrap_servers},
+        "topics": {"prefix": f"gw-{name}", "partitions": 2, "replication": 1},
+        "stores": {
+            "shop": {"type": "mongodb", "uri": stack.mongodb.uri},
+            "search": {"type": "opensearch", "hosts": [node.url]},
+        },
+        "pipelines": {
+            "orders": {
+                "source": {
+                    "store": "shop",
+                    "collection": f"{name}.orders",
+                    "key": {"_id": "objectid"},
+                    "feed": {"change_stream": True},
+                },
+                "target": {"store": "search", "index": name, "key": {"_id": "objectid"}, "feed": {"seq_no": True}},
+                "fields": {
+                    "v": "v",
+                    "amount": {"from": "amount", "type": "decimal"},
+                    "placed": {"from": "placed", "type": "timestamp"},
+                    "ship.city": "ship.city",
+                },
+                "grace": "3s",
+                "delivery": "none",
+            }
+        },
+    }
+    follower = Follower(stack.mongodb.uri, name, node.url, name)
+    service = Service(tmp_path_factory.mktemp("mongo"), config)
+    follower.start()
+    try:
+        service.start()
+        service.wait_healthy(seconds=120)
+        yield World(client, name, node, name, follower, service)
+        service.check_alive()
+    finally:
+        follower.stop()
+        service.stop()
+        client.close()
+
+
+def test_b1_a_document_that_was_lost_on_its_way_to_the_index_is_found_and_repaired(world: World) -> None:
+    keys = [ObjectId() for _ in range(6)]
+    world.follower.lost.add(keys[3])
+    world.insert(*keys, ship={"city": "Wien"})
+    assert wait_for(world.gaps, "the gap", 40) == {str(keys[3]): "missing"}
+    [gap] = world.service.gaps()
+    assert gap["cause"] == "never_written"
+    code, plans = world.command("backfill", "plan", "orders", "--kinds", "missing")
+    assert code == 0
+    _, runs = world.command("backfill", "apply", plans[0]["id"], "--yes", "--wait")
+    assert (runs[0]["state"], runs[0]["counts"]["verified"]) == ("succeeded", 1), runs
+    written = ask("GET", f"{world.node.url}/{world.index}/_doc/{keys[3]}")["_source"]
+    intact = ask("GET", f"{world.node.url}/{world.index}/_doc/{keys[2]}")["_source"]
+    assert written == {**intact, "placed": written["placed"]}
+    world.service.wait_healthy()
+
+
+def test_a5_a_document_that_stays_when_it_was_deleted_at_the_source_is_undeleted(world: World) -> None:
+    kept, gone = ObjectId(), ObjectId()
+    world.insert(kept, gone)
+    wait_for(lambda: world.indexed(kept) and world.indexed(gone), "both documents")
+    world.follower.lost.add(kept)
+    world.client[world.database].orders.delete_many({"_id": {"$in": [kept, gone]}})
+    assert wait_for(world.gaps, "the gap", 40) == {str(kept): "undeleted"}
+    ask("DELETE", f"{world.node.url}/{world.index}/_doc/{kept}")
+    assert wait_for(lambda: not world.gaps(), "the gap to be resolved", 60)
+    world.service.wait_healthy()
+
+
+def test_d3_a_field_that_only_the_source_has_is_named_by_a_sweep(world: World) -> None:
+    key = ObjectId()
+    world.insert(key)
+    wait_for(lambda: world.indexed(key), "the document")
+    world.service.wait_healthy()
+    world.follower.lost.add(key)
+    world.client[world.database].orders.update_one({"_id": key}, {"$set": {"ship": {"city": "Graz"}}})
+    [gap] = wait_for(world.service.gaps, "the gap", 40)
+    assert (gap["key"], gap["fields"]) == ({"_id": str(key)}, ["ship.city"])
+    _, runs = world.command("sweep", "start", "orders", "--content", "--wait")
+    assert runs[0]["state"] == "succeeded"
+    during(1, lambda: _is(world.gaps(), {str(key): gap["kind"]}))
+    world.client[world.database].orders.update_one({"_id": key}, {"$unset": {"ship": 1}})
+    assert wait_for(lambda: not world.gaps(), "the gap to be resolved", 60)
+
+
+def _is(found: object, expected: object) -> None:
+    assert found == expected
