@@ -304,8 +304,10 @@ OPERATIONS = [*["insert", "replace", "update", "update_lookup", "update_touched"
 def documents(draw: st.DrawFn) -> tuple[PipelineSpec, Any, Any]:
     """Return a pipeline, and what makes documents and ids for it."""
     fields = [(spec, MEMBERS.get(spec.type, ANYTHING)) for spec, _ in draw(mapped())]
-    if rarely(draw, 6):
-        fields[0] = (replace(fields[0][0], target="deep.f0"), ANYTHING)
+    if rarely(draw, 3):
+        fields[0] = (replace(fields[0][0], target="deep.f0"), fields[0][1])
+        if len(fields) > 1 and rarely(draw, 3):
+            fields[1] = (replace(fields[1][0], target="deep"), ANYTHING)
     kind = draw(st.sampled_from(list(IDS)))
     path = draw(st.sampled_from([*["_id"] * 8, "_id.no", "no"]))
     spec = pipeline(
@@ -326,6 +328,8 @@ def documents(draw: st.DrawFn) -> tuple[PipelineSpec, Any, Any]:
         for spec, values in fields:
             if not rarely(draw, 10):
                 made[spec.target] = draw(st.sampled_from(MALFORMED)) if rarely(draw, 12) else odd(values, draw)
+        if "deep.f0" in made and not rarely(draw, 4):
+            made["deep"] = draw(st.sampled_from([{"f0": made.pop("deep.f0")}, {"f1": 1}, {"$numberInt": "5"}, None]))
         made |= {"version": odd(WHOLES, draw), "no": draw(IDS[kind]), "unread": draw(st.sampled_from(MALFORMED))}
         return made
 

@@ -7,7 +7,6 @@ A delivery error ends the role before its next control record. What is repeated 
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import Final
 
 import structlog
@@ -40,10 +39,6 @@ class IngestRole:
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set. Raises what makes going on unsafe."""
         on = self._on
-        # What start-up made lives as long as the process; messages come and go by thousands, and with each few ten thousand of
-        # them the collector would look at all of it again.
-        gc.collect()
-        gc.freeze()
         await on.producer.start()
         try:
             await self._ownership.find_topics()

@@ -25,6 +25,7 @@ class Member:
     """One mapped field as the loop sees it: where its value is found, and how it is read."""
 
     attribute: str
+    within: Callable[[Any], Any] | None = None  # finds the value in the whole row, where no attribute holds it
     form: Form  # for what `reading` does not read; of the very value that is decoded
     reading: Reading | None
     absent: bytes | None  # its part where it is not there at all; None: the decoder refuses such a record
@@ -75,7 +76,8 @@ class Content:
         mapping = self.mapping
         as_text = all(self.members[at].reading is not None for at in mapping.fixed_at)
         for at, member in enumerate(self.members):
-            code.line(f"v = {row}.{member.attribute}")
+            found = f"{row}.{member.attribute}" if member.within is None else f"{code.constant(member.within)}({row})"
+            code.line(f"v = {found}")
             if at in mapping.mask_at:
                 self._mask(code, member, f"m{at}")
             elif at in mapping.value_at:

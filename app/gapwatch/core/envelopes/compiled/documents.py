@@ -5,6 +5,7 @@ Only pipelines whose key is the document's whole ``_id`` have one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
@@ -19,7 +20,7 @@ from gapwatch.core.envelopes.compiled.keys import MEMBERS, member_key_lines, str
 from gapwatch.core.envelopes.compiled.loop import KEYS, VALUES, Loop, decoding, each_message, no_content
 from gapwatch.core.envelopes.compiled.readings import Odd, reading_of_member
 from gapwatch.core.envelopes.compiled.rows import LATER, OPERATIONS, Operations, Snapshot
-from gapwatch.core.keys import KeyCodec
+from gapwatch.core.keys import KeyCodec, dig
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.stream import Operation, Side
 
@@ -157,24 +158,39 @@ def _content(mapping: CompiledMapping, side: Side) -> tuple[Content, type[msgspe
         return None
     spec = mapping.pipeline
     version = spec.source.version if side is Side.EXPECTED else spec.target.version
-    paths = [*mapped.paths, *([version] if version else [])]
-    if any("." in path for path in paths):
+    if "." in version:
         return None
-    names = list(dict.fromkeys(paths))
+    paths = [*mapped.paths, *([version] if version else [])]
+    asked = Counter(name for path in paths for name in dict.fromkeys((path, path.split(".")[0])))
+    names = list(asked)
     annotations: dict[str, Any] = dict.fromkeys(names, Any)
     members = []
     for field, path, form in zip(mapping.fields, mapped.paths, mapped.forms, strict=True):
-        reading = reading_of_member(field, form) if paths.count(path) == 1 else None
+        absent = NULL if field.absent_is_null else ABSENT
+        attribute = f"c{names.index(path)}"
+        if "." in path:
+            within = partial(_within, attribute, f"c{names.index(path.split('.')[0])}", tuple(path.split(".")[1:]))
+            members.append(Member(attribute=attribute, within=within, form=form, reading=None, absent=absent))
+            continue
+        reading = reading_of_member(field, form) if asked[path] == 1 else None
         if reading is not None:
             annotations[path] = reading.annotation | None
-        absent = NULL if field.absent_is_null else ABSENT
-        members.append(Member(attribute=f"c{names.index(path)}", form=partial(_unwrapped, form), reading=reading, absent=absent))
+        members.append(Member(attribute=attribute, form=partial(_unwrapped, form), reading=reading, absent=absent))
     read = Version(attribute=f"c{names.index(version)}", read=_version) if version else None
     return Content(mapping=mapping, members=members, version=read), struct("Document", annotations, absent=True)
 
 
 def _keyed_by_whole_id(codec: KeyCodec) -> bool:
     return [column.path for column in codec.columns] == ["_id"] and codec.columns[0].type in MEMBERS
+
+
+def _within(literal: str, root: str, steps: Sequence[str], row: msgspec.Struct) -> Any:
+    """Return the value at a dotted path: the member of that very name, else what the path leads to."""
+    value = getattr(row, literal)
+    if value is not msgspec.UNSET:
+        return extjson.unwrap(value)
+    value = getattr(row, root)
+    return msgspec.UNSET if value is msgspec.UNSET else dig(extjson.unwrap(value), steps)
 
 
 def _unwrapped(form: Form, value: Any) -> bytes:
