@@ -20,6 +20,10 @@ from gapwatch.model.pipeline import Match
 _TAG: Final = f"\\x{VALUE.hex()}"  # in the source of a literal
 
 
+SPELT: Final = frozenset("0123456789+-.:eETZ ")  # what numbers and times are written with
+NAMED: Final = frozenset({"nan", "-nan", "inf", "-inf", "infinity", "-infinity"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One mapped field as the loop sees it: where its value is found, and how it is read."""
@@ -66,6 +70,11 @@ class Content:
             versions=self.version is not None,
             target_ids=self.target_ids,
         )
+
+    @property
+    def _spell_a_value(self) -> bool:
+        """Whether a placeholder could be read as a number or a time: then it has to be looked for first."""
+        return any(SPELT.issuperset(text) or text.lower() in NAMED for text in self.texts)
 
     @property
     def setup(self) -> list[str]:
@@ -125,7 +134,7 @@ class Content:
 
     def _cases(self, code: Code, member: Member, written: Mapping[bytes, str], masked: str = "") -> str:
         """Write the cases of no value; return the head of the case of a value. A placeholder is Odd without `masked`."""
-        refused = not masked and member.reading is not None and member.reading.refuses
+        refused = not masked and member.reading is not None and member.reading.refuses and not self._spell_a_value
         masked = masked or f"raise {code.constant(Odd)}"
         with code.block("if v is None:"):
             code.line(written[NULL])

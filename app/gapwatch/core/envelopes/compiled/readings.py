@@ -106,7 +106,7 @@ def reading_of_column(spec: FieldSpec, form: Form, wire: str, wire_scale: int | 
         case FieldType.DECIMAL if wire == "text":
             return Reading(str, _decimal(spec, form), _decimal(spec, form, lead=True), texts=True, refuses=True)
         case FieldType.DECIMAL if wire == "base64_unscaled" and (spec.scale is None or (wire_scale or 0) <= spec.scale):
-            return Reading(str, _unscaled(wire_scale or 0), texts=True, refuses=True)
+            return Reading(str, _unscaled(wire_scale or 0), texts=True)  # a placeholder in hexadecimal is base64 as well
         case FieldType.TIMESTAMP if wire in EPOCHS and spec.timezone in UTC:
             return Reading(int, _epoch(spec, PER_SECOND[wire.removeprefix("epoch_")], form))
         case FieldType.TIMESTAMP if wire == "iso" and spec.precision in ("ms", "us") and spec.rounding is Rounding.TRUNCATE:

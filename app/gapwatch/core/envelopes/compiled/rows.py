@@ -131,9 +131,18 @@ def _members(mapping: CompiledMapping, side: Side, encoded: Encoded, version: st
     return members, columns
 
 
+class Image(msgspec.Struct, gc=False):
+    """A row of which nothing is needed; that it is one is looked at all the same."""
+
+
 def _envelope(row: type[msgspec.Struct], *, full_before: bool, wrapped: bool) -> type[msgspec.Struct]:
-    fields: list[Any] = [("before", row | None, None)] if full_before else []
-    fields += [("after", row | None, None), ("source", Source), ("op", Operations), ("message", None, None)]
+    fields: list[Any] = [
+        ("before", (row if full_before else Image) | None, None),
+        ("after", row | None, None),
+        ("source", Source),
+        ("op", Operations),
+        ("message", None, None),
+    ]
     if not wrapped:
         fields += [("schema", None, None), ("payload", None, None)]  # with these it is read otherwise
     return msgspec.defstruct("Envelope", fields, gc=False, kw_only=True)
