@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 from gapwatch.embedded import EmbeddedStack
+
+settings.register_profile("ours", deadline=None)  # two busy cores say nothing about a property
+settings.load_profile("ours")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
