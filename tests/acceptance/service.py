@@ -143,6 +143,11 @@ class Service:
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
+    def answer(self, *arguments: str) -> tuple[int, Any]:
+        """Run a command of the command line; return its exit code and its JSON, or what it said where it printed none."""
+        done = self.command(*arguments, "--output", "json")
+        return done.returncode, json.loads(done.stdout) if done.stdout.strip() else done.stderr
+
     def lines(self, role: str, event: str) -> list[dict[str, Any]]:
         """Return the lines of a role's log with this event."""
         written = self.log(role).read_text(errors="replace").splitlines()

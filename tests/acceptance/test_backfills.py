@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,14 +71,8 @@ def orders(scene: Scene) -> Iterator[Orders]:
         client.close()
 
 
-def command(scene: Scene, *arguments: str) -> tuple[int, Any]:
-    """Run a command against the running service; return its exit code and its JSON."""
-    done = scene.service.command(*arguments, "--output", "json")
-    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else done.stderr
-
-
 def sweep(scene: Scene, *options: str) -> dict[str, Any]:
-    _, runs = command(scene, "sweep", "start", "orders", "--wait", *options)
+    _, runs = scene.service.answer("sweep", "start", "orders", "--wait", *options)
     run: dict[str, Any] = runs[0]
     assert run["state"] == "succeeded", run
     return run
@@ -94,14 +87,14 @@ def wait_found(scene: Scene, count: int, pipeline: str = "orders") -> dict[int, 
 
 
 def plan(scene: Scene, pipeline: str = "orders", *options: str) -> dict[str, Any]:
-    code, plans = command(scene, "backfill", "plan", pipeline, *options)
+    code, plans = scene.service.answer("backfill", "plan", pipeline, *options)
     assert code == 0, plans
     planned: dict[str, Any] = plans[0]
     return planned
 
 
 def apply(scene: Scene, planned: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    code, runs = command(scene, "backfill", "apply", planned["id"], "--yes", "--wait")
+    code, runs = scene.service.answer("backfill", "apply", planned["id"], "--yes", "--wait")
     return code, runs[0]
 
 

@@ -18,7 +18,6 @@ from gapwatch_connectors.opensearch.connection import encode
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import during, number
 from tests.acceptance.test_opensearch import node as node
-from tests.acceptance.test_sweeps import command
 from tests.stack import ask
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -103,7 +102,7 @@ class World:
         return bool(ask("POST", f"{self.node.url}/{self.index}/_mget", body)["docs"][0]["found"])
 
     def command(self, *arguments: str) -> tuple[int, Any]:
-        return command(self, *arguments)  # type: ignore[arg-type]
+        return self.service.answer(*arguments)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from tests.acceptance.mirror import create_topic
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE, configuration
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import at, create_database, during, gaps_of, now, number
-from tests.acceptance.test_sweeps import command
 from tests.stack import ask, captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -90,7 +89,7 @@ class Search:
         return {hit["_id"]: hit["_seq_no"] for hit in hits}
 
     def command(self, *arguments: str) -> tuple[int, Any]:
-        return command(self, *arguments)  # type: ignore[arg-type]
+        return self.service.answer(*arguments)
 
     def repair(self, pipeline: str, kinds: str) -> dict[str, Any]:
         code, plans = self.command("backfill", "plan", pipeline, "--kinds", kinds)
