@@ -293,17 +293,15 @@ class Parts:
     async def api(self, stop: asyncio.Event, readiness: Callable[[], Mapping[str, str]]) -> None:
         """Answer from the start: while Kafka does not, ``/readyz`` says so, and every pipeline is UNKNOWN."""
         settings = self.settings
-        probe = KafkaProbe(settings, self.clock)
         status = StatusTopic(self.consumer("status-api"), settings.topics)
         lags: dict[tuple[str, str], int] = {}
         board = Board(settings, self.ledger, status, self.clock, lags=lambda: lags)
-        server = ApiServer(self._api_deps(board, lambda: {**readiness(), "kafka": probe.state}))
+        server = ApiServer(self._api_deps(board, readiness))
         self.metrics.configure(spec for spec in settings.pipelines.values() if spec.enabled)
         try:
             await _start(server, settings.listen_host, settings.listen_port)
             log.info("api_listens", address=f"{settings.listen_host}:{settings.listen_port}")
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(probe.run(stop))
                 tasks.create_task(self._show_metrics(board, stop))
                 tasks.create_task(self._read_status(status, board, stop))
                 tasks.create_task(self._read_lags(lags, stop))
@@ -455,14 +453,21 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
         on_up=lambda name, up: parts.metrics.up.labels(role=name).set(int(up)),
         on_failure=lambda name: parts.metrics.role_failures.labels(role=name).inc(),
     )
-    supervisor.tasks = _tasks(parts, supervisor, config, role)
+    probe = KafkaProbe(settings, parts.clock)
+    probing = asyncio.create_task(probe.run(stop))
+
+    def readiness() -> Mapping[str, str]:
+        return {**supervisor.readiness(), "kafka": "failed: nobody asks it any more" if probing.done() else probe.state}
+
+    supervisor.tasks = _tasks(parts, readiness, config, role)
     log.info("starting", role=role, version=__version__, pipelines=sorted(settings.pipelines))
-    probes = ProbeServer(ProbeDeps(readiness=supervisor.readiness, metrics=parts.metrics.exposition))
+    probes = ProbeServer(ProbeDeps(readiness=readiness, metrics=parts.metrics.exposition))
     try:
         if settings.probes_port:
             await _listen(probes, settings.probes_host, settings.probes_port)
         await supervisor.run(stop)
     finally:
+        probing.cancel()
         await probes.stop()
         await parts.close()
     return 0
@@ -479,7 +484,7 @@ async def _listen(probes: ProbeServer, host: str, port: int) -> None:
     log.info("probes_listen", address=f"{host}:{port}")
 
 
-def _tasks(parts: Parts, supervisor: Supervisor, config: Path | None, role: str) -> list[Supervised]:
+def _tasks(parts: Parts, readiness: Callable[[], Mapping[str, str]], config: Path | None, role: str) -> list[Supervised]:
     """Return what this process runs; Faust shares its event loop with nobody, so with ``all`` match is a child process."""
     chosen = ["--config", str(config)] if config is not None else []
     made: dict[str, Callable[[], Task]] = {
@@ -487,7 +492,7 @@ def _tasks(parts: Parts, supervisor: Supervisor, config: Path | None, role: str)
         "ingest": lambda: parts.ingest,
         "match": lambda: child_process("match", [*chosen, "run", "--role", "match"]) if role == "all" else parts.match,
         "repair": lambda: parts.repair,
-        "api": lambda: partial(_with, parts.api, supervisor.readiness),
+        "api": lambda: partial(_with, parts.api, readiness),
     }
     names = list(made) if role == "all" else [role]
     return [Supervised(name=name, make=made[name]) for name in names]
