@@ -54,7 +54,9 @@ class Trouble:
     def __call__(self, count: int) -> None:
         if count not in self._marks:
             return
-        victim = self._random.choice([name for name in sorted(self._rig.workers) if self._rig.has_worked(name)])
+        running = sorted(self._rig.workers)
+        # Those that hold partitions, above all; while all of these are gone and the rest wait for theirs, any.
+        victim = self._random.choice([name for name in running if self._rig.has_worked(name)] or running)
         for name in self._frozen:
             self._rig.thaw(name)
         fate = self._random.random()
