@@ -75,6 +75,18 @@ def during(seconds: float, look: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
+def caught_up(service: Service, pipeline: str = "orders") -> dict[str, Any]:
+    """Wait until everything that was written before now is settled and counted; return the pipeline's view then."""
+    started = now()
+
+    def look() -> dict[str, Any] | None:
+        view = service.view(pipeline)
+        through = view["consistent_through"]
+        return view if through is not None and at(through) > started else None
+
+    return wait_for(look, "everything before to be settled", 30)
+
+
 def heal(scene: Scene, collection: str = "orders", table: str = TABLE, uri: str = "") -> None:
     """Make the target equal to the source by hand, whatever a test left there."""
     with psycopg.connect(scene.dsn) as connection:

@@ -19,7 +19,7 @@ from tests.acceptance.copier import Copier
 from tests.acceptance.mirror import Mirror, Place, create_topic, key_of
 from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import at, create_database, during, falsify, gaps_of, heal, lose, now, number
+from tests.acceptance.shared import at, caught_up, create_database, during, falsify, gaps_of, heal, lose, now, number
 from tests.stack import captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -137,7 +137,7 @@ def world(built: World) -> Iterator[World]:
 
 def test_a6_malformed_event_goes_to_the_dead_letters(world: World) -> None:
     topic, keys = f"{world.scene.database}.{ELSEWHERE}", [number() for _ in range(99)]
-    before = world.service.view("elsewhere")["totals"]
+    before = caught_up(world.service, "elsewhere")["totals"]
     world.insert_elsewhere(*keys[:50])
     wait_for(lambda: set(keys[:50]) <= world.documents_elsewhere(), "the first fifty", 30)
     broken = b'{"op": "c", "after": {"id": '
@@ -168,7 +168,7 @@ def test_a7_everything_delivered_twice_changes_nothing(world: World) -> None:
     scene, names = world.scene, ("orders", "twice")
     keys = [number() for _ in range(40)]
     lost, false, left = keys[0], keys[1], keys[2]
-    before = {name: world.service.view(name)["totals"] for name in names}
+    before = {name: caught_up(world.service, name)["totals"] for name in names}
     scene.copier.rules |= {lost: lose, false: falsify(v="false"), ("d", left): lose}
     scene.sql(*(f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES ({key}, {key}, 'a', 1.50)" for key in keys))
     updated = [(key, number()) for key in keys[10:30]]
@@ -196,7 +196,7 @@ def test_a7_everything_delivered_twice_changes_nothing(world: World) -> None:
 def test_a8_an_older_version_that_arrives_later(world: World) -> None:
     scene, key, service = world.scene, number(), world.service
     versions = [number() for _ in range(3)]
-    before = service.view("shuffled")["totals"]["expected"]
+    before = caught_up(service, "shuffled")["totals"]["expected"]
     held = world.held.setdefault(key, [])
     scene.insert(key, versions[0], "one")
     for seq, value in zip(versions[1:], ("two", "three"), strict=True):

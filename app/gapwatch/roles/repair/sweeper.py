@@ -19,7 +19,7 @@ from gapwatch.core.sweep import Mark, Resumption, Scope, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Detector, Run, RunState
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, DatasetReader, Key, Ledger
+from gapwatch.ports import Clock, DatasetReader, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
@@ -33,6 +33,7 @@ PATIENCE_SECONDS: Final = 600.0  # without any decision, or twelve times grace i
 CANDIDATES_MAX: Final = 200_000  # keys under judgement; the scan waits while there are more
 KEYS_PER_READ: Final = 2_000
 BOOKED_AT_ONCE: Final = 200
+BOOKINGS_MAX: Final = 5  # attempts at a gap that somebody else keeps changing
 IDLE_SECONDS: Final = 0.05
 
 
@@ -206,21 +207,25 @@ class _Sweep:
         return min(self._counts["source_keys"], self._counts["target_keys"])
 
     async def _book(self, decided: Sequence[Decided]) -> None:
-        """Store differences and agreements; a difference that does not stand, as somebody else changed its gap, is undecided."""
+        """Store differences and agreements; a difference that cannot be stored is undecided."""
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
         agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
-        stored: set[Key] = set()
         for start in range(0, len(differing), BOOKED_AT_ONCE):
-            stored |= await self._on.book.open(
-                self._stores,
-                differing[start : start + BOOKED_AT_ONCE],
-                Detector.SWEEP,
-                opened_by=self._run.id,
-                held_since=self._last_full_started,
-            )
+            self._undecided += await self._open(differing[start : start + BOOKED_AT_ONCE])
         for start in range(0, len(agreeing), BOOKED_AT_ONCE):
             await self._on.book.close(self._stores, agreeing[start : start + BOOKED_AT_ONCE])
-        self._undecided += len(differing) - len(stored)
+
+    async def _open(self, differing: Sequence[Decided]) -> int:
+        """Store differences; return how many do not stand in the end. What the stream found at the same moment is there."""
+        left = list(differing)
+        for _ in range(BOOKINGS_MAX):
+            if not left:
+                break
+            stored = await self._on.book.open(
+                self._stores, left, Detector.SWEEP, opened_by=self._run.id, held_since=self._last_full_started
+            )
+            left = [item for item in left if item.case.key not in stored]
+        return len(left)
 
     def _count(self, decided: Sequence[Decided]) -> None:
         counts = self._counts
