@@ -1,0 +1,301 @@
+"""The parts of one process: what every role is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+
+from gapwatch import __version__
+from gapwatch.clock import SystemClock
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.errors import GapwatchError, StoreUnreachable, UsageError
+from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
+from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
+from gapwatch.kafka.offsets import OffsetReader
+from gapwatch.kafka.topics import TopicAdmin, ensure_topics
+from gapwatch.ledger import open_ledger
+from gapwatch.metrics import Metrics, Snapshot
+from gapwatch.model.gap import RunKind, RunState
+from gapwatch.model.pipeline import CAPTURED, Settings
+from gapwatch.ports import Preflight
+from gapwatch.roles.board import Board
+from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
+from gapwatch.roles.desk import Desk, DeskDependencies
+from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
+from gapwatch.roles.keylog import KeyLog
+from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
+from gapwatch.roles.repair.role import RepairDependencies, RepairRole
+from gapwatch.roles.status_feed import StatusTopic
+from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
+from gapwatch_connectors.registry import connector_of
+
+log = structlog.get_logger(__name__)
+
+METRICS_SECONDS = 2.0
+LAG_SECONDS = 2.0
+STATUS_SECONDS = 1.0
+
+
+class Parts:
+    """What the roles of one process share."""
+
+    def __init__(self, settings: Settings, role: str) -> None:
+        self.settings = settings
+        self.role = role
+        self.clock = SystemClock()
+        self.ledger = open_ledger(settings.database)
+        self.metrics = Metrics(__version__, sorted(settings.pipelines))
+        self.stores = Stores(settings, self.ledger)
+        self.name = f"{role}-{host()}-{os.getpid()}"
+        self._preflights: dict[str, Sequence[Preflight]] = {}
+
+    async def close(self) -> None:
+        await self.stores.close()
+        for checks in self._preflights.values():
+            for check in checks:
+                await check.close()
+        self.ledger.close()
+
+    def producer(self, purpose: str) -> AckedProducer:
+        return AckedProducer(self.settings, client_id=f"{purpose}-{self.name}")
+
+    def consumer(self, purpose: str, group: str | None = None, **options: Any) -> RawConsumer:
+        return RawConsumer(self.settings, client_id=f"{purpose}-{self.name}", group=group, options=options)
+
+    def count_finding(self, pipeline: str, finding: str) -> None:
+        self.metrics.stream_findings.labels(pipeline=pipeline, finding=finding).inc()
+
+    # roles, each built anew for every start
+
+    async def capture(self, stop: asyncio.Event) -> None:
+        settings, sender = self.settings, new_id()[:8]
+        await ensure_topics(settings)
+        streams, beats = [], {}
+        for spec in settings.pipelines.values():
+            if not spec.enabled:
+                continue
+            target, source = settings.stores[spec.target.store], settings.stores[spec.source.store]
+            if spec.target.feed.kind in CAPTURED:
+                opened = partial(connector_of(target.type).feed_reader, spec, target.url)
+                streams.append(Stream(pipeline=spec, topic=spec.target.feed.topic, open=opened))
+            if spec.source.feed.kind in CAPTURED:
+                opened = partial(connector_of(source.type).source_feed_reader, spec, source.url)
+                streams.append(Stream(pipeline=spec, topic=spec.source.feed.topic, open=opened, side="expected"))
+            if source.heartbeat.auto:
+                connector = connector_of(source.type)
+                if connector.heartbeat_writer(source.name, source.url, sender) is not None:
+                    beats[source.name] = Beat(
+                        store=source.name,
+                        every_seconds=source.heartbeat.every_seconds,
+                        open=partial(_heartbeat, connector, source.name, source.url),
+                    )
+        facts = await TopicAdmin(settings).describe([stream.topic for stream in streams])
+        role = CaptureRole(
+            CaptureDependencies(
+                settings=settings,
+                ledger=self.ledger,
+                producer=self.producer("capture"),
+                partitions={topic: fact.partitions for topic, fact in facts.items()},
+                streams=streams,
+                beats=list(beats.values()),
+                clock=self.clock,
+                holder=f"{self.name}/{sender}",
+                on_finding=self.count_finding,
+            )
+        )
+        await role.run(stop)
+
+    async def ingest(self, stop: asyncio.Event) -> None:
+        await ensure_topics(self.settings)
+        settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        role = IngestRole(
+            IngestDependencies(
+                settings=settings,
+                pipelines=settings.pipelines,
+                ledger=self.ledger,
+                producer=self.producer("ingest"),
+                consumer=self.consumer("ingest", f"{settings.topics.prefix}.ingest", **{"enable.partition.eof": True}),
+                heartbeats=self.consumer("heartbeats"),
+                offsets=OffsetReader(settings, self.clock),
+                topics=TopicAdmin(settings),
+                clock=self.clock,
+                name=self.name,
+                skew_ms=self._skew_ms,
+                on_unparsable=lambda reason: self.metrics.unparsable.labels(reason=reason).inc(),
+                on_finding=self.count_finding,
+            )
+        )
+        await role.run(stop)
+
+    async def match(self, stop: asyncio.Event) -> None:
+        from gapwatch.roles.match.role import MatchRole
+
+        settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
+        await MatchRole(settings, fingerprints, self.clock, stop=stop).run()
+
+    async def repair(self, stop: asyncio.Event) -> None:
+        settings = self.settings
+        await ensure_topics(settings)
+        producer = self.producer("repair")
+        await producer.start()
+        inbox = SuspectInbox(self.consumer("suspects", f"{settings.topics.prefix}.repair"), settings.topics)
+        status = StatusTopic(self.consumer("status-repair"), settings.topics)
+        try:
+            await inbox.start()
+            await status.start()
+            board = Board(settings, self.ledger, status, self.clock)
+            role = RepairRole(
+                RepairDependencies(
+                    settings=settings,
+                    ledger=self.ledger,
+                    board=board,
+                    stores=self.stores,
+                    inbox=inbox,
+                    verdicts=VerdictPublisher(producer, settings.topics),
+                    gaps=GapPublisher(producer, settings.topics),
+                    checks=self._checks(),
+                    metrics=self.metrics,
+                    clock=self.clock,
+                    host=host(),
+                    new_id=new_id,
+                )
+            )
+            await role.run(stop)
+        finally:
+            await inbox.close()
+            await status.close()
+            await producer.close()
+
+    async def api(self, stop: asyncio.Event, readiness: Callable[[], Mapping[str, str]]) -> None:
+        """Answer from the start: while Kafka does not, ``/readyz`` says so, and every pipeline is UNKNOWN."""
+        settings = self.settings
+        status = StatusTopic(self.consumer("status-api"), settings.topics)
+        lags: dict[tuple[str, str], int] = {}
+        board = Board(settings, self.ledger, status, self.clock, lags=lambda: lags)
+        server = ApiServer(self._api_deps(board, readiness))
+        self.metrics.configure(spec for spec in settings.pipelines.values() if spec.enabled)
+        try:
+            await _start(server, settings.listen_host, settings.listen_port)
+            log.info("api_listens", address=f"{settings.listen_host}:{settings.listen_port}")
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._show_metrics(board, stop))
+                tasks.create_task(self._read_status(status, board, stop))
+                tasks.create_task(self._read_lags(lags, stop))
+        finally:
+            await server.stop()
+            await status.close()
+
+    async def _read_status(self, status: StatusTopic, board: Board, stop: asyncio.Event) -> None:
+        """Read the status topic as soon as Kafka answers."""
+        while not stop.is_set():
+            try:
+                await ensure_topics(self.settings)
+                await status.start()
+                break
+            except StoreUnreachable as error:
+                log.warning("status_unread", reason=str(error))
+                await self.clock.sleep(STATUS_SECONDS)
+        await board.run(stop)
+
+    def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
+        desk = Desk(
+            DeskDependencies(
+                settings=self.settings,
+                ledger=self.ledger,
+                board=board,
+                stores=self.stores,
+                stream=KeyLog(partial(self.consumer, "key"), self.settings.topics, self.clock),
+                clock=self.clock,
+                new_id=new_id,
+            )
+        )
+        return ApiDeps(
+            operations=desk,
+            ledger=self.ledger,
+            tokens=self.ledger,
+            probes=ProbeDeps(readiness=readiness, metrics=self.metrics.exposition),
+            clock=self.clock,
+            version=__version__,
+        )
+
+    async def _show_metrics(self, board: Board, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            views = await board.views()
+            self.metrics.show(await asyncio.to_thread(self._snapshot, views))
+            await self.clock.sleep(METRICS_SECONDS)
+
+    def _snapshot(self, views: Sequence[Any]) -> Snapshot:
+        ledger = self.ledger
+        sweeps, succeeded, oldest = [], {}, {}
+        for view in views:
+            runs = ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, limit=20)
+            sweeps += list(runs[:1])
+            good = next((run for run in runs if run.state is RunState.SUCCEEDED and run.ended_at), None)
+            if good is not None and good.ended_at is not None:
+                succeeded[view.id] = good.ended_at
+            alerting = ledger.gap_summary(view.id).oldest_alerting
+            if alerting is not None:
+                oldest[view.id] = alerting
+        return Snapshot(
+            views=views,
+            detected=ledger.gap_counts(),
+            resolved=ledger.resolution_counts(),
+            sweeps=sweeps,
+            last_success=succeeded,
+            oldest_open=oldest,
+        )
+
+    async def _read_lags(self, lags: dict[tuple[str, str], int], stop: asyncio.Event) -> None:
+        """Keep how many raw records ingest has not yet read, per pipeline and topic; nothing is shown that is not known."""
+        offsets, topics = OffsetReader(self.settings, self.clock), TopicAdmin(self.settings)
+        group = f"{self.settings.topics.prefix}.ingest"
+        while not stop.is_set():
+            found: dict[tuple[str, str], int] = {}
+            try:
+                for spec in self.settings.pipelines.values():
+                    names = [feed.topic for feed in (spec.source.feed, spec.target.feed) if feed.topic]
+                    for topic, fact in (await topics.describe(names)).items():
+                        partitions = [Partition(topic, number) for number in range(fact.partitions)]
+                        ends = (await offsets.log_ends(partitions)).ends
+                        positions = (await offsets.delivery(group, partitions)).positions
+                        found[spec.id, topic] = sum(max(0, ends[at] - (positions[at] or 0)) for at in partitions)
+            except GapwatchError as error:
+                log.warning("lags_unread", reason=str(error))
+                found = {}
+            lags.clear()
+            lags.update(found)
+            await self.clock.sleep(LAG_SECONDS)
+
+    async def _skew_ms(self, pipeline: str) -> int:
+        """Return the larger of both stores' clock offsets, in milliseconds."""
+        stores = await self.stores.stores(pipeline)
+        return max(abs(await stores.source.clock_offset_ms()), abs(await stores.target.clock_offset_ms()))
+
+    def _checks(self) -> Callable[[str], Sequence[Preflight]]:
+        made = self._preflights
+
+        def of(pipeline: str) -> Sequence[Preflight]:
+            if pipeline not in made:
+                made[pipeline] = preflights(self.settings, self.settings.pipelines[pipeline])
+            return made[pipeline]
+
+        return of
+
+
+async def _start(server: ApiServer, host: str, port: int) -> None:
+    try:
+        await server.start(host, port)
+    except OSError as error:
+        remedy = "Choose another address in api.listen, or end what listens there."
+        raise UsageError(f"The API cannot listen on {host}:{port}: {error.strerror or error}.", remedy=remedy) from error
+
+
+def _heartbeat(connector: Any, store: str, url: str) -> Any:
+    """Open a heartbeat writer with a sender of its own: its numbers begin at 1."""
+    return connector.heartbeat_writer(store, url, new_id()[:8])

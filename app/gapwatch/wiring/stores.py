@@ -1,0 +1,141 @@
+"""The stores of every pipeline, with its mapping resolved, and the checks that may be made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import structlog
+
+from gapwatch.core.keys import KeyCodec
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.resolve import resolve
+from gapwatch.errors import StoreError
+from gapwatch.ledger import SqlLedger
+from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec, Settings
+from gapwatch.ports import Clock, Preflight
+from gapwatch.roles.stores import PipelineStores
+from gapwatch_connectors.debezium import ConnectorPreflight, ConnectRest
+from gapwatch_connectors.registry import connector_of
+
+log = structlog.get_logger(__name__)
+
+RESOLVE_SECONDS = 2.0
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def host() -> str:
+    return socket.gethostname()
+
+
+class Stores:
+    """Implements :class:`gapwatch.roles.stores.StoreProvider`: connections are made and mappings resolved at first use."""
+
+    def __init__(self, settings: Settings, ledger: SqlLedger) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._made: dict[str, PipelineStores] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def stores(self, pipeline: str) -> PipelineStores:
+        async with self._locks.setdefault(pipeline, asyncio.Lock()):
+            if pipeline not in self._made:
+                self._made[pipeline] = await self._make(self._settings.pipelines[pipeline])
+            return self._made[pipeline]
+
+    async def _make(self, spec: PipelineSpec) -> PipelineStores:
+        resolved = await resolved_pipeline(self._settings, self._ledger, spec)
+        source_store = self._settings.stores[spec.source.store]
+        target_store = self._settings.stores[spec.target.store]
+        source, target = connector_of(source_store.type), connector_of(target_store.type)
+        return PipelineStores(
+            spec=resolved,
+            mapping=CompiledMapping(resolved),
+            codec=KeyCodec(resolved.source.key),
+            source=source.source_reader(resolved, source_store.url),
+            target=target.target_reader(resolved, target_store.url),
+            writer=target.target_writer(resolved, target_store.url),
+        )
+
+    async def close(self) -> None:
+        for made in self._made.values():
+            for part in (made.source, made.target, made.writer):
+                await part.close()
+        self._made.clear()
+
+
+async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: PipelineSpec) -> PipelineSpec:
+    """Return the pipeline with its types from the source's catalogue; from what is stored of it while the source is away."""
+    store = settings.stores[spec.source.store]
+    fact = f"resolved/{spec.id}"
+    reader = connector_of(store.type).source_reader(spec, store.url)
+    try:
+        info = await reader.describe()
+        config = await _connector_config(settings, spec)
+        resolved = resolve(spec, info, config)
+        stored = {"fields": msgspec.to_builtins(resolved.fields), "feed": msgspec.to_builtins(resolved.source.feed)}
+        await asyncio.to_thread(ledger.set_fact, fact, stored)
+        return resolved
+    except StoreError as error:
+        if not error.retriable:
+            raise
+        known: Any = await asyncio.to_thread(ledger.fact, fact)
+        if known is None:
+            raise
+        fields = msgspec.convert(known["fields"], tuple[FieldSpec, ...], strict=False)
+        if [field.target for field in fields] != [field.target for field in spec.fields]:
+            raise
+        feed = msgspec.convert(known["feed"], type(spec.source.feed), strict=False)
+        return replace(spec, fields=fields, source=replace(spec.source, feed=feed))
+    finally:
+        await reader.close()
+
+
+async def _connector_config(settings: Settings, spec: PipelineSpec) -> Mapping[str, str] | None:
+    if not settings.connect_url or spec.source.feed.kind is not FeedKind.DEBEZIUM:
+        return None
+    try:
+        connector = await ConnectRest(settings.connect_url).source_of(spec.source.feed.topic)
+    except StoreError:
+        return None
+    return connector.config if connector is not None else None
+
+
+async def resolved_settings(settings: Settings, ledger: SqlLedger, clock: Clock) -> Settings:
+    """Return the settings with resolved pipelines; waits while a source that was never described does not answer."""
+    resolved: dict[str, PipelineSpec] = {}
+    enabled = {name: spec for name, spec in settings.pipelines.items() if spec.enabled}
+    while len(resolved) < len(enabled):
+        for name, spec in enabled.items():
+            if name in resolved:
+                continue
+            try:
+                resolved[name] = await resolved_pipeline(settings, ledger, spec)
+            except StoreError as error:
+                if not error.retriable:
+                    raise
+                log.warning("source_not_described", pipeline=name, reason=str(error))
+        if resolved:
+            break  # the others are taken up at the next start of the role
+        await clock.sleep(RESOLVE_SECONDS)
+    return replace(settings, pipelines=resolved)
+
+
+def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = None) -> list[Preflight]:
+    """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
+    source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
+    checks: list[Preflight] = [
+        connector_of(source.type).source_preflight(spec, source.url),
+        connector_of(target.type).target_preflight(spec, target.url, position),
+    ]
+    if settings.connect_url:
+        checks.append(ConnectorPreflight(spec, settings.connect_url))
+    return checks
