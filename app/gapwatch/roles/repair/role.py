@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gapwatch.metrics import Metrics
+from gapwatch.model.gap import RunKind
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
+from gapwatch.roles.repair.counted import CountedStores
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
@@ -70,7 +72,9 @@ class RepairRole:
             on.board.run,
             self._confirmer().run,
             Rechecker(
-                RecheckerDependencies(pipelines=pipelines, ledger=on.ledger, book=self._book, stores=on.stores, clock=on.clock)
+                RecheckerDependencies(
+                    pipelines=pipelines, ledger=on.ledger, book=self._book, stores=self._stores("recheck"), clock=on.clock
+                )
             ).run,
             OutboxPublisher(on.ledger, on.gaps, on.clock).run,
             SweepScheduler(
@@ -90,11 +94,16 @@ class RepairRole:
     def _judge(self, pipeline: str) -> KeyJudge:
         on = self._on
         return KeyJudge(
-            partial(on.stores.stores, pipeline),
+            partial(self._stores("confirm").stores, pipeline),
             grace_ms=partial(self._grace_ms, pipeline),
             delivered=partial(on.board.delivered, pipeline),
             clock=on.clock,
         )
+
+    def _stores(self, purpose: str) -> StoreProvider:
+        """Return the stores, with every request counted under its purpose."""
+        requests = self._on.metrics.store_requests
+        return CountedStores(self._on.stores, purpose, lambda store, purpose: requests.labels(store=store, purpose=purpose).inc())
 
     def _grace_ms(self, pipeline: str) -> int:
         return int(self._on.settings.pipelines[pipeline].grace_seconds * 1000)
@@ -143,7 +152,7 @@ class RepairRole:
                 pipelines=on.settings.pipelines,
                 ledger=on.ledger,
                 board=on.board,
-                stores=on.stores,
+                stores={kind: self._stores(kind.value) for kind in (RunKind.SWEEP, RunKind.BACKFILL)},
                 sweeper=lambda holder: Sweeper(replace(sweeping, holder=holder)),
                 backfiller=lambda holder: Backfiller(replace(filling, holder=holder)),
                 clock=on.clock,
@@ -157,7 +166,7 @@ class RepairRole:
             pipelines=on.settings.pipelines,
             ledger=on.ledger,
             board=on.board,
-            stores=on.stores,
+            stores=self._stores("watch"),
             checks=on.checks,
             undecided=lambda pipeline: self._judges[pipeline].undecided,
             clock=on.clock,

@@ -155,12 +155,12 @@ def _set_baseline(ledger: Ledger, pipeline: str, *, started: datetime, ended: da
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerDependencies:
-    """``sweeper`` and ``backfiller`` make one that holds its run under the given name."""
+    """``stores`` by what they are asked for; ``sweeper`` and ``backfiller`` make one that holds its run under the given name."""
 
     pipelines: Mapping[str, PipelineSpec]
     ledger: Ledger
     board: Board
-    stores: StoreProvider
+    stores: Mapping[RunKind, StoreProvider]
     sweeper: Callable[[str], Sweeper]
     backfiller: Callable[[str], Backfiller]
     clock: Clock
@@ -217,7 +217,7 @@ class RunRunner:
         if run.pipeline not in on.pipelines:
             await self._end(run, holder, RunState.FAILED, f"There is no pipeline {run.pipeline!r} in this configuration.")
             return
-        stores = await on.stores.stores(run.pipeline)
+        stores = await on.stores[run.kind].stores(run.pipeline)
         if run.kind is RunKind.BACKFILL:
             await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
             await on.backfiller(holder).run(run, stores)

@@ -1,0 +1,124 @@
+"""Counts what is asked of the stores, by store and purpose: decorators over the ports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from gapwatch.model.pipeline import FieldSpec
+from gapwatch.ports import (
+    DatasetInfo,
+    DatasetReader,
+    Key,
+    KeyChunk,
+    Read,
+    ScanChunk,
+    StoredRecord,
+    TargetWriter,
+    WriteItem,
+    WriteResult,
+)
+from gapwatch.roles.stores import PipelineStores, StoreProvider
+
+Count = Callable[[str, str], None]  # store, purpose
+
+
+class CountedStores:
+    """Implements :class:`gapwatch.roles.stores.StoreProvider` for one purpose: every request to a store is counted once."""
+
+    def __init__(self, stores: StoreProvider, purpose: str, count: Count) -> None:
+        self._stores = stores
+        self._purpose = purpose
+        self._count = count
+        self._made: dict[str, tuple[PipelineStores, PipelineStores]] = {}
+
+    async def stores(self, pipeline: str) -> PipelineStores:
+        plain = await self._stores.stores(pipeline)
+        known = self._made.get(pipeline)
+        if known is None or known[0] is not plain:
+            source = partial(self._count, plain.spec.source.store, self._purpose)
+            target = partial(self._count, plain.spec.target.store, self._purpose)
+            counted = replace(
+                plain,
+                source=CountedReader(plain.source, source),
+                target=CountedReader(plain.target, target),
+                writer=CountedWriter(plain.writer, target),
+            )
+            known = self._made[pipeline] = (plain, counted)
+        return known[1]
+
+
+class CountedReader:
+    """Implements :class:`gapwatch.ports.DatasetReader`. A scan counts once a chunk."""
+
+    def __init__(self, reader: DatasetReader, count: Callable[[], None]) -> None:
+        self._reader = reader
+        self._count = count
+
+    @property
+    def in_key_order(self) -> bool:
+        return self._reader.in_key_order
+
+    async def ping(self) -> None:
+        self._count()
+        await self._reader.ping()
+
+    async def clock_offset_ms(self) -> int:
+        self._count()
+        return await self._reader.clock_offset_ms()
+
+    async def close(self) -> None:
+        await self._reader.close()
+
+    async def describe(self) -> DatasetInfo:
+        self._count()
+        return await self._reader.describe()
+
+    async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
+        self._count()
+        return await self._reader.fetch(keys)
+
+    async def scan(
+        self, *, content: bool, cursor: Any = None, lower: Key | None = None, upper: Key | None = None, chunk: int = 10_000
+    ) -> AsyncIterator[ScanChunk]:
+        chunks = self._reader.scan(content=content, cursor=cursor, lower=lower, upper=upper, chunk=chunk)
+        async with aclosing(chunks):  # type: ignore[type-var]
+            async for found in chunks:
+                self._count()
+                yield found
+
+    async def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        chunks = self._reader.scan_keys(lower=lower, chunk=chunk)
+        async with aclosing(chunks):  # type: ignore[type-var]
+            async for found in chunks:
+                self._count()
+                yield found
+
+    async def is_empty(self) -> bool:
+        self._count()
+        return await self._reader.is_empty()
+
+    async def estimate(self) -> int:
+        self._count()
+        return await self._reader.estimate()
+
+
+class CountedWriter:
+    """Implements :class:`gapwatch.ports.TargetWriter`."""
+
+    def __init__(self, writer: TargetWriter, count: Callable[[], None]) -> None:
+        self._writer = writer
+        self._count = count
+
+    async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
+        self._count()
+        return await self._writer.write(items)
+
+    def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
+        return self._writer.document(key, row, fields)
+
+    async def close(self) -> None:
+        await self._writer.close()
