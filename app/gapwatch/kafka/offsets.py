@@ -7,10 +7,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from gapwatch.kafka.faults import gapwatch_error
+from gapwatch.errors import StoreUnreachable
+from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import REQUEST_SECONDS, Partition, admin_client
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
@@ -57,6 +65,7 @@ class OffsetReader:
         self._settings = settings
         self._admin: AdminClient = admin_client(settings)
         self._clock = clock
+        self._leaders_known = False
 
     async def delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
         """Return where ``group`` stands in ``partitions``."""
@@ -89,16 +98,32 @@ class OffsetReader:
     async def _offsets(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
         if not partitions:
             return {}
+        if not self._leaders_known:
+            await self._find_leaders({at.topic for at in partitions})
         try:
             return await self._ask(partitions, spec)
         except KafkaException as error:
             if error.args[0].code() not in _STALE:
+                self._leaders_known = False
                 raise gapwatch_error(error, "read the ends of logs") from error
         self._admin = admin_client(self._settings)
         try:
             return await self._ask(partitions, spec)
         except KafkaException as error:
+            self._leaders_known = False
             raise gapwatch_error(error, "read the ends of logs") from error
+
+    async def _find_leaders(self, topics: Collection[str]) -> None:
+        """Raise StoreUnreachable while a partition has no leader: librdkafka crashes when it has to wait for one by itself."""
+        asked = self._admin.describe_topics(TopicCollection(sorted(topics)), request_timeout=REQUEST_SECONDS)
+        for topic, future in asked.items():
+            try:
+                described = await asyncio.wrap_future(future)
+            except KafkaException as error:
+                raise gapwatch_error(error, f"find the leaders of {topic}") from error
+            if any(partition.leader is None or partition.leader.id < 0 for partition in described.partitions):
+                raise StoreUnreachable(f"Topic {topic} has partitions without a leader.", store=STORE, remedy="Wait for it.")
+        self._leaders_known = True
 
     async def _ask(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
         asked = self._admin.list_offsets(
