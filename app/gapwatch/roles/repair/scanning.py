@@ -182,8 +182,9 @@ class Scanning:
                 if not chunk.complete:
                     scan.complete, scan.reason = False, chunk.reason
                 self._on_compared(side.name.lower(), rows)
+                took = self._clock.monotonic() - began  # what comes between two chunks is not the store's work
                 yield piece
-                await self._rest(self._clock.monotonic() - began)
+                await self._rest(took)
         finally:
             await iterator.aclose()  # type: ignore[attr-defined]
 

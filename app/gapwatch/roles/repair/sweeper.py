@@ -274,8 +274,6 @@ class _Sweep:
         if current is None or current.cancel_requested:
             raise ConflictError("The sweep was cancelled.", running_id=self._run.id)
         mark = self._resumption.advance({*self._judge.cases, *self._trial.held})
-        if await self._trial.goes_on():
-            mark = None  # what is held back is not booked: a worker that takes over begins anew
         self._run = replace(
             self._run,
             counts=dict(self._counts),
