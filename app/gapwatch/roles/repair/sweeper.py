@@ -273,7 +273,9 @@ class _Sweep:
         current = await asyncio.to_thread(self._on.ledger.run, self._run.id)
         if current is None or current.cancel_requested:
             raise ConflictError("The sweep was cancelled.", running_id=self._run.id)
-        mark = self._resumption.advance({*self._judge.cases, *self._trial.held})
+        # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
+        whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
+        mark = self._resumption.advance({*self._judge.cases, *self._trial.held}) if whole else None
         self._run = replace(
             self._run,
             counts=dict(self._counts),
