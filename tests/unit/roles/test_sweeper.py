@@ -173,5 +173,8 @@ def test_a_difference_that_could_not_be_stored_leaves_the_sweep_inconclusive(
         patched.setattr(ledger, "store_gaps", lambda changes: [False] * len(changes))
         overtaken = swept(rig, ledger)
     assert (overtaken.state, overtaken.counts["undecided"]) == (RunState.INCONCLUSIVE, 1)
-    assert swept(rig, ledger).state is RunState.SUCCEEDED
+    assert "from" not in overtaken.cursor, "whoever takes over reads again what is in no row"
+    stored = swept(rig, ledger)
+    assert stored.state is RunState.SUCCEEDED
+    assert "from" in stored.cursor
     assert [gap.key_fields["id"] for gap in gaps(ledger)] == [4]
