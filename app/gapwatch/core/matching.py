@@ -10,7 +10,7 @@ Conservation, always: ``expected = settled + superseded + gap + cleared + Σ unv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -33,6 +33,14 @@ Records = list[tuple[str, bytes | None]]
 Groups = dict[tuple[str, int], list[PackedSection]]
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class StreamTimes(NamedTuple):
+    """How far one pipeline's streams have come in one partition; milliseconds, 0: not known."""
+
+    source: int
+    target: int
+    source_caught_up: int
 
 
 class KeyMatcher:
@@ -201,6 +209,19 @@ class KeyMatcher:
     def open_writes(self, pipeline: str) -> int:
         """Return how many expected writes are in no class yet."""
         return self._pipelines[pipeline].open_writes()
+
+    def times(self, pipeline: str) -> StreamTimes:
+        """Return how far the pipeline's streams have come."""
+        times, state = self._times, self._pipelines[pipeline]
+        return StreamTimes(times.watermark(*state.source), times.watermark(*state.target), times.caught_up(*state.source))
+
+    def waiting(self, pipeline: str, time_from: int, time_to: int) -> int:
+        """Return how many keys have an open write with an event time in ``[time_from, time_to)``."""
+        return self._pipelines[pipeline].waiting(time_from, time_to)
+
+    def shown_at(self, pipeline: str, key: bytes) -> int | None:
+        """Return the event time of the target's newest write of a key, where it shows what was expected last; else None."""
+        return self._pipelines[pipeline].shown_at(key)
 
     # state
 

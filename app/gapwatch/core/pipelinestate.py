@@ -236,6 +236,30 @@ class PipelineState:
         long = sum(len(held.writes) if isinstance(held, KeyState) else 1 for _, held in rows.open_long())
         return len(rows.open_rows()) + long
 
+    def waiting(self, time_from: int, time_to: int) -> int:
+        """Return how many keys have an open write with an event time in ``[time_from, time_to)``."""
+        rows = self.cell.rows
+        times = rows.writes["event_time"].take(rows.open_rows())
+        short = int(np.count_nonzero((times >= time_from) & (times < time_to)))
+        return short + sum(self._is_open_within(held, time_from, time_to) for _, held in rows.open_long())
+
+    def _is_open_within(self, held: Held, time_from: int, time_to: int) -> bool:
+        if not isinstance(held, KeyState):
+            return time_from <= event_time_of(held) < time_to
+        if self._is_left_to_the_baseline(held):
+            return False
+        return any(time_from <= event_time_of(write) < time_to for write in held.writes or (held.opening,))
+
+    def _is_left_to_the_baseline(self, held: KeyState) -> bool:
+        return not held.writes and held.expected is None and (not self.start or held.oldest_time < self.start)
+
+    def shown_at(self, key: bytes) -> int | None:
+        """Return the event time of the target's newest write of a key, where it shows what was expected last; else None."""
+        state = self.cell.state(key)
+        if state.open or state.expected is None or state.observed is None:
+            return None
+        return event_time_of(state.observed) if self.rules.comparison.satisfies(state.expected, state.observed) else None
+
     def _survey(self) -> Survey:
         """Look at all open keys; where there are very many, only now and then: an old bound holds time back, no more."""
         survey = self.survey
@@ -271,8 +295,8 @@ class PipelineState:
 
     def _look_at(self, survey: Survey, held: Held) -> None:
         if isinstance(held, KeyState):
-            if not held.writes and held.expected is None and (not self.start or held.oldest_time < self.start):
-                return  # the baseline's
+            if self._is_left_to_the_baseline(held):
+                return
             opening, raised, expected = held.opening, bool(held.raised), bool(held.writes)
             time = event_time_of(opening)
             if held.floor:
