@@ -107,6 +107,11 @@ class Desk:
         self._note("sweep", pipeline, dict(request), actor)
         return self._run(RunKind.SWEEP, pipeline, dict(request), actor)
 
+    async def start_replay(self, pipeline: str, time_from: str, time_to: str, of: str, *, actor: str) -> Run:
+        self.pipeline(pipeline)
+        self._note("replay", pipeline, time_from, time_to, of, actor)
+        return self._run(RunKind.REPLAY, pipeline, {"from": time_from, "to": time_to, "of": of}, actor)
+
     async def plan_backfill(self, pipeline: str, kinds: Sequence[str], *, actor: str) -> Run:
         self.pipeline(pipeline)
         self._note("plan", pipeline, list(kinds), actor)

@@ -33,9 +33,17 @@ ROUGH = dataclasses.replace(RAGGED, swapped=0.3, strange=0.1)
 
 
 def replayed(
-    log: Log, spec: PipelineSpec, stretch: Stretch = ALL, *, first: int = 0, grace_ms: int | None = None, whole: bool = True
+    log: Log,
+    spec: PipelineSpec,
+    stretch: Stretch = ALL,
+    *,
+    first: int = 0,
+    grace_ms: int | None = None,
+    whole: bool = True,
+    partition: tuple[int, int] = (0, 2),
 ) -> Found:
-    replay = Replay(spec, MAPPING, stretch, partition=0, partitions=2, grace_ms=grace_ms, whole=whole, keys_max=1_000)
+    number, count = partition
+    replay = Replay(spec, MAPPING, stretch, partition=number, partitions=count, grace_ms=grace_ms, whole=whole, keys_max=1_000)
     for offset in range(first, len(log)):
         record, append_time = log[offset]
         replay.take(record, offset, append_time)

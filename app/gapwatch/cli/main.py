@@ -26,6 +26,7 @@ NOUNS = {
     "key": ("gapwatch.cli.key", "All that is known about one key."),
     "sweep": ("gapwatch.cli.sweep", "Compare both stores completely: start, status, cancel."),
     "backfill": ("gapwatch.cli.backfill", "Repair open gaps: plan, then apply."),
+    "replay": ("gapwatch.cli.replay", "Read a range of the topics again: verdicts, reconcile."),
     "config": ("gapwatch.cli.config", "Check, print and describe the configuration."),
     "token": ("gapwatch.cli.token", "Bearer tokens of the API: create, list, revoke."),
     "topics": ("gapwatch.cli.topics", "Gapwatch's own topics."),

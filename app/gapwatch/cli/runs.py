@@ -1,4 +1,4 @@
-"""Waiting for sweeps and backfills, and what their end means for the exit code."""
+"""Waiting for sweeps, backfills and replays, and what their end means for the exit code."""
 
 from __future__ import annotations
 

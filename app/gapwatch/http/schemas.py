@@ -42,6 +42,7 @@ def schemas() -> dict[str, Schema]:
         "Run": _record(_run()),
         "Sweeps": _page("sweeps", "Run"),
         "Backfills": _page("backfills", "Run"),
+        "Replays": _page("replays", "Run"),
         "AuditRow": _record(_audit()),
         "Audit": _page("audit", "AuditRow"),
         "KeyStory": _key_story(),

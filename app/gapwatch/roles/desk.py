@@ -21,6 +21,8 @@ from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.backfiller import plan, request_apply
 from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.repair.replayer import request_replay
+from gapwatch.roles.repair.replaying import check, question_of
 from gapwatch.roles.repair.sweeps import refuse_suspect_mapping, request_sweep
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
@@ -91,6 +93,20 @@ class Desk:
             request_sweep, self._on.ledger, spec, self._on.clock, self._on.new_id(), {"reason": "asked", **asked}, actor
         )
         await self._audit(actor, "sweep_start", pipeline, run_id=run.id)
+        return run
+
+    async def start_replay(self, pipeline: str, time_from: str, time_to: str, of: str, *, actor: str) -> Run:
+        """Queue a reconciliation of a range. Raises ConflictError with the running id when one is queued or running."""
+        self.pipeline(pipeline)
+        check(question_of(time_from, time_to, of), self._on.clock.now_ms())
+        await asyncio.to_thread(refuse_suspect_mapping, self._on.ledger, pipeline)
+        request = {"from": time_from, "to": time_to, "of": of}
+        run = await asyncio.to_thread(
+            lambda: request_replay(
+                self._on.ledger, pipeline, request, run_id=self._on.new_id(), clock=self._on.clock, actor=actor
+            )
+        )
+        await self._audit(actor, "replay_start", pipeline, run_id=run.id)
         return run
 
     async def cancel(self, run_id: str, *, actor: str) -> Run:

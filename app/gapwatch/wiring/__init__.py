@@ -3,6 +3,7 @@
 from gapwatch.wiring.examination import examine as examine
 from gapwatch.wiring.examination import validate_live as validate_live
 from gapwatch.wiring.parts import Parts as Parts
+from gapwatch.wiring.replaying import replay_verdicts as replay_verdicts
 from gapwatch.wiring.service import local_service as local_service
 from gapwatch.wiring.service import serve as serve
 from gapwatch.wiring.stores import Stores as Stores

@@ -29,6 +29,7 @@ from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 from gapwatch.roles.keylog import KeyLog
 from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
+from gapwatch.roles.repair.replaying import ReplayReader
 from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 from gapwatch.roles.status_feed import StatusTopic
 from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
@@ -66,6 +67,12 @@ class Parts:
 
     def consumer(self, purpose: str, group: str | None = None, **options: Any) -> RawConsumer:
         return RawConsumer(self.settings, client_id=f"{purpose}-{self.name}", group=group, options=options)
+
+    def replay_reader(self) -> ReplayReader:
+        def opened() -> RawConsumer:
+            return self.consumer("replay", None, **{"enable.partition.eof": True})
+
+        return ReplayReader(self.settings, opened, TopicAdmin(self.settings), self.clock)
 
     def count_finding(self, pipeline: str, finding: str) -> None:
         self.metrics.stream_findings.labels(pipeline=pipeline, finding=finding).inc()
@@ -160,6 +167,7 @@ class Parts:
                     verdicts=VerdictPublisher(producer, settings.topics),
                     gaps=GapPublisher(producer, settings.topics),
                     checks=self._checks(),
+                    replay=self.replay_reader().answer,
                     metrics=self.metrics,
                     clock=self.clock,
                     host=host(),

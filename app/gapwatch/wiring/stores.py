@@ -72,10 +72,15 @@ class Stores:
         self._made.clear()
 
 
+def resolved_fact(pipeline: str) -> str:
+    """Return the name of the fact that holds a pipeline's types."""
+    return f"resolved/{pipeline}"
+
+
 async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: PipelineSpec) -> PipelineSpec:
     """Return the pipeline with its types from the source's catalogue; from what is stored of it while the source is away."""
     store = settings.stores[spec.source.store]
-    fact = f"resolved/{spec.id}"
+    fact = resolved_fact(spec.id)
     reader = connector_of(store.type).source_reader(spec, store.url)
     try:
         info = await reader.describe()

@@ -128,7 +128,7 @@ async def test_a_wrong_parameter_is_refused_and_filters_nothing_silently(client:
 
 
 async def test_an_unknown_pipeline_is_not_a_pipeline_without_gaps(client: Client) -> None:
-    for path in ("gaps", "sweeps", "backfills", "findings", "audit"):
+    for path in ("gaps", "sweeps", "backfills", "replays", "findings", "audit"):
         problem(await get(client, f"/api/v1/{path}?pipeline=nope", 404), 404, "nope")
 
 
@@ -224,6 +224,20 @@ async def test_d11_a_backfill_is_a_dry_run_unless_asked_otherwise(client: Client
     for wrong in ({}, {"pipeline": "orders", "plan": "run_1"}, {"plan": "run_1", "dry_run": False, "kinds": ["missing"]}):
         await post(client, "/api/v1/backfills", wrong, 400)
     await post(client, "/api/v1/backfills/run_99/apply", status=404)
+
+
+async def test_a_replay_is_queued_and_can_be_asked_about(client: Client, served: Service) -> None:
+    asked = {"pipeline": "orders", "from": "2026-11-24T10:00:00Z", "to": "2026-11-24T11:00:00Z"}
+    body, response = await post(client, "/api/v1/replays", asked, 202)
+    assert response.headers["Location"] == f"/api/v1/replays/{body['id']}"
+    assert served.desk.calls[-1] == ("replay", "orders", asked["from"], asked["to"], "events", "local")
+    assert [one["id"] for one in (await get(client, "/api/v1/replays?pipeline=orders"))["replays"]] == [body["id"]]
+    conflict, _ = await post(client, "/api/v1/replays", asked, 409)
+    assert conflict["running_id"] == body["id"]
+    refused, _ = await post(client, "/api/v1/replays", {"pipeline": "orders", "from": "2026-11-24T10:00:00Z"}, 400)
+    problem(refused, 400, "to")
+    cancelled, _ = await post(client, f"/api/v1/replays/{body['id']}/cancel")
+    assert cancelled["state"] == "cancelled"
 
 
 async def test_a_run_of_another_kind_is_not_found(client: Client, served: Service) -> None:

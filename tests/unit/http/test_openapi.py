@@ -66,7 +66,8 @@ async def test_lesson_37_every_documented_endpoint_answers_once_started(
     served.ledger.store_gaps([opening(gap())])
     served.ledger.create_run(run(1))
     served.ledger.create_run(run(2, kind=RunKind.BACKFILL, state=RunState.SUCCEEDED))
-    real = {"gaps": gap().id, "sweeps": "run_1", "backfills": "run_2", "pipelines": "orders"}
+    served.ledger.create_run(run(3, kind=RunKind.REPLAY, state=RunState.SUCCEEDED))
+    real = {"gaps": gap().id, "sweeps": "run_1", "backfills": "run_2", "replays": "run_3", "pipelines": "orders"}
     for path, operations in spec["paths"].items():
         noun = path.split("/")[3] if path.startswith("/api/v1/") else ""
         address = path.replace("{id}", real.get(noun, "")).replace("{key}", "42").replace("{name}", "page.js")
@@ -93,6 +94,7 @@ async def test_h7_real_answers_fit_their_schemas(client: Client, spec: dict[str,
         "Sweeps": "/api/v1/sweeps",
         "Run": "/api/v1/sweeps/run_1",
         "Backfills": "/api/v1/backfills",
+        "Replays": "/api/v1/replays",
         "Findings": "/api/v1/findings",
         "Audit": "/api/v1/audit",
         "KeyStory": "/api/v1/pipelines/orders/keys/42",

@@ -1,4 +1,4 @@
-"""Sweeps and backfills: long work answers 202 with its address; one run at a time per pipeline and kind."""
+"""Sweeps, backfills and replays: long work answers 202 with its address; one run at a time per pipeline and kind."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ class Backfill(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool = True
 
 
+class Replay(msgspec.Struct, forbid_unknown_fields=True, rename={"time_from": "from", "time_to": "to"}):
+    """What to reconcile: writes between two times (RFC 3339), or records between two lists of ``PARTITION:OFFSET``.
+
+    ``of``: events (the topic of canonical sections), or raw (the feeds' own topics).
+    """
+
+    pipeline: str
+    time_from: str
+    time_to: str
+    of: str = "events"
+
+
 async def start_sweep(request: web.Request) -> web.StreamResponse:
     body = body_of(request, Sweep)
     asked: dict[str, Any] = {"range": body.range}
@@ -68,6 +80,12 @@ async def start_backfill(request: web.Request) -> web.StreamResponse:
     return _accepted(await operations.apply_backfill(planned.id, actor=request[ACTOR]))
 
 
+async def start_replay(request: web.Request) -> web.StreamResponse:
+    body = body_of(request, Replay)
+    operations = request.app[DEPS].operations
+    return _accepted(await operations.start_replay(body.pipeline, body.time_from, body.time_to, body.of, actor=request[ACTOR]))
+
+
 async def apply_backfill(request: web.Request) -> web.StreamResponse:
     return _accepted(await request.app[DEPS].operations.apply_backfill(request.match_info["id"], actor=request[ACTOR]))
 
@@ -77,7 +95,7 @@ def _accepted(run: Run) -> web.Response:
 
 
 class _Runs:
-    """The endpoints that sweeps and backfills have alike."""
+    """The endpoints that sweeps, backfills and replays have alike."""
 
     def __init__(self, kind: RunKind) -> None:
         self._kind = kind
@@ -186,6 +204,18 @@ ROUTES: Final = (
         scope="repair",
         body=Backfill,
         answers=_started("Planned, or queued"),
+        errors=(404, 409, 503),
+    ),
+    *_Runs(RunKind.REPLAY).routes("operate"),
+    Route(
+        method="POST",
+        path="/api/v1/replays",
+        handler=start_replay,
+        summary="Queue a reconciliation: the keys written in a range are read in both stores; gaps and a plan come of it",
+        tag="replays",
+        scope="operate",
+        body=Replay,
+        answers=_started("Queued"),
         errors=(404, 409, 503),
     ),
     Route(

@@ -12,7 +12,7 @@ For each batch:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,9 +60,17 @@ class _Written:
 
 
 def plan(
-    ledger: Ledger, spec: PipelineSpec, kinds: frozenset[Kind], *, limit: int, run_id: str, clock: Clock, requested_by: str = ""
+    ledger: Ledger,
+    spec: PipelineSpec,
+    kinds: frozenset[Kind],
+    *,
+    limit: int,
+    run_id: str,
+    clock: Clock,
+    requested_by: str = "",
+    keys: Collection[Key] | None = None,
 ) -> Run:
-    """Store a plan: which open gaps an apply would write. Touches no store.
+    """Store a plan: which open gaps (of these keys, where they are given) an apply would write. Touches no store.
 
     Raises UsageError when a kind was asked for that a backfill never writes.
     """
@@ -80,6 +88,8 @@ def plan(
     while True:
         page = ledger.gaps(GapFilter(pipeline=pipeline, states=states), limit=500, cursor=cursor)
         for gap in page.gaps:
+            if keys is not None and gap.key not in keys:
+                continue
             found[gap.kind] = found.get(gap.kind, 0) + 1
             if gap.kind in kinds and len(chosen) < limit:
                 chosen.append(gap)

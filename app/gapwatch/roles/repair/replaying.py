@@ -6,9 +6,11 @@ Every reading has a consumer of its own, assigned and of no group: it commits no
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +37,7 @@ READ_SECONDS: Final = 0.5
 SILENCE_SECONDS: Final = 60.0  # without a record, or the end of a log
 HELD_MAX: Final = 50_000  # raw records of a partition that wait for the others; it is not read on meanwhile
 EVENTS, RAW = "events", "raw"
+OFFSETS: Final = re.compile(r"[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*", re.ASCII)
 
 OnProgress = Callable[[float, Mapping[str, int]], None]
 
@@ -60,6 +63,40 @@ class Question:
     @property
     def by_offsets(self) -> bool:
         return bool(self.offsets_from or self.offsets_to)
+
+
+def question_of(from_text: str, to_text: str, of: str = EVENTS) -> Question:
+    """Read a range as a person writes it: two times in RFC 3339, or two lists of offsets, ``PARTITION:OFFSET,…``.
+
+    Raises UsageError where it is neither.
+    """
+    by_offsets = [OFFSETS.fullmatch(text) is not None for text in (from_text, to_text)]
+    if all(by_offsets):
+        return Question(offsets_from=_offsets(from_text), offsets_to=_offsets(to_text), of=of)
+    if any(by_offsets):
+        raise UsageError("One end of the range is a time, the other offsets.", remedy="Give two times, or offsets for both.")
+    return Question(time_from=_time(from_text, "--from"), time_to=_time(to_text, "--to"), of=of)
+
+
+def _offsets(text: str) -> dict[int, int]:
+    pairs = [part.split(":") for part in text.split(",")]
+    found = {int(number): int(offset) for number, offset in pairs}
+    if len(found) < len(pairs):
+        raise UsageError(f"{text!r} names a partition twice.", remedy="Give one offset for each partition.")
+    return found
+
+
+def _time(text: str, option: str) -> int:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise UsageError(
+            f"{option} must be a time in RFC 3339 with its zone, or offsets, and not {text!r}.",
+            remedy="Write 2026-11-24T10:00:00Z, or PARTITION:OFFSET,PARTITION:OFFSET.",
+        )
+    return round(time.timestamp() * 1000)
 
 
 def check(question: Question, now_ms: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gapwatch.metrics import Metrics
-from gapwatch.model.gap import RunKind
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
@@ -19,8 +18,9 @@ from gapwatch.roles.repair.counted import CountedStores
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
+from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencies
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
-from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.sweeps import LEASE_SECONDS, RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook, Watcher, WatcherDependencies
 from gapwatch.roles.stores import StoreProvider
@@ -36,6 +36,7 @@ class RepairDependencies:
     verdicts: VerdictSink
     gaps: OutboxSink
     checks: Callable[[str], Sequence[Preflight]]
+    replay: Answer
     metrics: Metrics
     clock: Clock
     host: str
@@ -147,14 +148,28 @@ class RepairRole:
             delivered=on.board.delivered,
             on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(pipeline=pipeline, outcome=outcome).inc(),
         )
+
+        def replayer(holder: str) -> Replayer:
+            return Replayer(
+                ReplayerDependencies(
+                    ledger=on.ledger,
+                    answer=on.replay,
+                    sweeper=Sweeper(replace(sweeping, holder=holder)),
+                    clock=on.clock,
+                    holder=holder,
+                    new_id=on.new_id,
+                )
+            )
+
         return RunRunner(
             RunnerDependencies(
                 pipelines=on.settings.pipelines,
                 ledger=on.ledger,
                 board=on.board,
-                stores={kind: self._stores(kind.value) for kind in (RunKind.SWEEP, RunKind.BACKFILL)},
+                stores={kind: self._stores(kind.value) for kind in LEASE_SECONDS},
                 sweeper=lambda holder: Sweeper(replace(sweeping, holder=holder)),
                 backfiller=lambda holder: Backfiller(replace(filling, holder=holder)),
+                replayer=replayer,
                 clock=on.clock,
                 holder=self._holder,
             )

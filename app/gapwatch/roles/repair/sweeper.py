@@ -7,7 +7,7 @@ behind keys that are: a worker that takes the run over repeats some work and mis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -19,7 +19,8 @@ from gapwatch.core.sweep import Mark, Resumption, Scope, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Detector, Run, RunState
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, DatasetReader, Ledger
+from gapwatch.model.suspect import Suspect
+from gapwatch.ports import Clock, DatasetReader, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
@@ -49,6 +50,20 @@ class SweeperDependencies:
     on_compared: Callable[[str, str, int], None]  # pipeline, side, keys
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Keys that somebody else found, to be judged instead of a scan.
+
+    ``keys``: with what a stream says of each, where that may serve as a proof. ``share``: of the whole work that was done to find
+    them. ``conclude``: called before the run ends, with its counts; returns what is to be stored.
+    """
+
+    keys: Mapping[Key, Suspect | None]
+    detector: Detector
+    share: float
+    conclude: Callable[[Run], Awaitable[Run]]
+
+
 class _MappingSuspectError(Exception):
     """The sweep ends early: a field is mapped wrongly."""
 
@@ -59,7 +74,9 @@ class Sweeper:
     def __init__(self, dependencies: SweeperDependencies) -> None:
         self._on = dependencies
 
-    async def run(self, run: Run, stores: PipelineStores, *, last_full_started: datetime | None) -> Run:
+    async def run(
+        self, run: Run, stores: PipelineStores, *, last_full_started: datetime | None, asked: Asked | None = None
+    ) -> Run:
         """Sweep, judge, book; return the run as it ended (it is stored as well).
 
         Args:
@@ -67,16 +84,25 @@ class Sweeper:
                 ``cursor`` says from where it goes on; what else it holds is kept.
             stores: The pipeline's stores.
             last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
+            asked: What is judged instead of what ``request`` says.
         """
-        return await _Sweep(self._on, run, stores, last_full_started).carry_out()
+        return await _Sweep(self._on, run, stores, last_full_started, asked).carry_out()
 
 
 class _Sweep:
     """One run."""
 
-    def __init__(self, on: SweeperDependencies, run: Run, stores: PipelineStores, last_full_started: datetime | None) -> None:
+    def __init__(
+        self,
+        on: SweeperDependencies,
+        run: Run,
+        stores: PipelineStores,
+        last_full_started: datetime | None,
+        asked: Asked | None,
+    ) -> None:
         self._on = on
         self._run = run
+        self._asked = asked
         self._stores = stores
         self._last_full_started = last_full_started
         self._started = run.started_at or on.clock.now()
@@ -101,7 +127,7 @@ class _Sweep:
         )
         self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and not self._by_key)
         self._counts = {"source_keys": 0, "target_keys": 0, "differences": 0, "agreed_on_second_read": 0, "superseded": 0}
-        self._counts |= {name: count for name, count in run.counts.items() if mark is not None}
+        self._counts |= {name: count for name, count in run.counts.items() if mark is not None or asked is not None}
         self._decided = 0
         self._undecided = 0  # judged, but neither way
         self._estimate = 0
@@ -116,8 +142,7 @@ class _Sweep:
             log.info("sweep_resumed", pipeline=self._run.pipeline, run=self._run.id, source_keys=mark.counts[0])
         try:
             if self._by_key:
-                for key in self._run.request.get("keys", ()):
-                    self._judge.add(bytes.fromhex(key))
+                self._add_keys()
                 undecided = await self._judge_all(None)
             else:
                 self._estimate = await _estimate(self._stores.source) + await _estimate(self._stores.target)
@@ -137,13 +162,24 @@ class _Sweep:
         self._counts["undecided"] = undecided
         reasons = [scan.reason for scan in self._scanning.sides.values() if scan.reason]
         said = " ".join([outcome.reason(), *reasons[:1]]).strip()
+        if self._asked is not None:
+            self._run = await self._asked.conclude(replace(self._run, counts=dict(self._counts)))
+            self._counts = dict(self._run.counts)
         ended = await self._end(RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE, error=said or None)
-        log.info("sweep_ended", pipeline=ended.pipeline, run=ended.id, state=ended.state.value, **self._counts)
+        log.info(f"{ended.kind.value}_ended", pipeline=ended.pipeline, run=ended.id, state=ended.state.value, **self._counts)
         return ended
 
     @property
     def _by_key(self) -> bool:
-        return bool(self._run.request.get("range", Scope.FULL) == Scope.KEYS)
+        return self._asked is not None or bool(self._run.request.get("range", Scope.FULL) == Scope.KEYS)
+
+    def _add_keys(self) -> None:
+        if self._asked is None:
+            for text in self._run.request.get("keys", ()):
+                self._judge.add(bytes.fromhex(text))
+            return
+        for key, suspect in self._asked.keys.items():
+            self._judge.add(key, suspect)
 
     # reading
 
@@ -218,11 +254,12 @@ class _Sweep:
     async def _open(self, differing: Sequence[Decided]) -> int:
         """Store differences; return how many do not stand in the end. What the stream found at the same moment is there."""
         left = list(differing)
+        detector = Detector.SWEEP if self._asked is None else self._asked.detector
         for _ in range(BOOKINGS_MAX):
             if not left:
                 break
             stored = await self._on.book.open(
-                self._stores, left, Detector.SWEEP, opened_by=self._run.id, held_since=self._last_full_started
+                self._stores, left, detector, opened_by=self._run.id, held_since=self._last_full_started
             )
             left = [item for item in left if item.case.key not in stored]
         return len(left)
@@ -292,7 +329,8 @@ class _Sweep:
         """Return the share that is done, by the stores' own estimates of their size; judging what differs is a part of it."""
         read = self._counts["source_keys"] + self._counts["target_keys"]
         total = max(read, self._estimate) + len(self._judge) + self._decided
-        return min(0.999, (read + self._decided) / total) if total else None
+        before = 0.0 if self._asked is None else self._asked.share
+        return min(0.999, before + (1 - before) * (read + self._decided) / total) if total else None
 
     async def _end(self, state: RunState, *, error: str | None = None) -> Run:
         self._run = replace(

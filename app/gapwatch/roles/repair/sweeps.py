@@ -16,13 +16,14 @@ import structlog
 
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.standing import uncovered_holes_within
-from gapwatch.errors import ConflictError, StoreError, UsageError
+from gapwatch.errors import ConflictError, FeedError, NotFoundError, StoreError, UsageError
 from gapwatch.model.gap import Finding, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.backfiller import Backfiller
+from gapwatch.roles.repair.replayer import Replayer
 from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.stores import StoreProvider
 
@@ -30,8 +31,8 @@ log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
 HOLE_SPACING_SECONDS = 15.0  # a feed that stays broken makes a new hole all the time
-# A sweep renews its lease every second; a backfill between batches, each of which may wait for its stores.
-LEASE_SECONDS = {RunKind.SWEEP: 20.0, RunKind.BACKFILL: 60.0}
+# A sweep and a replay renew their leases every second; a backfill between batches, each of which may wait for its stores.
+LEASE_SECONDS = {RunKind.SWEEP: 20.0, RunKind.BACKFILL: 60.0, RunKind.REPLAY: 20.0}
 RUNS_AT_ONCE = 4  # of a kind in one process
 TAKE_SECONDS = 0.25
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
@@ -155,7 +156,7 @@ def _set_baseline(ledger: Ledger, pipeline: str, *, started: datetime, ended: da
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerDependencies:
-    """``stores`` by what they are asked for; ``sweeper`` and ``backfiller`` make one that holds its run under the given name."""
+    """``stores`` by what they are asked for; ``sweeper`` and its like make one that holds its run under the given name."""
 
     pipelines: Mapping[str, PipelineSpec]
     ledger: Ledger
@@ -163,12 +164,13 @@ class RunnerDependencies:
     stores: Mapping[RunKind, StoreProvider]
     sweeper: Callable[[str], Sweeper]
     backfiller: Callable[[str], Backfiller]
+    replayer: Callable[[str], Replayer]
     clock: Clock
     holder: str
 
 
 class RunRunner:
-    """Takes queued sweeps and backfills from the ledger and carries them out, a few of each kind at a time.
+    """Takes queued sweeps, backfills and replays from the ledger and carries them out, a few of each kind at a time.
 
     A run may wait for hours for a sink that stands still; those of other pipelines must not wait behind it.
     """
@@ -178,7 +180,7 @@ class RunRunner:
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for kind in (RunKind.SWEEP, RunKind.BACKFILL):
+            for kind in LEASE_SECONDS:
                 tasks.create_task(self._take(kind, stop))
 
     async def _take(self, kind: RunKind, stop: asyncio.Event) -> None:
@@ -207,9 +209,9 @@ class RunRunner:
         except ConflictError as error:
             log.warning("run_given_up", run=run.id, kind=run.kind.value, pipeline=run.pipeline, reason=error.message)
             await self._end(run, holder, RunState.CANCELLED, error.message)
-        except UsageError as error:
+        except (UsageError, NotFoundError) as error:
             await self._end(run, holder, RunState.FAILED, str(error))
-        except StoreError as error:
+        except (StoreError, FeedError) as error:
             await self._end(run, holder, RunState.INCONCLUSIVE, error.message)
 
     async def _run(self, run: Run, holder: str) -> None:
@@ -221,6 +223,10 @@ class RunRunner:
         if run.kind is RunKind.BACKFILL:
             await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
             await on.backfiller(holder).run(run, stores)
+            return
+        if run.kind is RunKind.REPLAY:
+            await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
+            await on.replayer(holder).run(run, stores)
             return
         swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None

@@ -1,0 +1,230 @@
+"""Replay on real parts: a sink bug in the past, named again from the topics, and put right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from gapwatch.core.reports import rfc3339
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.scenery import Scene, watched
+from tests.acceptance.service import wait_for
+from tests.acceptance.shared import at, create_database, falsify, gaps_of, late, lose, now, number
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
+
+GRACE = 2.0
+LATE = 5.0
+LARGER = 7.0
+SOURCES = ("events", "raw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bug:
+    """What the sink did wrong in a range of time, long enough ago to be read through."""
+
+    scene: Scene
+    time_from: str
+    time_to: str
+    lost: set[int]
+    deleted: int  # and its document was left
+    wrong: int
+    delayed: int
+    right: set[int]
+
+    @property
+    def range(self) -> list[str]:
+        return ["--from", self.time_from, "--to", self.time_to]
+
+    def verdicts(self, *more: str) -> tuple[int, dict[str, Any]]:
+        code, record = self.scene.service.answer("replay", "verdicts", "orders", *self.range, *more)
+        assert isinstance(record, dict), record
+        return code, record
+
+
+def named(record: dict[str, Any], verdict: str) -> set[int]:
+    return {row["key"]["id"] for row in record["named"] if row["verdict"] == verdict}
+
+
+@pytest.fixture(scope="module")
+def bug(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bug]:
+    database = create_database(stack, f"replay_{number()}")
+    older = ["INSERT INTO public.orders (id, seq, v, amount) SELECT i, i, 'older', i FROM generate_series(1, 50) i"]
+    with watched(stack, database, tmp_path_factory.mktemp("replay"), before=older) as scene:
+        healthy = now()
+        before, lost, right = number(), {number() for _ in range(4)}, {number() for _ in range(20)}
+        wrong, delayed, deleted = number(), number(), number()
+        scene.copier.rules[before] = lose
+        for key in (before, deleted):
+            scene.insert(key, key)
+        wait_for(lambda: now() > healthy + timedelta(seconds=2 * GRACE + 3), "the events to begin before the lead-in", 20)
+        begin = now()
+        scene.copier.rules |= dict.fromkeys(lost, lose) | {wrong: falsify(v="wrong"), delayed: late(LATE), ("d", deleted): lose}
+        for key in (*right, *lost, wrong, delayed):
+            scene.insert(key, key)
+        scene.sql(f"DELETE FROM public.orders WHERE id = {deleted}", "UPDATE public.orders SET v = 'newer' WHERE id <= 5")
+        time.sleep(1)
+        end = now()
+        scene.copier.rules.clear()
+        after = number()
+        scene.copier.rules[after] = lose
+        scene.insert(after, after)
+        everything = {before, *lost, wrong, deleted, after}
+        wait_for(lambda: len(gaps_of(scene.service, *everything)) == len(everything), "the gaps of the bug", 30)
+        until = end + timedelta(seconds=2 * LARGER + 1)
+        wait_for(lambda: now() > until, "the range to lie far enough back", 30)
+        yield Bug(
+            scene=scene,
+            time_from=rfc3339(begin) or "",
+            time_to=rfc3339(end) or "",
+            lost=lost,
+            deleted=deleted,
+            wrong=wrong,
+            delayed=delayed,
+            right=right,
+        )
+
+
+def offsets(bug: Bug) -> dict[str, Any]:
+    """Return what every group of this pipeline has committed."""
+    admin = AdminClient({"bootstrap.servers": bug.scene.stack.kafka.bootstrap_servers})
+    prefix = f"gw-{bug.scene.database}"
+    groups = [group.group_id for group in admin.list_consumer_groups().result().valid if group.group_id.startswith(prefix)]
+    found = {}
+    for group in sorted(groups):
+        answer = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result()
+        found[group] = {(place.topic, place.partition): place.offset for place in answer.topic_partitions}
+    return found
+
+
+@pytest.mark.parametrize("of", SOURCES)
+def test_j2_verdicts_name_exactly_what_the_sink_got_wrong_in_that_time(bug: Bug, of: str) -> None:
+    groups, gaps = set(offsets(bug)), bug.scene.service.gaps(state="")
+    code, record = bug.verdicts("--of", of)
+    assert named(record, "open") == {*bug.lost, bug.wrong, bug.deleted}
+    assert named(record, "late") == {bug.delayed}
+    assert named(record, "unknown") == set()
+    assert (code, record["complete"], record["undecided"], record["holes"]) == (1, True, 0, [])
+    rows = {row["key"]["id"]: row for row in record["named"]}
+    assert rows[bug.deleted]["operation"] == "delete"
+    delay = at(rows[bug.delayed]["shown_at"]) - at(rows[bug.delayed]["event_time"])
+    assert timedelta(seconds=LATE) <= delay <= timedelta(seconds=LATE + 3)
+    said_then = {row["confirmed"] for key, row in rows.items() if key not in (bug.delayed, bug.wrong)}
+    assert said_then == ({"gap"} if of == "events" else {None})
+    evidence = {gap["key"]["id"]: [row["offset"] for row in gap["evidence"] if row["side"] == "expected"] for gap in gaps}
+    for key in bug.lost:
+        assert rows[key]["offset"] in evidence[key]
+    assert set(offsets(bug)) == groups, "a group was made"
+    assert bug.scene.service.gaps(state="") == gaps
+
+
+@pytest.mark.parametrize(("of", "output"), [("events", "json"), ("raw", "table")])
+def test_m7_two_replays_are_byte_identical(bug: Bug, of: str, output: str, tmp_path: Path) -> None:
+    files = []
+    for name in ("one", "other"):
+        with (tmp_path / name).open("wb") as file:
+            files.append(file.name)
+            arguments = ["replay", "verdicts", "orders", *bug.range, "--of", of, "--output", output]
+            command = [sys.executable, "-m", "gapwatch", "--config", str(bug.scene.service.file), *arguments]
+            done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, timeout=60, check=False)
+            assert done.returncode == 1, done.stderr
+    assert Path(files[0]).stat().st_size > 500
+    assert subprocess.run(["cmp", *files], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("of", SOURCES)
+def test_j3_with_a_larger_grace_what_was_late_was_in_time(bug: Bug, of: str) -> None:
+    code, record = bug.verdicts("--of", of, "--grace", f"{LARGER:.0f}s")
+    assert named(record, "open") == {*bug.lost, bug.wrong, bug.deleted}
+    assert named(record, "late") == set()
+    assert (code, record["complete"]) == (1, True)
+
+
+def test_a_range_without_a_fault_ends_with_0_and_one_that_ends_now_with_3(bug: Bug) -> None:
+    service = bug.scene.service
+    begin = now()
+    bug.scene.insert(key := number(), key)
+    wait_for(lambda: key in bug.scene.documents(), "the document")
+    end = now()
+    code, record = service.answer("replay", "verdicts", "orders", "--from", rfc3339(begin) or "", "--to", rfc3339(end) or "")
+    assert (code, record["complete"], record["named"]) == (3, False, [])
+    wait_for(lambda: now() > end + timedelta(seconds=2 * GRACE + 2), "the range to lie far enough back", 20)
+    code, record = service.answer("replay", "verdicts", "orders", "--from", rfc3339(begin) or "", "--to", rfc3339(end) or "")
+    assert (code, record["complete"], record["named"], record["undecided"]) == (0, True, [], 0)
+
+
+def test_offsets_say_the_same_as_times(bug: Bug) -> None:
+    admin = AdminClient({"bootstrap.servers": bug.scene.stack.kafka.bootstrap_servers})
+    topic = f"gw-{bug.scene.database}.events"
+
+    def ends(spec: OffsetSpec) -> str:
+        answers = admin.list_offsets({TopicPartition(topic, partition): spec for partition in range(2)})
+        return ",".join(f"{place.partition}:{future.result().offset}" for place, future in answers.items())
+
+    begin, end = ends(OffsetSpec.earliest()), ends(OffsetSpec.latest())
+    code, record = bug.scene.service.answer("replay", "verdicts", "orders", "--from", begin, "--to", end)
+    assert code == 1
+    assert named(record, "open") | named(record, "late") >= {*bug.lost, bug.wrong, bug.deleted, bug.delayed}
+    assert {row["key"]["id"] for row in record["named"]}.isdisjoint(bug.right)
+
+
+def test_reconcile_opens_gaps_for_what_is_still_wrong_and_its_plan_repairs_it(bug: Bug) -> None:
+    scene, service = bug.scene, bug.scene.service
+    assert service.command("replay", "reconcile", "nope", *bug.range).returncode == 2
+    mended = min(bug.lost)
+    scene.sql(f"UPDATE public.orders SET v = 'once more' WHERE id = {mended}")  # the sink is right again, and delivers it
+    wait_for(lambda: mended in scene.documents(), "the document")
+    wait_for(lambda: gaps_of(service, mended, state="resolved"), "its gap to end", 20)
+    others = {gap["key"]["id"] for gap in service.gaps()} - {*bug.lost, bug.wrong, bug.deleted}
+    for gap in service.gaps():
+        assert service.command("gaps", "resolve", gap["id"]).returncode == 0
+    assert service.gaps() == []
+
+    code, run = service.answer("replay", "reconcile", "orders", *bug.range, "--wait")
+    assert (code, run[0]["state"], run[0]["kind"]) == (1, "succeeded", "replay")
+    wrong = {*bug.lost, bug.wrong, bug.deleted} - {mended}
+    gaps = {gap["key"]["id"]: gap for gap in service.gaps()}
+    assert gaps.keys() == wrong
+    assert others.isdisjoint(gaps)
+    assert {gap["detector"] for gap in gaps.values()} == {"replay"}
+    assert {key: gap["kind"] for key, gap in gaps.items()} == {
+        **dict.fromkeys(bug.lost - {mended}, "missing"),
+        bug.wrong: "mismatch",
+        bug.deleted: "undeleted",
+    }
+    assert run[0]["counts"]["planned"] == len(wrong) - 1, "what is left over is reported"
+    done = service.command("backfill", "apply", run[0]["request"]["plan"], "--yes", "--wait", "--output", "json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {gap["key"]["id"] for gap in service.gaps()} == {bug.deleted}
+    rows, documents = scene.rows(), scene.documents()
+    assert {key: documents[key]["v"] for key in wrong - {bug.deleted}} == {key: rows[key][2] for key in wrong - {bug.deleted}}
+    caught_up_again = service.command("gaps", "resolve", gaps[bug.deleted]["id"], "--resolution", "accepted")
+    assert caught_up_again.returncode == 0
+
+
+def test_a_range_that_is_no_longer_in_the_log_says_from_where_on_it_is(bug: Bug) -> None:
+    admin = AdminClient({"bootstrap.servers": bug.scene.stack.kafka.bootstrap_servers})
+    cut = at(bug.time_from) - timedelta(seconds=2 * GRACE + 2)
+    wanted = OffsetSpec.for_timestamp(int(cut.timestamp() * 1000))
+    places = [TopicPartition(f"gw-{bug.scene.database}.events", partition) for partition in range(2)]
+    for place, offset in admin.list_offsets(dict.fromkeys(places, wanted)).items():
+        place.offset = offset.result().offset
+        assert place.offset > 0
+        admin.delete_records([place])[place].result()
+    early = rfc3339(at(bug.time_from) - timedelta(minutes=1)) or ""
+    code, said = bug.scene.service.answer("replay", "verdicts", "orders", "--from", early, "--to", bug.time_to)
+    assert code == 3
+    since = said.split("what it holds answers for writes from ")[1].split(" on.")[0]
+    assert cut < at(since) < at(bug.time_from)
+    _, record = bug.scene.service.answer("replay", "verdicts", "orders", "--from", since, "--to", bug.time_to)
+    assert named(record, "open") >= {*bug.lost, bug.wrong, bug.deleted}

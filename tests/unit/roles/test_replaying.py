@@ -1,0 +1,180 @@
+"""Which records a question reads, what it cannot be asked, and that nothing but reading happens."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from decimal import Decimal
+from typing import Any, cast
+
+import pytest
+
+from gapwatch.core.batches import pack
+from gapwatch.core.replay import Found, Stretch
+from gapwatch.errors import GapwatchError, HistoryLost, NotFoundError, UsageError
+from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.topics import TopicAdmin
+from gapwatch.model.pipeline import Settings, TopicsSpec
+from gapwatch.roles.repair.replaying import Question, ReplayReader, check, question_of
+from tests.property.test_replay import ROUGH, lasting, replayed, text
+from tests.simulation import kafka
+from tests.simulation.stores import VirtualClock
+from tests.simulation.world import START, World, pipeline
+
+NOW = START + 10 * 3_600_000
+EVENTS = Partition("gapwatch.events", 0)
+SHAPE = dataclasses.replace(ROUGH, partitions=1)
+
+
+class Consumer(kafka.Consumer):
+    """Reads logs whose beginnings may be gone; what is paused brings nothing."""
+
+    def __init__(self, broker: kafka.Broker, begins: Mapping[Partition, int]) -> None:
+        super().__init__(broker, asyncio.Event())
+        self._begins = begins
+        self._paused: dict[Partition, int] = {}
+
+    async def log_range(self, at: Partition) -> tuple[int, int]:
+        return self._begins.get(at, 0), len(self._broker.logs[at])
+
+    async def offsets_at(self, partitions: Collection[Partition], timestamp: int) -> Mapping[Partition, int | None]:
+        found: dict[Partition, int | None] = {}
+        for at in partitions:
+            kept = self._broker.logs[at][self._begins.get(at, 0) :]
+            found[at] = next((record.offset() for record in kept if record.time >= timestamp), None)
+        return found
+
+    async def pause(self, partitions: Collection[Partition]) -> None:
+        self._paused |= {at: self._positions.pop(at) for at in partitions}
+
+    async def resume(self, partitions: Collection[Partition]) -> None:
+        self._positions |= {at: self._paused.pop(at) for at in partitions}
+
+
+class Topics:
+    """``gapwatch.events`` of one partition, as a world's ingesters left it."""
+
+    def __init__(self, world: World, *, begins: int = 0, seed: int = 0) -> None:
+        self.broker = kafka.Broker({EVENTS.topic: 1}, VirtualClock(), seed=seed)
+        self.log = lasting(world)
+        for record, append_time in self.log:
+            self.broker.append(EVENTS, None, pack(record), time=append_time)
+        self._begins = {EVENTS: begins}
+
+    def ask(self, question: Question) -> Found:
+        settings = Settings(bootstrap_servers="nowhere", topics=TopicsSpec(partitions=1))
+        clock = VirtualClock()
+        clock._ms = NOW
+        reader = ReplayReader(
+            settings,
+            lambda: cast(Any, Consumer(self.broker, self._begins)),
+            cast(TopicAdmin, kafka.Admin(self.broker)),
+            clock,
+        )
+        self.shares: list[float] = []
+        return asyncio.run(reader.answer(question, pipeline(), lambda share, _: self.shares.append(share)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_range_is_read_with_its_lead_in_and_changes_nothing(seed: int) -> None:
+    topics = Topics(World(seed, SHAPE), seed=seed)
+    begun = topics.log[0][1]
+    question = Question(time_from=START + 1_000, time_to=START + 4_000)
+    with pytest.raises(HistoryLost):  # what was appended before the topic was there is in no log
+        topics.ask(question)
+    question = Question(time_from=begun, time_to=begun + 600_000)
+    found = topics.ask(question)
+    assert found.complete
+    assert found.undecided == 0
+    assert topics.broker.committed == {}
+    assert topics.shares == sorted(topics.shares)
+    again = Topics(World(seed, SHAPE), seed=seed + 100)
+    assert text(again.ask(question)) == text(found), "whatever batches it came in"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_offsets_say_what_the_whole_log_says(seed: int) -> None:
+    world = World(seed, SHAPE)
+    topics = Topics(world)
+    found = topics.ask(question_of("0:0", f"0:{len(topics.log)}"))
+    whole = replayed(topics.log, pipeline(), Stretch(), partition=(0, 1))
+    assert [(named.order, named.verdict) for named in found.named] == [(named.order, named.verdict) for named in whole.named]
+    assert {named.suspect.key for named in found.named} >= world.differing
+    half = topics.ask(question_of("0:0", f"0:{len(topics.log) // 2}"))
+    assert half.counts["expected"] <= found.counts["expected"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "said"),
+    [
+        (Question(time_from=NOW - 600_000, time_to=NOW), HistoryLost, "answers for writes from 2023-11-"),
+        (question_of("0:0", "0:10"), HistoryLost, "no longer there: the log begins at 7"),
+        (question_of("0:7", "0:100000"), UsageError, "ends at offset "),
+        (question_of("3:0", "3:1"), UsageError, "has no partition 3"),
+    ],
+)
+def test_a_range_that_is_not_in_the_log_says_from_where_on_it_is(asked: Question, kind: type[GapwatchError], said: str) -> None:
+    topics = Topics(World(1, SHAPE), begins=7)
+    if not asked.by_offsets:
+        asked = dataclasses.replace(asked, time_from=topics.log[7][1], time_to=topics.log[7][1] + 1_000)
+    with pytest.raises(kind) as caught:
+        topics.ask(asked)
+    assert said in str(caught.value)
+
+
+def test_a_topic_that_is_not_there_is_no_empty_range() -> None:
+    topics = Topics(World(1, SHAPE))
+    topics.broker.partitions.clear()
+    with pytest.raises(NotFoundError, match=r"There is no topic gapwatch\.events"):
+        topics.ask(Question(time_from=START, time_to=START + 1))
+
+
+@pytest.mark.parametrize(
+    ("time_from", "time_to", "more", "said"),
+    [
+        ("2023-11-14T23:00:00Z", "2023-11-14T22:00:00Z", {}, "--from (2023-11-14T23:00:00.000Z) lies after --to"),
+        ("2023-11-14T22:00:00Z", "2023-11-14T22:00:00Z", {}, "The range is empty: --from and --to are both 2023-11-14T22:"),
+        (
+            "2023-11-14T22:00:00Z",
+            "2033-11-14T22:00:00Z",
+            {},
+            "--to (2033-11-14T22:00:00.000Z) lies in the future: it is",
+        ),
+        ("2023-11-14T22:00:00", "2023-11-14T23:00:00Z", {}, "--from must be a time in RFC 3339 with its zone, or offsets"),
+        ("2023-11-14T22:00:00Z", "tomorrow", {}, "--to must be a time"),
+        ("2023-11-14T22:00:00Z", "0:7", {}, "One end of the range is a time, the other offsets."),
+        ("0:7,1:3", "0:9", {}, "--from and --to name different partitions."),
+        ("0:7,0:3", "0:9", {}, "names a partition twice"),
+        ("0:9", "0:7", {}, "--from (0:9) lies after --to (0:7)."),
+        ("0:7", "0:7", {}, "The range is empty"),
+        ("0:7", "0:9", {"of": "raw"}, "Offsets choose records of the events topic."),
+        ("2023-11-14T22:00:00Z", "2023-11-14T23:00:00Z", {"of": "gaps"}, "'gaps' cannot be replayed."),
+        ("2023-11-14T22:00:00Z", "2023-11-14T23:00:00Z", {"grace_ms": 0}, "A grace of zero makes every write late."),
+    ],
+)
+def test_what_has_no_answer_is_refused_with_what_to_do(time_from: str, time_to: str, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check(dataclasses.replace(question_of(time_from, time_to), **more), NOW)
+    assert said in caught.value.message
+    assert caught.value.remedy
+
+
+def test_a_tolerance_is_tried_where_the_events_hold_the_value() -> None:
+    topics = Topics(World(1, SHAPE))
+    for field, said in (("v", "has no tolerance in the configuration"), ("w", "maps no field 'w'")):
+        question = dataclasses.replace(question_of("0:0", "0:5"), tolerances={field: Decimal(1)})
+        with pytest.raises(UsageError) as caught:
+            topics.ask(question)
+        assert said in caught.value.message
+        assert caught.value.remedy
+
+
+def test_what_was_found_is_plain_json() -> None:
+    topics = Topics(World(3, SHAPE))
+    record = json.loads(text(topics.ask(question_of("0:0", f"0:{len(topics.log)}"))))
+    assert record["verdicts"] == {
+        verdict: sum(row["verdict"] == verdict for row in record["named"]) for verdict in ("open", "late", "unknown")
+    }
+    assert sum(record["verdicts"].values()) > 0
