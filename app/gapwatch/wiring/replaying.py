@@ -34,7 +34,6 @@ def replay_verdicts(
     on_progress: OnProgress,
 ) -> Mapping[str, Any]:
     """Say again what the streams say of a range; return it as one object. Changes nothing anywhere."""
-    set_up_logs(logging.WARNING)
     spec = settings.pipelines.get(pipeline)
     if spec is None:
         known = ", ".join(sorted(settings.pipelines)) or "none"
@@ -69,6 +68,7 @@ def replay_verdicts(
         }
         return found_record(found, KeyCodec(resolved.source.key), asked)
 
+    set_up_logs(logging.WARNING)
     return asyncio.run(run())
 
 

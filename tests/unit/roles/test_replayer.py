@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from tests.simulation.stores import Rig, VirtualClock, trials
 
 REQUEST = {"from": "2023-11-14T22:00:00Z", "to": "2023-11-14T22:10:00Z", "of": "events"}
+OFFSETS = {"from": "0:1", "to": "0:100", "of": "events"}
+SWEPT = datetime(2023, 11, 13, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -35,9 +38,11 @@ def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
     opened.close()
 
 
-def reconciled(rig: Rig, ledger: SqlLedger, found: Found, *, cancelled: bool = False, of: str = "events") -> Run:
+def reconciled(
+    rig: Rig, ledger: SqlLedger, found: Found, *, cancelled: bool = False, request: Mapping[str, str] = REQUEST
+) -> Run:
     clock, run_id = VirtualClock(pace=100), f"replay{len(ledger.runs())}"
-    request_replay(ledger, rig.spec.id, REQUEST | {"of": of}, run_id=run_id, clock=clock, actor="me")
+    request_replay(ledger, rig.spec.id, request, run_id=run_id, clock=clock, actor="me")
     taken = ledger.take_run(RunKind.REPLAY, "here", seconds=1e6)
     assert taken is not None
     asked: list[Question] = []
@@ -64,7 +69,7 @@ def reconciled(rig: Rig, ledger: SqlLedger, found: Found, *, cancelled: bool = F
     dependencies = ReplayerDependencies(
         ledger=ledger, answer=answer, sweeper=sweeper, clock=clock, holder="here", new_id=lambda: f"plan-of-{run_id}"
     )
-    run = asyncio.run(Replayer(dependencies).run(taken, rig.stores))
+    run = asyncio.run(Replayer(dependencies).run(taken, rig.stores, last_full_started=SWEPT))
     assert [question.keys_max > 0 for question in asked] == [True]
     return run
 
@@ -159,8 +164,15 @@ def test_what_the_events_name_as_open_is_a_suspect_with_its_evidence(ledger: Sql
     assert run.counts["events_open"] == 1
     rig.stranger_writes(3, None)
     raw = Found(keys={rig.key(3)}, named=[proof(rig, 3, rig.source[3])])
-    reconciled(rig, ledger, raw, of="raw")
+    reconciled(rig, ledger, raw, request=REQUEST | {"of": "raw"})
     assert gaps(ledger)[3].cause is Cause.UNKNOWN, "raw topics do not say what is in transit"
+
+
+def test_a_gap_of_offsets_may_have_been_there_since_the_last_sweep(ledger: SqlLedger) -> None:
+    rig = copied(5)
+    rig.stranger_writes(2, None)
+    reconciled(rig, ledger, keys(rig, 2), request=OFFSETS)
+    assert gaps(ledger)[2].held_since == SWEPT
 
 
 def test_an_extra_document_is_reported_and_needs_no_plan(ledger: SqlLedger) -> None:

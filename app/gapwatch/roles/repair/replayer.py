@@ -73,8 +73,10 @@ class Replayer:
     def __init__(self, dependencies: ReplayerDependencies) -> None:
         self._on = dependencies
 
-    async def run(self, run: Run, stores: PipelineStores) -> Run:
+    async def run(self, run: Run, stores: PipelineStores, *, last_full_started: datetime | None) -> Run:
         """Read, judge, book, plan; return the run as it ended (it is stored as well).
+
+        A gap of which no write is known may have been there since the range began, or (of offsets) since the last full sweep.
 
         Raises UsageError, NotFoundError, StoreError or FeedError where the range cannot be read, ConflictError when it was
         cancelled.
@@ -96,7 +98,8 @@ class Replayer:
             conclude=lambda ending: self._conclude(ending, stores.spec, found.keys),
         )
         run = replace(run, counts={"keys": len(found.keys), **counts})
-        return await self._on.sweeper.run(run, stores, last_full_started=_held_since(question), asked=asked)
+        since = last_full_started if question.by_offsets else time_of(question.time_from)
+        return await self._on.sweeper.run(run, stores, last_full_started=since, asked=asked)
 
     async def _read(self, run: Run, question: Question, spec: PipelineSpec) -> tuple[Found, Run]:
         """Read the range, and store how far it has come once a second; ConflictError when somebody cancelled it."""
@@ -148,8 +151,3 @@ class Replayer:
 def _proofs(found: Found) -> dict[Key, Suspect]:
     """Return the newest open write of each key that has one."""
     return {named.suspect.key: named.suspect for named in found.named if named.verdict is Verdict.OPEN}
-
-
-def _held_since(question: Question) -> datetime | None:
-    """Return the time from which a gap of the range may have been there."""
-    return time_of(question.time_from) if question.time_from else None

@@ -224,12 +224,12 @@ class RunRunner:
             await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
             await on.backfiller(holder).run(run, stores)
             return
-        if run.kind is RunKind.REPLAY:
-            await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
-            await on.replayer(holder).run(run, stores)
-            return
         swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
+        if run.kind is RunKind.REPLAY:
+            await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
+            await on.replayer(holder).run(run, stores, last_full_started=covered)
+            return
         masked = sum(record.counters.masked for record in on.board.records(run.pipeline))  # before anything is read
         if not run.cursor:
             run = replace(run, cursor={"masked": masked})
