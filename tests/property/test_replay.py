@@ -171,6 +171,9 @@ def test_j3_a_larger_grace_names_a_part_of_the_keys(seed: int, delivery: bool, g
 
     assert named(2 * grace_ms) <= named(grace_ms)
     assert keys_of(replayed(log, spec)) == named(GRACE_MS), "the grace that was in force"
+    longest = replayed(log, as_asked(spec, grace_ms=60_000), grace_ms=60_000)
+    assert keys_of(longest, Verdict.LATE) == set(), "longer than the whole story"
+    assert keys_of(longest) == world.differing
 
 
 @OFTEN
