@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import numpy.typing as npt
 
-from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Run, RunKind, RunState
+from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec, PipelineSpec
 
@@ -296,7 +296,7 @@ class GapChange:
 
     gap: Gap
     against: int | None
-    event: str  # opened | updated | resolved | acknowledged | snoozed | reopened | repairing
+    event: str  # opened | updated | resolved | acknowledged | snoozed | reopened | repairing | repair_refused
     actor: str = "gapwatch"
 
 
@@ -387,6 +387,40 @@ class Ledger(Protocol):
         """Store state, progress, counts, cursor; renews the holder's lease. ConflictError when the holder lost it."""
 
     def cancel_run(self, run_id: str) -> Run: ...
+
+    # repairs
+    def repairable(self, pipeline: str, kinds: Collection[Kind], *, now: datetime, limit: int) -> Sequence[Gap]:
+        """Return open gaps of these kinds, the oldest first, without those that wait for another attempt or are given up."""
+
+    def repair_pressure(
+        self,
+        pipeline: str,
+        kinds: Collection[Kind],
+        *,
+        confirmed_since: datetime | None,
+        done_since: datetime,
+        action: str,
+        actor: str,
+    ) -> RepairPressure:
+        """Return how many such gaps wait, and what `actor` did to documents in `action` since then, by the audit."""
+
+    def repairs(
+        self,
+        pipeline: str | None = None,
+        *,
+        given_up: bool | None = None,
+        gap_ids: Collection[str] | None = None,
+        limit: int = 100,
+    ) -> Sequence[RepairRecord]:
+        """Return records of gaps that are still open, with their gaps, the newest failure first."""
+
+    def repair_counts(self) -> Mapping[tuple[str, bool], int]:
+        """Return how many open gaps wait for another attempt, and how many are given up, by (pipeline, given up)."""
+
+    def store_repairs(self, records: Sequence[RepairRecord]) -> None: ...
+    def forget_repairs(self, gap_ids: Collection[str]) -> None: ...
+    def forget_resolved_repairs(self, pipeline: str) -> None:
+        """Drop the records of gaps that were resolved, by whomever: one that opens again begins anew."""
 
     # audit
     def audit(self, rows: Sequence[AuditRow]) -> None: ...

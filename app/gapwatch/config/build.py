@@ -383,16 +383,16 @@ class _Builder:
         chosen = {}
         for name in ("missing", "stale", "mismatch", "extra", "undeleted"):
             policy = Policy(getattr(form, name))
-            if policy is Policy.AUTO:
-                self._problem(
-                    ("repair", name),
-                    f"Automatic repair {_NOT_YET}.",
-                    "Write report, and use `gapwatch backfill plan` and `apply`.",
-                )
-            elif policy is Policy.DELETE and name not in ("extra", "undeleted"):
-                self._problem(("repair", name), f"A {name} document cannot be deleted.", "Write report.")
+            if policy is Policy.DELETE and name not in ("extra", "undeleted"):
+                self._problem(("repair", name), f"A {name} document cannot be deleted.", "Write report or auto.")
             chosen[name] = policy
-        return RepairSpec(**chosen, max_documents_per_run=form.max_documents_per_run, brake_ratio=form.brake_ratio)
+        return RepairSpec(
+            **chosen,
+            max_documents_per_run=form.max_documents_per_run,
+            brake_ratio=form.brake_ratio,
+            max_attempts=form.max_attempts,
+            backoff_seconds=form.backoff,
+        )
 
 
 def _columns(key: Mapping[str, str]) -> tuple[KeyColumn, ...]:

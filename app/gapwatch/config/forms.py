@@ -216,6 +216,8 @@ class Repair(Form):
     undeleted: PolicyName = "report"
     max_documents_per_run: int = Field(default=10_000, ge=1)
     brake_ratio: float = Field(default=0.2, gt=0, le=1)
+    max_attempts: int = Field(default=5, ge=1, le=100)
+    backoff: Positive = 30.0
 
 
 class Delivery(Form):

@@ -125,6 +125,8 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
             **{name: getattr(repair, name).value for name in ("missing", "stale", "mismatch", "extra", "undeleted")},
             "max_documents_per_run": repair.max_documents_per_run,
             "brake_ratio": repair.brake_ratio,
+            "max_attempts": repair.max_attempts,
+            "backoff": duration(repair.backoff_seconds),
         },
     }
     if sweep.every_seconds is not None:

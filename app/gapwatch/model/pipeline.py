@@ -65,7 +65,7 @@ class Match(StrEnum):
 
 
 class Policy(StrEnum):
-    """What to do with a gap of one kind. ``AUTO`` is refused until automatic repair exists."""
+    """What to do with a gap of one kind: nothing but say so, repair it at once, or let a person delete the document."""
 
     REPORT = "report"
     AUTO = "auto"
@@ -208,6 +208,8 @@ class RepairSpec:
     undeleted: Policy = Policy.REPORT
     max_documents_per_run: int = 10_000
     brake_ratio: float = 0.2
+    max_attempts: int = 5
+    backoff_seconds: float = 30.0  # after the first failed attempt; each further one doubles it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,13 @@ from gapwatch.core.confirm import Presence, satisfied
 from gapwatch.core.keytrace import KeyTrace
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
-from gapwatch.model.gap import AuditRow, Gap, Kind, Resolution, Run, State
+from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Resolution, Run, State
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.stream import Side
 from gapwatch.model.view import PipelineView
 from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.repair.backfiller import plan, request_apply
+from gapwatch.roles.repair.plans import plan, request_apply, requeue
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.repair.sweeps import refuse_suspect_mapping, request_sweep
 from gapwatch.roles.stores import PipelineStores, StoreProvider
@@ -122,6 +122,49 @@ class Desk:
         )
         await self._audit(actor, "backfill_apply", run.pipeline, run_id=run.id)
         return run
+
+    async def requeue_repairs(self, pipeline: str, keys: Sequence[str], *, actor: str) -> Run:
+        """Queue a backfill of gaps whose repair did not come off: of these keys, or (none) of all that are given up."""
+        spec = self.pipeline(pipeline)
+        await asyncio.to_thread(refuse_suspect_mapping, self._on.ledger, pipeline)
+        limit = spec.repair.max_documents_per_run
+        if keys:
+            records = await self._repairs_of(pipeline, keys, limit)
+        else:
+            records = await asyncio.to_thread(lambda: self._on.ledger.repairs(pipeline, given_up=True, limit=limit))
+        run = await asyncio.to_thread(
+            lambda: requeue(self._on.ledger, spec, records, new_id=self._on.new_id, clock=self._on.clock, requested_by=actor)
+        )
+        await self._audit(actor, "repair_requeue", pipeline, run_id=run.id)
+        return run
+
+    async def _repairs_of(self, pipeline: str, keys: Sequence[str], limit: int) -> Sequence[RepairRecord]:
+        ledger = self._on.ledger
+        stores = await self._on.stores.stores(pipeline)
+        wanted = {self._key(stores, text): text for text in keys}
+        if len(wanted) > limit:
+            raise UsageError(f"{len(wanted)} keys are more than max_documents_per_run ({limit}).", remedy="Give fewer at once.")
+        gaps = await asyncio.to_thread(ledger.open_gaps_for, pipeline, list(wanted))
+        ids = {gap.id: key for key, gap in gaps.items()}
+        records = await asyncio.to_thread(lambda: ledger.repairs(pipeline, gap_ids=list(ids), limit=limit))
+        unknown = wanted.keys() - {ids[record.gap_id] for record in records}
+        if unknown:
+            raise NotFoundError(
+                f"There is no failed repair of key {wanted[min(unknown)]!r}.",
+                remedy=f"See `gapwatch backfill failed {pipeline}`.",
+            )
+        return records
+
+    async def resume_repair(self, pipeline: str, *, actor: str) -> None:
+        """Let automatic repair go on; its brakes count from now. Raises UsageError where it has not stopped."""
+        self.pipeline(pipeline)
+        ledger = self._on.ledger
+        if not await asyncio.to_thread(ledger.fact, Facts.repair_stopped(pipeline)):
+            raise UsageError(f"Automatic repair of {pipeline} has not stopped.", remedy="There is nothing to resume.")
+        fact = {"at": self._on.clock.now().isoformat(), "by": actor}
+        await asyncio.to_thread(ledger.set_fact, Facts.repair_resumed(pipeline), fact)
+        await asyncio.to_thread(ledger.set_fact, Facts.repair_stopped(pipeline), None)
+        await self._audit(actor, "repair_resume", pipeline)
 
     async def change_gap(
         self, gap_id: str, action: str, *, actor: str, note: str = "", resolution: str = "manual", seconds: float = 3600.0

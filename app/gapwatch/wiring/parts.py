@@ -23,7 +23,7 @@ from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.model.pipeline import CAPTURED, Settings
 from gapwatch.ports import Preflight
-from gapwatch.roles.board import Board
+from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
@@ -249,6 +249,8 @@ class Parts:
             sweeps=sweeps,
             last_success=succeeded,
             oldest_open=oldest,
+            repairs=ledger.repair_counts(),
+            stopped={view.id for view in views if ledger.fact(Facts.repair_stopped(view.id))},
         )
 
     async def _read_lags(self, lags: dict[tuple[str, str], int], stop: asyncio.Event) -> None:

@@ -95,12 +95,12 @@ def test_k3_all_problems_are_listed_at_once() -> None:
 def test_problems_that_need_two_keys_come_together_too() -> None:
     text = (
         GOOD.replace("store: shop,", "store: shoop,")
-        .replace("    delivery: { group: connect-orders }\n", "    repair: { missing: auto }\n    sweep: { lookback: 48h }\n")
+        .replace("    delivery: { group: connect-orders }\n", "    repair: { missing: delete }\n    sweep: { lookback: 48h }\n")
         .replace("table: public.orders", "table: orders")
     )
     found = problems(text)
     assert any("There is no store 'shoop'. Stores: catalog, shop." in problem for problem in found)
-    assert any("Automatic repair is not supported yet." in problem for problem in found)
+    assert any("A missing document cannot be deleted. Write report or auto." in problem for problem in found)
     assert any("pipelines.orders.delivery: It is missing: nobody says how far the sink has come" in problem for problem in found)
     assert any("pipelines.orders.sweep.lookback: `lookback` is not supported yet" in problem for problem in found)
     assert any("The table is needed with its schema." in problem for problem in found)

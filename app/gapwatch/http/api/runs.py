@@ -48,7 +48,7 @@ async def start_sweep(request: web.Request) -> web.StreamResponse:
         raise Problem(400, "keys are given, but the range is not keys.")
     if body.content is not msgspec.UNSET:
         asked["content"] = body.content
-    return _accepted(await request.app[DEPS].operations.start_sweep(body.pipeline, asked, actor=request[ACTOR]))
+    return accepted(await request.app[DEPS].operations.start_sweep(body.pipeline, asked, actor=request[ACTOR]))
 
 
 async def start_backfill(request: web.Request) -> web.StreamResponse:
@@ -61,18 +61,19 @@ async def start_backfill(request: web.Request) -> web.StreamResponse:
             raise Problem(400, "Applying a plan writes to the target: ask for it with dry_run false.")
         if body.kinds:
             raise Problem(400, "A plan has its kinds; give none when it is applied.")
-        return _accepted(await operations.apply_backfill(body.plan, actor=request[ACTOR]))
+        return accepted(await operations.apply_backfill(body.plan, actor=request[ACTOR]))
     planned = await operations.plan_backfill(body.pipeline, body.kinds, actor=request[ACTOR])
     if body.dry_run:
-        return _accepted(planned)
-    return _accepted(await operations.apply_backfill(planned.id, actor=request[ACTOR]))
+        return accepted(planned)
+    return accepted(await operations.apply_backfill(planned.id, actor=request[ACTOR]))
 
 
 async def apply_backfill(request: web.Request) -> web.StreamResponse:
-    return _accepted(await request.app[DEPS].operations.apply_backfill(request.match_info["id"], actor=request[ACTOR]))
+    return accepted(await request.app[DEPS].operations.apply_backfill(request.match_info["id"], actor=request[ACTOR]))
 
 
-def _accepted(run: Run) -> web.Response:
+def accepted(run: Run) -> web.Response:
+    """Return the answer to a run that was queued or planned: 202, with its address."""
     return json_response(run_record(run), status=202, headers={"Location": f"/api/v1/{run.kind.value}s/{run.id}"})
 
 

@@ -104,7 +104,7 @@ class SweepScheduler:
             return ""
         if last is not None and last.state is not RunState.SUCCEEDED:
             ended = last.ended_at or last.requested_at
-            pause = SUSPECT_RETRY_SECONDS if _mapping_is_suspect(ledger, pipeline.id) else RETRY_SECONDS
+            pause = SUSPECT_RETRY_SECONDS if mapping_is_suspect(ledger, pipeline.id) else RETRY_SECONDS
             if now - ended < timedelta(seconds=pause):
                 return ""
         if not _have_start_positions(pipeline, records, self._on.partitions):
@@ -128,7 +128,7 @@ class SweepScheduler:
         return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
 
 
-def _mapping_is_suspect(ledger: Ledger, pipeline: str) -> bool:
+def mapping_is_suspect(ledger: Ledger, pipeline: str) -> bool:
     return any(record.finding is Finding.MAPPING_SUSPECT for record in ledger.findings(pipeline))
 
 
