@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import numpy.typing as npt
 
+from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec, PipelineSpec
@@ -143,6 +144,15 @@ async def keys_of(chunks: AsyncIterator[ScanChunk]) -> AsyncIterator[KeyChunk]:
         )
 
 
+def no_changed_at(store: str, dataset: str) -> StoreRefused:
+    """Return the error for a lookback over a dataset whose configuration names no time of the last write."""
+    return StoreRefused(
+        f"Nobody says when a record of {dataset} was written last.",
+        store=store,
+        remedy="Name the column, or the field, in changed_at of the pipeline's source or target.",
+    )
+
+
 class Store(Protocol):
     async def ping(self) -> None:
         """Return when the store answers a trivial request; raise StoreUnreachable or StoreRefused otherwise."""
@@ -184,8 +194,15 @@ class DatasetReader(Store, Protocol):
         With ``content`` False only the key columns are read. A failing page ends the scan with a chunk with complete=False.
         """
 
-    def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
-        """Read the keys alone, from `lower` on, in the order and with the ends of :meth:`scan`."""
+    def scan_keys(self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        """Read the keys alone, in the order and with the ends of :meth:`scan`."""
+
+    def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
+        """Read the keys of records whose ``changed_at`` is at `since` or later, the oldest change first where the store can.
+
+        A record may come twice; one that changes meanwhile is not missed. `cursor` is JSON. Raises StoreRefused where the
+        pipeline names no such column, or it holds no times.
+        """
 
     async def is_empty(self) -> bool:
         """Prove by a second, plain query whether the dataset holds nothing."""

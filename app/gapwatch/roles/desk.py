@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from gapwatch.core import gaps, reports
 from gapwatch.core.confirm import Presence, satisfied
 from gapwatch.core.keytrace import KeyTrace
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
+from gapwatch.errors import ConflictError, FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Resolution, Run, State
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.stream import Side
@@ -24,6 +24,14 @@ from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.repair.sweeps import refuse_suspect_mapping, request_sweep
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
+LOOKBACK_SECONDS = 48 * 3600.0
+LOOKBACK_SECONDS_MAX = 3650 * 86_400.0
+SWEEP_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "full": (),
+    "range": ("from", "to"),
+    "keys": ("keys",),
+    "lookback": ("lookback_seconds",),
+}
 DEFAULT_KINDS = (Kind.MISSING, Kind.STALE, Kind.MISMATCH)
 
 
@@ -70,28 +78,74 @@ class Desk:
         await self._audit(actor, "pipeline_pause", pipeline, reason=reason)
 
     async def resume(self, pipeline: str, *, actor: str) -> None:
-        self.pipeline(pipeline)
-        await asyncio.to_thread(self._on.ledger.set_fact, Facts.paused(pipeline), None)
+        """Go on; where it is known when rows were written, a sweep looks at what changed since the pause."""
+        spec, ledger = self.pipeline(pipeline), self._on.ledger
+        paused = await asyncio.to_thread(ledger.fact, Facts.paused(pipeline))
+        await asyncio.to_thread(ledger.set_fact, Facts.paused(pipeline), None)
         await self._audit(actor, "pipeline_resume", pipeline)
+        if not paused or not spec.source.changed_at:
+            return
+        since = datetime.fromisoformat(paused["at"]) - timedelta(seconds=spec.grace_seconds)
+        asked = {"reason": "resumed", "range": "lookback", "since": since.isoformat()}
+        try:
+            await asyncio.to_thread(request_sweep, ledger, spec, self._on.clock, self._on.new_id(), asked, actor)
+        except ConflictError:
+            return  # one is under way
 
     async def start_sweep(self, pipeline: str, request: Mapping[str, Any], *, actor: str) -> Run:
         """Queue a sweep. Raises ConflictError with the running id when one is queued or running."""
         spec = self.pipeline(pipeline)
-        asked = dict(request)
-        unknown = sorted(set(asked) - {"content", "range", "keys"})
-        if unknown:
-            raise UsageError(f"A sweep has no option {unknown[0]!r}.", remedy="Options: content, range (full or keys), keys.")
-        scope = asked.get("range", "full")
-        if scope not in ("full", "keys"):
-            raise UsageError(f"The range {scope!r} is not supported.", remedy="Ranges: full, keys.")
-        if scope == "keys":
-            stores = await self._on.stores.stores(pipeline)
-            asked["keys"] = [self._key(stores, text).hex() for text in asked.get("keys", ())]
+        asked = await self._sweep_request(spec, request)
         run = await asyncio.to_thread(
             request_sweep, self._on.ledger, spec, self._on.clock, self._on.new_id(), {"reason": "asked", **asked}, actor
         )
         await self._audit(actor, "sweep_start", pipeline, run_id=run.id)
         return run
+
+    async def _sweep_request(self, spec: PipelineSpec, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a sweep's request as a run holds it: keys as bytes, times as such. Raises UsageError."""
+        asked = dict(request)
+        scope = asked.get("range", "full")
+        needed = SWEEP_OPTIONS.get(scope)
+        if needed is None:
+            raise UsageError(f"The range {scope!r} is not known.", remedy=f"Ranges: {', '.join(SWEEP_OPTIONS)}.")
+        unknown = sorted(set(asked) - {"content", "range", *needed})
+        if unknown:
+            raise UsageError(
+                f"A sweep of range {scope} has no option {unknown[0]!r}.",
+                remedy=f"Its options: {', '.join(('content', *needed))}.",
+            )
+        if scope == "lookback":
+            return asked | {"since": self._since(spec, asked.pop("lookback_seconds", None)).isoformat()}
+        if scope == "full":
+            return asked
+        stores = await self._on.stores.stores(spec.id)
+        if scope == "keys":
+            return asked | {"keys": [self._key(stores, text).hex() for text in asked.get("keys", ())]}
+        if not stores.codec.ordered:
+            columns = ", ".join(column.type.value for column in spec.source.key)
+            raise UsageError(
+                f"Keys of {spec.id} ({columns}) have no order that all stores share.",
+                remedy="Name the keys themselves (range keys), or sweep everything.",
+            )
+        ends = {name: self._key(stores, asked[name]) if asked.get(name) else None for name in needed}
+        lower, upper = ends["from"], ends["to"]
+        if lower is None and upper is None:
+            raise UsageError("A range needs an end.", remedy="Give from, to, or both; for everything, the range full.")
+        if lower is not None and upper is not None and lower >= upper:
+            raise UsageError("The range is empty: it ends before it begins.", remedy="`to` is the first key that is left out.")
+        return asked | {name: end.hex() if end is not None else None for name, end in ends.items()}
+
+    def _since(self, spec: PipelineSpec, seconds: float | None) -> datetime:
+        if not spec.source.changed_at:
+            raise UsageError(
+                f"Pipeline {spec.id} does not say when a row was written last.",
+                remedy="Name the column in source.changed_at, like changed_at: updated_at.",
+            )
+        asked = seconds if seconds is not None else spec.sweep.lookback_seconds or LOOKBACK_SECONDS
+        if not 0 < asked <= LOOKBACK_SECONDS_MAX:
+            raise UsageError("A lookback reaches ten years into the past at most.", remedy="Give a duration like 48h.")
+        return self._on.clock.now() - timedelta(seconds=asked)
 
     async def cancel(self, run_id: str, *, actor: str) -> Run:
         run = await asyncio.to_thread(self._on.ledger.cancel_run, run_id)

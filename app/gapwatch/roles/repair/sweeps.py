@@ -16,6 +16,7 @@ import structlog
 
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.standing import uncovered_holes_within
+from gapwatch.core.sweep import Scope
 from gapwatch.errors import ConflictError, StoreError, UsageError
 from gapwatch.model.gap import Finding, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
@@ -86,9 +87,10 @@ class SweepScheduler:
         reason = await asyncio.to_thread(self._wanted, pipeline, records)
         if not reason:
             return
+        request = {"reason": reason, **(await asyncio.to_thread(self.extent, pipeline) if reason == "schedule" else {})}
         try:
             run = await asyncio.to_thread(
-                request_sweep, self._on.ledger, pipeline, self._on.clock, self._on.new_id(), {"reason": reason}, "gapwatch"
+                request_sweep, self._on.ledger, pipeline, self._on.clock, self._on.new_id(), request, "gapwatch"
             )
         except ConflictError:
             return  # somebody asked at the same moment
@@ -120,6 +122,18 @@ class SweepScheduler:
             waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
             return "hole" if waited else ""
         return "schedule" if self._scheduled(pipeline, last, now) else ""
+
+    def extent(self, pipeline: PipelineSpec) -> dict[str, Any]:
+        """Return how far a scheduled sweep looks: back as far as is configured, at everything once in a while."""
+        spec, now = pipeline.sweep, self._on.clock.now()
+        if spec.lookback_seconds is None:
+            return {}
+        swept = self._on.ledger.fact(Facts.swept(pipeline.id))
+        full_every = timedelta(seconds=spec.full_every_seconds) if spec.full_every_seconds else None
+        if full_every is not None and (not swept or now - datetime.fromisoformat(swept["started_at"]) >= full_every):
+            return {}
+        since = now - timedelta(seconds=spec.lookback_seconds)
+        return {"range": Scope.LOOKBACK.value, "since": since.isoformat()}
 
     def _scheduled(self, pipeline: PipelineSpec, last: Run | None, now: datetime) -> bool:
         spec = pipeline.sweep
