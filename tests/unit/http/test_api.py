@@ -240,7 +240,8 @@ async def test_d6_failed_repairs_are_listed_queued_again_and_automatic_repair_re
 
 
 async def test_a_sweep_of_a_part_is_asked_for_as_it_was_given(client: Client, served: Service) -> None:
-    for number, asked in enumerate(({"range": "range", "from": "1"}, {"range": "lookback", "lookback_seconds": 3600.0})):
+    parts: list[dict[str, Any]] = [{"range": "range", "from": "1"}, {"range": "lookback", "lookback_seconds": 3600.0}]
+    for number, asked in enumerate(parts):
         run, _ = await post(client, "/api/v1/sweeps", {"pipeline": "orders", **asked}, 202)
         assert served.desk.calls[number * 2] == ("sweep", "orders", asked, "local")
         await post(client, f"/api/v1/sweeps/{run['id']}/cancel")
