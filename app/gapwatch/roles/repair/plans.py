@@ -9,7 +9,7 @@ from gapwatch.core.backfill import ItemOutcome, permitted, plan_counts
 from gapwatch.errors import NotFoundError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import Clock, GapFilter, Ledger
+from gapwatch.ports import Clock, GapFilter, Key, Ledger
 
 PLAN_ACTION = "backfill_plan"
 STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.REPAIRING.value)
@@ -25,8 +25,9 @@ def plan(
     run_id: str,
     clock: Clock,
     requested_by: str = "",
+    keys: Collection[Key] | None = None,
 ) -> Run:
-    """Store a plan: which open gaps an apply would write. Touches no store.
+    """Store a plan: which open gaps (of these keys, where they are given) an apply would write. Touches no store.
 
     Raises UsageError when a kind was asked for that a backfill never writes.
     """
@@ -43,6 +44,8 @@ def plan(
     while True:
         page = ledger.gaps(GapFilter(pipeline=pipeline, states=STATES), limit=PAGE, cursor=cursor)
         for gap in page.gaps:
+            if keys is not None and gap.key not in keys:
+                continue
             found[gap.kind] = found.get(gap.kind, 0) + 1
             if gap.kind in kinds and len(chosen) < limit:
                 chosen.append(gap)
