@@ -133,7 +133,7 @@ def test_d12_sweeps_of_what_changed_lately_of_named_keys_and_of_a_range(
         with watched(
             stack, postgres_database, tmp_path, before=before, grace="1s", delivery="none", wait=False, **pipeline
         ) as scene:
-            wait_for(lambda: scene.service.view()["baseline"], "the baseline", 90)
+            wait_for(lambda: scene.service.view().get("baseline"), "the baseline", 90)
 
             def sweep(*options: str) -> dict[str, Any]:
                 def start() -> dict[str, Any] | None:
