@@ -16,6 +16,7 @@ from gapwatch.kafka.options import REQUEST_SECONDS, Partition, admin_client, cli
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
 
+ELECTION_SECONDS: Final = 0.2
 # librdkafka's admin client asks with the leaders that it once learnt, and is refused for ever after a broker's restart.
 _STALE: Final = frozenset(
     {
@@ -83,24 +84,33 @@ class OffsetReader:
     async def _offsets(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
         if not partitions:
             return {}
-        try:
-            return await self._ask(partitions, spec)
-        except KafkaException as error:
-            if error.args[0].code() not in _STALE:
-                raise gapwatch_error(error, "read the ends of logs") from error
-        self._admin = admin_client(self._settings)
-        try:
-            return await self._ask(partitions, spec)
-        except KafkaException as error:
-            raise gapwatch_error(error, "read the ends of logs") from error
+        until = self._clock.monotonic() + REQUEST_SECONDS
+        while True:
+            admin = self._admin
+            try:
+                return await _list_offsets(admin, partitions, spec)
+            except KafkaException as error:
+                if error.args[0].code() not in _STALE or self._clock.monotonic() > until:
+                    raise gapwatch_error(error, "read the ends of logs") from error
+            if admin is self._admin:
+                self._admin = admin_client(self._settings)
+            await self._clock.sleep(ELECTION_SECONDS)
 
-    async def _ask(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
-        asked = self._admin.list_offsets(
-            {TopicPartition(p.topic, p.partition): spec for p in partitions},
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=REQUEST_SECONDS,
-        )
-        return {Partition(at.topic, at.partition): (await asyncio.wrap_future(future)).offset for at, future in asked.items()}
+
+async def _list_offsets(admin: AdminClient, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+    """Ask, holding the client until all is answered: one that is let go of earlier takes its open questions with it."""
+    asked = admin.list_offsets(
+        {TopicPartition(p.topic, p.partition): spec for p in partitions},
+        isolation_level=IsolationLevel.READ_COMMITTED,
+        request_timeout=REQUEST_SECONDS,
+    )
+    answers = await asyncio.gather(*(asyncio.wrap_future(future) for future in asked.values()), return_exceptions=True)
+    offsets: dict[Partition, int] = {}
+    for at, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, BaseException):
+            raise answer
+        offsets[Partition(at.topic, at.partition)] = answer.offset
+    return offsets
 
 
 class _GroupReader:

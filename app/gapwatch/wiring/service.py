@@ -23,6 +23,7 @@ from gapwatch.http.app import ApiServer, ProbeDeps, ProbeServer
 from gapwatch.kafka.probe import KafkaProbe
 from gapwatch.logs import set_up_logs
 from gapwatch.model.pipeline import Settings
+from gapwatch.parent import end_with_parent
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusTopic
 from gapwatch.roles.supervisor import DRAIN_SECONDS, Supervised, Supervisor, Task, child_process
@@ -35,6 +36,7 @@ CLOSE_SECONDS = 2.0  # after the drain: closing waits for clients, which wait fo
 
 def serve(config: Path | None, role: str) -> int:
     """Run one role, or all of them, until SIGTERM or Ctrl-C; return the exit code."""
+    end_with_parent()
     settings = load(config, os.environ)
     set_up_logs()
     faulthandler.enable()  # where a client's native code ends the process, the log says in which call

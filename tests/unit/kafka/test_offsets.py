@@ -13,6 +13,7 @@ from aiokafka.protocol.admin import ApiVersionResponse_v0
 from aiokafka.protocol.commit import OffsetFetchResponse_v3
 from aiokafka.protocol.coordination import FindCoordinatorResponse_v0
 from aiokafka.protocol.metadata import MetadataResponse_v1
+from aiokafka.protocol.offset import OffsetResponse_v2
 
 from gapwatch.clock import SystemClock
 from gapwatch.errors import StoreUnreachable
@@ -20,14 +21,14 @@ from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.options import Partition
 from gapwatch.model.pipeline import Settings, TopicsSpec
 
-METADATA, OFFSET_FETCH, FIND_COORDINATOR, API_VERSIONS = 3, 9, 10, 18
+LIST_OFFSETS, METADATA, OFFSET_FETCH, FIND_COORDINATOR, API_VERSIONS = 2, 3, 9, 10, 18
 VERSIONS = [(8, 1, 2), (OFFSET_FETCH, 3, 3), (FIND_COORDINATOR, 0, 0), (11, 0, 0), (12, 0, 0), (13, 0, 0), (14, 0, 0)]
-VERSIONS += [(METADATA, 1, 1), (API_VERSIONS, 0, 0)]
-UNSUPPORTED_VERSION, NOT_COORDINATOR = 35, 16
+VERSIONS += [(LIST_OFFSETS, 2, 2), (METADATA, 1, 1), (API_VERSIONS, 0, 0)]
+UNSUPPORTED_VERSION, NOT_COORDINATOR, NOT_LEADER = 35, 16, 6
 
 
 class MovingBroker:
-    """Answers the first questions for a group's offsets with NOT_COORDINATOR, and then that it stands at 7."""
+    """Refuses the first questions because another broker should be asked; then group and log both stand at 7."""
 
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals
@@ -61,9 +62,11 @@ class MovingBroker:
             return MetadataResponse_v1([(1, "127.0.0.1", self.port, None)], 1, [(0, "t", False, [(0, 0, 1, [1], [1])])])
         if key == FIND_COORDINATOR:
             return FindCoordinatorResponse_v0(0, 1, "127.0.0.1", self.port)
+        refused, self.refusals = self.refusals > 0, max(0, self.refusals - 1)
+        if key == LIST_OFFSETS:
+            return OffsetResponse_v2(0, [("t", [(0, NOT_LEADER, -1, -1) if refused else (0, 0, -1, 7)])])
         assert key == OFFSET_FETCH, key
-        if self.refusals:
-            self.refusals -= 1
+        if refused:
             return OffsetFetchResponse_v3(0, [], NOT_COORDINATOR)
         return OffsetFetchResponse_v3(0, [("t", [(0, 7, "", 0)])], 0)
 
@@ -89,3 +92,9 @@ async def test_a_group_that_moves_between_brokers_is_read_later_and_does_not_end
         found = await reader.delivery("sink", [Partition("t", 0)])
         await reader.close()
     assert found.positions == {Partition("t", 0): 7}
+
+
+async def test_a_log_whose_leader_was_just_elected_is_asked_again() -> None:
+    async with served(MovingBroker(refusals=2)) as settings:
+        found = await OffsetReader(settings, SystemClock()).log_ends([Partition("t", 0)])
+    assert found.ends == {Partition("t", 0): 7}
