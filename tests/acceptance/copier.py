@@ -81,6 +81,7 @@ class Copier:
     error: BaseException | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _running: threading.Event = field(default_factory=threading.Event)
+    _idle: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _delayed: list[tuple[float, int, Operation]] = field(default_factory=list)
     _number: int = 0
@@ -91,7 +92,11 @@ class Copier:
         self._thread.start()
 
     def pause(self) -> None:
+        """Return once nothing is read any more: what is written from now on stays unread until :meth:`resume`."""
         self._running.clear()
+        self._idle.clear()
+        if self._thread is not None and self._thread.is_alive():
+            assert self._idle.wait(30), "The copier did not pause within 30 s."
 
     def resume(self) -> None:
         self._running.set()
@@ -125,7 +130,7 @@ class Copier:
         try:
             consumer.subscribe([self.topic])
             while not self._stop.is_set():
-                self._running.wait()
+                self._wait_until_running()
                 messages = consumer.consume(BATCH, timeout=0.05)
                 readable = [message for message in messages if _readable(message)]
                 self._copy(client, readable)
@@ -136,6 +141,11 @@ class Copier:
         finally:
             consumer.close()
             client.close()
+
+    def _wait_until_running(self) -> None:
+        while not self._running.is_set():
+            self._idle.set()
+            self._running.wait(0.05)
 
     def _commit(self, consumer: Consumer) -> None:
         """Commit, again and again while the broker is away; of what the group gave to another run, nothing is committed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gapwatch.api_client import Api
 from gapwatch.errors import GapwatchError
+from gapwatch.parent import tied_to_us
 
 T = TypeVar("T")
 OPEN_STATES = "open,acknowledged,snoozed,repairing"
@@ -44,10 +44,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 @dataclass
@@ -78,8 +74,7 @@ class Service:
                     stdout=output,
                     stderr=output,
                     stdin=subprocess.DEVNULL,
-                    preexec_fn=_die_with_parent,
-                    env={**os.environ, "NO_COLOR": "1"},
+                    env={**os.environ, **tied_to_us(), "NO_COLOR": "1"},
                 )
 
     def kill(self, role: str, how: signal.Signals = signal.SIGKILL) -> None:

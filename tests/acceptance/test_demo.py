@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 import time
 import urllib.request
@@ -117,6 +114,15 @@ def _command(pid: int) -> str:
         return "?"
 
 
+# Takes standard input for its controlling terminal, and becomes the command that follows.
+OWN_TERMINAL = """
+import fcntl, os, struct, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @contextmanager
 def demo(*arguments: str, terminal: bool = False) -> Iterator[Demo]:
     """Run the command; end it, if the test did not."""
@@ -125,12 +131,18 @@ def demo(*arguments: str, terminal: bool = False) -> Iterator[Demo]:
         directory.chmod(0o755)  # Postgres' account must be able to enter
         master, slave = os.openpty() if terminal else (None, None)
         process = subprocess.Popen(
-            [sys.executable, "-m", "gapwatch", "demo", *arguments],
+            [
+                sys.executable,
+                *(() if slave is None else ("-c", OWN_TERMINAL, sys.executable)),
+                "-m",
+                "gapwatch",
+                "demo",
+                *arguments,
+            ],
             stdin=subprocess.DEVNULL if slave is None else slave,
             stdout=subprocess.PIPE if slave is None else slave,
             stderr=subprocess.PIPE if slave is None else slave,
             start_new_session=True,
-            preexec_fn=None if slave is None else _own_terminal,
             env={**os.environ, "TMPDIR": temporary, "TERM": "xterm-256color"},
         )
         run = Demo(process, directory, master)
@@ -152,11 +164,6 @@ def demo(*arguments: str, terminal: bool = False) -> Iterator[Demo]:
                     stream.close()
             if master is not None:
                 os.close(master)
-
-
-def _own_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
 
 
 def _readers(run: Demo) -> list[Callable[[], None]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import psycopg
 import pytest
 from bson.json_util import loads
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from pymongo import MongoClient
 
@@ -157,10 +157,12 @@ def owned(scene: Scene, group: str) -> Places:
     return set().union(*members(scene, group).values())
 
 
-def committed(scene: Scene, group: str) -> dict[tuple[str, int], int]:
-    admin = AdminClient({"bootstrap.servers": scene.stack.kafka.bootstrap_servers})
-    asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=10)
-    found = asked[group].result(10).topic_partitions or ()
+def committed(scene: Scene, group: str, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    consumer = Consumer({"bootstrap.servers": scene.stack.kafka.bootstrap_servers, "group.id": group})
+    try:
+        found = consumer.committed([TopicPartition(*place) for place in places], timeout=10)
+    finally:
+        consumer.close()
     return {(place.topic, place.partition): place.offset for place in found}
 
 
@@ -173,7 +175,7 @@ def ends(scene: Scene, places: Places) -> dict[tuple[str, int], int]:
 
 
 def read_through(scene: Scene, group: str, goal: dict[tuple[str, int], int]) -> bool:
-    now = committed(scene, group)
+    now = committed(scene, group, goal)
     return all(now.get(place, -1) >= end for place, end in goal.items())
 
 

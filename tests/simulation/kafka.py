@@ -206,3 +206,5 @@ class Admin:
 
     async def delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
         return GroupPositions(group=group, positions=dict.fromkeys(partitions), clock=self._broker.clock.now_ms())
+
+    async def close(self) -> None: ...

@@ -62,3 +62,8 @@ def test_no_machine_paths_and_no_registry_hosts() -> None:
         for pattern in (MACHINE_PATH, REGISTRY_HOST):
             found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in pattern.finditer(text)]
     assert found == []
+
+
+def test_no_process_is_started_with_python_code_between_fork_and_exec() -> None:
+    """``preexec_fn`` may wait for ever for a lock that another thread held at the fork: seen, with the whole service hanging."""
+    assert [path.name for path in sorted((ROOT / "app").rglob("*.py")) if "preexec_fn=" in path.read_text()] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from pymongo import MongoClient
 
@@ -27,6 +27,7 @@ class Pipeline:
     def __init__(self, stack: EmbeddedStack) -> None:
         self._stack = stack
         self._admin: AdminClient | None = None
+        self._sink: Consumer | None = None  # never subscribes: it only asks what the sink's group committed
         self._documents: MongoClient[dict[str, Any]] | None = None
 
     @property
@@ -48,12 +49,16 @@ class Pipeline:
         sink = debezium_mongodb_sink_config(mongodb, topic=TOPIC, database=DATABASE, dead_letter_topic=DEAD_LETTERS)
         connect.put_connector(SINK, sink)
         connect.wait_running(SINK, timeout_seconds=CONNECTOR_SECONDS_MAX)
-        self._admin = AdminClient({"bootstrap.servers": self._stack.kafka.bootstrap_servers, "log_level": 0})
+        options = {"bootstrap.servers": self._stack.kafka.bootstrap_servers, "log_level": 0}
+        self._admin = AdminClient(options)
+        self._sink = Consumer({**options, "group.id": SINK_GROUP, "enable.auto.commit": False})
         self._documents = MongoClient(self.uri)
 
     def close(self) -> None:
         """Let go of the clients, before the servers end."""
         self._admin = None
+        if self._sink is not None:
+            self._sink.close()
         if self._documents is not None:
             self._documents.close()
 
@@ -80,10 +85,10 @@ class Pipeline:
 
     def lag(self) -> int:
         """Return how many records the sink has not yet committed."""
-        assert self._admin is not None
-        future = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(SINK_GROUP)])[SINK_GROUP]
-        committed = {part.partition: part.offset for part in future.result().topic_partitions if part.topic == TOPIC}
-        return sum(end - max(0, committed.get(partition, 0)) for partition, end in self._ends(TOPIC).items())
+        assert self._sink is not None
+        ends = self._ends(TOPIC)
+        found = self._sink.committed([TopicPartition(TOPIC, number) for number in ends], timeout=10)
+        return sum(ends[part.partition] - max(0, part.offset) for part in found)
 
     def _dead_letters(self) -> int:
         return sum(self._ends(DEAD_LETTERS).values())

@@ -275,6 +275,9 @@ class SafeApp(faust.App):  # type: ignore[misc]
         """Return the next offset to read per source partition, where state was restored."""
         return self.positions()
 
+    def _create_directories(self) -> None:
+        """Make none: all state lies in Kafka, and the working directory may be read-only."""
+
 
 def broker_urls(settings: Settings) -> list[URL]:
     return [URL(f"kafka://{server.strip()}") for server in settings.bootstrap_servers.split(",")]

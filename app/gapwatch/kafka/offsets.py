@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
-    IsolationLevel,
-    KafkaError,
-    KafkaException,
-    TopicCollection,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from gapwatch.errors import StoreUnreachable
-from gapwatch.kafka.faults import STORE, gapwatch_error
-from gapwatch.kafka.options import REQUEST_SECONDS, Partition, admin_client
+from gapwatch.kafka.faults import gapwatch_error
+from gapwatch.kafka.options import REQUEST_SECONDS, Partition, admin_client, client_options
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
 
+ELECTION_SECONDS: Final = 0.2
 # librdkafka's admin client asks with the leaders that it once learnt, and is refused for ever after a broker's restart.
 _STALE: Final = frozenset(
     {
@@ -56,7 +50,7 @@ class LogEnds:
 
 
 class OffsetReader:
-    """Reads positions through the admin interface; it joins no group.
+    """Reads positions and ends of logs; it joins no group.
 
     All methods raise StoreUnreachable when the brokers do not answer within 20 s, StoreRefused when a right or topic is missing.
     """
@@ -65,26 +59,18 @@ class OffsetReader:
         self._settings = settings
         self._admin: AdminClient = admin_client(settings)
         self._clock = clock
-        self._leaders_known = False
+        self._groups: dict[str, _GroupReader] = {}
 
     async def delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
         """Return where ``group`` stands in ``partitions``."""
-        wanted = [TopicPartition(p.topic, p.partition) for p in partitions]
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_SECONDS
-        )
-        try:
-            answer = await asyncio.wrap_future(asked[group])
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return GroupPositions(group=group, positions=dict.fromkeys(partitions), clock=self._clock.now_ms())
-            raise gapwatch_error(error, f"read the positions of group {group}") from error
-        positions: dict[Partition, int | None] = dict.fromkeys(partitions)
-        for at in answer.topic_partitions or ():
-            if at.error is not None:
-                raise gapwatch_error(at.error, f"read the position of group {group} in {at.topic}[{at.partition}]")
-            positions[Partition(at.topic, at.partition)] = at.offset if at.offset >= 0 else None
-        return GroupPositions(group=group, positions=positions, clock=self._clock.now_ms())
+        if group not in self._groups:
+            self._groups[group] = _GroupReader(self._settings, group)
+        found = await self._groups[group].positions(partitions)
+        return GroupPositions(group=group, positions=found, clock=self._clock.now_ms())
+
+    async def close(self) -> None:
+        while self._groups:
+            await self._groups.popitem()[1].close()
 
     async def log_ends(self, partitions: Collection[Partition]) -> LogEnds:
         """Return the end of each partition's log (read committed)."""
@@ -98,37 +84,77 @@ class OffsetReader:
     async def _offsets(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
         if not partitions:
             return {}
-        if not self._leaders_known:
-            await self._find_leaders({at.topic for at in partitions})
-        try:
-            return await self._ask(partitions, spec)
-        except KafkaException as error:
-            if error.args[0].code() not in _STALE:
-                self._leaders_known = False
-                raise gapwatch_error(error, "read the ends of logs") from error
-        self._admin = admin_client(self._settings)
-        try:
-            return await self._ask(partitions, spec)
-        except KafkaException as error:
-            self._leaders_known = False
-            raise gapwatch_error(error, "read the ends of logs") from error
-
-    async def _find_leaders(self, topics: Collection[str]) -> None:
-        """Raise StoreUnreachable while a partition has no leader: librdkafka crashes when it has to wait for one by itself."""
-        asked = self._admin.describe_topics(TopicCollection(sorted(topics)), request_timeout=REQUEST_SECONDS)
-        for topic, future in asked.items():
+        until = self._clock.monotonic() + REQUEST_SECONDS
+        while True:
+            admin = self._admin
             try:
-                described = await asyncio.wrap_future(future)
+                return await _list_offsets(admin, partitions, spec)
             except KafkaException as error:
-                raise gapwatch_error(error, f"find the leaders of {topic}") from error
-            if any(partition.leader is None or partition.leader.id < 0 for partition in described.partitions):
-                raise StoreUnreachable(f"Topic {topic} has partitions without a leader.", store=STORE, remedy="Wait for it.")
-        self._leaders_known = True
+                if error.args[0].code() not in _STALE or self._clock.monotonic() > until:
+                    raise gapwatch_error(error, "read the ends of logs") from error
+            if admin is self._admin:
+                self._admin = admin_client(self._settings)
+            await self._clock.sleep(ELECTION_SECONDS)
 
-    async def _ask(self, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
-        asked = self._admin.list_offsets(
-            {TopicPartition(p.topic, p.partition): spec for p in partitions},
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=REQUEST_SECONDS,
+
+async def _list_offsets(admin: AdminClient, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+    """Ask, holding the client until all is answered: one that is let go of earlier takes its open questions with it."""
+    asked = admin.list_offsets(
+        {TopicPartition(p.topic, p.partition): spec for p in partitions},
+        isolation_level=IsolationLevel.READ_COMMITTED,
+        request_timeout=REQUEST_SECONDS,
+    )
+    answers = await asyncio.gather(*(asyncio.wrap_future(future) for future in asked.values()), return_exceptions=True)
+    offsets: dict[Partition, int] = {}
+    for at, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, BaseException):
+            raise answer
+        offsets[Partition(at.topic, at.partition)] = answer.offset
+    return offsets
+
+
+class _GroupReader:
+    """Reads what a group committed, as a client of that group that never joins it.
+
+    Not through the admin client: in librdkafka 2.16 its ListConsumerGroupOffsets ends the whole process with SIGSEGV when the
+    broker answers NOT_COORDINATOR (``rd_kafka_handle_OffsetFetch`` asks for the coordinator anew through the consumer that an
+    admin client does not have), which every broker does for a moment when groups move.
+    """
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        self._group = group
+        guarantees = {
+            "client.id": f"positions-of-{group}",
+            "group.id": group,
+            "enable.auto.commit": False,
+            "isolation.level": "read_uncommitted",  # do not wait for the transactions in which sinks commit
+            "allow.auto.create.topics": False,
+        }
+        try:
+            self._consumer = Consumer(client_options(settings, guarantees=guarantees))
+        except KafkaException as error:
+            raise gapwatch_error(error, "use kafka.options") from error
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"positions-of-{group}")
+
+    async def positions(self, partitions: Collection[Partition]) -> dict[Partition, int | None]:
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, self._ask, partitions)
+        except KafkaException as error:
+            raise gapwatch_error(error, f"read the positions of group {self._group}") from error
+        positions: dict[Partition, int | None] = {}
+        for at in found:
+            if at.error is not None:
+                raise gapwatch_error(at.error, f"read the position of group {self._group} in {at.topic}[{at.partition}]")
+            positions[Partition(at.topic, at.partition)] = at.offset if at.offset >= 0 else None
+        return positions
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._consumer.close)
+        self._executor.shutdown(wait=False)
+
+    def _ask(self, partitions: Collection[Partition]) -> list[TopicPartition]:
+        self._consumer.poll(0)  # nothing is subscribed: this only lets `error_cb` run
+        found: list[TopicPartition] = self._consumer.committed(
+            [TopicPartition(*at) for at in partitions], timeout=REQUEST_SECONDS
         )
-        return {Partition(at.topic, at.partition): (await asyncio.wrap_future(future)).offset for at, future in asked.items()}
+        return found

@@ -7,7 +7,6 @@ The only place where every exception is caught. A failure is logged with its rea
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from gapwatch.errors import GapwatchError
+from gapwatch.parent import tied_to_us
 from gapwatch.ports import Clock
 
 log = structlog.get_logger(__name__)
@@ -26,7 +26,6 @@ BACKOFF_SECONDS_MAX = 30.0
 HEALTHY_AFTER_SECONDS = 60.0  # a role that ran this long starts over with the first pause
 TERMINATE_SECONDS = 14.0
 DRAIN_SECONDS = 15.0  # what is not acknowledged by then is read again by the next owner
-PR_SET_PDEATHSIG = 1
 
 Task = Callable[[asyncio.Event], Awaitable[None]]
 
@@ -140,8 +139,7 @@ def child_process(name: str, arguments: Sequence[str]) -> Task:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "gapwatch", *arguments),
             stdin=asyncio.subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
-            env={**os.environ, "GAPWATCH_PROBES__LISTEN": ""},  # that address is the parent's
+            env={**os.environ, **tied_to_us(), "GAPWATCH_PROBES__LISTEN": ""},  # that address is the parent's
         )
         stopping = asyncio.create_task(stop.wait())
         ending = asyncio.create_task(process.wait())
@@ -159,11 +157,3 @@ def child_process(name: str, arguments: Sequence[str]) -> Task:
             raise GapwatchError(f"Process {name} ended with code {code}.", remedy="Its own log lines say why.")
 
     return run
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this child when the parent dies, however it dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:
-            os._exit(1)

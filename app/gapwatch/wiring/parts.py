@@ -254,23 +254,30 @@ class Parts:
     async def _read_lags(self, lags: dict[tuple[str, str], int], stop: asyncio.Event) -> None:
         """Keep how many raw records ingest has not yet read, per pipeline and topic; nothing is shown that is not known."""
         offsets, topics = OffsetReader(self.settings, self.clock), TopicAdmin(self.settings)
+        try:
+            while not stop.is_set():
+                found: dict[tuple[str, str], int] = {}
+                try:
+                    found = await self._lags(offsets, topics)
+                except GapwatchError as error:
+                    log.warning("lags_unread", reason=str(error))
+                lags.clear()
+                lags.update(found)
+                await self.clock.sleep(LAG_SECONDS)
+        finally:
+            await offsets.close()
+
+    async def _lags(self, offsets: OffsetReader, topics: TopicAdmin) -> dict[tuple[str, str], int]:
         group = f"{self.settings.topics.prefix}.ingest"
-        while not stop.is_set():
-            found: dict[tuple[str, str], int] = {}
-            try:
-                for spec in self.settings.pipelines.values():
-                    names = [feed.topic for feed in (spec.source.feed, spec.target.feed) if feed.topic]
-                    for topic, fact in (await topics.describe(names)).items():
-                        partitions = [Partition(topic, number) for number in range(fact.partitions)]
-                        ends = (await offsets.log_ends(partitions)).ends
-                        positions = (await offsets.delivery(group, partitions)).positions
-                        found[spec.id, topic] = sum(max(0, ends[at] - (positions[at] or 0)) for at in partitions)
-            except GapwatchError as error:
-                log.warning("lags_unread", reason=str(error))
-                found = {}
-            lags.clear()
-            lags.update(found)
-            await self.clock.sleep(LAG_SECONDS)
+        found: dict[tuple[str, str], int] = {}
+        for spec in self.settings.pipelines.values():
+            names = [feed.topic for feed in (spec.source.feed, spec.target.feed) if feed.topic]
+            for topic, fact in (await topics.describe(names)).items():
+                partitions = [Partition(topic, number) for number in range(fact.partitions)]
+                ends = (await offsets.log_ends(partitions)).ends
+                positions = (await offsets.delivery(group, partitions)).positions
+                found[spec.id, topic] = sum(max(0, ends[at] - (positions[at] or 0)) for at in partitions)
+        return found
 
     async def _skew_ms(self, pipeline: str) -> int:
         """Return the larger of both stores' clock offsets, in milliseconds."""

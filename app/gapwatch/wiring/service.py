@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,18 +23,23 @@ from gapwatch.http.app import ApiServer, ProbeDeps, ProbeServer
 from gapwatch.kafka.probe import KafkaProbe
 from gapwatch.logs import set_up_logs
 from gapwatch.model.pipeline import Settings
+from gapwatch.parent import end_with_parent
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusTopic
-from gapwatch.roles.supervisor import Supervised, Supervisor, Task, child_process
+from gapwatch.roles.supervisor import DRAIN_SECONDS, Supervised, Supervisor, Task, child_process
 from gapwatch.wiring.parts import Parts
 
 log = structlog.get_logger(__name__)
 
+CLOSE_SECONDS = 2.0  # after the drain: closing waits for clients, which wait for brokers that may be away
+
 
 def serve(config: Path | None, role: str) -> int:
     """Run one role, or all of them, until SIGTERM or Ctrl-C; return the exit code."""
+    end_with_parent()
     settings = load(config, os.environ)
     set_up_logs()
+    faulthandler.enable()  # where a client's native code ends the process, the log says in which call
     return asyncio.run(_serve(settings, config, role))
 
 
@@ -40,7 +48,7 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, _begin_to_end, stop)
     supervisor = Supervisor(
         tasks=(),
         clock=parts.clock,
@@ -65,6 +73,25 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
         await probes.stop()
         await parts.close()
     return 0
+
+
+def _begin_to_end(stop: asyncio.Event) -> None:
+    """Set `stop`, and see to it that the process ends in time, whatever still waits for a store in a thread.
+
+    A process may end at any moment without losing anything: what was not acknowledged is read again by the next owner.
+    """
+    if not stop.is_set():
+        stop.set()
+        last = threading.Timer(DRAIN_SECONDS + CLOSE_SECONDS, _leave)
+        last.daemon = True
+        last.start()
+
+
+def _leave() -> None:
+    log.warning("closing_cut_short", seconds=DRAIN_SECONDS + CLOSE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def _listen(probes: ProbeServer, host: str, port: int) -> None:
@@ -103,8 +130,6 @@ async def _with(
 @contextmanager
 def local_service(settings: Settings) -> Iterator[str]:
     """Serve the API inside this process, on a free loopback port, for one command; yields its address."""
-    import threading
-
     started: list[str] = []
     failed: list[BaseException] = []
     ready = threading.Event()

@@ -52,6 +52,7 @@ class IngestRole:
         finally:
             await on.consumer.close()
             await on.heartbeats.close()
+            await on.offsets.close()
             await on.producer.close()
 
     async def _read(self, stop: asyncio.Event) -> None:
