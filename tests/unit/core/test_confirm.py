@@ -118,7 +118,7 @@ def test_the_placeholder_at_the_target_is_named_as_overwritten() -> None:
 
 
 def test_a_deleted_row_whose_document_stayed_is_undeleted() -> None:
-    """At its second reading: the simulation found a row that had come back and was gone once more, with that delete in transit."""
+    """At its second reading: the simulation found one that had come back and was gone once more, with that delete in transit."""
     about = suspect(seen(Side.EXPECTED, b"", operation=Operation.DELETE))
     first = judged(about, reads(ABSENT, present(A)))
     assert isinstance(first, WaitAndReadAgain), "the row may have come back and gone once more, and that delete is on its way"

@@ -70,8 +70,8 @@ def test_a_repeated_row_and_another_sender_break_nothing() -> None:
 
 
 def test_rows_that_a_connector_repeats_prove_nothing_before_they_came_again() -> None:
-    """Seed 33 of the simulation: it was killed after a row had arrived and before a change that precedes it had; it sent both again,
-    the row after it at the same moment, and that change was the last to arrive."""
+    """Seed 33 of the simulation: it was killed after a row had arrived and before a change that precedes it had; it sent both
+    again, the row after it at the same moment, and that change was the last to arrive."""
     rows = HeartbeatRows(settle_ms=1_000, disorder_ms=200)
     rows.read(row(7, 50_000))
     rows.read(row(8, 51_000))

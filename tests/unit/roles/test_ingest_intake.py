@@ -94,8 +94,8 @@ async def test_ranges_join_and_repetitions_are_passed_over() -> None:
 
 
 async def test_a_control_record_begins_where_the_sections_of_its_partition_ended() -> None:
-    """Seed 53 of the simulation: a section was not delivered, and the control record already behind it spoke of its range: what was
-    sent again later lay below what the matcher had reached. It speaks of what follows only, so what is missing is waited for."""
+    """Seed 53 of the simulation: a section was not delivered, and the control record already behind it spoke of its range: what
+    was sent again lay below what the matcher had reached. It speaks of what follows only, so what is missing is waited for."""
     rig = Rig()
     await rig.take(message(5), message(6), message(7))
     ended = {partition: unpack(value or b"") for topic, partition, value in rig.sent if topic.endswith(".events")}
