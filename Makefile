@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from
 INPUTS := pyproject.toml requirements/dev.lock scripts/setup
 
-.PHONY: help setup demo run test page alerts check bench soak lint format types imports docs secrets lock clean
+.PHONY: help setup demo run test page alerts check bench soak simulate lint format types imports docs secrets lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ bench: $(STAMP) ## benchmarks, as ratios to the raw limits of the same run
 
 soak: $(STAMP) ## the long churn run
 	@$(BIN)/pytest tests/acceptance/test_churn.py --soak $(ARGS)
+
+simulate: $(STAMP) ## 20,000 seeds of the deterministic simulation; ARGS="--mutants", "--seed 7", "--seeds 500"
+	@$(BIN)/python -m tests.simulation $(ARGS)
 
 lint: $(STAMP) ## ruff
 	@$(BIN)/ruff check $(ARGS) .

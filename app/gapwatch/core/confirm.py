@@ -208,10 +208,8 @@ def _is_the_suspected_state(suspect: Suspect, reads: Reads, match: Match) -> boo
         return False  # nothing is known of the row: it may have been written, or deleted, just now
     if suspect.opening.side == Side.EXPECTED and newest != suspect.opening:
         return False
-    if newest.operation == Operation.DELETE:
-        return reads.after.presence is Presence.ABSENT
-    if reads.after.presence is not Presence.PRESENT or not _was_dated(reads):
-        return False
+    if newest.operation == Operation.DELETE or reads.after.presence is not Presence.PRESENT or not _was_dated(reads):
+        return False  # a row that is gone has no date: it may have come back and gone once more since the delete that is known
     if match is Match.VERSION:
         return newest.version is not None and newest.version == reads.after.version
     if not equals_identity(newest.digest, reads.after.identity):

@@ -204,12 +204,16 @@ class HeartbeatRows:
 
     settle_ms: int
     disorder_ms: int
-    rows: list[tuple[int, int]] = field(default_factory=list)  # append time, commit time
+    rows: list[tuple[int, tuple[int, int], int]] = field(default_factory=list)  # append time, position, commit time
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sender: number and commit time
     proven: int = 0
 
     def read(self, row: HeartbeatRow) -> int | None:
-        """Take a row. When a number of its sender was skipped, the history is broken: return the time from which on it is."""
+        """Take a row. When a number of its sender was skipped, the history is broken: return the time from which on it is.
+
+        A row that goes back in the log was sent by a connector that had started again, because not all that it had sent before
+        was acknowledged: rows from there on prove nothing until they, too, have come again.
+        """
         broken_since = None
         if row.number is not None:
             before, time = self.last.get(row.sender, (row.number, row.event_time))
@@ -217,11 +221,13 @@ class HeartbeatRows:
                 broken_since = time - self.disorder_ms
             if row.number >= before:
                 self.last[row.sender] = (row.number, row.event_time)
-        self.rows.append((row.append_time, row.event_time))
-        settled = [commit for append, commit in self.rows if row.append_time - append >= self.settle_ms]
+        position = (row.major, row.minor)
+        self.rows = [known for known in self.rows if known[1] < position]
+        self.rows.append((row.append_time, position, row.event_time))
+        settled = [commit for append, _, commit in self.rows if row.append_time - append >= self.settle_ms]
         if settled:
             self.proven = max(self.proven, max(settled) - self.disorder_ms)
-            self.rows = [(append, commit) for append, commit in self.rows if row.append_time - append < self.settle_ms]
+            self.rows = [known for known in self.rows if row.append_time - known[0] < self.settle_ms]
         del self.rows[:-ROWS_KEPT]
         return broken_since
 

@@ -69,6 +69,22 @@ def test_a_repeated_row_and_another_sender_break_nothing() -> None:
     assert rows.read(row(None, 61_000)) is None
 
 
+def test_rows_that_a_connector_repeats_prove_nothing_before_they_came_again() -> None:
+    """Seed 33 of the simulation: it was killed after a row had arrived and before a change that precedes it had; it sent both
+    again, the row after it at the same moment, and that change was the last to arrive."""
+    rows = HeartbeatRows(settle_ms=1_000, disorder_ms=200)
+    rows.read(row(7, 50_000))
+    rows.read(row(8, 51_000))
+    assert rows.proven == 49_800
+    rows.read(row(8, 51_000, append=60_000))
+    rows.read(row(9, 52_000, append=60_001))
+    assert rows.proven == 49_800
+    rows.read(row(10, 53_000, append=61_000))
+    assert rows.proven == 50_800
+    rows.read(row(11, 54_000, append=61_001))
+    assert rows.proven == 51_800
+
+
 def test_lesson_19_an_idle_topic_moves_its_times_by_heartbeats_alone() -> None:
     """No record of its own for a day; lag was "time since the last event". Rows prove the time, the log's end proves the rest."""
     rows, feed = HeartbeatRows(settle_ms=1_000, disorder_ms=200), progress()

@@ -15,7 +15,7 @@ from gapwatch.core.feeds import FeedProgress
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import FindingRecord
 from gapwatch.model.pipeline import FieldSpec, FieldType, Settings
-from gapwatch.model.stream import Batch, Section
+from gapwatch.model.stream import Batch, Control, Section
 from gapwatch.roles.ingest.intake import Intake
 from gapwatch.roles.ingest.outlet import Outlet
 from gapwatch.roles.ingest.parts import IngestDependencies, Owned, Shared
@@ -38,7 +38,8 @@ class Rig:
             pipelines=settings.pipelines,
             producer=SimpleNamespace(send=self._send),
             ledger=SimpleNamespace(epoch=lambda *_: 7, raise_finding=self._finding),
-            clock=SimpleNamespace(now=lambda: datetime(2026, 1, 1, tzinfo=UTC)),
+            clock=SimpleNamespace(now=lambda: datetime(2026, 1, 1, tzinfo=UTC), now_ms=lambda: COMMITTED),
+            name="one",
             on_finding=lambda *_: None,
             on_unparsable=self.unparsable.append,
         )
@@ -90,6 +91,22 @@ async def test_ranges_join_and_repetitions_are_passed_over() -> None:
     assert {end for _, _, end in found} == {7, 8}
     assert rig.progress.position == 8
     assert rig.progress.watermark == COMMITTED - 200
+
+
+async def test_a_control_record_begins_where_the_sections_of_its_partition_ended() -> None:
+    """Seed 53 of the simulation: a section was not delivered, and the control record already behind it spoke of its range: what
+    was sent again lay below what the matcher had reached. It speaks of what follows only, so what is missing is waited for."""
+    rig = Rig()
+    await rig.take(message(5), message(6), message(7))
+    ended = {partition: unpack(value or b"") for topic, partition, value in rig.sent if topic.endswith(".events")}
+    rig.sent.clear()
+    await rig.outlet.pulse()
+    controls = {partition: unpack(value or b"") for _, partition, value in rig.sent}
+    assert len(controls) == rig.shared.on.settings.topics.partitions > len(ended) > 0
+    for partition, control in controls.items():
+        assert isinstance(control, Control)
+        (state,) = [state for state in control.feeds if state.feed_partition == 0 and state.feed == TOPIC]
+        assert (state.offset_from, state.offset_to) == (8 if partition in ended else 5, 8)
 
 
 async def test_a_broken_history_ends_its_epoch_in_the_middle_of_a_batch() -> None:

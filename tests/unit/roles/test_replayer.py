@@ -19,8 +19,8 @@ from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import Reason, Seen, Suspect
 from gapwatch.ports import GapFilter
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.backfiller import PLAN_ACTION
 from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.replayer import Replayer, ReplayerDependencies, request_replay
 from gapwatch.roles.repair.replaying import OnProgress, Question
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies

@@ -3,7 +3,7 @@
 The order, for every raw partition:
 
 1. sections with a range's events are sent to the partitions of ``gapwatch.events`` that the keys live in;
-2. a control record that ends at the same offset is sent to *every* partition;
+2. a control record that ends at the same offset is sent to *every* partition, and begins where what was sent to it before ended;
 3. when all of these are acknowledged, the raw offset is committed, with the highest position beside it.
 """
 
@@ -13,6 +13,8 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from gapwatch.core.batches import batches, pack
 from gapwatch.core.feeds import Metadata
@@ -69,14 +71,35 @@ class Outlet:
         feeds = [state for owned in self._shared.owned.values() for state in self._states(owned)] + self._absent(now)
         grace = {spec.id: int(spec.grace_seconds * 1000) for spec in on.pipelines.values()}
         times = [PipelineTimes(name, self._shared.skew.get(name, 0), grace[name]) for name in grace]
-        control = pack(Control(format=FORMAT, ingester=on.name, clock=now, feeds=feeds, pipelines=times))
+        control = Control(format=FORMAT, ingester=on.name, clock=now, feeds=feeds, pipelines=times)
+        usual = pack(control)
         for partition in range(self._topics.partitions):
-            self._futures.append(await on.producer.send(self._topics.events, None, control, partition=partition))
+            value = self._follows(control, partition) or usual
+            self._futures.append(await on.producer.send(self._topics.events, None, value, partition=partition))
         positions = {at: _sent(owned) for at, owned in self._shared.owned.items()}
         self._pulses.append((self._futures, positions))
         self._futures = []
         if len(self._pulses) > PULSES_IN_FLIGHT_MAX:
             await asyncio.gather(*self._pulses[0][0])
+
+    def _follows(self, control: Control, partition: int) -> bytes | None:
+        """Return the control record whose ranges begin where this partition's sections ended; None: it had none since the last.
+
+        A section that is lost, with this record already on its way behind it, is missed like that: what lies before `from` is
+        waited for, and the next ingester sends it again.
+        """
+        ahead = {
+            (at.topic, at.partition): owned.ahead[partition]
+            for at, owned in self._shared.owned.items()
+            if partition in owned.ahead
+        }
+        if not ahead:
+            return None
+        feeds = [
+            replace(state, offset_from=ahead.get((state.feed, state.feed_partition), state.offset_from))
+            for state in control.feeds
+        ]
+        return pack(replace(control, feeds=feeds))
 
     async def commit(self) -> None:
         """Commit what is acknowledged by all; raises the delivery error, where there was one."""

@@ -26,7 +26,7 @@ from gapwatch.model.gap import Detector, Kind, Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key, Ledger
-from gapwatch.roles.repair.backfiller import plan
+from gapwatch.roles.repair.plans import plan
 from gapwatch.roles.repair.replaying import EVENTS, OnProgress, Question, question_of
 from gapwatch.roles.repair.sweeper import Asked, Sweeper
 from gapwatch.roles.stores import PipelineStores
@@ -97,7 +97,7 @@ class Replayer:
             share=READING_SHARE,
             conclude=lambda ending: self._conclude(ending, stores.spec, found.keys),
         )
-        run = replace(run, counts={"keys": len(found.keys), **counts})
+        run = replace(run, counts=counts)
         since = last_full_started if question.by_offsets else time_of(question.time_from)
         return await self._on.sweeper.run(run, stores, last_full_started=since, asked=asked)
 

@@ -11,6 +11,7 @@ from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
+from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepairer
 from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
@@ -86,6 +87,11 @@ class RepairRole:
                     board=on.board,
                     clock=on.clock,
                     new_id=on.new_id,
+                )
+            ).run,
+            AutoRepairer(
+                AutoRepairDependencies(
+                    pipelines=pipelines, ledger=on.ledger, stores=self._stores("backfill"), clock=on.clock, new_id=on.new_id
                 )
             ).run,
             self._runner().run,
