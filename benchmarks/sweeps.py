@@ -44,8 +44,9 @@ from gapwatch.model.pipeline import (
     TargetSpec,
 )
 from gapwatch.roles.board import Board, Delivered
-from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller, plan, request_apply
+from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.plans import plan, request_apply
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.roles.repair.trials import MappingTrials

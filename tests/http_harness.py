@@ -119,6 +119,15 @@ class Desk:
             raise NotFoundError(f"There is no backfill plan {plan_id!r}.")
         return self._run(RunKind.BACKFILL, planned.pipeline, {"dry_run": False, "plan": plan_id}, actor)
 
+    async def requeue_repairs(self, pipeline: str, keys: Sequence[str], *, actor: str) -> Run:
+        self.pipeline(pipeline)
+        self._note("requeue", pipeline, list(keys), actor)
+        return self._run(RunKind.BACKFILL, pipeline, {"dry_run": False, "plan": "p"}, actor)
+
+    async def resume_repair(self, pipeline: str, *, actor: str) -> None:
+        self.pipeline(pipeline)
+        self._note("resume_repair", pipeline, actor)
+
     async def cancel(self, run_id: str, *, actor: str) -> Run:
         self._note("cancel", run_id, actor)
         return self.ledger.cancel_run(run_id)

@@ -6,7 +6,7 @@ background, so that a scrape never asks Kafka or the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -31,6 +31,8 @@ class Snapshot:
     sweeps: Sequence[Run] = ()  # the newest of each pipeline
     last_success: Mapping[str, datetime] = field(default_factory=dict)  # pipeline → end of its last succeeded sweep
     oldest_open: Mapping[str, datetime] = field(default_factory=dict)
+    repairs: Mapping[tuple[str, bool], int] = field(default_factory=dict)  # (pipeline, given up) → open gaps
+    stopped: Set[str] = frozenset()  # pipelines whose automatic repair has stopped
 
 
 class Metrics:
@@ -125,6 +127,7 @@ class _Views(Collector):
         yield from _totals(snapshot.views)
         yield from _status(snapshot.views)
         yield from _sweeps(snapshot)
+        yield from _repairs(snapshot)
 
 
 def _gaps(snapshot: Snapshot) -> Iterable[Metric]:
@@ -241,3 +244,13 @@ def _sweeps(snapshot: Snapshot) -> Iterable[Metric]:
     for pipeline, ended in snapshot.last_success.items():
         success.add_metric([pipeline], ended.timestamp())
     return (running, progress, duration, success)
+
+
+def _repairs(snapshot: Snapshot) -> Iterable[Metric]:
+    failed = GaugeMetricFamily("gapwatch_repairs_failed", "Open gaps whose repair did not come off", labels=["pipeline", "state"])
+    stopped = GaugeMetricFamily("gapwatch_automatic_repair_stopped", "1 while automatic repair has stopped", labels=["pipeline"])
+    for view in snapshot.views:
+        for state, given_up in (("waiting", False), ("given_up", True)):
+            failed.add_metric([view.id, state], snapshot.repairs.get((view.id, given_up), 0))
+        stopped.add_metric([view.id], float(view.id in snapshot.stopped))
+    return (failed, stopped)

@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol
 
 import numpy.typing as npt
 
-from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Run, RunKind, RunState
+from gapwatch.errors import StoreRefused
+from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec, PipelineSpec
 
@@ -143,6 +144,15 @@ async def keys_of(chunks: AsyncIterator[ScanChunk]) -> AsyncIterator[KeyChunk]:
         )
 
 
+def no_changed_at(store: str, dataset: str) -> StoreRefused:
+    """Return the error for a lookback over a dataset whose configuration names no time of the last write."""
+    return StoreRefused(
+        f"Nobody says when a record of {dataset} was written last.",
+        store=store,
+        remedy="Name the column, or the field, in changed_at of the pipeline's source or target.",
+    )
+
+
 class Store(Protocol):
     async def ping(self) -> None:
         """Return when the store answers a trivial request; raise StoreUnreachable or StoreRefused otherwise."""
@@ -184,8 +194,15 @@ class DatasetReader(Store, Protocol):
         With ``content`` False only the key columns are read. A failing page ends the scan with a chunk with complete=False.
         """
 
-    def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
-        """Read the keys alone, from `lower` on, in the order and with the ends of :meth:`scan`."""
+    def scan_keys(self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        """Read the keys alone, in the order and with the ends of :meth:`scan`."""
+
+    def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
+        """Read the keys of records whose ``changed_at`` is at `since` or later, the oldest change first where the store can.
+
+        A record may come twice; one that changes meanwhile is not missed. `cursor` is JSON. Raises StoreRefused where the
+        pipeline names no such column, or it holds no times.
+        """
 
     async def is_empty(self) -> bool:
         """Prove by a second, plain query whether the dataset holds nothing."""
@@ -296,7 +313,7 @@ class GapChange:
 
     gap: Gap
     against: int | None
-    event: str  # opened | updated | resolved | acknowledged | snoozed | reopened | repairing
+    event: str  # opened | updated | resolved | acknowledged | snoozed | reopened | repairing | repair_refused
     actor: str = "gapwatch"
 
 
@@ -387,6 +404,40 @@ class Ledger(Protocol):
         """Store state, progress, counts, cursor; renews the holder's lease. ConflictError when the holder lost it."""
 
     def cancel_run(self, run_id: str) -> Run: ...
+
+    # repairs
+    def repairable(self, pipeline: str, kinds: Collection[Kind], *, now: datetime, limit: int) -> Sequence[Gap]:
+        """Return open gaps of these kinds, the oldest first, without those that wait for another attempt or are given up."""
+
+    def repair_pressure(
+        self,
+        pipeline: str,
+        kinds: Collection[Kind],
+        *,
+        confirmed_since: datetime | None,
+        done_since: datetime,
+        action: str,
+        actor: str,
+    ) -> RepairPressure:
+        """Return how many such gaps wait, and what `actor` did to documents in `action` since then, by the audit."""
+
+    def repairs(
+        self,
+        pipeline: str | None = None,
+        *,
+        given_up: bool | None = None,
+        gap_ids: Collection[str] | None = None,
+        limit: int = 100,
+    ) -> Sequence[RepairRecord]:
+        """Return records of gaps that are still open, with their gaps, the newest failure first."""
+
+    def repair_counts(self) -> Mapping[tuple[str, bool], int]:
+        """Return how many open gaps wait for another attempt, and how many are given up, by (pipeline, given up)."""
+
+    def store_repairs(self, records: Sequence[RepairRecord]) -> None: ...
+    def forget_repairs(self, gap_ids: Collection[str]) -> None: ...
+    def forget_resolved_repairs(self, pipeline: str) -> None:
+        """Drop the records of gaps that were resolved, by whomever: one that opens again begins anew."""
 
     # audit
     def audit(self, rows: Sequence[AuditRow]) -> None: ...

@@ -111,3 +111,61 @@ def test_trap_25_keys_that_both_stores_sort_differently_are_compared_as_sets(
                 service.stop()
     finally:
         client.close()
+
+
+def test_d12_sweeps_of_what_changed_lately_of_named_keys_and_of_a_range(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """Nothing is observed between sweeps, so that each finds just what lies in it."""
+    rows = 60
+    values = f"SELECT i, i, now() - make_interval(hours => i) FROM generate_series(1, {rows}) i"
+    before = [
+        f"ALTER TABLE {TABLE} ADD COLUMN updated_at timestamptz",
+        f"INSERT INTO {TABLE} (id, seq, updated_at) {values}",
+    ]
+    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
+    orders = client[postgres_database].orders
+    orders.insert_many([{"_id": i, "seq": i} for i in range(1, rows + 1)])
+    side = {"store": "shop", "table": TABLE, "key": {"id": "int"}, "feed": {"debezium": f"{postgres_database}.{TABLE}"}}
+    target = {"store": "catalog", "collection": f"{postgres_database}.orders", "key": {"_id": "int"}, "feed": "none"}
+    pipeline: dict[str, Any] = {"source": {**side, "changed_at": "updated_at"}, "target": target, "fields": {"seq": "seq"}}
+    try:
+        with watched(
+            stack, postgres_database, tmp_path, before=before, grace="1s", delivery="none", wait=False, **pipeline
+        ) as scene:
+            wait_for(lambda: scene.service.view().get("baseline"), "the baseline", 90)
+
+            def sweep(*options: str) -> dict[str, Any]:
+                def start() -> dict[str, Any] | None:
+                    _, runs = scene.service.answer("sweep", "start", "orders", "--wait", *options)
+                    return runs[0] if isinstance(runs, list) else None  # one of its own may be under way
+
+                run = wait_for(start, "a sweep", 60)
+                assert run["state"] == "succeeded", run
+                return run
+
+            orders.delete_many({"_id": {"$in": [47, 49]}})
+            run = sweep("--range", "lookback=48h")
+            assert (run["counts"]["source_keys"], run["counts"]["missing"]) == (47, 1)
+            assert found(scene) == {47: "missing"}
+
+            orders.delete_many({"_id": {"$in": [3, 4]}})
+            orders.insert_one({"_id": 900, "seq": 1})
+            run = sweep("--keys", "3", "--keys", "900", "--keys", "5")
+            assert (run["counts"]["keys"], run["counts"]["differences"]) == (3, 2)
+            assert found(scene) == {47: "missing", 3: "missing", 900: "extra"}
+
+            orders.delete_many({"_id": {"$in": [20, 29, 30]}})
+            run = sweep("--from", "20", "--to", "30")
+            assert (run["counts"]["source_keys"], run["counts"]["target_keys"]) == (10, 8)
+            run = sweep("--from", "20", "--to", "30", "--ids")
+            assert (run["counts"]["source_keys"], run["counts"]["target_keys"]) == (10, 8)
+            assert found(scene).keys() == {47, 3, 900, 20, 29}
+
+            assert sweep()["counts"]["differences"] == 8
+            assert found(scene).keys() == {47, 3, 900, 20, 29, 49, 4, 30}, "the full audit finds what was left"
+
+            for wrong in (("--from", "30", "--to", "20"), ("--range", "lookback=soon"), ("--keys", "3", "--from", "2")):
+                assert scene.service.command("sweep", "start", "orders", *wrong).returncode == 2
+    finally:
+        client.close()

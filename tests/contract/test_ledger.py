@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
 from gapwatch.ledger import Limit, Retention, SqlLedger
-from gapwatch.model.gap import Finding, GapSummary, Kind, Resolution, RunKind, RunState, State
+from gapwatch.model.gap import Finding, Gap, GapSummary, Kind, RepairPressure, RepairRecord, Resolution, RunKind, RunState, State
 from gapwatch.ports import GapFilter, Ledger
 from tests.ledger_samples import T0, at, audit_row, change, finding, gap, opening, run
 
@@ -33,6 +33,84 @@ def expire_leases(ledger: SqlLedger) -> None:
     with ledger._db.engine.begin() as connection:
         connection.execute(text("UPDATE leases SET expires_us = 1"))
         connection.execute(text("UPDATE runs SET lease_until = 1 WHERE lease_until IS NOT NULL"))
+
+
+# repairs
+
+
+def record(number: int, **changes: Any) -> RepairRecord:
+    made = RepairRecord(
+        gap_id=gap(number).id,
+        pipeline="orders",
+        attempts=1,
+        tries=1,
+        outcome="failed",
+        reason="document failed validation",
+        first_at=at(100 + number),
+        last_at=at(100 + number),
+        next_at=at(130),
+        run_id="run_1",
+    )
+    return replace(made, **changes)
+
+
+def numbers(gaps: Sequence[Gap]) -> list[int]:
+    return [one.key_fields["id"] for one in gaps]
+
+
+def test_what_may_be_repaired_is_open_of_these_kinds_and_does_not_wait(ledger: SqlLedger) -> None:
+    states = {4: State.ACKNOWLEDGED, 5: State.SNOOZED, 6: State.REPAIRING}
+    made = [gap(number, state=states.get(number, State.OPEN)) for number in range(1, 8)]
+    made += [gap(8, kind=Kind.EXTRA), gap(9, pipeline="other")]
+    ledger.store_gaps([opening(one) for one in made])
+    ledger.store_repairs([record(1), record(2, next_at=None), record(3, next_at=at(120))])
+    kinds = frozenset({Kind.MISSING, Kind.STALE})
+    assert numbers(as_port(ledger).repairable("orders", kinds, now=at(125), limit=10)) == [3, 6, 7]
+    assert numbers(ledger.repairable("orders", kinds, now=at(130), limit=2)) == [1, 3]
+    assert numbers(ledger.repairable("orders", [Kind.EXTRA], now=at(125), limit=10)) == [8]
+    assert ledger.repair_counts() == {("orders", False): 2, ("orders", True): 1}
+
+
+def test_pressure_counts_what_waits_and_what_one_actor_did(ledger: SqlLedger) -> None:
+    over: dict[str, Any] = {"state": State.RESOLVED, "resolution": Resolution.BACKFILLED, "resolved_at": at(300)}
+    ledger.store_gaps([opening(gap(number)) for number in range(1, 6)])
+    ledger.store_gaps([opening(gap(number, **over)) for number in range(6, 9)])
+    ledger.store_repairs([record(1, next_at=None), record(2)])
+    mine: dict[str, Any] = {"action": "w", "actor": "auto"}
+    rows = [audit_row(10 * n + again, key=gap(n).key, gap_id=gap(n).id, **mine) for n in (3, 6, 7, 8) for again in range(2)]
+    rows += [audit_row(90, key=gap(2).key, gap_id=gap(2).id, outcome="failed", **mine)]
+    rows += [audit_row(91, gap_id=gap(8).id, action="w", actor="ada"), audit_row(92, outcome="failed", action="x", actor="auto")]
+    ledger.audit(rows)
+    where: dict[str, Any] = {"kinds": [Kind.MISSING], **mine}
+    assert ledger.repair_pressure("orders", confirmed_since=None, done_since=at(0), **where) == RepairPressure(
+        waiting=4, handled=5, failed=1, written=3
+    )
+    assert ledger.repair_pressure("orders", confirmed_since=at(5), done_since=at(75), **where) == RepairPressure(
+        waiting=2, handled=2, failed=1, written=1
+    )
+
+
+def test_a_failed_repair_is_kept_once_with_its_newest_reason_and_goes_with_its_gap(ledger: SqlLedger) -> None:
+    over: dict[str, Any] = {"state": State.RESOLVED, "resolution": Resolution.MANUAL, "resolved_at": at(300)}
+    ledger.store_gaps([opening(gap(number)) for number in (1, 2)])
+    ledger.store_repairs([record(1), record(2)])
+    ledger.store_repairs([record(1, attempts=2, reason="too large", last_at=at(200), next_at=None)])
+    first, second = ledger.repairs("orders")
+    assert first == record(1, attempts=2, reason="too large", last_at=at(200), next_at=None, gap=gap(1))
+    assert second == record(2, gap=gap(2))
+    assert [one.gap_id for one in ledger.repairs(given_up=True)] == [gap(1).id]
+    assert [one.gap_id for one in ledger.repairs(given_up=False)] == [gap(2).id]
+    assert [one.gap_id for one in ledger.repairs(gap_ids=[gap(2).id, "gap_unknown"])] == [gap(2).id]
+    assert ledger.repairs("other") == []
+    ledger.store_gaps([change(gap(1), "resolved", **over)])
+    assert [one.gap_id for one in ledger.repairs("orders")] == [gap(2).id]
+    ledger.forget_resolved_repairs("orders")
+    ledger.forget_repairs([gap(2).id])
+    ledger.store_gaps([change(gap(1, revision=2), "reopened")])
+    assert ledger.repairs("orders") == [], "one that opens again begins anew"
+    ledger.store_repairs([record(1)])
+    ledger.store_gaps([change(gap(1, revision=3), "resolved", **over)])
+    assert ledger.prune(Retention(gaps=Limit(age=timedelta(seconds=1))), now=at(1_000))["gaps"] == 1
 
 
 # gaps

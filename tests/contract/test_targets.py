@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.search_address import SearchAddress
+from gapwatch.core.sweep_sets import KeyForm
 from gapwatch.embedded import EmbeddedStack, OpenSearchPart
 from gapwatch.errors import RecordError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, PipelineSpec, StoreType
@@ -88,7 +90,7 @@ def place(request: pytest.FixtureRequest, document_stores: EmbeddedStack, unique
 
 def spec_of(place: Place) -> PipelineSpec:
     spec = pipeline(*FIELDS)
-    return replace(spec, target=replace(spec.target, collection=place.dataset))
+    return replace(spec, target=replace(spec.target, collection=place.dataset, changed_at="at"))
 
 
 @pytest.fixture
@@ -198,6 +200,37 @@ async def test_d13_a_scan_goes_on_after_its_cursor(place: Place, reader: Dataset
     for cut in range(len(whole) - 1):
         rest = await chunks_of(reader, content=False, chunk=4, cursor=whole[cut].cursor)
         assert numbers([*whole[: cut + 1], *rest]) == list(range(30))
+
+
+async def test_keys_alone_come_within_both_ends(place: Place, reader: DatasetReader) -> None:
+    place.create()
+    for number in range(30):
+        place.put(number, {"customer": "c"})
+    form = KeyForm(CODEC)
+    for lower, upper, size in ((None, None, 7), (5, 20, 7), (None, 20, 100), (28, None, 3), (50, 60, 10)):
+        ends = {"lower": key(lower) if lower is not None else None, "upper": key(upper) if upper is not None else None}
+        async with aclosing(reader.scan_keys(**ends, chunk=size)) as chunks:  # type: ignore[type-var]
+            found = [one async for chunk in chunks for one in (chunk.keys if chunk.block is None else form.keys(chunk.block))]
+        first, last = lower if lower is not None else 0, upper if upper is not None else 30
+        assert sorted(CODEC.decode(one)[0] for one in found) == [number for number in range(30) if first <= number < last]
+
+
+async def test_d12_what_changed_since_comes_and_nothing_older(place: Place, reader: DatasetReader) -> None:
+    place.create()
+    now = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+    for number in range(60):
+        at = now - timedelta(hours=number)
+        place.put(number, {"customer": "c", "at": at if place.kind is StoreType.MONGODB else at.isoformat()})
+    place.put(99, {"customer": "nobody says when"})
+    async with aclosing(reader.scan_changed(now - timedelta(hours=48), chunk=10)) as chunks:  # type: ignore[type-var]
+        found = [chunk async for chunk in chunks]
+    assert all(chunk.complete for chunk in found)
+    assert numbers(found) == list(range(49)), "the hour itself is in it"
+    for cut in range(len(found) - 1):
+        rest = reader.scan_changed(now - timedelta(hours=48), cursor=found[cut].cursor, chunk=10)
+        async with aclosing(rest) as chunks:  # type: ignore[type-var]
+            after = [chunk async for chunk in chunks]
+        assert set(numbers([*found[: cut + 1], *after])) == set(range(49))
 
 
 async def test_emptiness_is_proved_and_identity_tells_a_new_dataset(place: Place, reader: DatasetReader) -> None:

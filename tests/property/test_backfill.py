@@ -18,15 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gapwatch.core.backfill import ItemOutcome, permitted
-from gapwatch.core.gaps import gap_id
+from gapwatch.core.gaps import gap_id, rfc3339
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Policy, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapChange, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.backfiller import WRITE_ACTION, BackfillDependencies, Backfiller, plan, request_apply
+from gapwatch.roles.repair.backfiller import WRITE_ACTION, BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.plans import plan, request_apply
 from tests.simulation.stores import PLACEHOLDER, Rig, VirtualClock, spec_of_rig
 
 GRACE_MS = 1_000
@@ -73,12 +74,15 @@ class Ended:
         return found
 
 
-def repaired(rig: Rig, ledger: SqlLedger) -> Ended:
-    """Open a gap for every row of the rig, plan, apply and let the run end."""
+def repaired(rig: Rig, ledger: SqlLedger, *, proved: bool = False) -> Ended:
+    """Open a gap for every row of the rig, plan, apply and let the run end.
+
+    ``proved``: each gap comes with the proof of its difference: which write of the source's row it was shown for.
+    """
     clock, name = VirtualClock(pace=100), f"run{next(_RUNS)}"
     rig.spec = replace(rig.spec, id=name)  # a pipeline of its own: stories share the ledger's file
     numbers = sorted({*rig.source, *rig.target, *NUMBERS})
-    gaps = [_gap(rig, number, f"{name}_plan", clock) for number in numbers]
+    gaps = [_gap(rig, number, f"{name}_plan", clock, proved=proved) for number in numbers]
     assert all(ledger.store_gaps([GapChange(gap=gap, against=None, event="opened") for gap in gaps]))
     plan(ledger, rig.spec, permitted(rig.spec.repair), limit=100, run_id=f"{name}_plan", clock=clock)
     request_apply(ledger, f"{name}_plan", run_id=name, clock=clock)
@@ -126,9 +130,11 @@ def _never_worse(rig: Rig, item: WriteItem) -> None:
         assert there["total"] <= row["total"], "an older version over a newer one"
 
 
-def _gap(rig: Rig, number: int, plan_id: str, clock: VirtualClock) -> Gap:
+def _gap(rig: Rig, number: int, plan_id: str, clock: VirtualClock, *, proved: bool) -> Gap:
     kind = Kind.MISSING if number not in rig.target else Kind.MISMATCH if number in rig.source else Kind.EXTRA
     key, now = rig.key(number), clock.now()
+    row = {"side": "source", "read": "present", "position": rig.revision(number), "time": rfc3339(now)}
+    evidence = (row,) if proved and number in rig.source else ()
     return Gap(
         id=gap_id(rig.spec.id, key, f"story {plan_id}"),
         pipeline=rig.spec.id,
@@ -143,6 +149,7 @@ def _gap(rig: Rig, number: int, plan_id: str, clock: VirtualClock) -> Gap:
         held_since=now,
         first_seen=now,
         confirmed_at=now,
+        evidence=evidence,
     )
 
 
@@ -176,9 +183,9 @@ moments = st.dictionaries(st.integers(0, 30), acts, max_size=8)
 
 
 @OFTEN
-@given(acts, moments, st.sets(st.sampled_from(NUMBERS), max_size=1), st.sets(st.sampled_from(NUMBERS), max_size=1))
+@given(acts, moments, st.sets(st.sampled_from(NUMBERS), max_size=1), st.sets(st.sampled_from(NUMBERS), max_size=1), st.booleans())
 def test_invariant_6_repair_never_makes_it_worse(
-    ledger: SqlLedger, before: list[Any], during: dict[int, list[Any]], refused: set[int], unread: set[int]
+    ledger: SqlLedger, before: list[Any], during: dict[int, list[Any]], refused: set[int], unread: set[int], proved: bool
 ) -> None:
     rig = Rig(spec=DELETING_SPEC)
     for number in NUMBERS[:3]:
@@ -193,7 +200,7 @@ def test_invariant_6_repair_never_makes_it_worse(
             act(rig, what, number)
 
     rig.between = between
-    ended = repaired(rig, ledger)
+    ended = repaired(rig, ledger, proved=proved)
     check(ended)
 
 

@@ -86,6 +86,7 @@ class Rig:
     unread: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)  # documents that the target refuses
     writes: list[WriteItem] = field(default_factory=list)  # that took effect, by the repair
+    changed: dict[Side, dict[int, datetime]] = field(default_factory=lambda: {side: {} for side in Side})  # as tests say
     ours: dict[int, Row | None] = field(default_factory=dict)  # what the repair left at the target, unless somebody came after
     unseen: set[int] = field(default_factory=set)  # source rows that changed since anybody read them
     agreed: set[int] = field(default_factory=set)  # read as agreeing since the repair last wrote them
@@ -208,10 +209,23 @@ class ModelReader:
         rig = self._rig
         rows = rig.source if self._side is Side.EXPECTED else rig.target
         records = [StoredRecord(key=rig.key(number), fields=dict(row)) for number, row in sorted(rows.items())]
-        yield ScanChunk(records=records, cursor=None, identity="one", complete=self._side not in rig.away)
+        records = [one for one in records if (lower is None or one.key >= lower) and (upper is None or one.key < upper)]
+        for start in range(0, max(1, len(records)), chunk):
+            part = records[start : start + chunk]
+            yield ScanChunk(records=part, cursor=None, identity="one", complete=self._side not in rig.away)
 
-    def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
-        return keys_of(self.scan(content=False, lower=lower, chunk=chunk))
+    async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
+        rig = self._rig
+        changes = rig.changed[self._side]
+        numbers = sorted(number for number, at in changes.items() if at >= since and (cursor is None or number > cursor))
+        for start in range(0, max(1, len(numbers)), chunk):
+            part = numbers[start : start + chunk]
+            records = [StoredRecord(key=rig.key(number), fields={}) for number in part]
+            after = part[-1] if part else cursor
+            yield ScanChunk(records=records, cursor=after, identity="one", complete=self._side not in rig.away)
+
+    def scan_keys(self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+        return keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=chunk))
 
     async def estimate(self) -> int:
         return len(self._rig.source if self._side is Side.EXPECTED else self._rig.target)

@@ -1,4 +1,4 @@
-"""``gapwatch sweep``: compare both stores completely, now."""
+"""``gapwatch sweep``: compare both stores now, completely or in part."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ def start(
     context: typer.Context,
     pipeline: str,
     content: Annotated[bool, typer.Option("--content/--ids", help="Compare fields too, or ids only.")] = True,
-    range_text: Annotated[str, typer.Option("--range", help="full, or keys=FILE with one key a line.")] = "full",
+    range_text: Annotated[
+        str, typer.Option("--range", help="full; lookback=48h; keys=FILE with one key a line.", metavar="RANGE")
+    ] = "full",
+    keys: Annotated[list[str] | None, typer.Option("--keys", help="Only this key; may be given again.", metavar="KEY")] = None,
+    lower: Annotated[str, typer.Option("--from", help="From this key on.", metavar="KEY")] = "",
+    upper: Annotated[str, typer.Option("--to", help="Up to this key, without it.", metavar="KEY")] = "",
     wait: WaitOption = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 3_600,
     url: UrlOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Queue a sweep; a running service carries it out."""
-    request: dict[str, Any] = {"pipeline": pipeline, "content": content, **_range(range_text)}
+    request: dict[str, Any] = {"pipeline": pipeline, "content": content, **_range(range_text, keys or [], lower, upper)}
     with connect(url, config_of(context)) as api:
         run: dict[str, Any] | None = api.post("/api/v1/sweeps", request)
         assert run is not None
@@ -64,14 +69,34 @@ def cancel(context: typer.Context, run: str, url: UrlOption = "") -> None:
     note(f"{record['id']}: {record['state']}, asked to stop.")
 
 
-def _range(text: str) -> dict[str, Any]:
+def _range(text: str, keys: list[str], lower: str, upper: str) -> dict[str, Any]:
+    ends = {name: end for name, end in (("from", lower), ("to", upper)) if end}
+    if sum((text != "full", bool(keys), bool(ends))) > 1:
+        raise UsageError("A sweep has one range.", remedy="Give one of --range, --keys, or --from and --to.")
+    if keys:
+        return {"range": "keys", "keys": keys}
+    if ends:
+        return {"range": "range", **ends}
     if text == "full":
         return {"range": "full"}
-    if text.startswith("keys="):
-        file = Path(text.removeprefix("keys="))
+    kind, _, value = text.partition("=")
+    if kind == "lookback":
+        return {"range": "lookback", **({"lookback_seconds": _seconds(value)} if value else {})}
+    if kind == "keys" and value:
+        file = Path(value)
         try:
-            keys = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+            return {"range": "keys", "keys": [line.strip() for line in file.read_text().splitlines() if line.strip()]}
         except OSError as error:
             raise UsageError(f"The file {file} cannot be read: {error.strerror}.") from error
-        return {"range": "keys", "keys": keys}
-    raise UsageError(f"The range {text!r} is not supported.", remedy="Use --range full or --range keys=FILE.")
+    raise UsageError(
+        f"The range {text!r} is not known.", remedy="Use --range full, lookback=48h or keys=FILE; or --keys, --from and --to."
+    )
+
+
+def _seconds(text: str) -> float:
+    from gapwatch.config.forms import seconds
+
+    try:
+        return float(seconds(text))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no duration.", remedy="Write it like 48h, 30m or 2d.") from error

@@ -39,6 +39,7 @@ _SCHEMES = {
 }
 _NOT_YET = "is not supported yet"
 _REMOVE = "Remove it."
+FULL_EVERY_SECONDS = 7 * 86_400.0  # where scheduled sweeps look back
 
 
 def build(form: forms.File, document: Document, file: str) -> Settings:
@@ -218,7 +219,12 @@ class _Builder:
         if table.count(".") != 1:
             self._problem(("source", "table"), "The table is needed with its schema.", "Write table: public.orders.")
         return SourceSpec(
-            store=form.store, table=table, key=_columns(form.key), feed=self._feed("source", form.feed), version=form.version
+            store=form.store,
+            table=table,
+            key=_columns(form.key),
+            feed=self._feed("source", form.feed),
+            version=form.version,
+            changed_at=form.changed_at,
         )
 
     def _collection_source(self, form: forms.Source) -> SourceSpec:
@@ -241,6 +247,7 @@ class _Builder:
             key=_columns(form.key),
             feed=FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, "source")),
             version=form.version,
+            changed_at=form.changed_at,
         )
 
     def _target(self) -> TargetSpec:
@@ -267,6 +274,7 @@ class _Builder:
             dead_letter_topic=form.dead_letter_topic,
             version=form.version,
             routing=form.routing or "",
+            changed_at=form.changed_at,
         )
 
     def _feed(self, side: str, form: forms.Feed, store: StoreType | None = None) -> FeedSpec:
@@ -367,12 +375,20 @@ class _Builder:
 
     def _sweep(self) -> SweepSpec:
         form = self._form.sweep
-        if form.lookback is not None:
-            self._problem(("sweep", "lookback"), f"`lookback` {_NOT_YET}: every sweep reads the whole dataset.", _REMOVE)
+        if form.lookback is not None and not self._form.source.changed_at:
+            self._problem(
+                ("sweep", "lookback"),
+                "Nobody says when a row was written last.",
+                "Name the column in source.changed_at, like changed_at: updated_at.",
+            )
+        if form.full_every is not None and form.lookback is None:
+            self._problem(("sweep", "full_every"), "Every sweep is a full one: there is no `lookback`.", "Write `every`.")
         if form.every is not None and form.every < 10:
             self._problem(("sweep", "every"), "Sweeps may start every 10 s at most.", "Write 30m.")
         return SweepSpec(
             every_seconds=form.every,
+            lookback_seconds=form.lookback,
+            full_every_seconds=form.full_every or (FULL_EVERY_SECONDS if form.lookback is not None else None),
             start_delay_seconds=form.start_delay,
             load=form.load,
             batch=BatchSpec(documents=form.batch.documents, bytes=form.batch.bytes, pause_seconds=form.batch.pause),
@@ -383,16 +399,16 @@ class _Builder:
         chosen = {}
         for name in ("missing", "stale", "mismatch", "extra", "undeleted"):
             policy = Policy(getattr(form, name))
-            if policy is Policy.AUTO:
-                self._problem(
-                    ("repair", name),
-                    f"Automatic repair {_NOT_YET}.",
-                    "Write report, and use `gapwatch backfill plan` and `apply`.",
-                )
-            elif policy is Policy.DELETE and name not in ("extra", "undeleted"):
-                self._problem(("repair", name), f"A {name} document cannot be deleted.", "Write report.")
+            if policy is Policy.DELETE and name not in ("extra", "undeleted"):
+                self._problem(("repair", name), f"A {name} document cannot be deleted.", "Write report or auto.")
             chosen[name] = policy
-        return RepairSpec(**chosen, max_documents_per_run=form.max_documents_per_run, brake_ratio=form.brake_ratio)
+        return RepairSpec(
+            **chosen,
+            max_documents_per_run=form.max_documents_per_run,
+            brake_ratio=form.brake_ratio,
+            max_attempts=form.max_attempts,
+            backoff_seconds=form.backoff,
+        )
 
 
 def _columns(key: Mapping[str, str]) -> tuple[KeyColumn, ...]:

@@ -159,6 +159,7 @@ class Source(Form):
     key: dict[str, KeyTypeName] = Field(min_length=1)
     feed: Feed
     version: str = ""
+    changed_at: str = ""
     where: str | None = None
     on_leave: Literal["delete", "ignore"] | None = None
     tables: list[str] | None = None
@@ -174,6 +175,7 @@ class Target(Form):
     key: dict[str, KeyTypeName] = Field(min_length=1)
     feed: Feed | Literal["none"]
     version: str = ""
+    changed_at: str = ""
     dead_letter_topic: str = ""
     routing: str | None = None
     deleted_when: str | None = None
@@ -203,7 +205,8 @@ class Batch(Form):
 class Sweep(Form):
     every: Duration | None = None
     start_delay: Duration = 120.0
-    lookback: Duration | None = None
+    lookback: Positive | None = None
+    full_every: Positive | None = None
     load: float = Field(default=0.5, gt=0, le=1)
     batch: Batch = Field(default_factory=Batch)
 
@@ -216,6 +219,8 @@ class Repair(Form):
     undeleted: PolicyName = "report"
     max_documents_per_run: int = Field(default=10_000, ge=1)
     brake_ratio: float = Field(default=0.2, gt=0, le=1)
+    max_attempts: int = Field(default=5, ge=1, le=100)
+    backoff: Positive = 30.0
 
 
 class Delivery(Form):

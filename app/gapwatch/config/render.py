@@ -125,10 +125,14 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
             **{name: getattr(repair, name).value for name in ("missing", "stale", "mismatch", "extra", "undeleted")},
             "max_documents_per_run": repair.max_documents_per_run,
             "brake_ratio": repair.brake_ratio,
+            "max_attempts": repair.max_attempts,
+            "backoff": duration(repair.backoff_seconds),
         },
     }
     if sweep.every_seconds is not None:
         tree["sweep"] = {"every": duration(sweep.every_seconds), **tree["sweep"]}
+    if sweep.lookback_seconds is not None and sweep.full_every_seconds is not None:
+        tree["sweep"] |= {"lookback": duration(sweep.lookback_seconds), "full_every": duration(sweep.full_every_seconds)}
     for name in ("disorder", "settle", "clock_skew_max", "stall_after", "lag_limit", "confirm_again", "pulse", "slo"):
         seconds = getattr(spec, f"{name}_seconds")
         if seconds is not None:
@@ -139,7 +143,7 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
 
 
 def _source(spec: SourceSpec) -> dict[str, Any]:
-    version = {"version": spec.version} if spec.version else {}
+    version = {name: value for name in ("version", "changed_at") if (value := getattr(spec, name))}
     dataset = "table" if spec.feed.kind is FeedKind.DEBEZIUM else "collection"
     feed = {"store": spec.store, dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
     return {**feed, "replica_identity": spec.replica_identity, **version}
@@ -148,7 +152,12 @@ def _source(spec: SourceSpec) -> dict[str, Any]:
 def _target(spec: TargetSpec, store: StoreType) -> dict[str, Any]:
     dataset = "index" if store is StoreType.OPENSEARCH else "collection"
     tree = {"store": spec.store, dataset: spec.collection, "key": _key(spec.key), "feed": _feed(spec.feed)}
-    options = {"version": spec.version, "dead_letter_topic": spec.dead_letter_topic, "routing": spec.routing}
+    options = {
+        "version": spec.version,
+        "changed_at": spec.changed_at,
+        "dead_letter_topic": spec.dead_letter_topic,
+        "routing": spec.routing,
+    }
     return {**tree, **{name: value for name, value in options.items() if value}}
 
 

@@ -15,7 +15,7 @@ from gapwatch.model.gap import Kind, RunState
 from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
 
 WRITABLE = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
-DELETABLE = frozenset({Kind.EXTRA, Kind.UNDELETED})  # only where the pipeline's policy says `delete`
+DELETABLE = frozenset({Kind.EXTRA, Kind.UNDELETED})  # only where the pipeline's policy says `delete` or `auto`
 ERROR_RATE_AFTER = 10  # items before the error rate may stop a run
 
 T = TypeVar("T")
@@ -51,7 +51,8 @@ class Decision:
 def permitted(spec: RepairSpec) -> frozenset[Kind]:
     """Return the kinds that a backfill of the pipeline may touch: documents are deleted by explicit policy only."""
     policies = {Kind.EXTRA: spec.extra, Kind.UNDELETED: spec.undeleted}
-    return WRITABLE | {kind for kind, policy in policies.items() if policy is Policy.DELETE}
+    policies = {Kind.EXTRA: spec.extra, Kind.UNDELETED: spec.undeleted}
+    return WRITABLE | {kind for kind, policy in policies.items() if policy is not Policy.REPORT}
 
 
 def decide(judgement: Judgement, kinds: frozenset[Kind], *, planned: Kind) -> Decision:
@@ -107,8 +108,10 @@ class Tally:
     planned: int
     counts: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[bytes, tuple[ItemOutcome, str]] = field(default_factory=dict)  # by key, with the reason
 
-    def add(self, outcome: ItemOutcome, reason: str = "") -> None:
+    def add(self, outcome: ItemOutcome, reason: str = "", *, key: bytes) -> None:
+        self.outcomes[key] = (outcome, reason)
         self.counts[outcome.value] = self.counts.get(outcome.value, 0) + 1
         if reason and outcome in (ItemOutcome.FAILED, ItemOutcome.REFUSED, ItemOutcome.UNREAD):
             self.reasons[reason] = self.reasons.get(reason, 0) + 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import xxhash
 
@@ -13,6 +13,8 @@ from gapwatch.core.confirm import Difference, Presence, Reads, evidence_of
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Seen, Suspect
+
+REFUSED: Final = "repair refused: "  # how the note of a gap begins whose repair was refused
 
 
 def gap_id(pipeline: str, key: bytes, opened_by: str) -> str:
@@ -118,6 +120,33 @@ def resolved(known: Gap, resolution: Resolution, now: datetime, *, note: str = "
         note=note or known.note,
         revision=known.revision + 1,
     )
+
+
+def repairing(known: Gap) -> Gap:
+    """Return an open gap that a backfill has in hand."""
+    return replace(known, state=State.REPAIRING, revision=known.revision + 1)
+
+
+def set_down(known: Gap, refused: str) -> Gap:
+    """Return a gap that a backfill had in hand and did not resolve; ``refused`` says why, unless a person left a note."""
+    note = f"{REFUSED}{refused}" if refused and (not known.note or known.note.startswith(REFUSED)) else known.note
+    return replace(known, state=State.OPEN, note=note, revision=known.revision + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """For which state of the source row (its revision) a difference was proved, and when, in milliseconds."""
+
+    revision: str
+    at_ms: int
+
+
+def proof_of(gap: Gap) -> Proof | None:
+    """Return what a gap's evidence proves; None where the source's row was absent, or has no revision."""
+    for row in gap.evidence:
+        if row.get("side") == "source" and row.get("read") == Presence.PRESENT.value and row.get("position"):
+            return Proof(revision=row["position"], at_ms=int(datetime.fromisoformat(row["time"]).timestamp() * 1000))
+    return None
 
 
 def by_hand(known: Gap, action: str, *, note: str, resolution: Resolution, now: datetime) -> Gap:

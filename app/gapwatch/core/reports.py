@@ -15,11 +15,11 @@ from enum import Enum
 from typing import Any
 from urllib.parse import quote
 
-from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Run
+from gapwatch.model.gap import AuditRow, FindingRecord, Gap, RepairRecord, Run
 from gapwatch.model.view import FeedView, PipelineView, Totals
 
 SCHEMA_VERSION = 1
-EVENTS = frozenset({"opened", "updated", "resolved", "acknowledged", "snoozed", "reopened", "repairing"})
+EVENTS = frozenset({"opened", "updated", "resolved", "acknowledged", "snoozed", "reopened", "repairing", "repair_refused"})
 
 
 def rfc3339(time: datetime | None) -> str | None:
@@ -103,6 +103,27 @@ def run_record(run: Run) -> dict[str, Any]:
         "error": _text(run.error),
         "request": plain(run.request),
         "cancel_requested": run.cancel_requested,
+    }
+
+
+def repair_record(record: RepairRecord) -> dict[str, Any]:
+    """Return a failed repair's record, with what it takes from its gap."""
+    gap = record.gap
+    assert gap is not None, "a record is shown with its gap"
+    return {
+        "pipeline": record.pipeline,
+        "key": plain(gap.key_fields),
+        "key_text": key_text(gap.key_fields),
+        "gap_id": record.gap_id,
+        "kind": gap.kind.value,
+        "state": "given_up" if record.next_at is None else "waiting",
+        "attempts": record.attempts,
+        "outcome": record.outcome,
+        "reason": _text(record.reason),
+        "first_at": rfc3339(record.first_at),
+        "last_at": rfc3339(record.last_at),
+        "next_at": rfc3339(record.next_at),
+        "run_id": record.run_id,
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from gapwatch.core.autorepair import remedy
 from gapwatch.core.coverage import ratio
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
 from gapwatch.model.pipeline import PipelineSpec
@@ -45,6 +46,8 @@ class LedgerFacts:
     undecided: int = 0  # suspects whose stores could not be read
     paused: str | None = None  # the reason, when paused
     unreadable_stores: Sequence[str] = ()
+    repair_stopped: str = ""  # why automatic repair stopped
+    given_up: int = 0  # open gaps whose repair is not tried any more
     repair_seen: datetime | None = None  # when role repair last said what it could not read
 
 
@@ -143,6 +146,7 @@ def _judge(
     now: datetime,
 ) -> list[_Judged]:
     judged = _judge_gaps(pipeline, facts, now) + _judge_findings(facts, now)
+    judged += _judge_repair(pipeline, facts)
     judged += _judge_freshness(pipeline, partitions, records, now)
     baseline_known = facts.baseline is not None or pipeline.baseline == "assume"
     if not baseline_known:
@@ -179,6 +183,17 @@ def _judge_gaps(pipeline: PipelineSpec, facts: LedgerFacts, now: datetime) -> li
     if total:
         return [_Judged(severity=Severity.WARNING, reason=f"{total} acknowledged or snoozed gaps")]
     return []
+
+
+def _judge_repair(pipeline: PipelineSpec, facts: LedgerFacts) -> list[_Judged]:
+    judged = []
+    if facts.repair_stopped:
+        reason = f"automatic repair has stopped: {facts.repair_stopped}. {remedy(pipeline.id)}"
+        judged.append(_Judged(severity=Severity.WARNING, reason=reason))
+    if facts.given_up:
+        reason = f"the repair of {facts.given_up} gaps was given up: see `gapwatch backfill failed {pipeline.id}`"
+        judged.append(_Judged(severity=Severity.WARNING, reason=reason))
+    return judged
 
 
 def _judge_findings(facts: LedgerFacts, now: datetime) -> list[_Judged]:

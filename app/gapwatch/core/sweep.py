@@ -15,7 +15,14 @@ from typing import Any
 
 class Scope(StrEnum):
     FULL = "full"
+    RANGE = "range"  # of keys, half-open
     KEYS = "keys"
+    LOOKBACK = "lookback"  # what changed since a time
+
+    @property
+    def by_key(self) -> bool:
+        """Whether keys are read one by one, and no side as a whole."""
+        return self in (Scope.KEYS, Scope.LOOKBACK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +96,21 @@ class Resumption:
             return None, {}
         source, target = cursor["counts"]
         return Mark(key=bytes.fromhex(cursor["from"]), counts=(source, target)), dict(cursor["identities"])
+
+
+class Steps:
+    """From where another worker may go on with a sweep by key: behind the steps all of whose keys were judged and booked."""
+
+    def __init__(self, start: Mapping[str, Any] | None = None) -> None:
+        self._steps: deque[tuple[Mapping[str, Any], frozenset[bytes]]] = deque()
+        self.reached = start
+
+    def fed(self, position: Mapping[str, Any], keys: Collection[bytes]) -> None:
+        """Remember the keys of one step and the position behind it."""
+        self._steps.append((position, frozenset(keys)))
+
+    def advance(self, undecided: Mapping[bytes, Any]) -> Mapping[str, Any] | None:
+        """Return the last position before every key that is not decided yet; None: the beginning."""
+        while self._steps and not any(key in undecided for key in self._steps[0][1]):
+            self.reached = self._steps.popleft()[0]
+        return self.reached

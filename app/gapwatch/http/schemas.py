@@ -42,6 +42,9 @@ def schemas() -> dict[str, Schema]:
         "Run": _record(_run()),
         "Sweeps": _page("sweeps", "Run"),
         "Backfills": _page("backfills", "Run"),
+        "Repair": _record(_repair()),
+        "RepairResumed": _record({"pipeline": TEXT, "automatic_repair": {"const": "resumed"}}),
+        "Repairs": _page("repairs", "Repair"),
         "AuditRow": _record(_audit()),
         "Audit": _page("audit", "AuditRow"),
         "KeyStory": _key_story(),
@@ -186,6 +189,24 @@ def _run() -> dict[str, Schema]:
         "error": MAYBE_TEXT,
         "request": OBJECT,
         "cancel_requested": BOOL,
+    }
+
+
+def _repair() -> dict[str, Schema]:
+    return {
+        "pipeline": TEXT,
+        "key": OBJECT,
+        "key_text": TEXT,
+        "gap_id": TEXT,
+        "kind": _enum(Kind),
+        "state": {"type": "string", "enum": ["waiting", "given_up"]},
+        "attempts": COUNT,
+        "outcome": TEXT,
+        "reason": MAYBE_TEXT,
+        "first_at": TIME,
+        "last_at": TIME,
+        "next_at": MAYBE_TIME,
+        "run_id": TEXT,
     }
 
 

@@ -122,7 +122,7 @@ class GapQueries(LedgerPart):
 
     def gap(self, gap_id: str) -> Gap | None:
         row = self._db.read(lambda connection: connection.execute(select(gaps).where(gaps.c.id == gap_id)).mappings().first())
-        return None if row is None else _gap(row)
+        return None if row is None else gap_of(row)
 
     def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]:
         found: dict[Key, Gap] = {}
@@ -131,7 +131,7 @@ class GapQueries(LedgerPart):
                 gaps.c.pipeline == pipeline, gaps.c.key_hash.in_([key_hash(key) for key in part]), gaps.c.state != RESOLVED
             )
             rows = self._db.read(lambda connection, query=query: connection.execute(query).mappings().all())  # type: ignore[misc]
-            found.update((bytes(row["key"]), _gap(row)) for row in rows)
+            found.update((bytes(row["key"]), gap_of(row)) for row in rows)
         return found
 
     def gaps(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> Page:
@@ -147,7 +147,7 @@ class GapQueries(LedgerPart):
             first_seen, gap_id = _read_cursor(cursor)
             query = query.where(tuple_(gaps.c.first_seen, gaps.c.id) < tuple_(literal(first_seen, UtcTime()), gap_id))
         query = query.order_by(gaps.c.first_seen.desc(), gaps.c.id.desc()).limit(size + 1)
-        rows = [_gap(row) for row in self._db.read(lambda connection: connection.execute(query).mappings().all())]
+        rows = [gap_of(row) for row in self._db.read(lambda connection: connection.execute(query).mappings().all())]
         more = len(rows) > size
         return Page(gaps=rows[:size], next_cursor=_cursor(rows[size - 1]) if more else None)
 
@@ -305,7 +305,8 @@ def _columns(gap: Gap) -> dict[str, Any]:
     }
 
 
-def _gap(row: RowMapping) -> Gap:
+def gap_of(row: RowMapping) -> Gap:
+    """Return the gap of a row that has all columns of its table."""
     return Gap(
         id=row["id"],
         pipeline=row["pipeline"],

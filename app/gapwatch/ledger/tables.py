@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from gapwatch.ledger.types import Json, KeyBytes, UtcTime, Words, serial
 
-HEAD: Final = "0001"  # the newest migration; a test compares it with the folder
+HEAD: Final = "0002"  # the newest migration; a test compares it with the folder
 
 metadata = MetaData()
 
@@ -227,6 +227,23 @@ audit = Table(
     Index("ix_audit_key", "pipeline", "key_hash"),
     Index("ix_audit_run", "run_id"),
     sqlite_autoincrement=True,
+)
+
+# Open gaps whose repair did not come off; next_at NULL: given up.
+repairs = Table(
+    "repairs",
+    metadata,
+    Column("gap_id", String(64), ForeignKey("gaps.id", ondelete="CASCADE"), primary_key=True),
+    Column("pipeline", String(255), nullable=False),
+    Column("attempts", Integer(), nullable=False),
+    Column("tries", Integer(), nullable=False),
+    Column("outcome", String(64), nullable=False),
+    Column("reason", Words(), nullable=False),
+    Column("first_at", UtcTime(), nullable=False),
+    Column("last_at", UtcTime(), nullable=False),
+    Column("next_at", UtcTime()),
+    Column("run_id", String(64), nullable=False),
+    Index("ix_repairs_pipeline", "pipeline", "next_at"),
 )
 
 epochs = Table(

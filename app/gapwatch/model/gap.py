@@ -197,6 +197,41 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepairRecord:
+    """An open gap whose repair did not come off: how often, why, and when it is tried again (None: not by itself).
+
+    ``attempts`` counts failures of the document itself; ``tries`` also what says nothing of it (a store did not answer, somebody
+    else wrote at the same moment), and makes the pauses longer. ``gap`` is the gap as it is now; None where a record is stored.
+    """
+
+    gap_id: str
+    pipeline: str
+    attempts: int
+    tries: int
+    outcome: str
+    reason: str
+    first_at: datetime
+    last_at: datetime
+    next_at: datetime | None
+    run_id: str
+    gap: Gap | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairPressure:
+    """What automatic repair has before it and behind it. Keys and documents of the kinds that it repairs.
+
+    ``waiting`` gaps are open and not given up; ``handled`` keys were tried since then, of which ``failed`` failed; ``written``
+    counts gaps that are resolved since their document was written.
+    """
+
+    waiting: int = 0
+    handled: int = 0
+    failed: int = 0
+    written: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRow:
     """Who did what to which document, with what came of it. ``before``/``after`` are digests or values, as `evidence` says."""
 

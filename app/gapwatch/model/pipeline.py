@@ -65,7 +65,7 @@ class Match(StrEnum):
 
 
 class Policy(StrEnum):
-    """What to do with a gap of one kind. ``AUTO`` is refused until automatic repair exists."""
+    """What to do with a gap of one kind: nothing but say so, repair it at once, or let a person delete the document."""
 
     REPORT = "report"
     AUTO = "auto"
@@ -170,6 +170,7 @@ class SourceSpec:
     on_leave: str = "delete"
     replica_identity: str = "require"
     version: str = ""  # column that rises with each write, where there is one
+    changed_at: str = ""  # column with the time of the last write, for lookback sweeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +182,7 @@ class TargetSpec:
     dead_letter_topic: str = ""
     version: str = ""
     routing: str = ""  # path of the mapped field that routes a document (OpenSearch)
+    changed_at: str = ""  # path of the field with the time of the last write, for lookback sweeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +196,8 @@ class BatchSpec:
 class SweepSpec:
     every_seconds: float | None = None
     start_delay_seconds: float = 120.0
-    lookback_seconds: float | None = None
+    lookback_seconds: float | None = None  # scheduled sweeps look back so far; None: at everything
+    full_every_seconds: float | None = None  # beside those that look back, one of everything
     load: float = 0.5  # share of the time that a sweep may keep a store busy
     batch: BatchSpec = BatchSpec()
 
@@ -208,6 +211,8 @@ class RepairSpec:
     undeleted: Policy = Policy.REPORT
     max_documents_per_run: int = 10_000
     brake_ratio: float = 0.2
+    max_attempts: int = 5
+    backoff_seconds: float = 30.0  # after the first failed attempt; each further one doubles it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

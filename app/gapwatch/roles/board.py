@@ -64,6 +64,16 @@ class Facts:
         return f"resume/{topic}"
 
     @staticmethod
+    def repair_stopped(pipeline: str) -> str:
+        """Why automatic repair stopped, and when; None while it goes on."""
+        return f"repair_stopped/{pipeline}"
+
+    @staticmethod
+    def repair_resumed(pipeline: str) -> str:
+        """When somebody said last that automatic repair may go on: its brakes count from there."""
+        return f"repair_resumed/{pipeline}"
+
+    @staticmethod
     def repair(pipeline: str, host: str = "") -> str:
         """What role repair on one host could not read, and when it said so: it expires like every status."""
         return f"repair/{pipeline}/{host}"
@@ -148,6 +158,7 @@ class Board:
         said = [fact for fact in ledger.facts(Facts.repair(pipeline)).values() if self._fresh(pipeline, fact)]
         swept: Mapping[str, Any] | None = ledger.fact(Facts.swept(pipeline))
         paused: Mapping[str, Any] | None = ledger.fact(Facts.paused(pipeline))
+        stopped: Mapping[str, Any] | None = ledger.fact(Facts.repair_stopped(pipeline))
         sweeps = ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)
         return LedgerFacts(
             summary=summary,
@@ -160,6 +171,8 @@ class Board:
             undecided=sum(int(fact["undecided"]) for fact in said),
             paused=str(paused["reason"]) if paused else None,
             unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
+            repair_stopped=str(stopped["reason"]) if stopped else "",
+            given_up=ledger.repair_counts().get((pipeline, True), 0),
             repair_seen=max((_time(fact["at"]) for fact in said), default=None),
         )
 

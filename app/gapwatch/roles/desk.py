@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from gapwatch.core import gaps, reports
 from gapwatch.core.confirm import Presence, satisfied
 from gapwatch.core.keytrace import KeyTrace
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
-from gapwatch.model.gap import AuditRow, Gap, Kind, Resolution, Run, State
+from gapwatch.errors import ConflictError, FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
+from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Resolution, Run, State
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.stream import Side
 from gapwatch.model.view import PipelineView
 from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.repair.backfiller import plan, request_apply
+from gapwatch.roles.repair.plans import plan, request_apply, requeue
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.repair.sweeps import refuse_suspect_mapping, request_sweep
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
+LOOKBACK_SECONDS = 48 * 3600.0
+LOOKBACK_SECONDS_MAX = 3650 * 86_400.0
+SWEEP_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "full": (),
+    "range": ("from", "to"),
+    "keys": ("keys",),
+    "lookback": ("lookback_seconds",),
+}
 DEFAULT_KINDS = (Kind.MISSING, Kind.STALE, Kind.MISMATCH)
 
 
@@ -70,28 +78,74 @@ class Desk:
         await self._audit(actor, "pipeline_pause", pipeline, reason=reason)
 
     async def resume(self, pipeline: str, *, actor: str) -> None:
-        self.pipeline(pipeline)
-        await asyncio.to_thread(self._on.ledger.set_fact, Facts.paused(pipeline), None)
+        """Go on; where it is known when rows were written, a sweep looks at what changed since the pause."""
+        spec, ledger = self.pipeline(pipeline), self._on.ledger
+        paused = await asyncio.to_thread(ledger.fact, Facts.paused(pipeline))
+        await asyncio.to_thread(ledger.set_fact, Facts.paused(pipeline), None)
         await self._audit(actor, "pipeline_resume", pipeline)
+        if not paused or not spec.source.changed_at:
+            return
+        since = datetime.fromisoformat(paused["at"]) - timedelta(seconds=spec.grace_seconds)
+        asked = {"reason": "resumed", "range": "lookback", "since": since.isoformat()}
+        try:
+            await asyncio.to_thread(request_sweep, ledger, spec, self._on.clock, self._on.new_id(), asked, actor)
+        except ConflictError:
+            return  # one is under way
 
     async def start_sweep(self, pipeline: str, request: Mapping[str, Any], *, actor: str) -> Run:
         """Queue a sweep. Raises ConflictError with the running id when one is queued or running."""
         spec = self.pipeline(pipeline)
-        asked = dict(request)
-        unknown = sorted(set(asked) - {"content", "range", "keys"})
-        if unknown:
-            raise UsageError(f"A sweep has no option {unknown[0]!r}.", remedy="Options: content, range (full or keys), keys.")
-        scope = asked.get("range", "full")
-        if scope not in ("full", "keys"):
-            raise UsageError(f"The range {scope!r} is not supported.", remedy="Ranges: full, keys.")
-        if scope == "keys":
-            stores = await self._on.stores.stores(pipeline)
-            asked["keys"] = [self._key(stores, text).hex() for text in asked.get("keys", ())]
+        asked = await self._sweep_request(spec, request)
         run = await asyncio.to_thread(
             request_sweep, self._on.ledger, spec, self._on.clock, self._on.new_id(), {"reason": "asked", **asked}, actor
         )
         await self._audit(actor, "sweep_start", pipeline, run_id=run.id)
         return run
+
+    async def _sweep_request(self, spec: PipelineSpec, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a sweep's request as a run holds it: keys as bytes, times as such. Raises UsageError."""
+        asked = dict(request)
+        scope = asked.get("range", "full")
+        needed = SWEEP_OPTIONS.get(scope)
+        if needed is None:
+            raise UsageError(f"The range {scope!r} is not known.", remedy=f"Ranges: {', '.join(SWEEP_OPTIONS)}.")
+        unknown = sorted(set(asked) - {"content", "range", *needed})
+        if unknown:
+            raise UsageError(
+                f"A sweep of range {scope} has no option {unknown[0]!r}.",
+                remedy=f"Its options: {', '.join(('content', *needed))}.",
+            )
+        if scope == "lookback":
+            return asked | {"since": self._since(spec, asked.pop("lookback_seconds", None)).isoformat()}
+        if scope == "full":
+            return asked
+        stores = await self._on.stores.stores(spec.id)
+        if scope == "keys":
+            return asked | {"keys": [self._key(stores, text).hex() for text in asked.get("keys", ())]}
+        if not stores.codec.ordered:
+            columns = ", ".join(column.type.value for column in spec.source.key)
+            raise UsageError(
+                f"Keys of {spec.id} ({columns}) have no order that all stores share.",
+                remedy="Name the keys themselves (range keys), or sweep everything.",
+            )
+        ends = {name: self._key(stores, asked[name]) if asked.get(name) else None for name in needed}
+        lower, upper = ends["from"], ends["to"]
+        if lower is None and upper is None:
+            raise UsageError("A range needs an end.", remedy="Give from, to, or both; for everything, the range full.")
+        if lower is not None and upper is not None and lower >= upper:
+            raise UsageError("The range is empty: it ends before it begins.", remedy="`to` is the first key that is left out.")
+        return asked | {name: end.hex() if end is not None else None for name, end in ends.items()}
+
+    def _since(self, spec: PipelineSpec, seconds: float | None) -> datetime:
+        if not spec.source.changed_at:
+            raise UsageError(
+                f"Pipeline {spec.id} does not say when a row was written last.",
+                remedy="Name the column in source.changed_at, like changed_at: updated_at.",
+            )
+        asked = seconds if seconds is not None else spec.sweep.lookback_seconds or LOOKBACK_SECONDS
+        if not 0 < asked <= LOOKBACK_SECONDS_MAX:
+            raise UsageError("A lookback reaches ten years into the past at most.", remedy="Give a duration like 48h.")
+        return self._on.clock.now() - timedelta(seconds=asked)
 
     async def cancel(self, run_id: str, *, actor: str) -> Run:
         run = await asyncio.to_thread(self._on.ledger.cancel_run, run_id)
@@ -122,6 +176,49 @@ class Desk:
         )
         await self._audit(actor, "backfill_apply", run.pipeline, run_id=run.id)
         return run
+
+    async def requeue_repairs(self, pipeline: str, keys: Sequence[str], *, actor: str) -> Run:
+        """Queue a backfill of gaps whose repair did not come off: of these keys, or (none) of all that are given up."""
+        spec = self.pipeline(pipeline)
+        await asyncio.to_thread(refuse_suspect_mapping, self._on.ledger, pipeline)
+        limit = spec.repair.max_documents_per_run
+        if keys:
+            records = await self._repairs_of(pipeline, keys, limit)
+        else:
+            records = await asyncio.to_thread(lambda: self._on.ledger.repairs(pipeline, given_up=True, limit=limit))
+        run = await asyncio.to_thread(
+            lambda: requeue(self._on.ledger, spec, records, new_id=self._on.new_id, clock=self._on.clock, requested_by=actor)
+        )
+        await self._audit(actor, "repair_requeue", pipeline, run_id=run.id)
+        return run
+
+    async def _repairs_of(self, pipeline: str, keys: Sequence[str], limit: int) -> Sequence[RepairRecord]:
+        ledger = self._on.ledger
+        stores = await self._on.stores.stores(pipeline)
+        wanted = {self._key(stores, text): text for text in keys}
+        if len(wanted) > limit:
+            raise UsageError(f"{len(wanted)} keys are more than max_documents_per_run ({limit}).", remedy="Give fewer at once.")
+        gaps = await asyncio.to_thread(ledger.open_gaps_for, pipeline, list(wanted))
+        ids = {gap.id: key for key, gap in gaps.items()}
+        records = await asyncio.to_thread(lambda: ledger.repairs(pipeline, gap_ids=list(ids), limit=limit))
+        unknown = wanted.keys() - {ids[record.gap_id] for record in records}
+        if unknown:
+            raise NotFoundError(
+                f"There is no failed repair of key {wanted[min(unknown)]!r}.",
+                remedy=f"See `gapwatch backfill failed {pipeline}`.",
+            )
+        return records
+
+    async def resume_repair(self, pipeline: str, *, actor: str) -> None:
+        """Let automatic repair go on; its brakes count from now. Raises UsageError where it has not stopped."""
+        self.pipeline(pipeline)
+        ledger = self._on.ledger
+        if not await asyncio.to_thread(ledger.fact, Facts.repair_stopped(pipeline)):
+            raise UsageError(f"Automatic repair of {pipeline} has not stopped.", remedy="There is nothing to resume.")
+        fact = {"at": self._on.clock.now().isoformat(), "by": actor}
+        await asyncio.to_thread(ledger.set_fact, Facts.repair_resumed(pipeline), fact)
+        await asyncio.to_thread(ledger.set_fact, Facts.repair_stopped(pipeline), None)
+        await self._audit(actor, "repair_resume", pipeline)
 
     async def change_gap(
         self, gap_id: str, action: str, *, actor: str, note: str = "", resolution: str = "manual", seconds: float = 3600.0

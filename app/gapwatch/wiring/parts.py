@@ -20,10 +20,10 @@ from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
 from gapwatch.metrics import Metrics, Snapshot
-from gapwatch.model.gap import RunKind, RunState
+from gapwatch.model.gap import Run, RunKind, RunState
 from gapwatch.model.pipeline import CAPTURED, Settings
 from gapwatch.ports import Preflight
-from gapwatch.roles.board import Board
+from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
@@ -236,7 +236,7 @@ class Parts:
         for view in views:
             runs = ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, limit=20)
             sweeps += list(runs[:1])
-            good = next((run for run in runs if run.state is RunState.SUCCEEDED and run.ended_at), None)
+            good = next((run for run in runs if run.state is RunState.SUCCEEDED and run.ended_at and _is_wide(run)), None)
             if good is not None and good.ended_at is not None:
                 succeeded[view.id] = good.ended_at
             alerting = ledger.gap_summary(view.id).oldest_alerting
@@ -249,6 +249,8 @@ class Parts:
             sweeps=sweeps,
             last_success=succeeded,
             oldest_open=oldest,
+            repairs=ledger.repair_counts(),
+            stopped={view.id for view in views if ledger.fact(Facts.repair_stopped(view.id))},
         )
 
     async def _read_lags(self, lags: dict[tuple[str, str], int], stop: asyncio.Event) -> None:
@@ -301,6 +303,11 @@ async def _start(server: ApiServer, host: str, port: int) -> None:
     except OSError as error:
         remedy = "Choose another address in api.listen, or end what listens there."
         raise UsageError(f"The API cannot listen on {host}:{port}: {error.strerror or error}.", remedy=remedy) from error
+
+
+def _is_wide(run: Run) -> bool:
+    """Whether a sweep is one of those that a schedule asks for: not of a few keys, nor of a stretch of them."""
+    return run.request.get("range", "full") in ("full", "lookback")
 
 
 def _heartbeat(connector: Any, store: str, url: str) -> Any:

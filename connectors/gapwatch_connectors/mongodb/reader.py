@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import bson
@@ -17,7 +18,19 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
-from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread, keys_of
+from gapwatch.ports import (
+    ABSENT,
+    Clock,
+    DatasetInfo,
+    Key,
+    KeyChunk,
+    Read,
+    ScanChunk,
+    StoredRecord,
+    Unread,
+    keys_of,
+    no_changed_at,
+)
 from gapwatch_connectors.mongodb.bulk import block_of, first_batch
 from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
 from gapwatch_connectors.mongodb.keys import DocumentKeys
@@ -45,6 +58,7 @@ class MongoReader:
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
             self._projection = _projection(CompiledMapping(pipeline).target_paths)
         self._key_projection = _projection(self._keys.paths)
+        self._changed_at = pipeline.target.changed_at
 
     async def ping(self) -> None:
         with self._mongo.wrapped():
@@ -187,18 +201,43 @@ class MongoReader:
             documents = documents[1:]
         return documents[:chunk]
 
-    async def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+    async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
+        """Read ids in the order of ``changed_at``; of an ObjectId, the time inside it counts. The cursor is a value of that."""
+        path = self._changed_at
+        if not path:
+            raise no_changed_at(self._store, self._name)
+        identity = _identity(await self._catalogue())
+        begin = loads(cursor, json_options=CURSOR) if cursor is not None else since
+        if path == "_id" and cursor is None:
+            begin = ObjectId.from_datetime(since)
+        projection = {**self._key_projection, path: 1}
+        after: str | None = cursor
+        try:
+            with self._mongo.wrapped():
+                found = self._mongo.collection(self._name).find({path: {"$gte": begin}}, projection, batch_size=chunk)
+                async with found.sort(path, ASCENDING).allow_disk_use(True) as documents:
+                    while page := await documents.to_list(chunk):
+                        after = dumps(_at(page[-1], path), json_options=CURSOR)
+                        yield ScanChunk(records=[self._record(one) for one in page], cursor=after, identity=identity)
+            if _identity(await self._catalogue()) != identity:
+                raise StoreRefused(f"{self._name} was dropped or created anew during the scan.", store=self._store)
+        except (StoreError, KeyMisfit) as error:
+            yield ScanChunk(records=(), cursor=after, identity=identity, complete=False, reason=error.message)
+
+    async def scan_keys(
+        self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 50_000
+    ) -> AsyncIterator[KeyChunk]:
         """Read keys in bulk where the document's id is the key and its type has one width, else document by document."""
         kind = self._keys.columns[0].type
         if self._keys.paths != ("_id",) or kind not in SORTED:
-            async for found in keys_of(self.scan(content=False, lower=lower, chunk=min(chunk, 10_000))):
+            async for found in keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=min(chunk, 10_000))):
                 yield found
             return
         identity = _identity(await self._catalogue())
-        first, _ = self._bounds(lower, None)
+        first, end = self._bounds(lower, upper)
         while True:
             try:
-                keys = await self._bulk(kind, first, chunk)
+                keys = await self._bulk(kind, first, end, chunk)
                 if _identity(await self._catalogue()) != identity:
                     raise StoreRefused(f"{self._name} was dropped or created anew during the scan.", store=self._store)
             except (StoreError, KeyMisfit) as error:
@@ -206,7 +245,7 @@ class MongoReader:
                 return
             if keys is None:  # not in one width: from here on one by one
                 start = self._keys.codec.encode([first]) if first is not None else None
-                async for found in keys_of(self.scan(content=False, lower=start, chunk=min(chunk, 10_000))):
+                async for found in keys_of(self.scan(content=False, lower=start, upper=upper, chunk=min(chunk, 10_000))):
                     yield found
                 return
             block, last = keys
@@ -216,7 +255,7 @@ class MongoReader:
                 return
             first = last
 
-    async def _bulk(self, kind: KeyType, first: Any, chunk: int) -> tuple[npt.NDArray[Any], Any] | None:
+    async def _bulk(self, kind: KeyType, first: Any, end: Any, chunk: int) -> tuple[npt.NDArray[Any], Any] | None:
         """Return a page's ids, and the last one as the page after it begins with; None where they are not of one width.
 
         A full page holds one id more than its chunk may show: the first one of the next page.
@@ -235,6 +274,8 @@ class MongoReader:
         }
         if first is not None:
             command["min"] = {"_id": first}
+        if end is not None:
+            command["max"] = {"_id": end}
         with self._mongo.wrapped():
             reply: Any = await self._mongo.database(database).command(command, codec_options=RAW)
         batch = first_batch(reply["cursor"].raw)
@@ -250,6 +291,14 @@ class MongoReader:
     async def estimate(self) -> int:
         with self._mongo.wrapped():
             return await self._mongo.collection(self._name).estimated_document_count(maxTimeMS=5_000)
+
+
+def _at(document: Document, path: str) -> Any:
+    """Return the value at a dotted path; the query found one there, if need be inside an array."""
+    value: Any = document
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _same(one: Any, other: Any) -> bool:

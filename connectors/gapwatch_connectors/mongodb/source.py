@@ -10,6 +10,13 @@ from gapwatch.model.pipeline import PipelineSpec, TargetSpec
 def as_target(pipeline: PipelineSpec) -> PipelineSpec:
     """Return the pipeline with its source in the target's place as well, fields under their names at the source."""
     source = pipeline.source
-    target = TargetSpec(store=source.store, collection=source.table, key=source.key, feed=source.feed, version=source.version)
+    target = TargetSpec(
+        store=source.store,
+        collection=source.table,
+        key=source.key,
+        feed=source.feed,
+        version=source.version,
+        changed_at=source.changed_at,
+    )
     fields = {field.source: replace(field, target=field.source) for field in pipeline.fields}  # two may come from one
     return replace(pipeline, target=target, fields=tuple(fields.values()))

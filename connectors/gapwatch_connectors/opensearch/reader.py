@@ -5,14 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, PipelineSpec
-from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread, keys_of
+from gapwatch.ports import (
+    ABSENT,
+    Clock,
+    DatasetInfo,
+    Key,
+    KeyChunk,
+    Read,
+    ScanChunk,
+    StoredRecord,
+    Unread,
+    keys_of,
+    no_changed_at,
+)
 from gapwatch_connectors.opensearch.connection import Json, Search, error_type, path
 from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset, Index
 from gapwatch_connectors.opensearch.keys import ID, DocumentIds
@@ -61,6 +74,7 @@ class OpenSearchReader:
         self._ids = DocumentIds(pipeline.target.key)
         self._clock = clock or SystemClock()
         self._routed = bool(pipeline.target.routing)
+        self._changed_at = pipeline.target.changed_at
         self._versioned = pipeline.target.version == VERSION
         self._source: Json = True
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
@@ -155,6 +169,19 @@ class OpenSearchReader:
         chunk: int = PAGE_MAX,
     ) -> AsyncIterator[ScanChunk]:
         """Read shard by shard; a shard that did not answer whole, or another index under the name, ends the scan incomplete."""
+        async for found in self._scan(content=content, cursor=cursor, chunk=chunk, only=[]):
+            records = [r for r in found.records if (lower is None or r.key >= lower) and (upper is None or r.key < upper)]
+            yield replace(found, records=records)
+
+    async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
+        """Read shard by shard, in the order of ``_seq_no``, what has a later time in ``changed_at``: a field of type date."""
+        if not self._changed_at:
+            raise no_changed_at(self._store, self._dataset.name)
+        only = [{"range": {self._changed_at: {"gte": since.isoformat(), "format": "strict_date_optional_time"}}}]
+        async for found in self._scan(content=False, cursor=cursor, chunk=chunk, only=only):
+            yield found
+
+    async def _scan(self, *, content: bool, cursor: Any, chunk: int, only: Sequence[Json]) -> AsyncIterator[ScanChunk]:
         first, after = cursor or (0, -1)
         identity = ""
         at: tuple[int, int] = (first, after)
@@ -164,22 +191,23 @@ class OpenSearchReader:
             await self._dataset.refresh(index)
             for shard in range(first, index.shards):
                 at = (shard, after if shard == first else -1)
-                async for hits in self._shard(index, shard, at[1], content=content, size=min(chunk, PAGE_MAX)):
+                async for hits in self._shard(index, shard, at[1], content=content, size=min(chunk, PAGE_MAX), only=only):
                     records = [self._scanned(hit) for hit in hits]
                     at = (shard, hits[-1]["_seq_no"])
-                    kept = [r for r in records if (lower is None or r.key >= lower) and (upper is None or r.key < upper)]
-                    yield ScanChunk(records=kept, cursor=at, identity=identity)
+                    yield ScanChunk(records=records, cursor=at, identity=identity)
                 if (await self._dataset.resolve()).uuid != identity:
                     raise StoreRefused(f"{self._dataset.name} was created anew during the scan.", store=self._store)
             yield ScanChunk(records=(), cursor=(index.shards, -1), identity=identity)
         except (StoreError, KeyMisfit) as error:
             yield ScanChunk(records=(), cursor=at, identity=identity, complete=False, reason=error.message)
 
-    async def _shard(self, index: Index, shard: int, after: int, *, content: bool, size: int) -> AsyncIterator[list[Json]]:
+    async def _shard(
+        self, index: Index, shard: int, after: int, *, content: bool, size: int, only: Sequence[Json]
+    ) -> AsyncIterator[list[Json]]:
         """Yield the pages of one primary. Raises StoreUnreachable where they are not all that it holds."""
         body: dict[str, Any] = {
             "size": size,
-            "query": {"range": {"_seq_no": {"gt": after}}},
+            "query": {"bool": {"filter": [{"range": {"_seq_no": {"gt": after}}}, *only]}},
             "sort": IN_ORDER,
             "seq_no_primary_term": True,
             "version": True,
@@ -231,8 +259,8 @@ class OpenSearchReader:
     def _short(self, index: Index, shard: int, reason: str) -> StoreUnreachable:
         return StoreUnreachable(f"Shard {shard} of {index.name}: {reason}.", store=self._store, remedy="Wait for its shards.")
 
-    def scan_keys(self, *, lower: Key | None = None, chunk: int = PAGE_MAX) -> AsyncIterator[KeyChunk]:
-        return keys_of(self.scan(content=False, lower=lower, chunk=chunk))
+    def scan_keys(self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = PAGE_MAX) -> AsyncIterator[KeyChunk]:
+        return keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=chunk))
 
     async def is_empty(self) -> bool:
         """Count on every primary: a search that finds nothing proves nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from gapwatch.ports import (
     StoredRecord,
     Unread,
     keys_of,
+    no_changed_at,
 )
 from gapwatch_connectors.postgres.bulk import BulkColumn, bulk_column
 from gapwatch_connectors.postgres.catalogue import Table, read_identity, read_table
@@ -53,6 +55,7 @@ class PostgresReader:
         self._codec = KeyCodec(pipeline.source.key)
         self._names = tuple(column.path for column in pipeline.source.key)
         self._where = pipeline.source.where
+        self._changed_at = pipeline.source.changed_at
         self._connections = Connections(self._store, url)
         self._clock = clock or SystemClock()
         self._columns: tuple[str, ...] | None = None
@@ -215,19 +218,67 @@ class PostgresReader:
         if reason:
             yield ScanChunk(records=(), cursor=after, identity=table.identity, complete=False, reason=reason)
 
-    async def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
+    async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
+        """Read keys in the order of ``changed_at``, then of the key; the cursor is both, as texts. An index on it serves."""
+        name = self._changed_at
+        if not name:
+            raise no_changed_at(self._store, self._name)
+        async with self._connections.connection() as connection:
+            table = await self._read_table(connection)
+        begin = _begin(table, name, since, store=self._store)
+        self._lookups(table)
+        after: list[str] | None = cursor
+        while True:
+            try:
+                rows = await self._changed(table, name, begin, after, chunk)
+                records = [self._record(dict(zip(self._names, values, strict=True))) for values, _ in rows]
+            except (StoreError, KeyMisfit) as error:
+                yield ScanChunk(records=(), cursor=after, identity=table.identity, complete=False, reason=error.message)
+                return
+            if rows:
+                values, at = rows[-1]
+                after = [at, *(plain(value) for value in values)]
+            yield ScanChunk(records=records, cursor=after, identity=table.identity)
+            if len(rows) < chunk:
+                return
+
+    async def _changed(
+        self, table: Table, name: str, begin: sql.Composed, after: Sequence[str] | None, chunk: int
+    ) -> list[tuple[tuple[Any, ...], str]]:
+        at, keys = sql.SQL("t.{}").format(sql.Identifier(name)), _idents(self._names)
+        conditions: list[sql.Composable] = [sql.SQL("{} >= {}").format(at, begin)]
+        conditions += [sql.SQL("{} IS NOT NULL").format(key) for key in keys]
+        order = sql.SQL(", ").join([at, *keys])
+        if after is not None:
+            casts = [sql.SQL("%s::{}").format(sql.SQL(table.columns[one].bare)) for one in (name, *self._names)]
+            conditions.append(sql.SQL("({}) > ({})").format(order, sql.SQL(", ").join(casts)))
+        query = self._select([*keys, sql.SQL("{}::text").format(at)], conditions)
+        query += sql.SQL(" ORDER BY {} LIMIT {}").format(order, sql.Literal(chunk))
+        async with self._connections.connection(seconds=PAGE_SECONDS) as connection:
+            await _primary(connection, self._store)
+            rows = await self._rows(connection, query, list(after or ()))
+            await self._same(connection, table)
+        return [(row[:-1], row[-1]) for row in rows]
+
+    async def scan_keys(
+        self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 50_000
+    ) -> AsyncIterator[KeyChunk]:
         """Read keys in bulk where the server can hand them over as one value a page, else one by one."""
         async with self._connections.connection() as connection:
             table = await self._read_table(connection)
         column = bulk_column(self._key, table)
         if column is None:
-            async for found in keys_of(self.scan(content=False, lower=lower, chunk=min(chunk, 10_000))):
+            async for found in keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=min(chunk, 10_000))):
                 yield found
             return
         after = column.after(self._codec.decode(lower)[0]) if lower is not None else None
+        last = column.after(self._codec.decode(upper)[0]) if upper is not None else None
+        if upper is not None and last is None:
+            yield KeyChunk(identity=table.identity)  # no key is below
+            return
         while True:
             try:
-                block = await self._bulk(table, column, after, chunk)
+                block = await self._bulk(table, column, after, last, chunk)
             except StoreError as error:
                 yield KeyChunk(identity=table.identity, complete=False, reason=error.message)
                 return
@@ -236,15 +287,17 @@ class PostgresReader:
                 return
             after = column.cursor(block[-1])
 
-    async def _bulk(self, table: Table, column: BulkColumn, after: Any, chunk: int) -> npt.NDArray[Any]:
+    async def _bulk(self, table: Table, column: BulkColumn, after: Any, last: Any, chunk: int) -> npt.NDArray[Any]:
+        """Return the keys of one page: those above `after`, up to `last`."""
         name = sql.SQL("t.{}").format(sql.Identifier(column.name))
-        conditions = [sql.SQL("{} > %s").format(name)] if after is not None else []
+        ends = [(sign, value) for sign, value in ((">", after), ("<=", last)) if value is not None]
+        conditions = [sql.SQL("{} {} %s").format(name, sql.SQL(sign)) for sign, _ in ends]
         inner = self._select([sql.SQL("{} AS key").format(name)], conditions)
         inner += sql.SQL(" ORDER BY {} LIMIT {}").format(name, sql.Literal(chunk))
         query = sql.SQL("SELECT string_agg({}(s.key), ''::bytea) FROM ({}) s").format(sql.SQL(column.send), inner)
         async with self._connections.connection(seconds=PAGE_SECONDS) as connection:
             await _primary(connection, self._store)
-            found = await self._rows(connection, query, [after] if after is not None else [], binary=True)
+            found = await self._rows(connection, query, [value for _, value in ends], binary=True)
             await self._same(connection, table)
         return column.block(found[0][0] or b"")
 
@@ -333,6 +386,20 @@ class _Pages:
             values = [lookup.convert(value) for lookup, value in zip(self._lookups, self._reader._codec.decode(key), strict=True)]
             if Never not in values:
                 yield operator, [plain(value) for value in values]
+
+
+def _begin(table: Table, name: str, since: datetime, *, store: str) -> sql.Composed:
+    """Return the earliest value of a column of times, in UTC where it has no zone. Raises StoreRefused for other columns."""
+    column = table.columns.get(name)
+    if column is None or column.internal not in ("timestamptz", "timestamp", "date"):
+        said = f"There is no column {name}." if column is None else f"Column {name} is of type {column.type_name}."
+        raise StoreRefused(
+            f"{said} A lookback needs the time of the last write.", store=store, remedy="Correct source.changed_at."
+        )
+    time = sql.SQL("{}::timestamptz").format(sql.Literal(since.isoformat()))
+    if column.internal == "timestamptz":
+        return time
+    return sql.SQL("({} AT TIME ZONE 'UTC')::{}").format(time, sql.SQL(column.internal))
 
 
 def _idents(names: Sequence[str]) -> list[sql.Composable]:

@@ -95,15 +95,34 @@ def test_k3_all_problems_are_listed_at_once() -> None:
 def test_problems_that_need_two_keys_come_together_too() -> None:
     text = (
         GOOD.replace("store: shop,", "store: shoop,")
-        .replace("    delivery: { group: connect-orders }\n", "    repair: { missing: auto }\n    sweep: { lookback: 48h }\n")
+        .replace("    delivery: { group: connect-orders }\n", "    repair: { missing: delete }\n    sweep: { lookback: 48h }\n")
         .replace("table: public.orders", "table: orders")
     )
     found = problems(text)
     assert any("There is no store 'shoop'. Stores: catalog, shop." in problem for problem in found)
-    assert any("Automatic repair is not supported yet." in problem for problem in found)
+    assert any("A missing document cannot be deleted. Write report or auto." in problem for problem in found)
     assert any("pipelines.orders.delivery: It is missing: nobody says how far the sink has come" in problem for problem in found)
-    assert any("pipelines.orders.sweep.lookback: `lookback` is not supported yet" in problem for problem in found)
+    assert any("pipelines.orders.sweep.lookback: Nobody says when a row was written last." in problem for problem in found)
     assert any("The table is needed with its schema." in problem for problem in found)
+
+
+def test_lookback_and_automatic_repair_are_read_with_their_limits_and_rendered_as_they_were() -> None:
+    text = GOOD.replace("table: public.orders,", "table: public.orders, changed_at: updated_at,")
+    text += (
+        "    sweep: { every: 30m, lookback: 48h }\n    repair: { missing: auto, extra: auto, max_attempts: 3, backoff: 10s }\n"
+    )
+    made = parse(text, {})
+    spec = made.pipelines["orders"]
+    assert (spec.source.changed_at, spec.sweep.lookback_seconds, spec.sweep.full_every_seconds) == (
+        "updated_at",
+        172_800,
+        604_800,
+    )
+    assert (spec.repair.missing, spec.repair.stale, spec.repair.extra) == (Policy.AUTO, Policy.REPORT, Policy.AUTO)
+    assert (spec.repair.max_attempts, spec.repair.backoff_seconds) == (3, 10.0)
+    again = parse(render(made), {})
+    assert (again.pipelines["orders"].sweep, again.pipelines["orders"].repair) == (spec.sweep, spec.repair)
+    assert again.pipelines["orders"].source.changed_at == "updated_at"
 
 
 @pytest.mark.parametrize(

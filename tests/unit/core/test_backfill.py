@@ -65,10 +65,10 @@ def test_a_document_larger_than_a_batch_goes_alone() -> None:
 
 def test_lesson_5_refused_items_are_never_in_sync() -> None:
     tally = Tally(planned=100)
-    for _ in range(97):
-        tally.add(ItemOutcome.WRITTEN)
-    for _ in range(3):
-        tally.add(ItemOutcome.FAILED, "document too large")
+    for number in range(97):
+        tally.add(ItemOutcome.WRITTEN, key=bytes([number]))
+    for number in range(97, 100):
+        tally.add(ItemOutcome.FAILED, "document too large", key=bytes([number]))
     tally.verified(97)
     counts = tally.as_counts(open_gaps=3)
     assert (counts["written"], counts["failed"], counts["in_sync"]) == (97, 3, 0)
@@ -80,9 +80,9 @@ def test_lesson_5_refused_items_are_never_in_sync() -> None:
 def test_the_error_rate_stops_a_run_after_ten_items_and_not_before() -> None:
     tally = Tally(planned=100)
     for number in range(9):
-        tally.add(ItemOutcome.FAILED if number < 4 else ItemOutcome.WRITTEN, "refused")
+        tally.add(ItemOutcome.FAILED if number < 4 else ItemOutcome.WRITTEN, "refused", key=bytes([number]))
     assert not tally.error_rate_exceeded(0.2)
-    tally.add(ItemOutcome.WRITTEN)
+    tally.add(ItemOutcome.WRITTEN, key=b"tenth")
     assert tally.error_rate_exceeded(0.2)
     state, error = tally.ended(stopped=True)
     assert state is RunState.ABORTED

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapwatch.core.sweep import Mark, Resumption, SweepOutcome
+from gapwatch.core.sweep import Mark, Resumption, Steps, SweepOutcome
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,15 @@ def test_a_mark_survives_its_run() -> None:
     mark = Mark(key=b"\x81\x07", counts=(6, 5))
     assert Resumption.unpack(Resumption.pack(mark, {"expected": "1/2"})) == (mark, {"expected": "1/2"})
     assert Resumption.unpack({}) == (None, {})
+
+
+def test_a_sweep_by_key_goes_on_behind_the_steps_that_were_judged_whole() -> None:
+    steps = Steps()
+    steps.fed({"at": 2}, [b"a", b"b"])
+    steps.fed({"at": 4}, [b"c", b"d"])
+    steps.fed({"at": 5}, [b"a"])
+    assert steps.advance({b"b": 1, b"c": 1}) is None
+    assert steps.advance({b"c": 1}) == {"at": 2}
+    assert steps.advance({b"a": 1}) == {"at": 4}
+    assert steps.advance({}) == {"at": 5}
+    assert Steps({"at": 4}).advance({}) == {"at": 4}, "where an earlier worker stood"

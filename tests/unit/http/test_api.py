@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -14,8 +15,8 @@ import pytest
 from yarl import URL
 
 from gapwatch.errors import ConflictError, StoreUnreachable
-from gapwatch.model.gap import Kind, RunKind, RunState
-from tests.http_harness import BrokenError, Service, view
+from gapwatch.model.gap import Kind, RepairRecord, RunKind, RunState
+from tests.http_harness import BrokenError, Service, now, view
 from tests.ledger_samples import at, audit_row, finding, gap, opening, run
 
 Client = aiohttp.ClientSession
@@ -205,6 +206,45 @@ async def test_lesson_39_a_second_sweep_gets_the_running_id(client: Client) -> N
     second, _ = await post(client, "/api/v1/sweeps", {"pipeline": "orders"}, 409)
     problem(second, 409, first["id"])
     assert second["running_id"] == first["id"]
+
+
+async def test_d6_failed_repairs_are_listed_queued_again_and_automatic_repair_resumed(client: Client, served: Service) -> None:
+    served.ledger.store_gaps([opening(gap(number)) for number in (1, 2)])
+    moment = now()
+    one = RepairRecord(
+        gap_id=gap(1).id,
+        pipeline="orders",
+        attempts=5,
+        tries=6,
+        outcome="failed",
+        reason="Document failed validation",
+        first_at=moment,
+        last_at=moment,
+        next_at=None,
+        run_id="run_1",
+    )
+    waiting = replace(one, gap_id=gap(2).id, attempts=0, outcome="unread", next_at=moment + timedelta(minutes=1))
+    served.ledger.store_repairs([one, waiting])
+    answer = await get(client, "/api/v1/repairs?pipeline=orders&state=given_up")
+    (shown,) = answer["repairs"]
+    assert (shown["key"], shown["attempts"], shown["state"], shown["next_at"]) == ({"id": 1}, 5, "given_up", None)
+    assert shown["reason"] == "Document failed validation"
+    assert [record["state"] for record in (await get(client, "/api/v1/repairs"))["repairs"]] == ["given_up", "waiting"]
+    await get(client, "/api/v1/repairs?pipeline=nobody", 404)
+    await get(client, "/api/v1/repairs?state=lost", 400)
+    run, response = await post(client, "/api/v1/repairs/requeue", {"pipeline": "orders", "keys": ["1"]}, 202)
+    assert response.headers["Location"] == f"/api/v1/backfills/{run['id']}"
+    resumed, _ = await post(client, "/api/v1/repairs/resume", {"pipeline": "orders"})
+    assert resumed["automatic_repair"] == "resumed"
+    assert served.desk.calls == [("requeue", "orders", ["1"], "local"), ("resume_repair", "orders", "local")]
+
+
+async def test_a_sweep_of_a_part_is_asked_for_as_it_was_given(client: Client, served: Service) -> None:
+    parts: list[dict[str, Any]] = [{"range": "range", "from": "1"}, {"range": "lookback", "lookback_seconds": 3600.0}]
+    for number, asked in enumerate(parts):
+        run, _ = await post(client, "/api/v1/sweeps", {"pipeline": "orders", **asked}, 202)
+        assert served.desk.calls[number * 2] == ("sweep", "orders", asked, "local")
+        await post(client, f"/api/v1/sweeps/{run['id']}/cancel")
 
 
 async def test_d11_a_backfill_is_a_dry_run_unless_asked_otherwise(client: Client, served: Service) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import request_sweep
-from tests.simulation.stores import Rig, VirtualClock, trials
+from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, trials
 
 
 @pytest.fixture
@@ -27,11 +29,12 @@ def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
     opened.close()
 
 
-def swept(rig: Rig, ledger: SqlLedger, **request: Any) -> Run:
+def swept(rig: Rig, ledger: SqlLedger, *, cursor: Any = None, **request: Any) -> Run:
     clock, run_id = VirtualClock(pace=100), f"sweep{len(ledger.runs())}"
     request_sweep(ledger, rig.spec, clock, run_id, request)
     taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
     assert taken is not None
+    taken = replace(taken, cursor=cursor or {})
     sweeper = Sweeper(
         SweeperDependencies(
             ledger=ledger,
@@ -178,3 +181,93 @@ def test_a_difference_that_could_not_be_stored_leaves_the_sweep_inconclusive(
     assert stored.state is RunState.SUCCEEDED
     assert "from" in stored.cursor
     assert [gap.key_fields["id"] for gap in gaps(ledger)] == [4]
+
+
+def hexed(rig: Rig, *numbers: int) -> list[str]:
+    return [rig.key(number).hex() for number in numbers]
+
+
+def test_a_sweep_of_named_keys_reads_no_other(ledger: SqlLedger) -> None:
+    rig = copied(20)
+    for number in (3, 7):
+        rig.stranger_writes(number, None)
+    rig.stranger_writes(777, {"_id": 777, "total": 1, "note": "nobody's"})
+    run = swept(rig, ledger, range="keys", keys=hexed(rig, 3, 4, 777, 888))
+    assert run.state is RunState.SUCCEEDED
+    assert {(gap.key_fields["id"], gap.kind) for gap in gaps(ledger)} == {(3, Kind.MISSING), (777, Kind.EXTRA)}
+    counts = {name: run.counts[name] for name in ("keys", "source_keys", "target_keys", "differences")}
+    assert counts == {"keys": 4, "source_keys": 2, "target_keys": 2, "differences": 2}, "what was compared is counted"
+
+
+def test_a_range_is_half_open_and_may_lack_an_end(ledger: SqlLedger) -> None:
+    rig = copied(40)
+    for number in (9, 10, 19, 20, 39):
+        rig.stranger_writes(number, None)
+    (ten,), (twenty,) = hexed(rig, 10), hexed(rig, 20)
+    run = swept(rig, ledger, **{"range": "range", "from": ten, "to": twenty})
+    assert (run.state, run.counts["source_keys"], run.counts["target_keys"]) == (RunState.SUCCEEDED, 10, 8)
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == {10, 19}
+    swept(rig, ledger, **{"range": "range", "from": twenty, "to": None}, content=False)
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == {10, 19, 20, 39}
+    swept(rig, ledger, **{"range": "range", "from": None, "to": ten})
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == {9, 10, 19, 20, 39}
+
+
+def test_an_empty_range_is_read_twice_and_then_believed(ledger: SqlLedger) -> None:
+    rig = copied(10)
+    (start,), (end,) = hexed(rig, 100), hexed(rig, 200)
+    assert swept(rig, ledger, **{"range": "range", "from": start, "to": end}).state is RunState.SUCCEEDED
+    rig.away.add(Side.OBSERVED)
+    assert swept(rig, ledger, **{"range": "range", "from": start, "to": end}).state is RunState.INCONCLUSIVE
+
+
+def test_d12_a_lookback_finds_what_changed_since_and_nothing_older(ledger: SqlLedger) -> None:
+    rig = copied(20)
+    now = VirtualClock().now()
+    for number, hours in ((3, 47), (4, 49), (5, 1)):
+        rig.changed[Side.EXPECTED][number] = now - timedelta(hours=hours)
+    for number in (3, 4):
+        rig.stranger_writes(number, None)
+    since = (now - timedelta(hours=48)).isoformat()
+    run = swept(rig, ledger, range="lookback", since=since)
+    assert (run.state, run.counts["keys"], run.counts["missing"]) == (RunState.SUCCEEDED, 2, 1)
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == {3}
+    swept(rig, ledger)
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == {3, 4}, "the full audit finds both"
+
+
+def test_a_lookback_sees_what_was_put_into_the_target_where_its_time_is_named(ledger: SqlLedger) -> None:
+    rig = Rig(spec=replace(spec_of_rig(), target=replace(spec_of_rig().target, changed_at="at")))
+    rig.source_writes(1)
+    rig.sink_delivers(1)
+    now = VirtualClock().now()
+    rig.stranger_writes(777, {"_id": 777, "total": 1, "note": "nobody's"})
+    rig.changed = {Side.EXPECTED: {1: now}, Side.OBSERVED: {777: now}}
+    run = swept(rig, ledger, range="lookback", since=(now - timedelta(hours=1)).isoformat())
+    assert (run.state, run.counts["keys"]) == (RunState.SUCCEEDED, 2)
+    assert {(gap.key_fields["id"], gap.kind) for gap in gaps(ledger)} == {(777, Kind.EXTRA)}
+
+
+def test_d13_a_sweep_by_key_goes_on_behind_what_was_judged(ledger: SqlLedger) -> None:
+    rig = copied(4_500)
+    now = VirtualClock().now()
+    rig.changed[Side.EXPECTED] = dict.fromkeys(range(4_500), now)
+    rig.stranger_writes(10, None)
+    rig.stranger_writes(4_400, None)
+    whole = swept(rig, ledger, range="lookback", since=(now - timedelta(hours=1)).isoformat())
+    assert whole.counts["keys"] == 4_500
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == {10, 4_400}
+    request = {"range": "lookback", "since": (now - timedelta(hours=1)).isoformat()}
+    taken = swept(rig, ledger, cursor={"step": {"side": "expected", "at": 3_999}, "masked": 0}, **request)
+    assert (taken.state, taken.counts["keys"], taken.cursor["masked"]) == (RunState.SUCCEEDED, 500, 0)
+
+
+@pytest.mark.parametrize("side", list(Side))
+def test_lesson_17_a_lookback_over_a_side_that_does_not_answer_is_inconclusive(ledger: SqlLedger, side: Side) -> None:
+    rig = copied(5)
+    now = VirtualClock().now()
+    rig.changed[Side.EXPECTED][3] = now
+    rig.away.add(side)
+    run = swept(rig, ledger, range="lookback", since=(now - timedelta(hours=1)).isoformat())
+    assert run.state is RunState.INCONCLUSIVE
+    assert gaps(ledger) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gapwatch.http.api import gaps, pipelines, records, runs
+from gapwatch.http.api import gaps, pipelines, records, repairs, runs
 from gapwatch.http.routing import Route
 
-ROUTES: tuple[Route, ...] = (*pipelines.ROUTES, *gaps.ROUTES, *runs.ROUTES, *records.ROUTES)
+ROUTES: tuple[Route, ...] = (*pipelines.ROUTES, *gaps.ROUTES, *runs.ROUTES, *repairs.ROUTES, *records.ROUTES)

@@ -21,13 +21,20 @@ LIMIT_DEFAULT: Final = 50
 LIMIT_MAX: Final = 1_000
 
 
-class Sweep(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What to sweep. ``range`` is full or keys; ``content`` left out: as the pipeline matches."""
+class Sweep(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rename={"from_": "from"}):
+    """What to sweep. ``content`` left out: as the pipeline matches.
+
+    ``range``: full; range, ``from`` a key (with it) ``to`` a key (without it), one of which may be left out; keys, with ``keys``;
+    lookback, what changed within ``lookback_seconds`` (left out: as configured, else 48 hours).
+    """
 
     pipeline: str
     content: bool | msgspec.UnsetType = msgspec.UNSET
     range: str = "full"
-    keys: list[str] = []
+    keys: list[str] | msgspec.UnsetType = msgspec.UNSET
+    from_: str | msgspec.UnsetType = msgspec.UNSET
+    to: str | msgspec.UnsetType = msgspec.UNSET
+    lookback_seconds: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Backfill(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,14 +48,17 @@ class Backfill(msgspec.Struct, forbid_unknown_fields=True):
 
 async def start_sweep(request: web.Request) -> web.StreamResponse:
     body = body_of(request, Sweep)
-    asked: dict[str, Any] = {"range": body.range}
-    if body.range == "keys":
-        asked["keys"] = body.keys
-    elif body.keys:
+    given: dict[str, Any] = {
+        "content": body.content,
+        "keys": body.keys,
+        "from": body.from_,
+        "to": body.to,
+        "lookback_seconds": body.lookback_seconds,
+    }
+    asked = {"range": body.range} | {name: value for name, value in given.items() if value is not msgspec.UNSET}
+    if body.range != "keys" and body.keys:
         raise Problem(400, "keys are given, but the range is not keys.")
-    if body.content is not msgspec.UNSET:
-        asked["content"] = body.content
-    return _accepted(await request.app[DEPS].operations.start_sweep(body.pipeline, asked, actor=request[ACTOR]))
+    return accepted(await request.app[DEPS].operations.start_sweep(body.pipeline, asked, actor=request[ACTOR]))
 
 
 async def start_backfill(request: web.Request) -> web.StreamResponse:
@@ -61,18 +71,19 @@ async def start_backfill(request: web.Request) -> web.StreamResponse:
             raise Problem(400, "Applying a plan writes to the target: ask for it with dry_run false.")
         if body.kinds:
             raise Problem(400, "A plan has its kinds; give none when it is applied.")
-        return _accepted(await operations.apply_backfill(body.plan, actor=request[ACTOR]))
+        return accepted(await operations.apply_backfill(body.plan, actor=request[ACTOR]))
     planned = await operations.plan_backfill(body.pipeline, body.kinds, actor=request[ACTOR])
     if body.dry_run:
-        return _accepted(planned)
-    return _accepted(await operations.apply_backfill(planned.id, actor=request[ACTOR]))
+        return accepted(planned)
+    return accepted(await operations.apply_backfill(planned.id, actor=request[ACTOR]))
 
 
 async def apply_backfill(request: web.Request) -> web.StreamResponse:
-    return _accepted(await request.app[DEPS].operations.apply_backfill(request.match_info["id"], actor=request[ACTOR]))
+    return accepted(await request.app[DEPS].operations.apply_backfill(request.match_info["id"], actor=request[ACTOR]))
 
 
-def _accepted(run: Run) -> web.Response:
+def accepted(run: Run) -> web.Response:
+    """Return the answer to a run that was queued or planned: 202, with its address."""
     return json_response(run_record(run), status=202, headers={"Location": f"/api/v1/{run.kind.value}s/{run.id}"})
 
 

@@ -1,4 +1,4 @@
-"""Backfill: plan, apply, verify. Writes only what was judged to differ a moment ago, guarded by exactly what was read.
+"""Backfill: apply a plan, verify. Writes only what was judged to differ a moment ago, guarded by exactly what was read.
 
 For each batch:
 
@@ -19,15 +19,18 @@ from typing import Any
 import structlog
 import xxhash
 
-from gapwatch.core.backfill import ItemOutcome, Step, Tally, batches, decide, permitted, plan_counts
+from gapwatch.core.autorepair import automatic
+from gapwatch.core.backfill import ItemOutcome, Step, Tally, batches, decide
 from gapwatch.core.confirm import Cleared, Presence, satisfied
-from gapwatch.errors import ConflictError, NotFoundError, RecordError, StoreError, UsageError
-from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunKind, RunState, State
-from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import ABSENT, Absent, Clock, GapFilter, Key, Ledger, Read, StoredRecord, WriteItem
+from gapwatch.core.gaps import proof_of
+from gapwatch.errors import ConflictError, RecordError, StoreError
+from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
+from gapwatch.ports import ABSENT, Absent, Clock, Key, Ledger, Read, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
+from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.stores import PipelineStores
 
@@ -35,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 VERIFY_ROUNDS_MAX = 4
 PATIENCE_SECONDS = 600.0
-PLAN_ACTION = "backfill_plan"
+ROWS_MAX = 1_000_000  # of the audit of one run
 WRITE_ACTION = "backfill_write"
 
 
@@ -59,97 +62,50 @@ class _Written:
     row: StoredRecord | None  # None: the document is to go, as its row has gone
 
 
-def plan(
-    ledger: Ledger, spec: PipelineSpec, kinds: frozenset[Kind], *, limit: int, run_id: str, clock: Clock, requested_by: str = ""
-) -> Run:
-    """Store a plan: which open gaps an apply would write. Touches no store.
-
-    Raises UsageError when a kind was asked for that a backfill never writes.
-    """
-    pipeline = spec.id
-    refused = sorted(kind.value for kind in kinds - permitted(spec.repair))
-    if refused:
-        raise UsageError(
-            f"A backfill of {pipeline} does not touch gaps of kind {', '.join(refused)}.",
-            remedy="They are reported only; extra and undeleted documents are deleted where `repair` says `delete`.",
-        )
-    found: dict[Kind, int] = {}
-    chosen: list[Gap] = []
-    cursor: str | None = None
-    states = (State.OPEN.value, State.ACKNOWLEDGED.value, State.REPAIRING.value)
-    while True:
-        page = ledger.gaps(GapFilter(pipeline=pipeline, states=states), limit=500, cursor=cursor)
-        for gap in page.gaps:
-            found[gap.kind] = found.get(gap.kind, 0) + 1
-            if gap.kind in kinds and len(chosen) < limit:
-                chosen.append(gap)
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    now = clock.now()
-    asked = {kind: count for kind, count in found.items() if kind in kinds}
-    run = ledger.create_run(
-        Run(
-            id=run_id,
-            pipeline=pipeline,
-            kind=RunKind.BACKFILL,
-            state=RunState.SUCCEEDED,
-            requested_at=now,
-            started_at=now,
-            ended_at=now,
-            progress=1.0,
-            counts=plan_counts(asked, limit=limit) | {"left_out": sum(found.values()) - sum(asked.values())},
-            request={"dry_run": True, "kinds": sorted(kind.value for kind in kinds), "mode": "direct"},
-            requested_by=requested_by,
-        )
-    )
-    for start in range(0, len(chosen), 500):
-        ledger.audit([_planned(run, gap, number, clock) for number, gap in enumerate(chosen[start : start + 500], start)])
-    return run
-
-
-def request_apply(ledger: Ledger, plan_id: str, *, run_id: str, clock: Clock, requested_by: str = "") -> Run:
-    """Queue the application of a plan. Raises NotFoundError for an unknown plan, ConflictError while another one runs."""
-    planned = ledger.run(plan_id)
-    if planned is None or planned.kind is not RunKind.BACKFILL or not planned.request.get("dry_run"):
-        raise NotFoundError(f"There is no backfill plan {plan_id!r}.", remedy="Make one with `gapwatch backfill plan PIPELINE`.")
-    return ledger.create_run(
-        Run(
-            id=run_id,
-            pipeline=planned.pipeline,
-            kind=RunKind.BACKFILL,
-            state=RunState.QUEUED,
-            requested_at=clock.now(),
-            request={"dry_run": False, "plan": plan_id, "kinds": planned.request["kinds"], "mode": "direct"},
-            requested_by=requested_by,
-        )
-    )
-
-
 class Backfiller:
     """Carries out one backfill run that the caller has taken from the ledger."""
 
     def __init__(self, dependencies: BackfillDependencies) -> None:
         self._on = dependencies
+        self._holding = Holding(dependencies.ledger, dependencies.clock)
 
     async def run(self, run: Run, stores: PipelineStores) -> Run:
         """Apply the run's plan; return the run as it ended (it is stored as well)."""
-        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.request["plan"], limit=1_000_000)
+        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.request["plan"], limit=ROWS_MAX)
         rows = [row for row in rows if row.action == PLAN_ACTION and row.key is not None]
         gaps = {row.key: row.gap_id for row in rows if row.key is not None}
         planned = {row.key: Kind(row.reason) for row in rows if row.key is not None}
         tally = Tally(planned=len(gaps))
+        held = await self._holding.take(run, gaps)
         try:
-            stopped = await self._apply(run, stores, gaps, planned, tally)
+            stopped = await self._apply(run, stores, gaps, planned, tally, held)
         except StoreError as error:
-            return await self._end(run, tally, gaps, RunState.INCONCLUSIVE, error.message)
-        state, error_text = tally.ended(stopped=stopped)
-        return await self._end(run, tally, gaps, state, error_text)
+            state, error_text = RunState.INCONCLUSIVE, error.message
+        else:
+            state, said = tally.ended(stopped=stopped)
+            error_text = said or ""
+        finally:
+            await self._holding.set_down(run.pipeline, gaps, tally.outcomes)
+            again = set(run.request["kinds"]) <= {kind.value for kind in automatic(stores.spec.repair)}
+            await self._holding.remember(run, stores.spec, tally.outcomes, again=again)
+        return await self._end(run, tally, gaps, state, error_text or None)
+
+    async def _written_before(self, run: Run) -> frozenset[Key]:
+        """Return the keys that an earlier holder of this run wrote: what agrees by now is its work."""
+        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.id, limit=ROWS_MAX)
+        return frozenset(row.key for row in rows if row.key is not None and row.outcome == ItemOutcome.WRITTEN.value)
 
     async def _apply(
-        self, run: Run, stores: PipelineStores, gaps: Mapping[Key, str | None], planned: Mapping[Key, Kind], tally: Tally
+        self,
+        run: Run,
+        stores: PipelineStores,
+        gaps: Mapping[Key, str | None],
+        planned: Mapping[Key, Kind],
+        tally: Tally,
+        held: Mapping[Key, Gap],
     ) -> bool:
         """Work through the plan; True when the error rate stopped it."""
+        ours = await self._written_before(run)
         spec = stores.spec
 
         async def same() -> PipelineStores:
@@ -163,7 +119,7 @@ class Backfiller:
             batch=spec.sweep.batch.documents,
         )
         for key in gaps:
-            judge.add(key)
+            judge.add(key, proof=proof_of(held[key]) if key in held else None)
         deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
         while len(judge) and self._on.clock.monotonic() < deadline:
             decided = await judge.step()
@@ -172,12 +128,12 @@ class Backfiller:
                 await self._renew(run, tally)
                 continue
             deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
-            await self._handle(run, stores, decided, planned, gaps, tally)
+            await self._handle(run, stores, decided, planned, gaps, tally, ours)
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
             await self._renew(run, tally)
-        for _ in range(len(judge)):
-            tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough")
+        for key in judge.cases:
+            tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough", key=key)
         return False
 
     async def _handle(
@@ -188,6 +144,7 @@ class Backfiller:
         planned: Mapping[Key, Kind],
         gaps: Mapping[Key, str | None],
         tally: Tally,
+        ours: frozenset[Key],
     ) -> None:
         kinds = frozenset(Kind(name) for name in run.request["kinds"])
         to_write: list[tuple[_Written, int]] = []
@@ -206,9 +163,9 @@ class Backfiller:
                     outcome, reason = ItemOutcome.FAILED, str(error)
             elif isinstance(item.judgement, Cleared):
                 agreeing.append(item)
-            self._count(tally, stores, outcome, reason)
+            self._count(tally, stores, key, outcome, reason)
             audit.append(self._audit_row(run, stores, key, gaps.get(key), outcome, reason))
-        await self._on.book.close(stores, agreeing)
+        await self._on.book.close(stores, agreeing, backfilled=ours)
         await asyncio.to_thread(self._on.ledger.audit, audit)
         for batch in batches(to_write, stores.spec.sweep.batch):
             await self._write(run, stores, batch, tally)
@@ -230,7 +187,7 @@ class Backfiller:
             if outcome is ItemOutcome.WRITTEN:
                 standing.append(item)
             else:
-                self._count(tally, stores, outcome, result.reason)
+                self._count(tally, stores, item.item.key, outcome, result.reason)
             audit.append(
                 self._audit_row(
                     run,
@@ -270,7 +227,7 @@ class Backfiller:
             if unread:
                 await self._on.clock.sleep(0.5)
         for item in left:
-            self._count(tally, stores, ItemOutcome.UNREAD, "written, but reading it back did not prove it right")
+            self._count(tally, stores, item.item.key, ItemOutcome.UNREAD, "written, but reading it back did not prove it right")
             row = self._audit_row(run, stores, item.item.key, item.gap_id, ItemOutcome.UNREAD, "not read back")
             await asyncio.to_thread(self._on.ledger.audit, [row])
 
@@ -278,7 +235,7 @@ class Backfiller:
         decided = []
         for item, reads in right:
             vanished = reads.reads.after.presence is Presence.ABSENT and item.row is not None
-            self._count(tally, stores, ItemOutcome.VANISHED if vanished else ItemOutcome.WRITTEN)
+            self._count(tally, stores, item.item.key, ItemOutcome.VANISHED if vanished else ItemOutcome.WRITTEN)
             decided.append(_agreed(item.item.key, reads))
         tally.verified(len(right))
         await self._on.book.close(stores, decided, backfilled=frozenset(item.item.key for item, _ in right))
@@ -321,11 +278,11 @@ class Backfiller:
     async def _conclude(
         self, run: Run, stores: PipelineStores, item: _Written, outcome: ItemOutcome, reason: str, tally: Tally
     ) -> None:
-        self._count(tally, stores, outcome, reason)
+        self._count(tally, stores, item.item.key, outcome, reason)
         await self._note(run, stores, item, outcome, reason)
 
-    def _count(self, tally: Tally, stores: PipelineStores, outcome: ItemOutcome, reason: str = "") -> None:
-        tally.add(outcome, reason)
+    def _count(self, tally: Tally, stores: PipelineStores, key: Key, outcome: ItemOutcome, reason: str = "") -> None:
+        tally.add(outcome, reason, key=key)
         self._on.on_document(stores.spec.id, outcome.value)
 
     def _audit_row(
@@ -410,19 +367,3 @@ def _agreed(key: Key, reads: KeyReads) -> Decided:
 
 def _digest_before(stores: PipelineStores, replaced: StoredRecord | Absent) -> str | None:
     return stores.mapping.canonical_target(replaced.fields).identity.hex() if isinstance(replaced, StoredRecord) else None
-
-
-def _planned(run: Run, gap: Gap, number: int, clock: Clock) -> AuditRow:
-    return AuditRow(
-        id=f"{run.id}/{number}",
-        at=clock.now(),
-        actor=run.requested_by or "gapwatch",
-        action=PLAN_ACTION,
-        pipeline=run.pipeline,
-        key=gap.key,
-        key_fields=gap.key_fields,
-        run_id=run.id,
-        gap_id=gap.id,
-        outcome=ItemOutcome.PLANNED.value,
-        reason=gap.kind.value,
-    )

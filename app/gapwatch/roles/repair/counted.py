@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -90,8 +91,17 @@ class CountedReader:
                 self._count()
                 yield found
 
-    async def scan_keys(self, *, lower: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
-        chunks = self._reader.scan_keys(lower=lower, chunk=chunk)
+    async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
+        chunks = self._reader.scan_changed(since, cursor=cursor, chunk=chunk)
+        async with aclosing(chunks):  # type: ignore[type-var]
+            async for found in chunks:
+                self._count()
+                yield found
+
+    async def scan_keys(
+        self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 50_000
+    ) -> AsyncIterator[KeyChunk]:
+        chunks = self._reader.scan_keys(lower=lower, upper=upper, chunk=chunk)
         async with aclosing(chunks):  # type: ignore[type-var]
             async for found in chunks:
                 self._count()

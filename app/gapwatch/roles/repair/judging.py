@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 
 from gapwatch.core.confirm import (
     Judgement,
+    Presence,
     Progress,
+    Reading,
     Retry,
     WaitAndReadAgain,
     judge,
 )
+from gapwatch.core.gaps import Proof
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key
 from gapwatch.roles.board import Delivered
@@ -80,11 +83,15 @@ class KeyJudge:
     def cases(self) -> Mapping[Key, Case]:
         return self._cases
 
-    def add(self, key: Key, suspect: Suspect | None = None) -> None:
-        """Put a key under judgement, or replace its suspect by a newer one; what was learnt of the source is kept."""
+    def add(self, key: Key, suspect: Suspect | None = None, *, proof: Proof | None = None) -> None:
+        """Put a key under judgement, or replace its suspect by a newer one; what was learnt of the source is kept.
+
+        ``proof``: a difference was proved before; while the source's row is still the one it was proved for, a difference that is
+        read now needs no other wait than for deliveries to have come as far as that.
+        """
         case = self._cases.get(key)
         if case is None:
-            self._cases[key] = Case(key=key, suspect=suspect)
+            self._cases[key] = _proven(key, proof) if proof is not None else Case(key=key, suspect=suspect)
             return
         if suspect is not None:
             is_other = case.suspect is None or case.suspect.id != suspect.id
@@ -144,6 +151,11 @@ class KeyJudge:
         case.unread = ""
         case.waits_for_ms = judgement.since_ms
         case.not_before_ms = judgement.since_ms + self._grace_ms()
+
+
+def _proven(key: Key, proof: Proof) -> Case:
+    baseline = Reading(presence=Presence.PRESENT, revision=proof.revision)
+    return Case(key=key, progress=Progress(baseline=baseline, waiting_since_ms=proof.at_ms), waits_for_ms=proof.at_ms)
 
 
 def _delivery_passed(case: Case, delivered: Delivered) -> bool:

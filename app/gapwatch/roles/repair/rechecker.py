@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 BATCH = 200
 PAUSE_SECONDS = 1.0  # between batches: at most 200 keys a second and pipeline are read for this
-STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.SNOOZED.value, State.REPAIRING.value)
+STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.SNOOZED.value)  # one that is repairing is read by its backfill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from gapwatch.model.gap import RunKind
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
+from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepairer
 from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
@@ -85,6 +86,11 @@ class RepairRole:
                     board=on.board,
                     clock=on.clock,
                     new_id=on.new_id,
+                )
+            ).run,
+            AutoRepairer(
+                AutoRepairDependencies(
+                    pipelines=pipelines, ledger=on.ledger, stores=self._stores("backfill"), clock=on.clock, new_id=on.new_id
                 )
             ).run,
             self._runner().run,

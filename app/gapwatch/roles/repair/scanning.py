@@ -15,7 +15,7 @@ from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.core.sweep import Mark
 from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError, digests, objects
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, DatasetReader, Key, KeyChunk, ScanChunk
+from gapwatch.ports import Clock, Key, KeyChunk, ScanChunk
 from gapwatch.roles.repair.spool import Spool
 from gapwatch.roles.stores import PipelineStores
 
@@ -62,6 +62,8 @@ class Scanning:
         load: Share of the time that a side may be kept busy, 0 < load <= 1.
         on_compared: Told of every chunk: side, keys.
         start: The mark to go on from; its counts and identities were those of an earlier worker.
+        lower: Where the range begins; None: at the first key.
+        upper: The first key behind the range; None: there is none.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class Scanning:
         on_compared: Callable[[str, int], None],
         start: Mark | None = None,
         identities: Mapping[str, str] | None = None,
+        lower: Key | None = None,
+        upper: Key | None = None,
     ) -> None:
         self._stores = stores
         self._content = content
@@ -81,6 +85,8 @@ class Scanning:
         self._load = load
         self._on_compared = on_compared
         self._start = start
+        self._lower = lower
+        self._upper = upper
         self._form = KeyForm(stores.codec)
         self._before = identities or {}
         self.sides = self._fresh(start)
@@ -165,9 +171,13 @@ class Scanning:
     async def _chunks(self, side: Side, *, ordered: bool) -> AsyncIterator[_Piece]:
         """Read one side, chunk by chunk, with a pause after each as long as its load asks for."""
         reader = self._stores.source if side is Side.EXPECTED else self._stores.target
-        lower = self._start.key if ordered and self._start is not None else None
+        lower = self._start.key if ordered and self._start is not None else self._lower
         scan = self.sides[side]
-        source = self._records(reader, lower) if self._content else reader.scan_keys(lower=lower, chunk=KEYS_PER_CHUNK)
+        source: AsyncIterator[ScanChunk] | AsyncIterator[KeyChunk]
+        if self._content:
+            source = reader.scan(content=True, lower=lower, upper=self._upper, chunk=RECORDS_PER_CHUNK)
+        else:
+            source = reader.scan_keys(lower=lower, upper=self._upper, chunk=KEYS_PER_CHUNK)
         iterator = aiter(source)
         try:
             while True:
@@ -187,9 +197,6 @@ class Scanning:
                 await self._rest(took)
         finally:
             await iterator.aclose()  # type: ignore[attr-defined]
-
-    def _records(self, reader: DatasetReader, lower: Key | None) -> AsyncIterator[ScanChunk]:
-        return reader.scan(content=True, lower=lower, chunk=RECORDS_PER_CHUNK)
 
     async def _rest(self, took: float) -> None:
         if self._load < 1:

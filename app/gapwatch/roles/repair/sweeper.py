@@ -14,8 +14,8 @@ from typing import Final
 
 import structlog
 
-from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
-from gapwatch.core.sweep import Mark, Resumption, Scope, SweepOutcome
+from gapwatch.core.confirm import Cleared, Difference, Presence, Superseded, Unverifiable
+from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Detector, Run, RunState
 from gapwatch.model.stream import Side
@@ -23,6 +23,7 @@ from gapwatch.ports import Clock, DatasetReader, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.repair.keyfeed import changing, feed
 from gapwatch.roles.repair.scanning import Scanning
 from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
 from gapwatch.roles.stores import PipelineStores
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 PATIENCE_SECONDS: Final = 600.0  # without any decision, or twelve times grace if that is longer: then the sweep is inconclusive
 CANDIDATES_MAX: Final = 200_000  # keys under judgement; the scan waits while there are more
+FED_MAX: Final = 20_000  # of a sweep by key: most agree at the first look
 KEYS_PER_READ: Final = 2_000
 BOOKED_AT_ONCE: Final = 200
 BOOKINGS_MAX: Final = 5  # attempts at a gap that somebody else keeps changing
@@ -63,8 +65,9 @@ class Sweeper:
         """Sweep, judge, book; return the run as it ended (it is stored as well).
 
         Args:
-            run: A running run; ``request`` holds ``content`` (bool), ``range`` (full | keys) and ``keys`` (hex) for the latter;
-                ``cursor`` says from where it goes on; what else it holds is kept.
+            run: A running run; ``request`` holds ``content`` (bool) and ``range``: full; range, with ``from`` and ``to`` (hex or
+                None); keys, with ``keys`` (hex); lookback, with ``since`` (ISO 8601). ``cursor`` says from where it goes on;
+                what else it holds is kept.
             stores: The pipeline's stores.
             last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
         """
@@ -83,6 +86,9 @@ class _Sweep:
         pipeline = stores.spec.id
         mark, identities = Resumption.unpack(run.cursor)
         self._resumption = Resumption(mark)
+        self._scope = Scope(run.request.get("range", Scope.FULL))
+        self._steps = Steps(run.cursor.get("step"))
+        lower, upper = (bytes.fromhex(end) if (end := run.request.get(name)) else None for name in ("from", "to"))
         self._scanning = Scanning(
             stores,
             content=bool(run.request.get("content")),
@@ -91,7 +97,10 @@ class _Sweep:
             on_compared=lambda side, keys: on.on_compared(pipeline, side, keys),
             start=mark,
             identities=identities,
+            lower=lower,
+            upper=upper,
         )
+        self._lower, self._upper = lower, upper
         self._judge = KeyJudge(
             self._same_stores,
             grace_ms=lambda: on.grace_ms(pipeline),
@@ -99,9 +108,9 @@ class _Sweep:
             clock=on.clock,
             batch=KEYS_PER_READ,
         )
-        self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and not self._by_key)
+        self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and self._scope is Scope.FULL)
         self._counts = {"source_keys": 0, "target_keys": 0, "differences": 0, "agreed_on_second_read": 0, "superseded": 0}
-        self._counts |= {name: count for name, count in run.counts.items() if mark is not None}
+        self._counts |= {name: count for name, count in run.counts.items() if mark is not None or self._steps.reached}
         self._decided = 0
         self._undecided = 0  # judged, but neither way
         self._estimate = 0
@@ -111,17 +120,13 @@ class _Sweep:
         return self._stores
 
     async def carry_out(self) -> Run:
-        mark = self._resumption.reached
-        if mark is not None:
-            log.info("sweep_resumed", pipeline=self._run.pipeline, run=self._run.id, source_keys=mark.counts[0])
+        if self._resumption.reached is not None or self._steps.reached is not None:
+            log.info("sweep_resumed", pipeline=self._run.pipeline, run=self._run.id, source_keys=self._counts["source_keys"])
         try:
-            if self._by_key:
-                for key in self._run.request.get("keys", ()):
-                    self._judge.add(bytes.fromhex(key))
-                undecided = await self._judge_all(None)
-            else:
+            if self._scope is Scope.FULL:
                 self._estimate = await _estimate(self._stores.source) + await _estimate(self._stores.target)
-                undecided = await self._judge_all(asyncio.create_task(self._scan()))
+            reading = self._feed() if self._scope.by_key else self._scan()
+            undecided = await self._judge_all(asyncio.create_task(reading))
             await self._end_trial()
             undecided += self._undecided
             outcome = SweepOutcome(
@@ -141,10 +146,6 @@ class _Sweep:
         log.info("sweep_ended", pipeline=ended.pipeline, run=ended.id, state=ended.state.value, **self._counts)
         return ended
 
-    @property
-    def _by_key(self) -> bool:
-        return bool(self._run.request.get("range", Scope.FULL) == Scope.KEYS)
-
     # reading
 
     async def _scan(self) -> None:
@@ -158,17 +159,35 @@ class _Sweep:
             while len(self._judge) > CANDIDATES_MAX:
                 await self._on.clock.sleep(IDLE_SECONDS)
 
-    async def _judge_all(self, scan: asyncio.Task[None] | None) -> int:
+    async def _feed(self) -> None:
+        """Put every key under judgement that is asked for; wait while there are too many."""
+        async for fed in feed(self._stores, self._run.request, self._steps.reached):
+            if fed.side is not None:
+                scan = self._scanning.sides[fed.side]
+                scan.rows += len(fed.keys)
+                scan.identities.add(fed.identity)
+                if not fed.complete:
+                    scan.complete, scan.reason = False, fed.reason
+            for key in fed.keys:
+                self._judge.add(key)
+            if fed.complete:
+                self._steps.fed(fed.position, fed.keys)
+            while len(self._judge) > FED_MAX:
+                await self._on.clock.sleep(IDLE_SECONDS)
+
+    async def _judge_all(self, scan: asyncio.Task[None]) -> int:
         """Judge and book until the scan has ended and nothing is left; return how many keys stayed undecided."""
         clock = self._on.clock
         patience = max(PATIENCE_SECONDS, 12 * self._on.grace_ms(self._stores.spec.id) / 1000)
         last = clock.monotonic()
         try:
             while True:
-                scanned = scan is None or scan.done()
-                if scanned and scan is not None:
+                scanned = scan.done()
+                if scanned:
                     scan.result()
+                began = clock.monotonic()
                 decided = await self._judge.step()
+                await self._rest(clock.monotonic() - began)
                 await self._take(decided)
                 await self._report()
                 if decided or not scanned:
@@ -180,9 +199,14 @@ class _Sweep:
                 if not decided:
                     await clock.sleep(IDLE_SECONDS)
         finally:
-            if scan is not None:
-                scan.cancel()
-                await asyncio.gather(scan, return_exceptions=True)
+            scan.cancel()
+            await asyncio.gather(scan, return_exceptions=True)
+
+    async def _rest(self, took: float) -> None:
+        """Leave the stores alone after reading by key, as after a chunk of a scan."""
+        load = self._stores.spec.sweep.load
+        if self._scope.by_key and load < 1:
+            await self._on.clock.sleep(took * (1 - load) / load)
 
     async def _take(self, decided: Sequence[Decided]) -> None:
         """Book what was judged, except for what the trial of the mapping holds back."""
@@ -230,6 +254,11 @@ class _Sweep:
     def _count(self, decided: Sequence[Decided]) -> None:
         counts = self._counts
         self._decided += len(decided)
+        if self._scope.by_key:
+            for side, name in ((Side.EXPECTED, "source_keys"), (Side.OBSERVED, "target_keys")):
+                counts[name] += sum(_is_present(item, side) for item in decided)
+                self._on.on_compared(self._stores.spec.id, side.name.lower(), len(decided))
+            counts["keys"] = counts.get("keys", 0) + len(decided)
         for item in decided:
             if isinstance(item.judgement, Difference):
                 counts["differences"] += 1
@@ -245,10 +274,24 @@ class _Sweep:
     # what proves something
 
     async def _emptiness_is_proved(self) -> bool:
-        if self._by_key:
+        if self._scope is Scope.KEYS:
             return True
-        for side, reader in self._readers():
-            if self._scanning.sides[side].rows == 0 and not await reader.is_empty():
+        sides = changing(self._stores) if self._scope is Scope.LOOKBACK else self._readers()
+        for side, reader in sides:
+            if self._scanning.sides[side].rows == 0 and self._steps.reached is None and not await self._is_empty(reader):
+                return False
+        return True
+
+    async def _is_empty(self, reader: DatasetReader) -> bool:
+        """Ask once more whether there is nothing in what was read."""
+        if self._scope is Scope.FULL:
+            return await reader.is_empty()
+        if self._scope is Scope.LOOKBACK:
+            async for chunk in reader.scan_changed(datetime.fromisoformat(self._run.request["since"]), chunk=1):
+                return chunk.complete and not chunk.records
+            return True
+        async for keys in reader.scan_keys(lower=self._lower, upper=self._upper):
+            if len(keys) or not keys.complete:
                 return False
         return True
 
@@ -276,6 +319,8 @@ class _Sweep:
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
         mark = self._resumption.advance({*self._judge.cases, *self._trial.held}) if whole else None
+        if whole and self._scope.by_key:
+            self._steps.advance(self._judge.cases)
         self._run = replace(
             self._run,
             counts=dict(self._counts),
@@ -286,10 +331,16 @@ class _Sweep:
 
     def _cursor(self, mark: Mark | None) -> dict[str, object]:
         packed = Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
+        if self._steps.reached is not None:
+            packed = {"step": dict(self._steps.reached)}
         return self._run.cursor | packed
 
     def _progress(self) -> float | None:
         """Return the share that is done, by the stores' own estimates of their size; judging what differs is a part of it."""
+        if self._scope is Scope.KEYS:
+            return min(0.999, self._counts.get("keys", 0) / max(1, len(self._run.request.get("keys", ()))))
+        if self._scope is not Scope.FULL:
+            return None  # nobody knows beforehand how much it is
         read = self._counts["source_keys"] + self._counts["target_keys"]
         total = max(read, self._estimate) + len(self._judge) + self._decided
         return min(0.999, (read + self._decided) / total) if total else None
@@ -306,6 +357,12 @@ class _Sweep:
         )
         await asyncio.to_thread(self._on.ledger.update_run, self._run, holder=self._on.holder)
         return self._run
+
+
+def _is_present(item: Decided, side: Side) -> bool:
+    reads = item.reads.reads
+    reading = reads.after if side is Side.EXPECTED else reads.target
+    return reading.presence in (Presence.PRESENT, Presence.SEVERAL)
 
 
 async def _estimate(reader: DatasetReader) -> int:

@@ -16,6 +16,7 @@ import structlog
 
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.standing import uncovered_holes_within
+from gapwatch.core.sweep import Scope
 from gapwatch.errors import ConflictError, StoreError, UsageError
 from gapwatch.model.gap import Finding, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
@@ -86,9 +87,10 @@ class SweepScheduler:
         reason = await asyncio.to_thread(self._wanted, pipeline, records)
         if not reason:
             return
+        request = {"reason": reason, **(await asyncio.to_thread(self.extent, pipeline) if reason == "schedule" else {})}
         try:
             run = await asyncio.to_thread(
-                request_sweep, self._on.ledger, pipeline, self._on.clock, self._on.new_id(), {"reason": reason}, "gapwatch"
+                request_sweep, self._on.ledger, pipeline, self._on.clock, self._on.new_id(), request, "gapwatch"
             )
         except ConflictError:
             return  # somebody asked at the same moment
@@ -104,7 +106,7 @@ class SweepScheduler:
             return ""
         if last is not None and last.state is not RunState.SUCCEEDED:
             ended = last.ended_at or last.requested_at
-            pause = SUSPECT_RETRY_SECONDS if _mapping_is_suspect(ledger, pipeline.id) else RETRY_SECONDS
+            pause = SUSPECT_RETRY_SECONDS if mapping_is_suspect(ledger, pipeline.id) else RETRY_SECONDS
             if now - ended < timedelta(seconds=pause):
                 return ""
         if not _have_start_positions(pipeline, records, self._on.partitions):
@@ -121,6 +123,18 @@ class SweepScheduler:
             return "hole" if waited else ""
         return "schedule" if self._scheduled(pipeline, last, now) else ""
 
+    def extent(self, pipeline: PipelineSpec) -> dict[str, Any]:
+        """Return how far a scheduled sweep looks: back as far as is configured, at everything once in a while."""
+        spec, now = pipeline.sweep, self._on.clock.now()
+        if spec.lookback_seconds is None:
+            return {}
+        swept = self._on.ledger.fact(Facts.swept(pipeline.id))
+        full_every = timedelta(seconds=spec.full_every_seconds) if spec.full_every_seconds else None
+        if full_every is not None and (not swept or now - datetime.fromisoformat(swept["started_at"]) >= full_every):
+            return {}
+        since = now - timedelta(seconds=spec.lookback_seconds)
+        return {"range": Scope.LOOKBACK.value, "since": since.isoformat()}
+
     def _scheduled(self, pipeline: PipelineSpec, last: Run | None, now: datetime) -> bool:
         spec = pipeline.sweep
         if spec.every_seconds is None or now - self._started < timedelta(seconds=spec.start_delay_seconds):
@@ -128,7 +142,7 @@ class SweepScheduler:
         return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
 
 
-def _mapping_is_suspect(ledger: Ledger, pipeline: str) -> bool:
+def mapping_is_suspect(ledger: Ledger, pipeline: str) -> bool:
     return any(record.finding is Finding.MAPPING_SUSPECT for record in ledger.findings(pipeline))
 
 

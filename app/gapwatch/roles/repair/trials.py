@@ -265,6 +265,12 @@ def _since(gap: Gap) -> datetime:
     return gap.event_time or gap.held_since or gap.first_seen
 
 
+def has_passed(ledger: Ledger, pipeline: str) -> bool:
+    """Whether the pipeline's mapping has passed its trial, as the ledger has it."""
+    known = ledger.fact(_fact(pipeline))
+    return bool(known) and msgspec.convert(known, Trial).passed
+
+
 def _fact(pipeline: str) -> str:
     return f"mapping/{pipeline}"
 

@@ -1,0 +1,163 @@
+"""Automatic repair on real stores: one key at a time, until it fails for good or too much is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from bson import Decimal128
+from pymongo.collection import Collection
+
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.copier import Change, Copier, Operation
+from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
+from tests.acceptance.service import Service, wait_for
+from tests.acceptance.shared import at, clean, create_database, falsify, lose, number
+from tests.stack import captured, execute
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+
+ROWS = 40
+REPAIR = {"missing": "auto", "stale": "auto", "mismatch": "auto", "backoff": "1s", "max_attempts": 2}
+Orders = Collection[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    database = create_database(stack, f"autorepair_{number()}")
+    dsn, group = stack.postgres.dsn(database), f"copier-{database}"
+    rows = f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i"
+    execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL", rows)
+    config = configuration(stack, dsn, database, group, grace="1s", repair=REPAIR)
+    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
+        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
+        service = Service(tmp_path_factory.mktemp("autorepair"), config)
+        scene = Scene(stack, dsn, database, copier, service)
+        copier.start()
+        try:
+            wait_for(lambda: len(scene.documents()) == ROWS, "the documents", 60)
+            service.start()
+            yield scene
+            service.check_alive()
+        finally:
+            copier.stop()
+            service.stop()
+
+
+@pytest.fixture
+def scene(built: Scene) -> Iterator[Scene]:
+    with clean(built) as scene:
+        yield scene
+
+
+@pytest.fixture
+def orders(scene: Scene) -> Iterator[Orders]:
+    client = scene.mongo()
+    try:
+        yield client[scene.database].orders
+    finally:
+        client.close()
+
+
+def write(scene: Scene, key: int, value: str, rule: Callable[[Change], list[tuple[float, Operation | None]]]) -> None:
+    """Change a row; the copier does with that write what the rule says."""
+    seq = number()
+    scene.copier.rules[seq] = rule
+    scene.sql(f"UPDATE {TABLE} SET seq = {seq}, v = '{value}' WHERE id = {key}")
+
+
+def resolved(scene: Scene, key: int) -> dict[str, Any]:
+    """Return the key's newest gap with its history, once it is resolved."""
+
+    def look() -> str | None:
+        gaps = [gap for gap in scene.service.gaps(state="resolved") if gap["key"] == {"id": key}]
+        return max(gaps, key=lambda gap: str(gap["first_seen"]))["id"] if gaps else None
+
+    gap: dict[str, Any] = scene.service.api.get(f"/api/v1/gaps/{wait_for(look, 'the gap to be resolved', 40)}")
+    return gap
+
+
+def writes(scene: Scene, key: int) -> list[dict[str, Any]]:
+    rows = scene.service.api.get("/api/v1/audit", pipeline="orders", limit=1_000)["audit"]
+    return [row for row in rows if row["action"] == "backfill_write" and row["key"] == {"id": key}]
+
+
+def stopped(scene: Scene) -> str:
+    return next((reason for reason in scene.service.view()["reasons"] if "automatic repair has stopped" in reason), "")
+
+
+def test_d16_a_lost_write_is_repaired_by_itself_within_five_seconds_of_its_gap(scene: Scene, orders: Orders) -> None:
+    write(scene, 7, "lost", lose)
+    gap = resolved(scene, 7)
+    assert (gap["kind"], gap["resolution"]) == ("stale", "backfilled")
+    assert [step["event"] for step in gap["history"]][-2:] == ["repairing", "resolved"]
+    assert (at(gap["resolved_at"]) - at(gap["confirmed_at"])).total_seconds() < 5
+    document = orders.find_one({"_id": 7})
+    assert document is not None
+    assert document["v"] == "lost"
+    assert {row["outcome"] for row in writes(scene, 7)} == {"planned", "written"}
+    assert {row["actor"] for row in writes(scene, 7)} == {"automatic repair"}
+    path = f"/api/v1/backfills/{writes(scene, 7)[0]['run_id']}"
+    wait_for(lambda: scene.service.api.get(path)["state"] == "succeeded", "the run to end", 20)
+    run = scene.service.api.get(path)
+    assert (run["counts"]["planned"], run["counts"]["written"], run["request"]["automatic"]) == (1, 1, True), "only that key"
+    scene.service.wait_healthy()
+
+
+def test_what_was_written_wrongly_is_set_right_and_what_is_extra_stays(scene: Scene, orders: Orders) -> None:
+    orders.insert_one({"_id": 900_001, "seq": 1, "v": "stranger", "amount": Decimal128("1"), "big": None})
+    write(scene, 8, "right", falsify(v="wrong"))
+    assert resolved(scene, 8)["resolution"] == "backfilled"
+    document = orders.find_one({"_id": 8})
+    assert document is not None
+    assert document["v"] == "right"
+    wait_for(lambda: [gap["kind"] for gap in scene.service.gaps()] == ["extra"], "the stranger's gap", 30)
+    assert writes(scene, 900_001) == []
+    assert orders.find_one({"_id": 900_001}) is not None
+
+
+def test_d6_what_the_target_refuses_is_given_up_listed_and_queued_again(scene: Scene, orders: Orders) -> None:
+    orders.database.command("collMod", "orders", validator={"v": {"$ne": "poison"}}, validationLevel="strict")
+    try:
+        write(scene, 9, "poison", lose)
+
+        def given_up() -> list[dict[str, Any]]:
+            _, found = scene.service.answer("backfill", "failed", "orders")
+            return [record for record in found if record["state"] == "given_up"]
+
+        (record,) = wait_for(given_up, "the repair to be given up", 60)
+        assert (record["key"], record["attempts"], record["outcome"], record["next_at"]) == ({"id": 9}, 2, "failed", None)
+        assert "$ne" in record["reason"]
+        assert scene.service.command("backfill", "failed", "orders").returncode == 1
+        (gap,) = scene.service.gaps()
+        assert gap["note"].startswith("repair refused: Document failed validation")
+        reasons = scene.service.view()["reasons"]
+        assert "the repair of 1 gaps was given up: see `gapwatch backfill failed orders`" in reasons
+        wait_for(lambda: scene.service.metric("gapwatch_repairs_failed", state="given_up") == 1, "the metric", 10)
+        assert len([row for row in writes(scene, 9) if row["outcome"] == "failed"]) == 2
+    finally:
+        orders.database.command("collMod", "orders", validator={}, validationLevel="off")
+    assert scene.service.command("backfill", "requeue", "orders", "9").returncode == 2, "it writes: it needs a yes"
+    code, runs = scene.service.answer("backfill", "requeue", "orders", "9", "--yes", "--wait")
+    assert (code, runs[0]["state"], runs[0]["counts"]["written"]) == (0, "succeeded", 1)
+    assert resolved(scene, 9)["resolution"] == "backfilled"
+    assert scene.service.answer("backfill", "failed", "orders") == (0, [])
+
+
+def test_trap_48_a_mass_failure_stops_it_and_somebody_lets_it_go_on(scene: Scene, orders: Orders) -> None:
+    gone = list(range(11, 31))
+    orders.delete_many({"_id": {"$in": gone}})
+    assert wait_for(lambda: stopped(scene), "automatic repair to stop", 60)
+    assert "gapwatch backfill resume orders" in stopped(scene)
+    wait_for(lambda: scene.service.metric("gapwatch_automatic_repair_stopped") == 1, "the metric", 10)
+    wait_for(lambda: len(scene.service.gaps()) > 10, "the gaps", 30)
+    left = orders.count_documents({"_id": {"$in": gone}})
+    assert left <= 10, "no more than a few were repaired before it stopped"
+    assert scene.service.command("backfill", "resume", "orders").returncode == 0
+    wait_for(lambda: orders.count_documents({"_id": {"$in": gone}}) == len(gone), "the repair", 60)
+    wait_for(lambda: scene.service.gaps() == [], "the gaps to be resolved", 30)
+    assert stopped(scene) == ""
+    refused = scene.service.command("backfill", "resume", "orders")
+    assert refused.returncode == 2
+    assert "has not stopped" in refused.stderr
