@@ -340,3 +340,5 @@ class Admin:
     async def delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
         found = {at: self._delivered(at) for at in partitions}
         return GroupPositions(group=group, positions=found, clock=self._cluster.time.now_ms)
+
+    async def close(self) -> None: ...
