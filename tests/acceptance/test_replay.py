@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def bug(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Itera
         everything = {before, *lost, wrong, deleted, after}
         wait_for(lambda: len(gaps_of(scene.service, *everything)) == len(everything), "the gaps of the bug", 30)
         until = end + timedelta(seconds=2 * LARGER + 1)
-        wait_for(lambda: now() > until, "the range to lie far enough back", 30)
+        wait_for(lambda: _read_through(scene, until), "the range to be read through, with the longest lead-out", 40)
         yield Bug(
             scene=scene,
             time_from=rfc3339(begin) or "",
@@ -93,6 +93,12 @@ def bug(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Itera
             delayed=delayed,
             right=right,
         )
+
+
+def _read_through(scene: Scene, time: datetime) -> bool:
+    """Whether both streams prove that time: what is written from now on comes after all that a replay reads."""
+    view = scene.service.view()
+    return all(view[name] and at(view[name]) > time for name in ("source_watermark", "target_watermark"))
 
 
 def offsets(bug: Bug) -> dict[str, Any]:
