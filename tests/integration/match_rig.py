@@ -118,7 +118,10 @@ class Rig:
         try:
             await until(self.caught_up, seconds)
         except TimeoutError:
-            logs = "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self._directory.glob("*.log")))
+            for process in self.workers.values():
+                process.send_signal(signal.SIGUSR2)
+            await asyncio.sleep(2)
+            logs = "\n".join(f"--- {path.name}\n{path.read_text()[-12_000:]}" for path in sorted(self._directory.glob("*.log")))
             ends = (await self.offsets.log_ends(self.partitions)).ends
             positions = (await self.offsets.delivery(match_app_id(self.settings), self.partitions)).positions
             shown = {number: status.input_offset for number, status in (await self.told()).statuses.items()}
