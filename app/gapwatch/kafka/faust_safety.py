@@ -47,8 +47,34 @@ def assert_faust_version() -> None:
         )
 
 
+class _Lasting(asyncio.Event):
+    """An event that only its owner takes back, with :meth:`take_back`."""
+
+    def clear(self) -> None:
+        """Do nothing."""
+
+    def take_back(self) -> None:
+        super().clear()
+
+
 class SafeRecovery(Recovery):  # type: ignore[misc]
-    """Hands over from recovery to the streams without a moment in which records can be dropped."""
+    """Hands over from recovery to the streams without a moment in which records can be dropped.
+
+    And the end of a recovery is not missed: the stock reader of the changelog says it once and takes it back before its next
+    record, and where nobody was waiting yet (few records, a busy machine) the recovery then waited for ever.
+    """
+
+    _signal_recovery_end: _Lasting | None
+
+    @property
+    def signal_recovery_end(self) -> _Lasting:
+        if self._signal_recovery_end is None:
+            self._signal_recovery_end = _Lasting()
+        return self._signal_recovery_end
+
+    def _set_recovery_started(self) -> None:
+        super()._set_recovery_started()
+        self.signal_recovery_end.take_back()
 
     async def on_recovery_completed(self, generation_id: int = 0) -> None:
         app, consumer = self.app, self.app.consumer

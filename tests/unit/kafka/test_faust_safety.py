@@ -140,6 +140,30 @@ async def test_stock_recovery_resumes_first_which_is_why_it_is_replaced() -> Non
     assert world.calls.index(f"resume ['{SOURCE.topic}']") < world.calls.index("perform_seek") < world.calls.index("clear_queues")
 
 
+async def a_recovery_whose_end_comes_early(kind: type[Recovery]) -> bool:
+    """The last record is read before anybody waits for the end, and one more is looked for; return whether the end is seen."""
+    recovery = World().recovery(kind)
+    recovery._processing_times, recovery._active_events_received_at, recovery._standby_events_received_at = [], {}, {}
+    for _ in range(2):  # the second recovery of this worker, too
+        recovery._set_recovery_started()
+        assert not recovery.signal_recovery_end.is_set()
+        recovery.signal_recovery_end.set()
+        recovery.signal_recovery_end.clear()
+    try:
+        await asyncio.wait_for(recovery.signal_recovery_end.wait(), 0.1)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_the_end_of_a_recovery_is_seen_however_early_it_comes() -> None:
+    assert await a_recovery_whose_end_comes_early(SafeRecovery)
+
+
+async def test_stock_recovery_misses_an_early_end_which_is_why_it_is_replaced() -> None:
+    assert not await a_recovery_whose_end_comes_early(Recovery)
+
+
 async def test_an_error_while_loading_is_raised() -> None:
     world = World(callback=ProtocolError("torn"))
     with pytest.raises(ProtocolError, match="torn"):

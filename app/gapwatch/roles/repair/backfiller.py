@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 VERIFY_ROUNDS_MAX = 4
 PATIENCE_SECONDS = 600.0
+GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged
 ROWS_MAX = 1_000_000  # of the audit of one run
 WRITE_ACTION = "backfill_write"
 
@@ -120,15 +121,20 @@ class Backfiller:
         )
         for key in gaps:
             judge.add(key, proof=proof_of(held[key]) if key in held else None)
-        deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
-        while len(judge) and self._on.clock.monotonic() < deadline:
-            decided = await judge.step()
-            if not decided:
-                await self._on.clock.sleep(0.1)
+        clock, full = self._on.clock, spec.sweep.batch.documents
+        newest = clock.monotonic()
+        ready: list[Decided] = []  # keys are judged as their deliveries come, and written in batches
+        while ready or (len(judge) and clock.monotonic() < newest + PATIENCE_SECONDS):
+            if decided := await judge.step():
+                newest = clock.monotonic()
+                ready += decided
+            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < newest + GATHER_SECONDS):
+                if not decided:
+                    await clock.sleep(0.1)
                 await self._renew(run, tally)
                 continue
-            deadline = self._on.clock.monotonic() + PATIENCE_SECONDS
-            await self._handle(run, stores, decided, planned, gaps, tally, ours)
+            batch, ready = ready[:full], ready[full:]
+            await self._handle(run, stores, batch, planned, gaps, tally, ours)
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
             await self._renew(run, tally)
