@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gapwatch.clock import SystemClock
+from gapwatch.parent import end_with_parent
 from gapwatch.roles.match.role import MatchRole
 
 
@@ -36,4 +37,5 @@ async def main(given: bytes, name: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     asyncio.run(main(Path(sys.argv[1]).read_bytes(), sys.argv[2]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import pickle
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from gapwatch.kafka.topics import ensure_topics, match_app_id
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import Batch, Control
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.parent import tied_to_us
 from gapwatch.roles.match.settings import MatchTuning
 from tests.integration.broker import until
 from tests.integration.match_story import MAPPING, PIPELINE, Told
@@ -44,7 +46,9 @@ class Rig:
         name = f"w{next(self._numbers)}"
         command = [sys.executable, "-m", "tests.integration.match_process", str(self._file), name]
         with (self._directory / f"{name}.log").open("wb") as output:
-            self.workers[name] = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            self.workers[name] = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **tied_to_us()}
+            )
         return name
 
     def log(self, name: str) -> str:
