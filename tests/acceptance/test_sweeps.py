@@ -10,6 +10,7 @@ import pytest
 from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
+from gapwatch.ledger import open_ledger
 from tests.acceptance.scenery import TABLE, Scene, configuration, watched
 from tests.acceptance.service import Service, wait_for
 from tests.stack import captured, execute
@@ -58,10 +59,16 @@ def test_d13_a_sweep_goes_on_where_its_worker_was_killed(stack: EmbeddedStack, p
             # The first start on an existing log is a hole, which asks for a sweep by itself.
             run = wait_for(lambda: next(iter(api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]), None), "a sweep", 60)
 
-            def compared() -> int:
-                return int(api.get(f"/api/v1/sweeps/{run['id']}")["counts"].get("source_keys", 0))
+            def marked() -> bool:
+                """Whether a part was compared and judged: the mark stands before a difference that is not judged yet."""
+                ledger = open_ledger(scene.service.config["database"])
+                try:
+                    stored = ledger.run(run["id"])
+                finally:
+                    ledger.close()
+                return bool(stored and "from" in stored.cursor and stored.counts.get("source_keys", 0) >= 20_000)
 
-            wait_for(lambda: compared() >= 20_000, "a part of the sweep", 60)
+            wait_for(marked, "a part of the sweep", 60)
             scene.service.restart("all")
             wait_for(lambda: scene.service.view()["status"], "the API to answer again", 60)
             record = ended(scene.service, run, 150)
