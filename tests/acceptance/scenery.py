@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Copier
-from tests.acceptance.service import Service
+from tests.acceptance.service import Service, wait_for
 from tests.stack import captured, execute
 
 TABLE = "public.orders"
@@ -97,11 +97,14 @@ def watched(
     connector: dict[str, str] | None = None,
     wait: bool = True,
     reader: str = "",
+    copied: int = 0,
+    beside: Mapping[str, dict[str, Any]] | None = None,
     **pipeline: Any,
 ) -> Iterator[Scene]:
     """Yield a pipeline that is HEALTHY: `before` are statements that run before anything is captured.
 
-    ``reader``: the name of a new user, who may do nothing but SELECT; Gapwatch reads as that one.
+    ``reader``: the name of a new user, who may do nothing but SELECT; Gapwatch reads as that one. ``copied``: how many documents
+    are there before Gapwatch starts. ``beside``: further pipelines over the same data, by what they have of their own.
     """
     dsn = stack.postgres.dsn(database)
     execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY {identity}", *before)
@@ -112,10 +115,14 @@ def watched(
     with captured(stack, database, [TABLE], **options) as prefix:
         group = f"copier-{database}"
         copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
-        service = Service(directory, configuration(stack, read_by, database, group, **pipeline))
+        config = configuration(stack, read_by, database, group, **pipeline)
+        config["pipelines"] |= {name: config["pipelines"]["orders"] | own for name, own in (beside or {}).items()}
+        service = Service(directory, config)
         scene = Scene(stack, dsn, database, copier, service)
         copier.start()
         try:
+            if copied:
+                wait_for(lambda: len(scene.documents()) == copied, f"{copied} documents", 60)
             service.start(roles)
             if wait:
                 service.wait_healthy()

@@ -10,11 +10,10 @@ from bson import Decimal128
 from pymongo.collection import Collection
 
 from gapwatch.embedded import EmbeddedStack
-from tests.acceptance.copier import Change, Copier, Operation
-from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
-from tests.acceptance.service import Service, wait_for
+from tests.acceptance.copier import Change, Operation
+from tests.acceptance.scenery import TABLE, Scene, watched
+from tests.acceptance.service import wait_for
 from tests.acceptance.shared import at, clean, create_database, falsify, lose, number
-from tests.stack import captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -26,23 +25,10 @@ Orders = Collection[dict[str, Any]]
 @pytest.fixture(scope="module")
 def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     database = create_database(stack, f"autorepair_{number()}")
-    dsn, group = stack.postgres.dsn(database), f"copier-{database}"
     rows = f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i"
-    execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL", rows)
-    config = configuration(stack, dsn, database, group, grace="1s", repair=REPAIR)
-    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
-        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
-        service = Service(tmp_path_factory.mktemp("autorepair"), config)
-        scene = Scene(stack, dsn, database, copier, service)
-        copier.start()
-        try:
-            wait_for(lambda: len(scene.documents()) == ROWS, "the documents", 60)
-            service.start()
-            yield scene
-            service.check_alive()
-        finally:
-            copier.stop()
-            service.stop()
+    directory = tmp_path_factory.mktemp("autorepair")
+    with watched(stack, database, directory, before=[rows], copied=ROWS, grace="1s", repair=REPAIR) as scene:
+        yield scene
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from pymongo.collection import Collection
 
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.errors import ConflictError
-from tests.acceptance.copier import PLACEHOLDER, Copier
-from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
-from tests.acceptance.service import Service, wait_for
+from tests.acceptance.copier import PLACEHOLDER
+from tests.acceptance.scenery import TABLE, Scene, watched
+from tests.acceptance.service import wait_for
 from tests.acceptance.shared import clean, create_database, falsify, number
-from tests.stack import captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -28,29 +27,12 @@ Orders = Collection[dict[str, Any]]
 def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """1,967 rows, copied right. ``orders`` repairs as it does by default; ``slow``, the same data, in batches of one document."""
     database = create_database(stack, f"sweeps_{number()}")
-    dsn, group = stack.postgres.dsn(database), f"copier-{database}"
-    execute(
-        dsn,
-        CREATE,
-        f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL",
-        f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i",
-    )
-    config = configuration(stack, dsn, database, group, grace="1s", repair={"extra": "delete"}, evidence="values")
-    slow = {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}
-    config["pipelines"]["slow"] = {**config["pipelines"]["orders"], "sweep": slow}
-    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
-        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
-        service = Service(tmp_path_factory.mktemp("sweeps"), config)
-        scene = Scene(stack, dsn, database, copier, service)
-        copier.start()
-        try:
-            wait_for(lambda: len(scene.documents()) == ROWS, "the documents", 60)
-            service.start()
-            yield scene
-            service.check_alive()
-        finally:
-            copier.stop()
-            service.stop()
+    rows = f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i"
+    slow = {"sweep": {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}}
+    options: dict[str, Any] = {"grace": "1s", "repair": {"extra": "delete"}, "evidence": "values"}
+    directory = tmp_path_factory.mktemp("sweeps")
+    with watched(stack, database, directory, before=[rows], copied=ROWS, beside={"slow": slow}, **options) as scene:
+        yield scene
 
 
 @pytest.fixture

@@ -751,7 +751,3 @@ def test_retention_deletes_more_than_one_transaction_holds(ledger: SqlLedger) ->
     pruned = ledger.prune(Retention(audit=Limit(count=1)), now=at(2000))
     assert pruned["audit"] == 1300
     assert [row.id for row in ledger.audit_rows()] == ["audit_1301"]
-
-
-def test_ping(ledger: SqlLedger) -> None:
-    ledger.ping()

@@ -120,4 +120,4 @@ def test_while_one_migrates_nobody_else_does(ledger_url: str, opened: Opener, mo
     with schema._lock(database), pytest.raises(Exception, match="changing the ledger's schema"):
         opened(ledger_url)
     database.close()
-    opened(ledger_url).ping()
+    assert opened(ledger_url).store_gaps([opening(gap())]) == [True]

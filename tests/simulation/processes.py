@@ -7,6 +7,7 @@ that hand records on. A process can be woken, frozen, killed without a word, or 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,7 +56,7 @@ class Surroundings:
     on_said: Callable[[int, int, Suspect | Hole], None] = lambda partition, offset, said: None
 
 
-class Process:
+class Process(ABC):
     """One life of a process. ``error``: what it ended with, where it ended by itself."""
 
     role = ""
@@ -76,8 +77,9 @@ class Process:
         self.members.append(Member(self.around.cluster, self.name, self.clock, group=group))
         return self.members[-1]
 
+    @abstractmethod
     async def run(self) -> None:
-        raise NotImplementedError
+        """Live until the process ends."""
 
     async def _live(self) -> None:
         try:

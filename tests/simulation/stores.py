@@ -31,7 +31,9 @@ from gapwatch.ports import (
     WriteResult,
     keys_of,
 )
-from gapwatch.roles.board import Board
+from gapwatch.roles.board import Board, Delivered
+from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.stores import PipelineStores
@@ -287,3 +289,18 @@ def trials(rig: Rig, ledger: Ledger, clock: Clock) -> MappingTrials:
     settings = Settings(bootstrap_servers="", topics=TopicsSpec(), database="", stores={}, pipelines={rig.spec.id: rig.spec})
     findings = FindingBook(ledger, clock, lambda pipeline, finding: None)
     return MappingTrials(ledger, Board(settings, ledger, _NoStatus(), clock), findings, Provider(), clock)
+
+
+def sweeper_of(rig: Rig, ledger: Ledger, clock: Clock, *, delivered: Delivered | None = None) -> Sweeper:
+    """Return a sweeper of the rig's stores, grace 1 s; without a delivery position unless there is one."""
+    dependencies = SweeperDependencies(
+        ledger=ledger,
+        book=Book(ledger, clock),
+        trials=trials(rig, ledger, clock),
+        clock=clock,
+        holder="here",
+        grace_ms=lambda _: 1_000,
+        delivered=lambda _: delivered or Delivered(through_ms=None, age_alone=True),
+        on_compared=lambda *_: None,
+    )
+    return Sweeper(dependencies)

@@ -35,6 +35,17 @@ class Param:
     many: bool = False
 
 
+def limit_param(most: int, default: int, description: str = "At most so many") -> Param:
+    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
+    return Param(name="limit", description=description, schema=schema)
+
+
+def choice_param(name: str, kind: type[StrEnum], description: str) -> Param:
+    """Return a parameter that takes any number of an enumeration's values."""
+    schema = {"type": "array", "items": {"type": "string", "enum": [member.value for member in kind]}}
+    return Param(name=name, description=description, schema=schema, many=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a success looks like. ``schema`` names a component; ``media`` lists the media types."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from sqlalchemy import select
-
 from gapwatch.ledger.database import Database, parse
 from gapwatch.ledger.facts import FactQueries
 from gapwatch.ledger.findings import FindingQueries
@@ -25,10 +23,6 @@ class SqlLedger(GapQueries, FindingQueries, RunQueries, RepairQueries, FactQueri
 
     Beyond the port: ``count_gaps``, ``counts_by_state``, ``outbox_size``, ``holds``, ``prune`` and the tokens.
     """
-
-    def ping(self) -> None:
-        """Return when the database answers; raises StoreUnreachable or StoreRefused."""
-        self._db.read(lambda connection: connection.execute(select(1)).scalar_one())
 
     def close(self) -> None:
         self._db.close()

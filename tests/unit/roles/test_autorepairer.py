@@ -23,10 +23,9 @@ from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepai
 from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply, requeue
-from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.roles.stores import PipelineStores
-from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, trials
+from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
 
 AUTO = RepairSpec(missing=Policy.AUTO, stale=Policy.AUTO, mismatch=Policy.AUTO, backoff_seconds=30.0, max_attempts=3)
 ROWS = 40
@@ -65,17 +64,8 @@ class Story:
         request_sweep(self.ledger, self.spec, self.clock, f"sweep{next(self._ids)}", {})
         taken = self.ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
         assert taken is not None
-        dependencies = SweeperDependencies(
-            ledger=self.ledger,
-            book=self.book,
-            trials=trials(self.rig, self.ledger, self.clock),
-            clock=self.clock,
-            holder="here",
-            grace_ms=lambda _: 1_000,
-            delivered=lambda _: self.delivered,
-            on_compared=lambda *_: None,
-        )
-        asyncio.run(Sweeper(dependencies).run(taken, self.rig.stores, last_full_started=None))
+        sweeper = sweeper_of(self.rig, self.ledger, self.clock, delivered=self.delivered)
+        asyncio.run(sweeper.run(taken, self.rig.stores, last_full_started=None))
 
     def step(self) -> Run | None:
         return asyncio.run(self.repairer.step(self.spec))

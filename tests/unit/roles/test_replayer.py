@@ -18,13 +18,10 @@ from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import Reason, Seen, Suspect
 from gapwatch.ports import GapFilter
-from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.replayer import Replayer, ReplayerDependencies, request_replay
 from gapwatch.roles.repair.replaying import OnProgress, Question
-from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
-from tests.simulation.stores import Rig, VirtualClock, trials
+from tests.simulation.stores import Rig, VirtualClock, sweeper_of
 
 REQUEST = {"from": "2023-11-14T22:00:00Z", "to": "2023-11-14T22:10:00Z", "of": "events"}
 OFFSETS = {"from": "0:1", "to": "0:100", "of": "events"}
@@ -54,18 +51,7 @@ def reconciled(
             ledger.cancel_run(run_id)
         return found
 
-    sweeper = Sweeper(
-        SweeperDependencies(
-            ledger=ledger,
-            book=Book(ledger, clock),
-            trials=trials(rig, ledger, clock),
-            clock=clock,
-            holder="here",
-            grace_ms=lambda _: 1_000,
-            delivered=lambda _: Delivered(through_ms=None, age_alone=True),
-            on_compared=lambda *_: None,
-        )
-    )
+    sweeper = sweeper_of(rig, ledger, clock)
     dependencies = ReplayerDependencies(
         ledger=ledger, answer=answer, sweeper=sweeper, clock=clock, holder="here", new_id=lambda: f"plan-of-{run_id}"
     )

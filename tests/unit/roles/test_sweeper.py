@@ -15,11 +15,8 @@ from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter
-from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.book import Book
-from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import request_sweep
-from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, trials
+from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
 
 
 @pytest.fixture
@@ -35,18 +32,7 @@ def swept(rig: Rig, ledger: SqlLedger, *, cursor: Any = None, **request: Any) ->
     taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
     assert taken is not None
     taken = replace(taken, cursor=cursor or {})
-    sweeper = Sweeper(
-        SweeperDependencies(
-            ledger=ledger,
-            book=Book(ledger, clock),
-            trials=trials(rig, ledger, clock),
-            clock=clock,
-            holder="here",
-            grace_ms=lambda _: 1_000,
-            delivered=lambda _: Delivered(through_ms=None, age_alone=True),
-            on_compared=lambda *_: None,
-        )
-    )
+    sweeper = sweeper_of(rig, ledger, clock)
     return asyncio.run(sweeper.run(taken, rig.stores, last_full_started=None))
 
 

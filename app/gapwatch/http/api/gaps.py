@@ -21,8 +21,10 @@ from gapwatch.http.routing import (
     Param,
     Route,
     body_of,
+    choice_param,
     choices_of,
     json_response,
+    limit_param,
     number_of,
     text_of,
     time_of,
@@ -152,15 +154,11 @@ def _enum(kind: type[Kind] | type[State] | type[Cause]) -> dict[str, Any]:
 
 FILTERS: Final = (
     Param(name="pipeline", description="Only this pipeline"),
-    Param(name="kind", description="Only these kinds", schema=_enum(Kind), many=True),
-    Param(name="state", description="Only these states", schema=_enum(State), many=True),
-    Param(name="cause", description="Only these causes", schema=_enum(Cause), many=True),
+    choice_param("kind", Kind, "Only these kinds"),
+    choice_param("state", State, "Only these states"),
+    choice_param("cause", Cause, "Only these causes"),
     Param(name="since", description="Only gaps confirmed since", schema={"type": "string", "format": "date-time"}),
-    Param(
-        name="limit",
-        description="Gaps in a page; an export holds all",
-        schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
-    ),
+    limit_param(LIMIT_MAX, LIMIT_DEFAULT, "Gaps in a page; an export holds all"),
     Param(name="cursor", description="next_cursor of the page before"),
 )
 

@@ -9,7 +9,16 @@ from aiohttp import web
 
 from gapwatch.core.reports import audit_record, finding_record, rfc3339
 from gapwatch.http.deps import DEPS
-from gapwatch.http.routing import Answer, Param, Route, flag_of, json_response, number_of, text_of
+from gapwatch.http.routing import (
+    Answer,
+    Param,
+    Route,
+    flag_of,
+    json_response,
+    limit_param,
+    number_of,
+    text_of,
+)
 
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1_000
@@ -62,11 +71,7 @@ ROUTES: Final = (
         query=(
             PIPELINE,
             Param(name="run_id", description="Only this run's"),
-            Param(
-                name="limit",
-                description="At most so many",
-                schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
-            ),
+            limit_param(LIMIT_MAX, LIMIT_DEFAULT),
         ),
         answers={200: Answer(description="The audit rows", schema="Audit")},
         errors=(404, 503),

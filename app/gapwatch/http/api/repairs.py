@@ -13,7 +13,18 @@ from gapwatch.core.reports import repair_record, rfc3339
 from gapwatch.http.api.runs import accepted
 from gapwatch.http.auth import ACTOR
 from gapwatch.http.deps import DEPS
-from gapwatch.http.routing import Answer, Param, Route, body_of, choices_of, json_response, number_of, text_of
+from gapwatch.http.routing import (
+    Answer,
+    Param,
+    Route,
+    body_of,
+    choice_param,
+    choices_of,
+    json_response,
+    limit_param,
+    number_of,
+    text_of,
+)
 
 TAG: Final = "repairs"
 LIMIT_DEFAULT: Final = 100
@@ -69,17 +80,8 @@ ROUTES: Final = (
         scope="read",
         query=(
             Param(name="pipeline", description="Only this pipeline"),
-            Param(
-                name="state",
-                description="waiting: tried again by itself; given_up: not",
-                schema={"type": "array", "items": {"type": "string", "enum": [state.value for state in RepairState]}},
-                many=True,
-            ),
-            Param(
-                name="limit",
-                description="At most so many",
-                schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
-            ),
+            choice_param("state", RepairState, "waiting: tried again by itself; given_up: not"),
+            limit_param(LIMIT_MAX, LIMIT_DEFAULT),
         ),
         answers={200: Answer(description="The failed repairs", schema="Repairs")},
         errors=(404, 503),

@@ -14,7 +14,18 @@ from gapwatch.http.api.pipelines import Nothing
 from gapwatch.http.auth import ACTOR
 from gapwatch.http.deps import DEPS
 from gapwatch.http.problems import Problem
-from gapwatch.http.routing import Answer, Param, Route, body_of, choices_of, json_response, number_of, text_of
+from gapwatch.http.routing import (
+    Answer,
+    Param,
+    Route,
+    body_of,
+    choice_param,
+    choices_of,
+    json_response,
+    limit_param,
+    number_of,
+    text_of,
+)
 from gapwatch.model.gap import Run, RunKind, RunState
 
 LIMIT_DEFAULT: Final = 50
@@ -140,17 +151,8 @@ class _Runs:
         noun, kind = self._noun, self._kind.value
         query = (
             Param(name="pipeline", description="Only this pipeline"),
-            Param(
-                name="state",
-                description="Only these states",
-                schema={"type": "array", "items": {"type": "string", "enum": [state.value for state in RunState]}},
-                many=True,
-            ),
-            Param(
-                name="limit",
-                description="At most so many",
-                schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
-            ),
+            choice_param("state", RunState, "Only these states"),
+            limit_param(LIMIT_MAX, LIMIT_DEFAULT),
         )
         return (
             Route(
