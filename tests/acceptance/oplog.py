@@ -1,11 +1,13 @@
-"""A MongoDB whose oplog is small, so that a test can make it roll over: what was read up to then is then really lost."""
+"""MongoDB's oplog: one so small that a test can make it roll over, and what a collection's documents once were."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Any
 
 from bson import Timestamp
@@ -54,3 +56,27 @@ def roll_over(uri: str, before: Timestamp | None = None) -> None:
         client.drop_database("filling")
     finally:
         client.close()
+
+
+def history_of(uri: str, namespace: str, field: str) -> dict[Any, list[tuple[float, Any]]]:
+    """Return, by ``_id``, what a field of each document was set to (None: deleted), oldest first, with the time in seconds."""
+    client: MongoClient[dict[str, Any]] = MongoClient(uri)
+    found: dict[Any, list[tuple[float, Any]]] = defaultdict(list)
+    try:
+        for entry in client.local["oplog.rs"].find({"$or": [{"ns": namespace}, {"o.applyOps.ns": namespace}]}):
+            for change in entry["o"].get("applyOps", [entry]):
+                if change["ns"] == namespace and change["op"] in "iud":
+                    key = change["o2"]["_id"] if change["op"] == "u" else change["o"]["_id"]
+                    if change["op"] == "d" or (value := _value(change["o"], field)) is not None:
+                        found[key].append((entry["wall"].replace(tzinfo=UTC).timestamp(), None if change["op"] == "d" else value))
+    finally:
+        client.close()
+    return found
+
+
+def _value(changed: Mapping[str, Any], field: str) -> Any:
+    """Return what an insert, a replacement or a difference sets a field to; None where it leaves it as it is."""
+    difference = changed.get("diff")
+    if difference is None:
+        return changed.get(field)
+    return next((difference[part][field] for part in ("u", "i") if field in difference.get(part, ())), None)

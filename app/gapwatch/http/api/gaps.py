@@ -148,10 +148,6 @@ async def _with_history(request: web.Request, gap: Gap) -> dict[str, Any]:
     return {**gap_record(gap), "history": [dict(row) for row in history]}
 
 
-def _enum(kind: type[Kind] | type[State] | type[Cause]) -> dict[str, Any]:
-    return {"type": "array", "items": {"type": "string", "enum": [member.value for member in kind]}}
-
-
 FILTERS: Final = (
     Param(name="pipeline", description="Only this pipeline"),
     choice_param("kind", Kind, "Only these kinds"),
