@@ -125,7 +125,7 @@ class Rig:
             for process in self.workers.values():
                 process.send_signal(signal.SIGUSR2)
             await asyncio.sleep(2)
-            logs = "\n".join(f"--- {path.name}\n{path.read_text()[-12_000:]}" for path in sorted(self._directory.glob("*.log")))
+            logs = "\n".join(f"--- {path.name}\n{path.read_text()[-6_000:]}" for path in sorted(self._directory.glob("*.log")))
             ends = (await self.offsets.log_ends(self.partitions)).ends
             positions = (await self.offsets.delivery(match_app_id(self.settings), self.partitions)).positions
             shown = {number: status.input_offset for number, status in (await self.told()).statuses.items()}

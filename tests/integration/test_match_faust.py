@@ -14,18 +14,20 @@ import pytest
 import structlog
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import pack
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.errors import StoreRefused
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
+from gapwatch.kafka.faust_safety import SafeConsumer
 from gapwatch.kafka.topics import ensure_topics, state_topic
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import FORMAT, Batch
 from gapwatch.model.suspect import Reason
 from gapwatch.roles.match.role import MatchRole
+from gapwatch.roles.match.worker import MatchWorker
 from tests.integration.broker import until
 from tests.integration.match_rig import TUNING, Rig, match_rig
 from tests.integration.match_story import LAG_STEPS, MAPPING, PIPELINE, Story, story_settings
@@ -138,17 +140,18 @@ async def test_trap_39_a_jump_is_healed_in_place(
 ) -> None:
     """Offsets 30 to 60 vanish between fetch and agent, once, as Faust's rebalances make them."""
     vanished: set[int] = set()
-    stock = driver.Consumer.getmany
+    stock = SafeConsumer._wait_next_records
 
     async def lossy(self: Any, timeout: float) -> Any:
-        async for tp, message in stock(self, timeout):
-            if tp == (settings.topics.events, 0) and 30 <= message.offset < 60 and message.offset not in vanished:
-                vanished.add(message.offset)
-                self._read_offset[tp] = message.offset
-                continue
-            yield tp, message
+        records, active = await stock(self, timeout)
+        tp = (settings.topics.events, 0)
+        lost = {row.offset for row in records.get(tp, ()) if 30 <= row.offset < 60} - vanished
+        if lost:
+            vanished.update(lost)
+            records = {**records, tp: [row for row in records[tp] if row.offset not in lost]}
+        return records, active
 
-    monkeypatch.setattr(driver.Consumer, "getmany", lossy)
+    monkeypatch.setattr(SafeConsumer, "_wait_next_records", lossy)
     story = Story(partitions=PARTITIONS, steps=200, keys_per_step=20)
     async with matching(settings):
         await rig.produce(list(story.records()))
@@ -157,6 +160,41 @@ async def test_trap_39_a_jump_is_healed_in_place(
     assert [line["expected"] for line in events(logged, "match_jump_healed")] == [30]
     assert events(logged, "match_worker_failed") == []
     await assert_as_undisturbed(rig, story)
+
+
+@pytest.mark.parametrize("paused", [1, 2])
+async def test_trap_39_what_a_fetch_brings_while_its_partition_is_paused_comes_again(
+    settings: Settings, rig: Rig, monkeypatch: pytest.MonkeyPatch, paused: int
+) -> None:
+    """At the end of a recovery a fetch is under way, all is paused, and the partitions are sought: no record may be used up."""
+    seen: list[tuple[int, int]] = []
+    taken = MatchWorker._take
+
+    async def note(self: MatchWorker, event: Any) -> None:
+        seen.append((event.message.partition, event.message.offset))
+        await taken(self, event)
+
+    monkeypatch.setattr(MatchWorker, "_take", note)
+    async with matching(settings) as role:
+        await until(holds(role))
+        await rig.produce(list(Story(partitions=PARTITIONS, steps=20, keys_per_step=5).records()))
+        await rig.wait_caught_up()
+        wanted = sorted(seen)
+        assert role._worker is not None
+        consumer = role._worker._app.consumer
+        sought = [TP(settings.topics.events, number) for number in range(paused)]
+        seen[:] = [place for place in seen if place[0] >= paused]
+        consumer.pause_partitions(sought)
+        for tp in sought:
+            await consumer.seek(tp, 0)
+        await asyncio.sleep(1.5)  # longer than a fetch waits
+        assert all(number >= paused for number, _ in seen)
+        consumer.resume_partitions(sought)
+
+        async def again() -> bool:
+            return sorted(set(seen)) == wanted
+
+        await until(again, 10)
 
 
 async def test_a_log_whose_start_passed_the_position_is_named_and_matching_goes_on(

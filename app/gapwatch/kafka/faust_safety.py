@@ -7,9 +7,13 @@
    stock `producer.flush()` gives up after 0.1 s and ignores failed deliveries. Of two records for one key the one with the
    higher rank wins at recovery, whatever their order: a thawed worker may have written last. The table itself holds records only
    from recovery until they were taken; so each recovery reads all of the changelog, also of partitions that stayed here.
-3. `SafeConsumer.read_again`: a jump in offsets is answered by seeking back to the offset after the last one applied. What was
+3. `SafeConsumer.getmany`: a fetch asks for the partitions that were active when it began, and what it brings after a seek is put
+   back. The stock code hands the fetch a set that others change under it (empty, it means "everything"), throws away what comes
+   while a partition is paused or the flow stands, and nobody asks for that again: a recovery waited for ever for the records of
+   its changelog, or a partition stood still until its next record came.
+4. `SafeConsumer.read_again`: a jump in offsets is answered by seeking back to the offset after the last one applied. What was
    fetched before the seek is passed over, and the bookkeeping that would commit over the jump (#606) is dropped.
-4. `SafeConsumerThread`: fetch wait of 50 ms (1.5 s is hard-coded: idle partitions stall hot ones), and the time of the last
+5. `SafeConsumerThread`: fetch wait of 50 ms (1.5 s is hard-coded: idle partitions stall hot ones), and the time of the last
    answered heartbeat: a worker that was frozen must not write any more.
 """
 
@@ -22,7 +26,7 @@ from typing import Any, ClassVar, Final
 
 import faust
 from faust.tables.manager import TableManager
-from faust.tables.recovery import Recovery
+from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from yarl import URL
@@ -75,6 +79,17 @@ class SafeRecovery(Recovery):  # type: ignore[misc]
     def _set_recovery_started(self) -> None:
         super()._set_recovery_started()
         self.signal_recovery_end.take_back()
+
+    async def _wait(self, coro: Any, timeout: float | None = None) -> None:
+        """As the stock one; but a time-out, which ends the recovery service there without a word, is an error here."""
+        signal = self.signal_recovery_start
+        result = await self.wait_first(coro, signal, timeout=timeout)
+        if result.stopped:
+            if self.should_stop:
+                raise ServiceStopped
+            raise TimeoutError(f"Faust's recovery waited {timeout:g} s in vain.")
+        if signal in result.done:
+            raise RebalanceAgain
 
     async def on_recovery_completed(self, generation_id: int = 0) -> None:
         app, consumer = self.app, self.app.consumer
@@ -187,10 +202,14 @@ class StateTable(faust.Table):  # type: ignore[misc]
 
 
 class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Knows when the group last answered us."""
+    """Knows when the group last answered us, and returns what was fetched across a seek.
+
+    ``moves``: how often the reading position was set from outside, by a seek or an assignment. Counted in this thread only.
+    """
 
     clock: ClassVar[Clock]
     heard_at: float = float("-inf")
+    moves: int = 0
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -213,7 +232,43 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         self.heard_at = self.clock.monotonic()
+        self.moves += 1
         await super().on_partitions_assigned(assigned, generation_id)
+
+    async def getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        return await super().getmany(set(active_partitions or ()), timeout)
+
+    async def _fetch_records(self, consumer: Any, active_partitions: set[TP], *args: Any, **kwargs: Any) -> Any:
+        if not active_partitions:
+            return {}
+        before = self.moves
+        records = await super()._fetch_records(consumer, active_partitions, *args, **kwargs)
+        if self.moves == before:
+            return records
+        for tp, fetched in records.items():
+            if fetched and consumer._subscription.is_assigned(tp):
+                consumer.seek(tp, fetched[0].offset)
+        return {}
+
+    async def _seek_wait(self, consumer: Any, partitions: Mapping[TP, int]) -> None:
+        self.moves += 1
+        await super()._seek_wait(consumer, partitions)
+
+    async def seek_here(self, partition: TP, offset: int) -> None:
+        """Seek; called in this thread."""
+        self.moves += 1
+        self._ensure_consumer().seek(partition, offset)
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        found: Mapping[TP, int] = await self.call_thread(self._seek_to_committed)
+        return found
+
+    async def _seek_to_committed(self) -> Mapping[TP, int]:
+        try:
+            found: Mapping[TP, int] = await self._ensure_consumer().seek_to_committed()
+            return found
+        finally:
+            self.moves += 1
 
     @property
     def generation(self) -> int:
@@ -237,7 +292,7 @@ class SafeConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def _seek(self, partition: TP, offset: int) -> None:
         """Seek in the consumer's own thread: the stock code does it from this one, in the middle of a fetch (a KeyError)."""
-        await self._thread.call_thread(self._thread._ensure_consumer().seek, partition, offset)
+        await self._thread.call_thread(self._thread.seek_here, partition, offset)
 
     async def read_again(self, tp: TP, offset: int) -> None:
         """Seek back to ``offset``; of ``tp``, the next record that is delivered is that one, or the next that the log holds.
@@ -256,9 +311,18 @@ class SafeConsumer(driver.Consumer):  # type: ignore[misc]
         return self._first_again.get(tp) == (wanted, found)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        """Fetch and yield ``(partition, message)``; what may not be delivered any more is left to the recovery that follows."""
         self._batch += 1
         batch = self._batch
-        async for tp, message in super().getmany(timeout):
+        records, _ = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
+        for tp, record in self.scheduler.iterate(records or {}):
+            if self.should_stop or not self.flow_active or self.app.consumer_generation_id != generation:
+                return
+            if tp not in self._active_partitions and tp not in self._buffered_partitions:
+                continue
+            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+            message = self._to_message(tp, record)
             again = self._again.get(tp)
             if again is not None:
                 wanted, since = again

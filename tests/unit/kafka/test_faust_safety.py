@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import faust
 import pytest
-from faust.tables.recovery import Recovery
+from faust.tables.recovery import Recovery, ServiceStopped
 from faust.transport.consumer import IntervalTree
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.services import WaitResults
 
 from gapwatch.errors import ProtocolError, StoreRefused
 from gapwatch.kafka import faust_safety
 from gapwatch.kafka.faust_safety import (
     SafeConsumer,
+    SafeConsumerThread,
     SafeRecovery,
     StateTable,
     assert_faust_version,
@@ -279,15 +280,19 @@ async def test_writing_past_put_is_refused() -> None:
 # going back after a jump
 
 
-def consumer_of(monkeypatch: pytest.MonkeyPatch, batches: list[list[int]]) -> Any:
+def consumer_of(batches: list[list[int]]) -> Any:
     """Return a consumer whose fetches bring these offsets, one list a call."""
 
-    async def getmany(self: Any, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
-        for offset in batches.pop(0):
-            yield SOURCE, SimpleNamespace(offset=offset)
+    async def next_records(timeout: float) -> tuple[dict[TP, list[Any]], set[TP]]:
+        return {SOURCE: [SimpleNamespace(offset=offset) for offset in batches.pop(0)]}, {SOURCE}
 
-    monkeypatch.setattr(driver.Consumer, "getmany", getmany)
     made: Any = object.__new__(SafeConsumer)
+    made._wait_next_records = next_records
+    made.scheduler = SimpleNamespace(iterate=lambda records: [(tp, row) for tp, rows in records.items() for row in rows])
+    made.app = SimpleNamespace(consumer_generation_id=1, monitor=SimpleNamespace(track_tp_end_offset=lambda *_: None))
+    made.flow_active, made._active_partitions, made._buffered_partitions = True, {SOURCE}, set()
+    made.highwater, made._to_message = (lambda tp: 0), (lambda tp, row: row)
+    made._stopped, made._crashed = asyncio.Event(), asyncio.Event()
     made._batch, made._again, made._first_again = 0, {}, {}
     made._gap, made._read_offset, made._acked = defaultdict(IntervalTree), {}, defaultdict(list)
     made._acked_index, made._committed_offset = defaultdict(set), defaultdict(lambda: None)
@@ -305,8 +310,8 @@ async def fetched(consumer: Any) -> list[int]:
     return [message.offset async for _, message in consumer.getmany(1.0)]
 
 
-async def test_what_was_fetched_before_the_seek_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    consumer = consumer_of(monkeypatch, [[1011, 1012, 1013], [994, 995, 996]])
+async def test_what_was_fetched_before_the_seek_is_passed_over() -> None:
+    consumer = consumer_of([[1011, 1012, 1013], [994, 995, 996]])
     seen: list[int] = []
     async for tp, message in consumer.getmany(1.0):
         seen.append(message.offset)
@@ -319,8 +324,8 @@ async def test_what_was_fetched_before_the_seek_is_passed_over(monkeypatch: pyte
     assert not consumer.is_absent(SOURCE, 994, 1012)
 
 
-async def test_an_offset_that_the_log_does_not_hold_is_told_from_one_that_was_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    consumer = consumer_of(monkeypatch, [[1011], [1011, 1012]])
+async def test_an_offset_that_the_log_does_not_hold_is_told_from_one_that_was_skipped() -> None:
+    consumer = consumer_of([[1011], [1011, 1012]])
     assert await fetched(consumer) == [1011]
     await consumer.read_again(SOURCE, 994)
     assert not consumer.is_absent(SOURCE, 994, 1011)
@@ -328,7 +333,63 @@ async def test_an_offset_that_the_log_does_not_hold_is_told_from_one_that_was_sk
     assert consumer.is_absent(SOURCE, 994, 1011)
 
 
-async def test_trap_39_after_going_back_no_commit_passes_the_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trap_39_what_is_fetched_across_a_seek_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought: list[tuple[TP, int]] = []
+    gone = TP("events", 9)
+    consumer: Any = SimpleNamespace(
+        seek=lambda tp, offset: sought.append((tp, offset)), _subscription=SimpleNamespace(is_assigned=lambda tp: tp != gone)
+    )
+    thread: Any = object.__new__(SafeConsumerThread)
+    meanwhile: list[bool] = [False, True]
+
+    async def fetch(self: Any, consumer: Any, active: set[TP], timeout: float) -> dict[TP, list[Any]]:
+        if meanwhile.pop(0):
+            await thread.seek_here(SOURCE, 5)
+        return {tp: [SimpleNamespace(offset=5), SimpleNamespace(offset=6)] for tp in active}
+
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_fetch_records", fetch)
+    thread._ensure_consumer = lambda: consumer
+    assert [row.offset for row in (await thread._fetch_records(consumer, {SOURCE}, timeout=1.0))[SOURCE]] == [5, 6]
+    assert sought == []
+    assert await thread._fetch_records(consumer, {SOURCE, gone}, timeout=1.0) == {}
+    assert sought == [(SOURCE, 5), (SOURCE, 5)]  # the seek, and the first record put back; what is not ours any more is left
+    assert await thread._fetch_records(consumer, set(), timeout=1.0) == {}  # stock aiokafka: of nothing, everything
+
+
+async def test_nothing_is_delivered_while_a_partition_is_paused_or_the_generation_changes() -> None:
+    consumer = consumer_of([[1, 2], [3, 4], [5, 6]])
+    consumer._active_partitions = set()
+    assert await fetched(consumer) == []
+    consumer._active_partitions = {SOURCE}
+    seen = []
+    async for _, message in consumer.getmany(1.0):
+        seen.append(message.offset)
+        consumer.app.consumer_generation_id += 1
+    assert seen == [3]
+    consumer.flow_active = False
+    assert await fetched(consumer) == []
+
+
+async def test_a_recovery_that_waits_too_long_is_an_error_and_not_the_end_of_all_recoveries() -> None:
+    recovery: Any = object.__new__(SafeRecovery)
+    recovery._signal_recovery_start = None
+
+    async def in_vain(*awaited: Any, timeout: float) -> Any:
+        for one in awaited:
+            if asyncio.iscoroutine(one):
+                one.close()
+        return WaitResults([], [], True)  # what mode says of a time-out, and of a stop
+
+    recovery.wait_first = in_vain
+    recovery._stopped, recovery._crashed = asyncio.Event(), asyncio.Event()
+    with pytest.raises(TimeoutError):
+        await recovery._wait(asyncio.sleep(1), timeout=0.01)
+    recovery._stopped.set()
+    with pytest.raises(ServiceStopped):
+        await recovery._wait(asyncio.sleep(1), timeout=0.01)
+
+
+async def test_trap_39_after_going_back_no_commit_passes_the_jump() -> None:
     """Faust enters a jump as a compaction gap and then commits over it (#606)."""
 
     def commits(consumer: Any) -> list[tuple[int, int]]:
@@ -344,7 +405,7 @@ async def test_trap_39_after_going_back_no_commit_passes_the_jump(monkeypatch: p
                 found.append((offset, position))
         return found
 
-    stock, ours = consumer_of(monkeypatch, []), consumer_of(monkeypatch, [])
+    stock, ours = consumer_of([]), consumer_of([])
     for consumer in (stock, ours):
         consumer._committed_offset[SOURCE] = 993
         await driver.Consumer._add_gap(consumer, SOURCE, 994, 1011)
