@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -14,6 +15,10 @@ from gapwatch.embedded import EmbeddedStack
 
 settings.register_profile("ours", deadline=None)  # two busy cores say nothing about a property
 settings.load_profile("ours")
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell starts so what runs in its background, and our programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
