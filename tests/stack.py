@@ -59,7 +59,7 @@ def captured(stack: EmbeddedStack, database: str, tables: Sequence[str], **overr
             client.delete(name)
         except GapwatchError:  # the test stopped Connect, or deleted it itself
             pass
-        until(lambda: _drop_slot(stack, slot), f"slot {slot} to be dropped")
+        until(lambda: drop_slot(stack, slot), f"slot {slot} to be dropped")
 
 
 def _slot_is_active(stack: EmbeddedStack, slot: str) -> bool:
@@ -68,7 +68,7 @@ def _slot_is_active(stack: EmbeddedStack, slot: str) -> bool:
     return bool(row and row[0])
 
 
-def _drop_slot(stack: EmbeddedStack, slot: str) -> bool:
+def drop_slot(stack: EmbeddedStack, slot: str) -> bool:
     with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
         row = connection.execute("SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", (slot,)).fetchone()
         if row is None:

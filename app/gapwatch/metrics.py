@@ -44,7 +44,7 @@ class Metrics:
         label = ("pipeline",)
         self.detection_delay = self._histogram("detection_delay_seconds", "From the write to its gap", label)
         self.suspects_cleared = self._counter("suspects_cleared", "Suspects that turned out to agree", ("pipeline", "reason"))
-        self.store_requests = self._counter("store_requests", "Requests to a store", ("store", "purpose"))
+        self.store_requests = self._counter("store_requests", "Requests to a store", ("store", "purpose", "pipeline"))
         self.unparsable = self._counter("unparsable_events", "Records sent to the dead-letter topic", ("reason",))
         self.stream_findings = self._counter("stream_findings", "Stream findings raised", ("pipeline", "finding"))
         self.sweep_keys = self._counter("sweep_keys_compared", "Keys read by sweeps", ("pipeline", "side"))
@@ -96,6 +96,10 @@ class Metrics:
     @property
     def snapshot(self) -> Snapshot:
         return self._snapshot
+
+    def count_requests(self, store: str, purpose: str, pipeline: str, number: int = 1) -> None:
+        """Count requests to a store; ``pipeline`` is empty where they serve all of its pipelines."""
+        self.store_requests.labels(store=store, purpose=purpose, pipeline=pipeline).inc(number)
 
     def exposition(self) -> bytes:
         """Return the text format that Prometheus reads."""

@@ -262,11 +262,15 @@ class ChangeEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamBatch:
-    """Changes in order, the resume token after them all, and the watermark that the reader's markers prove (0: none yet)."""
+    """Changes in order, the resume token after them all, and the watermark that the reader's markers prove (0: none yet).
+
+    ``requests``: how many the store was asked since the batch before.
+    """
 
     events: Sequence[ChangeEvent]
     token: bytes
     watermark: int
+    requests: int = 1
 
 
 class FeedReader(Protocol):
@@ -291,13 +295,18 @@ class HeartbeatWriter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """What a preflight found. ``level``: error (data would be lost or nothing would work) | warning | ok."""
+    """What a preflight found. ``level``: error (data would be lost or nothing would work) | warning | ok.
+
+    ``hole_to_ms``: the finding is a stretch of the stream that nobody can judge, up to then (ms since the epoch); 0: it is none,
+    or one up to now where the finding's kind means loss.
+    """
 
     level: str
     subject: str  # e.g. "orders.source"
     message: str
     remedy: str = ""
     finding: str = ""
+    hole_to_ms: int = 0
 
 
 class Preflight(Protocol):

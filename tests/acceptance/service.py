@@ -117,13 +117,14 @@ class Service:
 
     def metric(self, name: str, **labels: str) -> float | None:
         """Return one sample of ``/metrics``, None where there is none."""
+        return next((value for found, value in self.samples(name) if labels.items() <= found.items()), None)
+
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """Return the labels and values that ``/metrics`` shows of one name."""
         with urllib.request.urlopen(f"{self.api.url}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return float(sample.value)
-        return None
+        families = text_string_to_metric_families(text)
+        return [(dict(sample.labels), float(sample.value)) for one in families for sample in one.samples if sample.name == name]
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the command line with this configuration."""

@@ -11,7 +11,8 @@ import pytest
 from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change
 from tests.acceptance.scenery import watched
-from tests.acceptance.service import wait_for
+from tests.acceptance.service import Service, wait_for
+from tests.acceptance.shared import during
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -47,3 +48,48 @@ def test_b1_one_lost_write_is_one_gap(stack: EmbeddedStack, postgres_database: s
         scene.service.wait_healthy(seconds=40)
         written = at(gaps[0]["event_time"])
         wait_for(lambda: at(scene.service.view()["consistent_through"]) > written, "consistent-through to move on", 40)
+
+
+REST_SECONDS = 8.0
+PINGS = REST_SECONDS / 5 + 1
+
+
+def test_m25_watching_costs_the_stores_what_the_budget_says(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    """At rest heartbeats, change stream, markers and pings, as many as docs/operations.md says; a gap costs its reads."""
+    with watched(stack, postgres_database, tmp_path) as scene:
+        service = scene.service
+
+        def asked() -> dict[tuple[str, str, str], float]:
+            return requests_of(service)
+
+        before = asked()
+        during(REST_SECONDS, service.check_alive)
+        rest = spent(before, asked())
+        assert set(rest) == {
+            ("shop", "heartbeat", ""),
+            ("shop", "watch", "orders"),
+            ("catalog", "capture", "orders"),
+            ("catalog", "watch", "orders"),
+        }
+        assert 1 <= rest["shop", "heartbeat", ""] <= REST_SECONDS / 0.25 + 1
+        assert 1 <= rest["catalog", "capture", "orders"] <= REST_SECONDS * (20 + 4) * 1.1
+        assert max(rest["shop", "watch", "orders"], rest["catalog", "watch", "orders"]) <= 2 * PINGS
+        before = asked()
+        scene.copier.rules[7] = nothing
+        scene.insert(1, 7)
+        wait_for(service.gaps, "the gap", 30)
+        spent_on_it = spent(before, asked())
+        assert spent_on_it["shop", "confirm", "orders"] == 2
+        assert spent_on_it["catalog", "confirm", "orders"] == 1
+
+
+def requests_of(service: Service) -> dict[tuple[str, str, str], float]:
+    """Return (store, purpose, pipeline) → requests so far."""
+    found = service.samples("gapwatch_store_requests_total")
+    return {(labels["store"], labels["purpose"], labels["pipeline"]): value for labels, value in found}
+
+
+def spent(
+    before: dict[tuple[str, str, str], float], after: dict[tuple[str, str, str], float]
+) -> dict[tuple[str, str, str], float]:
+    return {what: more for what, count in after.items() if (more := count - before.get(what, 0))}

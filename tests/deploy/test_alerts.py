@@ -75,7 +75,7 @@ def exposed() -> Metrics:
         metrics.role_failures.labels(role=role).inc()
     metrics.detection_delay.labels(pipeline="orders").observe(6)
     metrics.suspects_cleared.labels(pipeline="orders", reason="late_arrival").inc(21)
-    metrics.store_requests.labels(store="shop", purpose="confirm").inc(5)
+    metrics.store_requests.labels(store="shop", purpose="confirm", pipeline="orders").inc(5)
     metrics.unparsable.labels(reason="malformed").inc()
     metrics.stream_findings.labels(pipeline="orders", finding="slot_lost").inc()
     metrics.sweep_keys.labels(pipeline="orders", side="expected").inc(300)

@@ -17,11 +17,12 @@ from gapwatch.errors import GapwatchError, StoreUnreachable, UsageError
 from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
+from gapwatch.kafka.preflight import TopicPreflight
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
 from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import Run, RunKind, RunState
-from gapwatch.model.pipeline import CAPTURED, Settings
+from gapwatch.model.pipeline import CAPTURED, PipelineSpec, Settings
 from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
@@ -113,6 +114,7 @@ class Parts:
                 clock=self.clock,
                 holder=f"{self.name}/{sender}",
                 on_finding=self.count_finding,
+                on_requests=self.metrics.count_requests,
             )
         )
         await role.run(stop)
@@ -299,10 +301,21 @@ class Parts:
 
         def of(pipeline: str) -> Sequence[Preflight]:
             if pipeline not in made:
-                made[pipeline] = preflights(self.settings, self.settings.pipelines[pipeline])
+                spec = self.settings.pipelines[pipeline]
+                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec)]
             return made[pipeline]
 
         return of
+
+    def _topic_check(self, spec: PipelineSpec) -> Preflight:
+        return TopicPreflight(
+            spec,
+            TopicAdmin(self.settings),
+            OffsetReader(self.settings, self.clock),
+            self.clock,
+            recall=self.ledger.fact,
+            remember=self.ledger.set_fact,
+        )
 
 
 async def _start(server: ApiServer, host: str, port: int) -> None:

@@ -20,6 +20,7 @@ from pymongo.errors import (
     OperationFailure,
     PyMongoError,
 )
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 from pymongo.read_concern import ReadConcern
 
 from gapwatch.errors import HistoryLost, StoreRefused, StoreUnreachable
@@ -38,6 +39,22 @@ AWAY = frozenset({6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 1343
 OPTIONS: CodecOptions[Document] = CodecOptions(tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
+class _Asked(CommandListener):
+    """Counts the commands that are sent."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.count += 1
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Counted when it began."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Counted when it began."""
+
+
 class Mongo:
     """One client of a store, opened at the first use: a wrong address is then an answer like any other."""
 
@@ -45,6 +62,12 @@ class Mongo:
         self.store = store
         self._uri = uri
         self._client: AsyncMongoClient[Document] | None = None
+        self._asked = _Asked()
+
+    def asked(self) -> int:
+        """Return how many requests were made since this was asked last."""
+        count, self._asked.count = self._asked.count, 0
+        return count
 
     @property
     def client(self) -> AsyncMongoClient[Document]:
@@ -64,6 +87,7 @@ class Mongo:
                 retryReads=True,
                 retryWrites=True,
                 appname="gapwatch",
+                event_listeners=[self._asked],
             )
         except (PyMongoError, ValueError, TypeError):
             # The driver's message may quote the address, password and all: it is not kept as the cause either.

@@ -66,7 +66,12 @@ class MongoChangeStream:
                 if events and ended:
                     position = loads(events[-1].token.decode())  # what comes after them is said below
                 if position is not None:
-                    yield StreamBatch(events=events, token=_encoded(position), watermark=self._proven(position))
+                    yield StreamBatch(
+                        events=events,
+                        token=_encoded(position),
+                        watermark=self._proven(position),
+                        requests=self._mongo.asked(),
+                    )
                 if ended:
                     remedy = "A sweep covers what follows; reading begins anew by itself."
                     raise HistoryLost(f"The change stream of {self._name} ended with {ended}.", remedy=remedy)

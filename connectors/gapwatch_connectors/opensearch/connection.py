@@ -63,6 +63,12 @@ class Search:
         self._address = address
         self._retries = retries
         self._client: AsyncOpenSearch | None = None
+        self._asked = 0
+
+    def asked(self) -> int:
+        """Return how many requests were made since this was asked last."""
+        count, self._asked = self._asked, 0
+        return count
 
     async def request(
         self,
@@ -75,6 +81,7 @@ class Search:
     ) -> Json:
         """Return the answer's JSON. Raises StoreUnreachable or StoreRefused."""
         client = self._connected()
+        self._asked += 1
         content = "application/x-ndjson" if where.endswith("/_bulk") else "application/json"
         with wrapped(self.store):
             return await client.transport.perform_request(

@@ -49,7 +49,7 @@ class OpenSearchTail:
         else:
             position = Position.decode(token)
         watermark = now if token is None else 0
-        yield StreamBatch(events=(), token=position.encode(), watermark=watermark)
+        yield self._batch((), position, watermark)
         while True:
             now = self._clock.now_ms()
             position = position.begin(now)
@@ -62,11 +62,14 @@ class OpenSearchTail:
                 async for hits in self._pages(window):
                     position = position.read(window.shard, hits[-1]["_seq_no"])
                     events = [_event(hit, window.shard, position.round, now) for hit in hits]
-                    yield StreamBatch(events=events, token=position.encode(), watermark=watermark)
+                    yield self._batch(events, position, watermark)
                 position = position.read(window.shard, window.through)
             watermark = now
-            yield StreamBatch(events=(), token=position.encode(), watermark=watermark)
+            yield self._batch((), position, watermark)
             await self._clock.sleep(self._interval)
+
+    def _batch(self, events: Sequence[ChangeEvent], position: Position, watermark: int) -> StreamBatch:
+        return StreamBatch(events=events, token=position.encode(), watermark=watermark, requests=self._search.asked())
 
     async def _checkpoints(self) -> tuple[str, dict[int, int]]:
         """Return the index's uuid and each primary's global checkpoint. Raises StoreUnreachable where a primary is away."""

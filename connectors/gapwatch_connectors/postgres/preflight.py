@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
@@ -45,6 +46,7 @@ class PostgresPreflight:
         self._connections = Connections(pipeline.source.store, url, idle_max=1)
         self._connector = connector
         self._subject = f"{pipeline.id}.source"
+        self._types: dict[str, tuple[Any, ...]] = {}  # of the mapped columns, as of the first check
 
     async def check(self) -> Sequence[Advice]:
         try:
@@ -52,8 +54,10 @@ class PostgresPreflight:
             info = await self._reader.describe()
             async with self._connections.connection() as connection:
                 table = await read_table(connection, self._pipeline.source.store, self._table)
-                advice = self._identity(table) + self._mapping(info) + self._columns(table) + await self._log(connection, table)
-            advice += await self._rows()
+                changed = self._mapping(info)
+                advice = self._identity(table) + changed + await self._log(connection, table)
+                advice += [] if changed else self._columns(table)
+            advice += [] if changed else await self._rows()
         except StoreRefused as error:
             return [self._advice("error", error.message, error.remedy)]
         return advice or [self._advice("ok", f"{self._table} can be read.")]
@@ -141,10 +145,25 @@ class PostgresPreflight:
 
     def _mapping(self, info: DatasetInfo) -> list[Advice]:
         try:
-            CompiledMapping(resolve(self._pipeline, info))
+            resolved = resolve(self._pipeline, info)
+            CompiledMapping(resolved)
         except ConfigError as error:
-            return [self._advice("error", f"{problem.place}: {problem.message}", problem.remedy) for problem in error.problems]
-        return []
+            return [
+                self._advice("error", f"{problem.place}: {problem.message}", problem.remedy, "schema_changed")
+                for problem in error.problems
+            ]
+        types = {spec.source: (spec.type, spec.scale, spec.precision) for spec in resolved.fields}
+        self._types = self._types or types
+        return [
+            self._advice(
+                "error",
+                f"Column {name} of {self._table} is of another type now; its values are still read as {before[0].value}.",
+                "Restart Gapwatch; it then reads the column by its new type.",
+                "schema_changed",
+            )
+            for name, before in self._types.items()
+            if types[name] != before
+        ]
 
     def _columns(self, table: Table) -> list[Advice]:
         key = [column.path for column in self._pipeline.source.key]

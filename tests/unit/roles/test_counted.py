@@ -18,8 +18,8 @@ class Provider:
         return self.made
 
 
-async def ask(rig: Rig, counts: Counter[tuple[str, str]]) -> None:
-    counted = CountedStores(Provider(rig.stores), "sweep", lambda store, purpose: counts.update([(store, purpose)]))
+async def ask(rig: Rig, counts: Counter[tuple[str, str, str]]) -> None:
+    counted = CountedStores(Provider(rig.stores), "sweep", lambda *asked: counts.update([asked]))
     stores = await counted.stores(rig.spec.id)
     assert await counted.stores(rig.spec.id) is stores
     key = rig.key(1)
@@ -32,8 +32,8 @@ async def ask(rig: Rig, counts: Counter[tuple[str, str]]) -> None:
 
 
 def test_every_request_is_counted_by_store_and_purpose() -> None:
-    rig, counts = Rig(), Counter[tuple[str, str]]()
+    rig, counts = Rig(), Counter[tuple[str, str, str]]()
     rig.source_writes(1)
     rig.sink_delivers(1)
     asyncio.run(ask(rig, counts))
-    assert counts == {(rig.spec.source.store, "sweep"): 2, (rig.spec.target.store, "sweep"): 3}
+    assert counts == {(rig.spec.source.store, "sweep", rig.spec.id): 2, (rig.spec.target.store, "sweep", rig.spec.id): 3}

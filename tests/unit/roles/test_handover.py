@@ -475,6 +475,7 @@ async def capture(store: Stored, broker: Broker, ledger: SqlLedger, *, until: in
         clock=broker.clock,
         holder="here",
         on_finding=lambda *_: None,
+        on_requests=lambda *_: None,
     )
     running = asyncio.create_task(CaptureRole(dependencies).run(stop))
     await become(lambda: running.done() or (len(store.opened) >= until and len(captured(broker)) + store.oldest >= store.count))

@@ -42,6 +42,10 @@ class Stream:
     open: Callable[[], FeedReader]
     side: str = "observed"
 
+    @property
+    def store(self) -> str:
+        return self.pipeline.target.store if self.side == "observed" else self.pipeline.source.store
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
@@ -63,6 +67,7 @@ class CaptureDependencies:
     clock: Clock
     holder: str
     on_finding: Callable[[str, str], None]
+    on_requests: Callable[[str, str, str, int], None]  # store, purpose, pipeline, how many
 
 
 class CaptureRole:
@@ -110,6 +115,7 @@ class CaptureRole:
             async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
                 watermark, stored_at = 0, -TOKEN_SECONDS
                 async for batch in batches:
+                    self._on.on_requests(stream.store, "capture", stream.pipeline.id, batch.requests)
                     if lost:  # the hole ends where reading has begun, not where it ended
                         await self._lost(stream, f"{lost} Reading began anew.", since_ms=proven)
                         lost = ""
@@ -180,6 +186,7 @@ class CaptureRole:
         try:
             while not stop.is_set():
                 number += 1
+                self._on.on_requests(beat.store, "heartbeat", "", 1)
                 await writer.beat(number)
                 await held.renew()
                 await self._on.clock.sleep(beat.every_seconds)

@@ -24,7 +24,7 @@ from gapwatch.ports import (
 )
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
-Count = Callable[[str, str], None]  # store, purpose
+Count = Callable[[str, str, str], None]  # store, purpose, pipeline
 
 
 class CountedStores:
@@ -40,8 +40,8 @@ class CountedStores:
         plain = await self._stores.stores(pipeline)
         known = self._made.get(pipeline)
         if known is None or known[0] is not plain:
-            source = partial(self._count, plain.spec.source.store, self._purpose)
-            target = partial(self._count, plain.spec.target.store, self._purpose)
+            source = partial(self._count, plain.spec.source.store, self._purpose, pipeline)
+            target = partial(self._count, plain.spec.target.store, self._purpose, pipeline)
             counted = replace(
                 plain,
                 source=CountedReader(plain.source, source),

@@ -53,7 +53,7 @@ class RepairRole:
         self._holder = f"{on.host}/{on.new_id()}"
         self._book = Book(on.ledger, on.clock)
         self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
-        self._trials = MappingTrials(on.ledger, on.board, self._findings, on.stores, on.clock)
+        self._trials = MappingTrials(on.ledger, on.board, self._findings, self._stores("trial"), on.clock)
         self._judges = {name: self._judge(name) for name in on.settings.pipelines}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -109,8 +109,7 @@ class RepairRole:
 
     def _stores(self, purpose: str) -> StoreProvider:
         """Return the stores, with every request counted under its purpose."""
-        requests = self._on.metrics.store_requests
-        return CountedStores(self._on.stores, purpose, lambda store, purpose: requests.labels(store=store, purpose=purpose).inc())
+        return CountedStores(self._on.stores, purpose, self._on.metrics.count_requests)
 
     def _grace_ms(self, pipeline: str) -> int:
         return int(self._on.settings.pipelines[pipeline].grace_seconds * 1000)

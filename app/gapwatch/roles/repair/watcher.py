@@ -162,6 +162,7 @@ class Watcher:
         now = self._on.clock.now()
         side = "expected" if advice.subject.endswith("source") else "observed"
         feed = pipeline.source.feed.topic if side == "expected" else pipeline.target.feed.topic
+        is_hole = finding in LOSS or advice.hole_to_ms > 0
         return FindingRecord(
             id=PREFIX + gap_id(pipeline.id, finding.value.encode(), f"{side}/{advice.subject}").removeprefix("gap_"),
             pipeline=pipeline.id,
@@ -172,9 +173,9 @@ class Watcher:
             last_seen=now,
             message=advice.message,
             remedy=advice.remedy,
-            time_from=self._read_through(pipeline, side) if finding in LOSS else None,
-            time_to=now if finding in LOSS else None,
-            is_hole=finding in LOSS,
+            time_from=self._read_through(pipeline, side) if is_hole else None,
+            time_to=None if not is_hole else time_of(advice.hole_to_ms) if advice.hole_to_ms else now,
+            is_hole=is_hole,
         )
 
     def _read_through(self, pipeline: PipelineSpec, side: str) -> datetime | None:

@@ -1,0 +1,104 @@
+"""What changed about the topics of one pipeline that others own: partitions that were added, dead letters that came."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.offsets import OffsetReader
+from gapwatch.kafka.topics import TopicAdmin, TopicFacts
+from gapwatch.model.pipeline import FeedKind, PipelineSpec
+from gapwatch.ports import Advice, Clock
+
+SHOWN_SECONDS: Final = 600  # how long a change is shown
+
+Recall = Callable[[str], Mapping[str, Any] | None]
+Remember = Callable[[str, Mapping[str, Any]], None]
+
+
+class TopicPreflight:
+    """Implements :class:`gapwatch.ports.Preflight`. What was seen last is remembered, so that a change while nobody ran is seen.
+
+    Args:
+        recall: Returns what was remembered under a name, None at first.
+        remember: Stores it durably.
+    """
+
+    def __init__(
+        self,
+        pipeline: PipelineSpec,
+        topics: TopicAdmin,
+        offsets: OffsetReader,
+        clock: Clock,
+        *,
+        recall: Recall,
+        remember: Remember,
+    ) -> None:
+        self._pipeline = pipeline
+        self._topics = topics
+        self._offsets = offsets
+        self._clock = clock
+        self._recall = recall
+        self._remember = remember
+
+    async def check(self) -> Sequence[Advice]:
+        pipeline = self._pipeline
+        feeds = [("source", pipeline.source.feed), ("target", pipeline.target.feed)]
+        names = {feed.topic for _, feed in feeds if feed.topic} | {pipeline.target.dead_letter_topic} - {""}
+        facts = await self._topics.describe(sorted(names))
+        advice: list[Advice] = []
+        for side, feed in feeds:
+            if feed.topic in facts:
+                plain = feed.kind is FeedKind.TOPIC
+                advice += [one async for one in self._partitions(side, feed.topic, facts[feed.topic], plain=plain)]
+        if pipeline.target.dead_letter_topic in facts:
+            advice += [one async for one in self._letters(pipeline.target.dead_letter_topic, facts)]
+        return advice
+
+    async def close(self) -> None:
+        await self._offsets.close()
+
+    async def _partitions(self, side: str, topic: str, fact: TopicFacts, *, plain: bool) -> AsyncIterator[Advice]:
+        name = f"topic/{self._pipeline.id}/{side}"
+        now = {"id": fact.topic_id, "partitions": fact.partitions, "topic": topic}
+        known = await asyncio.to_thread(self._recall, name) or {}
+        same = (known.get("id"), known.get("topic")) == (fact.topic_id, topic)
+        if not same or int(known["partitions"]) < fact.partitions:
+            before = int(known["partitions"]) if same else fact.partitions
+            known = now | {"before": before, "at": self._clock.now_ms() if same else 0}
+            await asyncio.to_thread(self._remember, name, known)
+        if self._is_fresh(known):
+            message = f"Topic {topic} has {fact.partitions} partitions; it had {known['before']}."
+            if plain:
+                remedy = "Records of one key may lie in two partitions, whose order nobody knows; a sweep covers it, by itself."
+                yield self._advice(side, message, remedy, "partitions_added", hole_to_ms=int(known["at"]))
+            else:
+                remedy = "Nothing is to be done: the records of this feed carry their own order."
+                yield self._advice(side, message, remedy, "partitions_added")
+
+    async def _letters(self, topic: str, facts: Mapping[str, TopicFacts]) -> AsyncIterator[Advice]:
+        partitions = [Partition(topic, number) for number in range(facts[topic].partitions)]
+        count = sum((await self._offsets.log_ends(partitions)).ends.values())
+        name = f"dead_letters/{self._pipeline.id}"
+        known = await asyncio.to_thread(self._recall, name) or {}
+        same = (known.get("id"), known.get("topic")) == (facts[topic].topic_id, topic)
+        if not same or count > int(known["count"]):
+            more = count - int(known["count"]) if same else 0
+            if same and self._is_fresh(known):
+                more += int(known["more"])
+            now = {"id": facts[topic].topic_id, "topic": topic, "count": count, "more": more}
+            known = now | {"at": self._clock.now_ms() if more else 0}
+            await asyncio.to_thread(self._remember, name, known)
+        if self._is_fresh(known):
+            records = "1 new record" if known["more"] == 1 else f"{known['more']} new records"
+            message = f"The sink's dead-letter topic {topic} has {records}: it gave up writing them."
+            yield self._advice("target", message, "Read the reasons in their headers; each write is a gap soon.", "dlq_growing")
+
+    def _is_fresh(self, known: Mapping[str, Any]) -> bool:
+        return bool(known.get("at")) and self._clock.now_ms() - int(known["at"]) < SHOWN_SECONDS * 1000
+
+    def _advice(self, side: str, message: str, remedy: str, finding: str, *, hole_to_ms: int = 0) -> Advice:
+        subject = f"{self._pipeline.id}.{side}"
+        return Advice(level="warning", subject=subject, message=message, remedy=remedy, finding=finding, hole_to_ms=hole_to_ms)

@@ -1,0 +1,251 @@
+"""Stream findings, each provoked for real: what is wrong with a feed is named, and what it may have lost is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
+
+from gapwatch.embedded import EmbeddedStack, mongo_sink_config, postgres_source_config
+from tests.acceptance.scenery import TABLE, Scene, watched
+from tests.acceptance.service import wait_for
+from tests.stack import drop_slot, until
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
+
+ROWS = 300
+BEFORE = [f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'old', i FROM generate_series(1, {ROWS}) i"]
+CHANGED, DELETED = range(1, 201), range(201, 221)
+
+
+@contextmanager
+def quiet(stack: EmbeddedStack, database: str, directory: Path, **pipeline: Any) -> Iterator[Scene]:
+    """Yield a healthy pipeline of 300 rows."""
+    with watched(stack, database, directory, before=BEFORE, copied=ROWS, **pipeline) as scene:
+        yield scene
+
+
+def connector_of(scene: Scene) -> tuple[str, dict[str, str]]:
+    """Return the name and the configuration of the source's connector."""
+    config = postgres_source_config(scene.stack.postgres, database=scene.database, prefix=scene.database, tables=[TABLE])
+    return f"source-{scene.database}", config | {"decimal.handling.mode": "string"}
+
+
+def topic_of(scene: Scene) -> str:
+    return f"{scene.database}.{TABLE}"
+
+
+def admin(scene: Scene) -> AdminClient:
+    return AdminClient({"bootstrap.servers": scene.stack.kafka.bootstrap_servers})
+
+
+def finding(scene: Scene, *kinds: str, seconds: float = 60) -> dict[str, Any]:
+    """Return the first finding of one of these kinds that there is, or was."""
+
+    def raised() -> dict[str, Any] | None:
+        scene.service.check_alive()
+        found = scene.service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
+        return next((one for one in found if one["finding"] in kinds), None)
+
+    return dict(wait_for(raised, f"the finding {' or '.join(kinds)}", seconds))
+
+
+def in_state(scene: Scene, *statuses: str) -> dict[str, Any]:
+    """Return the pipeline's record once its status is one of these."""
+
+    def so() -> dict[str, Any] | None:
+        view = scene.service.view()
+        return view if view["status"] in statuses else None
+
+    return wait_for(so, " or ".join(statuses), 30)
+
+
+def wait_for_gaps(scene: Scene, wanted: set[int], seconds: float = 90) -> list[dict[str, Any]]:
+    """Return the open gaps once they are those of these keys."""
+
+    def there() -> list[dict[str, Any]] | None:
+        gaps = scene.service.gaps()
+        return gaps if {gap["key"]["id"] for gap in gaps} == wanted else None
+
+    return wait_for(there, f"gaps of {len(wanted)} keys", seconds)
+
+
+def without_capture(scene: Scene) -> None:
+    """End the connector; its slot stays."""
+    scene.stack.connect.client.delete(connector_of(scene)[0])
+
+
+def capture_again(scene: Scene) -> None:
+    name, config = connector_of(scene)
+    scene.stack.connect.client.put_connector(name, config)
+    scene.stack.connect.client.wait_running(name)
+
+
+def change_and_delete(scene: Scene) -> None:
+    scene.sql(
+        f"UPDATE {TABLE} SET v = 'new' WHERE id BETWEEN {CHANGED.start} AND {CHANGED.stop - 1}",
+        f"DELETE FROM {TABLE} WHERE id BETWEEN {DELETED.start} AND {DELETED.stop - 1}",
+    )
+
+
+def test_m3_a_slot_that_is_dropped_and_made_again(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    """200 rows change and 20 are deleted while there is none: nobody sends them, and all are found without being asked to."""
+    with quiet(stack, postgres_database, tmp_path) as scene:
+        without_capture(scene)
+        slot = connector_of(scene)[1]["slot.name"]
+        until(lambda: drop_slot(stack, slot), "the slot to be dropped")
+        change_and_delete(scene)
+        found = finding(scene, "slot_lost")
+        assert slot in found["message"]
+        assert found["is_hole"]
+        capture_again(scene)
+        gaps = wait_for_gaps(scene, {*CHANGED, *DELETED})
+        assert {gap["kind"] for gap in gaps if gap["key"]["id"] in CHANGED} <= {"stale", "mismatch"}
+        assert {gap["kind"] for gap in gaps if gap["key"]["id"] in DELETED} <= {"extra", "undeleted"}
+        assert {gap["detector"] for gap in gaps} == {"sweep"}
+        scene.insert(1_000, 1_000)
+        wait_for(lambda: 1_000 in scene.documents(), "the stream to go on", 60)
+
+
+def test_a_slot_that_falls_behind_what_postgres_keeps(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    with quiet(stack, postgres_database, tmp_path) as scene, psycopg.connect(scene.dsn, autocommit=True) as session:
+        without_capture(scene)
+        session.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+        session.execute("SELECT pg_reload_conf()")
+        try:
+            change_and_delete(scene)
+            for _ in range(4):
+                session.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000))")
+                session.execute("SELECT pg_switch_wal()")
+            session.execute("CHECKPOINT")
+            found = finding(scene, "slot_lost")
+            assert "is lost: Postgres removed log that it still needed" in found["message"]
+            wait_for_gaps(scene, {*CHANGED, *DELETED})
+            assert scene.service.view()["status"] == "CRITICAL"
+        finally:
+            session.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+            session.execute("SELECT pg_reload_conf()")
+
+
+def test_a_raw_topic_that_is_made_anew(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    with quiet(stack, postgres_database, tmp_path) as scene:
+        scene.copier.stop()
+        change_and_delete(scene)
+        without_capture(scene)
+        for future in admin(scene).delete_topics([topic_of(scene)]).values():
+            future.result(30)
+        capture_again(scene)
+        scene.insert(1_000, 1_000)
+        scene.copier.start()
+        assert finding(scene, "topic_recreated")["is_hole"]
+        wait_for_gaps(scene, {*CHANGED, *DELETED})
+
+
+def test_a_log_that_was_truncated_below_our_position(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    with quiet(stack, postgres_database, tmp_path) as scene:
+        scene.service.stop()
+        scene.copier.stop()
+        change_and_delete(scene)
+        client = admin(scene)
+        numbers = client.list_topics(topic_of(scene), timeout=10).topics[topic_of(scene)].partitions
+
+        def all_sent() -> bool:
+            asked = {TopicPartition(topic_of(scene), number): OffsetSpec.latest() for number in numbers}
+            ends = sum(future.result(10).offset for future in client.list_offsets(asked).values())
+            return bool(ends >= ROWS + len(CHANGED) + 2 * len(DELETED))  # a delete is followed by its tombstone
+
+        until(all_sent, "the changes to be sent")
+        everything = [TopicPartition(topic_of(scene), number, -1) for number in numbers]
+        for future in client.delete_records(everything).values():
+            future.result(30)
+        scene.copier.start()
+        scene.service.start()
+        assert "lost offsets" in finding(scene, "log_truncated")["message"]
+        wait_for_gaps(scene, {*CHANGED, *DELETED})
+
+
+def test_partitions_that_are_added_are_named_and_nothing_is_lost(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    with quiet(stack, postgres_database, tmp_path) as scene:
+        client = admin(scene)
+        before = len(client.list_topics(topic_of(scene), timeout=10).topics[topic_of(scene)].partitions)
+        for future in client.create_partitions([NewPartitions(topic_of(scene), before + 3)]).values():
+            future.result(30)
+        found = finding(scene, "partitions_added")
+        assert f"has {before + 3} partitions; it had {before}" in found["message"]
+        assert not found["is_hole"]
+        scene.copier.rules[1_007] = lambda _: [(0, None)]
+        for number in range(1_000, 1_050):
+            scene.insert(number, number)
+        gaps = wait_for_gaps(scene, {1_007})
+        assert [gap["kind"] for gap in gaps] == ["missing"]
+        assert scene.service.view()["status"] == "ERROR"  # of the gap; and known, not UNKNOWN
+
+
+def test_a_task_of_the_connector_that_failed(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    """Told from a silent feed by its trace; what is written meanwhile is in transit, and nothing is lost when it goes on."""
+    with quiet(stack, postgres_database, tmp_path) as scene:
+        name, config = connector_of(scene)
+        broken = {"transforms": "boom", "transforms.boom.type": "org.apache.kafka.connect.transforms.ExtractField$Value"}
+        scene.stack.connect.client.put_connector(name, config | broken | {"transforms.boom.field": "no_such_field"})
+        scene.insert(1_000, 1_000)
+        found = finding(scene, "connector_failed")
+        assert name in found["message"]
+        view = in_state(scene, "ERROR", "CRITICAL")
+        assert view["gaps_open"] == {} or not any(view["gaps_open"].values())
+        scene.stack.connect.client.put_connector(name, config)
+        scene.stack.connect.client.restart(name)
+        wait_for(lambda: 1_000 in scene.documents(), "the row", 60)
+        scene.service.wait_healthy()
+        assert scene.service.gaps() == []
+
+
+def test_dead_letters_of_the_sink(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    letters = f"{postgres_database}.dead"
+    target = {
+        "store": "catalog",
+        "collection": f"{postgres_database}.orders",
+        "key": {"_id": "int"},
+        "feed": {"change_stream": True},
+    }
+    with quiet(stack, postgres_database, tmp_path, target=target | {"dead_letter_topic": letters}) as scene:
+        sink = mongo_sink_config(stack.mongodb, topic=topic_of(scene), database=scene.database, collection="elsewhere")
+        sink |= {
+            "errors.tolerance": "all",
+            "errors.deadletterqueue.topic.name": letters,
+            "errors.deadletterqueue.topic.replication.factor": "1",
+        }
+        stack.connect.client.put_connector(f"sink-{scene.database}", sink)
+        try:
+            stack.connect.client.wait_running(f"sink-{scene.database}")
+            producer = Producer({"bootstrap.servers": stack.kafka.bootstrap_servers})
+            producer.produce(topic_of(scene), b"not JSON", key=b"neither")
+            producer.flush(10)
+            found = finding(scene, "dlq_growing")
+        finally:
+            stack.connect.client.delete(f"sink-{scene.database}")
+        assert f"dead-letter topic {letters} has 1 new record" in found["message"]
+        assert scene.service.view()["status"] != "HEALTHY"
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [("ALTER TABLE public.orders DROP COLUMN v", "v"), ("ALTER TABLE public.orders ALTER COLUMN v TYPE bigint USING 1", "v")],
+)
+def test_a9_a_watched_column_is_dropped_or_changes_its_type(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path, statement: str, named: str
+) -> None:
+    with quiet(stack, postgres_database, tmp_path) as scene:
+        scene.sql(statement)
+        scene.sql(f"UPDATE {TABLE} SET amount = 5 WHERE id <= 50")
+        found = finding(scene, "schema_changed")
+        assert named in found["message"]
+        view = in_state(scene, "ERROR")
+        assert sum(view["gaps_open"].values()) == 0
