@@ -385,7 +385,9 @@ class Ledger(Protocol):
     def raise_finding(self, record: FindingRecord) -> bool:
         """Insert, or refresh ``last_seen`` of the same open (pipeline, finding, side, feed, id); True when it is new."""
 
-    def clear_finding(self, finding_id: str, *, at: datetime, covered_by: str | None = None) -> None: ...
+    def clear_finding(
+        self, finding_id: str, *, at: datetime, covered_by: str | None = None, through: datetime | None = None
+    ) -> None: ...
     def findings(self, pipeline: str | None = None, *, open_only: bool = True) -> Sequence[FindingRecord]: ...
 
     # unverifiable keys: hold consistent-through until a sweep has read them

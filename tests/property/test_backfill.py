@@ -232,19 +232,20 @@ def check(ended: Ended) -> None:
 # ── what happened elsewhere ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def at_step(rig: Rig, number: int, *acts_then: Any) -> None:
-    step = itertools.count()
+def at_write(rig: Rig, *acts_then: Any, after: int = 0) -> None:
+    """Let the world act just before the first write, or so many calls of a store after it."""
+    left: list[int] = []
 
-    def between(_: str) -> None:
-        if next(step) == number:
-            for one in acts_then:
-                one()
+    def between(what: str) -> None:
+        if not left and what.startswith("write"):
+            left.append(after + 1)
+        if left:
+            left[0] -= 1
+            if left[0] == 0:
+                for one in acts_then:
+                    one()
 
     rig.between = between
-
-
-# fetch source, target, source twice (the wait between them), then the write: step 6
-WRITE_STEP = 6
 
 
 def test_lesson_20_a_field_that_was_never_written_refuses_the_item(ledger: SqlLedger) -> None:
@@ -303,7 +304,7 @@ def test_lesson_23_a_write_that_changes_nothing_is_no_failed_repair(ledger: SqlL
     """Between judging and writing the sink delivered the very same state: nothing failed, nothing is tried again."""
     rig = Rig()
     rig.source_writes(1)
-    at_step(rig, WRITE_STEP, lambda: rig.sink_delivers(1))
+    at_write(rig, lambda: rig.sink_delivers(1))
     ended = repaired(rig, ledger)
     assert rig.writes == []
     assert (ended.run.counts["failed"], ended.run.counts["already_newer"]) == (0, 1)
@@ -324,7 +325,7 @@ def test_lesson_15_the_status_of_a_write_proves_nothing(ledger: SqlLedger) -> No
     """The store says "written" and holds something else (a rollback): only reading back is a proof."""
     rig = Rig()
     rig.source_writes(1)
-    at_step(rig, WRITE_STEP + 1, lambda: rig.stranger_writes(1, None))
+    at_write(rig, lambda: rig.stranger_writes(1, None), after=1)
     ended = repaired(rig, ledger)
     assert len(rig.writes) == 1
     assert (ended.run.counts["written"], ended.run.counts["verified"]) == (0, 0)
@@ -335,7 +336,7 @@ def test_lesson_15_the_status_of_a_write_proves_nothing(ledger: SqlLedger) -> No
 def test_lesson_15_a_write_that_cannot_be_read_back_is_not_counted(ledger: SqlLedger) -> None:
     rig = Rig()
     rig.source_writes(1)
-    at_step(rig, WRITE_STEP + 1, lambda: rig.away.add(Side.OBSERVED))
+    at_write(rig, lambda: rig.away.add(Side.OBSERVED), after=1)
     ended = repaired(rig, ledger)
     assert (ended.run.counts["written"], ended.run.counts["verified"], ended.run.counts["unread"]) == (0, 0, 1)
     assert ended.run.state is RunState.INCONCLUSIVE
@@ -354,7 +355,7 @@ def test_lesson_17_nothing_is_written_while_the_target_does_not_answer(ledger: S
 def test_a_row_that_goes_while_it_is_written_takes_its_document_along(ledger: SqlLedger) -> None:
     rig = Rig()
     rig.source_writes(1)
-    at_step(rig, WRITE_STEP, lambda: rig.source_deletes(1))
+    at_write(rig, lambda: rig.source_deletes(1))
     ended = repaired(rig, ledger)
     assert (len(rig.writes), rig.target) == (2, {})
     assert ended.run.counts["vanished"] >= 1
@@ -367,7 +368,7 @@ def test_a_row_that_comes_back_while_its_document_is_deleted_gets_it_back(ledger
     rig.sink_delivers(1)
     rig.source_deletes(1)
     rig.sink_loses(1)
-    at_step(rig, WRITE_STEP, lambda: rig.source_writes(1, total=row["total"], note=row["note"]), lambda: rig.sink_delivers(1))
+    at_write(rig, lambda: rig.source_writes(1, total=row["total"], note=row["note"]), lambda: rig.sink_delivers(1))
     ended = repaired(rig, ledger)
     assert rig.agrees(1), "deleted, and its row is there"
     assert ended.audited[1][-1] == ItemOutcome.WRITTEN.value
@@ -377,14 +378,14 @@ def test_a_correction_that_the_target_refuses_is_not_called_newer(ledger: SqlLed
     """Our document outlives its row, because the target refuses the delete: that is said, and the gap stays open."""
     rig = Rig()
     rig.source_writes(1)
-    step = itertools.count()
+    writing: list[bool] = []
 
-    def between(_: str) -> None:
-        number = next(step)
-        if number == WRITE_STEP:
-            rig.source_deletes(1)
-        if number > WRITE_STEP:
+    def between(what: str) -> None:
+        if writing:
             rig.refused = {1}
+        elif what.startswith("write"):
+            writing.append(True)
+            rig.source_deletes(1)
 
     rig.between = between
     ended = repaired(rig, ledger)

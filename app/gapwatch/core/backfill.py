@@ -15,8 +15,10 @@ from gapwatch.model.gap import Kind, RunState
 from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
 
 WRITABLE = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
+OVERWRITTEN = frozenset({Kind.STALE, Kind.MISMATCH})
 DELETABLE = frozenset({Kind.EXTRA, Kind.UNDELETED})  # only where the pipeline's policy says `delete` or `auto`
 ERROR_RATE_AFTER = 10  # items before the error rate may stop a run
+OVERRUN = "changed after our write"  # why a document that we wrote is somebody else's by now
 
 T = TypeVar("T")
 
@@ -51,7 +53,6 @@ class Decision:
 def permitted(spec: RepairSpec) -> frozenset[Kind]:
     """Return the kinds that a backfill of the pipeline may touch: documents are deleted by explicit policy only."""
     policies = {Kind.EXTRA: spec.extra, Kind.UNDELETED: spec.undeleted}
-    policies = {Kind.EXTRA: spec.extra, Kind.UNDELETED: spec.undeleted}
     return WRITABLE | {kind for kind, policy in policies.items() if policy is not Policy.REPORT}
 
 
@@ -73,18 +74,21 @@ def decide(judgement: Judgement, kinds: frozenset[Kind], *, planned: Kind) -> De
         if planned in kinds & DELETABLE:
             return Decision(step=Step.DELETE, outcome=ItemOutcome.WRITTEN)
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.VANISHED, reason="the source has no such row")
-    if not kinds & _asked_for_by(judgement.kind):
+    if not _asked_for(judgement.kind, kinds, planned):
         return Decision(
             step=Step.LEAVE, outcome=ItemOutcome.REFUSED, reason=f"a gap of kind {judgement.kind.value} is not part of this run"
         )
     return Decision(step=Step.WRITE, outcome=ItemOutcome.WRITTEN)
 
 
-def _asked_for_by(kind: Kind) -> frozenset[Kind]:
-    """Return the planned kinds that cover a key found in `kind` now: reads without a stream cannot tell stale from mismatch."""
-    if kind is Kind.MISSING:
-        return frozenset({Kind.MISSING})
-    return frozenset({Kind.STALE, Kind.MISMATCH}) if kind in WRITABLE else frozenset()
+def _asked_for(kind: Kind, kinds: frozenset[Kind], planned: Kind) -> bool:
+    """Whether a key found in `kind` now may be written: reads without a stream cannot tell stale from mismatch.
+
+    One that was planned as either may be found as the other; one that was planned as missing may not.
+    """
+    if kind in kinds & WRITABLE:
+        return True
+    return kind in OVERWRITTEN and planned in kinds & OVERWRITTEN
 
 
 def batches(items: Iterable[tuple[T, int]], limits: BatchSpec) -> Iterable[Sequence[T]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, func, or_, select, update
 
 from gapwatch.ledger.part import LedgerPart
 from gapwatch.ledger.tables import findings, unverifiable
@@ -47,11 +47,17 @@ class FindingQueries(LedgerPart):
             connection.execute(update(findings).where(findings.c.number == row.number).values(_merged(row, record)))
         return False
 
-    def clear_finding(self, finding_id: str, *, at: datetime, covered_by: str | None = None) -> None:
-        """Clear the open finding of this id; an unknown or cleared one stays as it is."""
+    def clear_finding(
+        self, finding_id: str, *, at: datetime, covered_by: str | None = None, through: datetime | None = None
+    ) -> None:
+        """Clear the open finding of this id; an unknown or cleared one stays as it is.
+
+        ``through``: a hole that has grown beyond that time meanwhile stays, too.
+        """
+        grown = () if through is None else (or_(findings.c.time_to.is_(None), findings.c.time_to <= through),)
         statement = (
             update(findings)
-            .where(findings.c.id == finding_id, findings.c.cleared_at.is_(None))
+            .where(findings.c.id == finding_id, findings.c.cleared_at.is_(None), *grown)
             .values(cleared_at=at, covered_by=covered_by)
         )
         self._db.write(lambda connection: connection.execute(statement))

@@ -2,7 +2,8 @@
 
 For each batch:
 
-1. judge every key anew (source, target, source; grace and delivered-through have passed);
+1. judge every key anew (source, target, source; grace and delivered-through have passed); what waited for its batch to fill
+   is read once more, and judged again where it is not what it was;
 2. write, each item under its guard;
 3. read back source, target, source: a row that went or changed meanwhile is taken back or brought up to date, guarded by
    our own write;
@@ -12,6 +13,7 @@ For each batch:
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +22,8 @@ import structlog
 import xxhash
 
 from gapwatch.core.autorepair import automatic
-from gapwatch.core.backfill import ItemOutcome, Step, Tally, batches, decide
-from gapwatch.core.confirm import Cleared, Presence, satisfied
+from gapwatch.core.backfill import OVERRUN, Decision, ItemOutcome, Step, Tally, batches, decide
+from gapwatch.core.confirm import Cleared, Presence, Superseded, satisfied
 from gapwatch.core.gaps import proof_of
 from gapwatch.errors import ConflictError, RecordError, StoreError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
@@ -39,7 +41,11 @@ log = structlog.get_logger(__name__)
 VERIFY_ROUNDS_MAX = 4
 PATIENCE_SECONDS = 600.0
 GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged
+FRESH_MILLISECONDS = 250  # what was read longer ago is read once more before it is written
+MOVED_MAX = 3  # so often a key may have changed between its judgement and its turn
 ROWS_MAX = 1_000_000  # of the audit of one run
+ROWS_PER_KEY = 20
+ID = "_id"
 WRITE_ACTION = "backfill_write"
 
 
@@ -122,25 +128,49 @@ class Backfiller:
         for key in gaps:
             judge.add(key, proof=proof_of(held[key]) if key in held else None)
         clock, full = self._on.clock, spec.sweep.batch.documents
-        newest = clock.monotonic()
+        newest = oldest = clock.monotonic()
+        moved: Counter[Key] = Counter()
         ready: list[Decided] = []  # keys are judged as their deliveries come, and written in batches
         while ready or (len(judge) and clock.monotonic() < newest + PATIENCE_SECONDS):
             if decided := await judge.step():
                 newest = clock.monotonic()
+                oldest = oldest if ready else newest
                 ready += decided
-            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < newest + GATHER_SECONDS):
+            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + GATHER_SECONDS):
                 if not decided:
                     await clock.sleep(0.1)
                 await self._renew(run, tally)
                 continue
-            batch, ready = ready[:full], ready[full:]
-            await self._handle(run, stores, batch, planned, gaps, tally, ours)
+            batch, ready = await self._unmoved(stores, ready[:full], judge, moved), ready[full:]
+            await self._handle(run, stores, batch, planned, gaps, tally, ours, held)
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
             await self._renew(run, tally)
         for key in judge.cases:
             tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough", key=key)
         return False
+
+    async def _unmoved(
+        self, stores: PipelineStores, decided: Sequence[Decided], judge: KeyJudge, moved: Counter[Key]
+    ) -> list[Decided]:
+        """Return what still stands as it was judged, as read now; what moved on meanwhile goes back under judgement."""
+        clock = self._on.clock
+        old = {item.case.key for item in decided if clock.now_ms() - item.reads.reads.started_ms > FRESH_MILLISECONDS}
+        if not old:
+            return list(decided)
+        batch = await read_batch(stores, old, clock)
+        standing: list[Decided] = []
+        for item in decided:
+            key = item.case.key
+            if key not in old or (reads := batch.by_key[key]).stands_as(item.reads):
+                standing.append(item if key not in old else replace(item, reads=reads))
+                continue
+            moved[key] += 1
+            if moved[key] > MOVED_MAX:
+                standing.append(replace(item, judgement=Superseded()))
+            else:
+                judge.again(item)
+        return standing
 
     async def _handle(
         self,
@@ -151,6 +181,7 @@ class Backfiller:
         gaps: Mapping[Key, str | None],
         tally: Tally,
         ours: frozenset[Key],
+        held: Mapping[Key, Gap],
     ) -> None:
         kinds = frozenset(Kind(name) for name in run.request["kinds"])
         to_write: list[tuple[_Written, int]] = []
@@ -159,6 +190,8 @@ class Backfiller:
         for item in decided:
             key = item.case.key
             decision = decide(item.judgement, kinds, planned=planned[key])
+            if decision.outcome is ItemOutcome.VANISHED and await self._is_our_insert(stores, item):
+                decision = Decision(step=Step.DELETE, outcome=ItemOutcome.VANISHED)
             outcome, reason = decision.outcome, decision.reason
             if decision.step is not Step.LEAVE:
                 try:
@@ -171,11 +204,23 @@ class Backfiller:
                 agreeing.append(item)
             self._count(tally, stores, key, outcome, reason)
             audit.append(self._audit_row(run, stores, key, gaps.get(key), outcome, reason))
-        await self._on.book.close(stores, agreeing, backfilled=ours)
+        revisions = {key: gap.revision for key, gap in held.items()}
+        await self._on.book.close(stores, agreeing, backfilled=ours, against=revisions)
         await asyncio.to_thread(self._on.ledger.audit, audit)
         for batch in batches(to_write, stores.spec.sweep.batch):
             await self._write(run, stores, batch, tally)
             await self._on.clock.sleep(stores.spec.sweep.batch.pause_seconds)
+
+    async def _is_our_insert(self, stores: PipelineStores, item: Decided) -> bool:
+        """Whether a document without a row is one that a backfill inserted, and nobody changed: it is taken back."""
+        target = item.reads.target
+        if not isinstance(target, StoredRecord):
+            return False
+        rows = await asyncio.to_thread(
+            lambda: self._on.ledger.audit_rows(pipeline=stores.spec.id, key=item.case.key, limit=ROWS_PER_KEY)
+        )
+        last = next((row for row in rows if row.action == WRITE_ACTION and row.outcome == ItemOutcome.WRITTEN.value), None)
+        return last is not None and last.before is None and last.after == _identity(stores, target)
 
     async def _write(self, run: Run, stores: PipelineStores, batch: Sequence[_Written], tally: Tally) -> None:
         intents = [
@@ -254,7 +299,7 @@ class Backfiller:
         for item, reads in wrong:
             ours = _still_ours(item.item, reads.target)
             if ours is None:
-                await self._conclude(run, stores, item, ItemOutcome.ALREADY_NEWER, "changed after our write", tally)
+                await self._conclude(run, stores, item, ItemOutcome.ALREADY_NEWER, OVERRUN, tally)
                 continue
             try:
                 renewed = _renewed(stores, item, reads, ours)
@@ -355,7 +400,10 @@ def _still_ours(item: WriteItem, target: Read | tuple[StoredRecord, ...]) -> Sto
         return target if item.document is None else None
     if item.document is None or not isinstance(target, StoredRecord):
         return None
-    return target if dict(target.fields) == dict(item.document) else None
+    found = dict(target.fields)
+    if ID not in item.document:  # the store has given it one
+        found.pop(ID, None)
+    return target if found == dict(item.document) else None
 
 
 def _renewed(stores: PipelineStores, item: _Written, reads: KeyReads, ours: StoredRecord | Absent) -> _Written:
@@ -372,4 +420,8 @@ def _agreed(key: Key, reads: KeyReads) -> Decided:
 
 
 def _digest_before(stores: PipelineStores, replaced: StoredRecord | Absent) -> str | None:
-    return stores.mapping.canonical_target(replaced.fields).identity.hex() if isinstance(replaced, StoredRecord) else None
+    return _identity(stores, replaced) if isinstance(replaced, StoredRecord) else None
+
+
+def _identity(stores: PipelineStores, document: StoredRecord) -> str:
+    return stores.mapping.canonical_target(document.fields).identity.hex()

@@ -63,9 +63,21 @@ class Book:
         return unchanged | await self._store(keys, changes)
 
     async def close(
-        self, stores: PipelineStores, decided: Sequence[Decided], *, backfilled: frozenset[Key] = frozenset()
+        self,
+        stores: PipelineStores,
+        decided: Sequence[Decided],
+        *,
+        backfilled: frozenset[Key] = frozenset(),
+        against: Mapping[Key, int] | None = None,
     ) -> set[Key]:
-        """Resolve the open gap, where there is one, of every key that was judged to agree."""
+        """Resolve the open gap, where there is one, of every key that was judged to agree.
+
+        Args:
+            stores: The pipeline.
+            decided: Judgements, of which those of agreement count.
+            backfilled: The keys that a backfill wrote.
+            against: The revisions of the gaps that were known when the keys were read: what was proved since stays open.
+        """
         if not decided:
             return set()
         known = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, [item.case.key for item in decided])
@@ -74,6 +86,8 @@ class Book:
         for item in decided:
             gap = known.get(item.case.key)
             if gap is None or not isinstance(item.judgement, Cleared):
+                continue
+            if against is not None and against.get(item.case.key) != gap.revision:
                 continue
             resolution = gaps.resolution_of(gap, item.reads.reads, written_by_backfill=item.case.key in backfilled)
             changes.append(_resolve(gap, resolution, now))

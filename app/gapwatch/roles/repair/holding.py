@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 
 from gapwatch.core.autorepair import DONE, next_attempt
-from gapwatch.core.backfill import ItemOutcome
+from gapwatch.core.backfill import OVERRUN, ItemOutcome
 from gapwatch.core.gaps import repairing, set_down
 from gapwatch.model.gap import Gap, RepairRecord, Run, State
 from gapwatch.model.pipeline import PipelineSpec
@@ -85,7 +85,7 @@ class Holding:
         again: bool,
     ) -> RepairRecord:
         now = self._clock.now()
-        attempts = (before.attempts if before else 0) + (outcome in REFUSED_FOR_GOOD)
+        attempts = (before.attempts if before else 0) + (outcome in REFUSED_FOR_GOOD or reason == OVERRUN)
         tries = (before.tries if before else 0) + 1
         due = next_attempt(spec.repair, gap_id=gap.id, attempts=attempts, tries=tries, at=now) if again else None
         return RepairRecord(

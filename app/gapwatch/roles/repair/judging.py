@@ -99,6 +99,10 @@ class KeyJudge:
             if is_other and case.waits_for_ms == 0:  # a wait that has begun is never cut short: it is what proves a difference
                 case.not_before_ms = 0
 
+    def again(self, decided: Decided) -> None:
+        """Put a key back that was decided: it is read once more, and what was learnt of its source is kept."""
+        self._cases.setdefault(decided.case.key, decided.case)
+
     def drop(self, key: Key) -> None:
         self._cases.pop(key, None)
 

@@ -22,6 +22,11 @@ class KeyReads:
     source: Read
     target: Read | tuple[StoredRecord, ...]
 
+    def stands_as(self, before: KeyReads) -> bool:
+        """Whether both sides were read again just as they were read `before`."""
+        now, then = self.reads, before.reads
+        return not now.unread and now.before == now.after == then.after and now.target == then.target
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReads:

@@ -154,7 +154,7 @@ class _Sweep:
             if self._scope is Scope.FULL:
                 self._estimate = await _estimate(self._stores.source) + await _estimate(self._stores.target)
             undecided = await self._judge_all(asyncio.create_task(self._reading()))
-            await self._end_trial()
+            undecided += await self._end_trial()
             undecided += self._undecided
             outcome = SweepOutcome(
                 complete=all(scan.complete for scan in self._scanning.sides.values()),
@@ -255,13 +255,27 @@ class _Sweep:
         if not decided:
             return
         self._count(decided)
-        await self._book(await self._trial.take(decided, compared=self._compared, pending=len(self._judge)))
+        now, again = await self._trial.take(decided, compared=self._compared, pending=len(self._judge))
+        self._judge_again(again)
+        await self._book(now)
         self._check_mapping()
 
-    async def _end_trial(self) -> None:
+    async def _end_trial(self) -> int:
+        """End the trial of the mapping, and judge what it held back; return how many keys stayed undecided."""
         whole = all(scan.complete for scan in self._scanning.sides.values())
-        await self._book(await self._trial.finish(compared=self._compared, whole=whole))
+        again = await self._trial.finish(compared=self._compared, whole=whole)
+        self._judge_again(again)
         self._check_mapping()
+        return await self._judge_all(asyncio.create_task(_nothing())) if again else 0
+
+    def _judge_again(self, released: Sequence[Decided]) -> None:
+        """What the trial held back was read a while ago: it is read once more before it is booked."""
+        self._decided -= len(released)
+        for item in released:
+            assert isinstance(item.judgement, Difference)
+            self._counts["differences"] -= 1
+            self._counts[item.judgement.kind.value] -= 1
+            self._judge.again(item)
 
     def _check_mapping(self) -> None:
         """Raise where the mapping is suspect: what is left to judge would be judged by it."""
@@ -408,6 +422,10 @@ def _is_present(item: Decided, side: Side) -> bool:
     reads = item.reads.reads
     reading = reads.after if side is Side.EXPECTED else reads.target
     return reading.presence in (Presence.PRESENT, Presence.SEVERAL)
+
+
+async def _nothing() -> None:
+    """A scan that has ended."""
 
 
 async def _estimate(reader: DatasetReader) -> int:

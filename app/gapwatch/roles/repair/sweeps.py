@@ -277,5 +277,5 @@ class RunRunner:
         on.ledger.clear_unverifiable(run.pipeline, before=started)
         for finding in findings:
             if finding.is_hole and (finding.time_to or finding.last_seen) < started:
-                on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id)
+                on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
         on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})

@@ -161,6 +161,7 @@ class SweepTrial:
         self._stores = stores
         self._takes_part = takes_part
         self._held: list[Decided] = []
+        self._released: set[Key] = set()
         self._differing: Counter[str] = Counter()
         self._decided = 0
         self.said = ""
@@ -173,8 +174,10 @@ class SweepTrial:
     async def goes_on(self) -> bool:
         return self._takes_part and not await self._trials.is_over(self._stores)
 
-    async def take(self, decided: Sequence[Decided], *, compared: int, pending: int) -> list[Decided]:
-        """Return what may be booked now.
+    async def take(
+        self, decided: Sequence[Decided], *, compared: int, pending: int
+    ) -> tuple[Sequence[Decided], Sequence[Decided]]:
+        """Return what may be booked now, and what was held back and is to be judged again before it may be.
 
         Args:
             decided: What was judged since the last call.
@@ -182,21 +185,22 @@ class SweepTrial:
             pending: How many of the keys that were found are still to be judged.
         """
         if not await self.goes_on():
-            return [*self._release(), *decided]
+            return decided, self._release()
         self._decided += len(decided)
-        against = [item for item in decided if counts_against(item)]
+        against = [item for item in decided if counts_against(item) and item.case.key not in self._released]
         for item in against:
             self._differing.update(_fields(item))
         self._held += against
-        now = [item for item in decided if not counts_against(item)]
+        held = set(self.held)
+        now = [item for item in decided if item.case.key not in held]
         if len(self._held) < KEYS:
-            return now
+            return now, ()
         scale = (self._decided + pending) / self._decided  # those that wait are like those that were judged
         expected = Counter({name: int(count * scale) for name, count in self._differing.items()})
-        return [*now, *await self._decide(expected, compared, ended=False, whole=False)]
+        return now, await self._decide(expected, compared, ended=False, whole=False)
 
-    async def finish(self, *, compared: int, whole: bool) -> list[Decided]:
-        """Everything was judged: return what was held back and may be booked after all."""
+    async def finish(self, *, compared: int, whole: bool) -> Sequence[Decided]:
+        """Everything was judged: return what was held back and is to be judged again, as it may be booked after all."""
         if not await self.goes_on():
             return self._release()
         return await self._decide(self._differing, compared, ended=True, whole=whole)
@@ -210,6 +214,7 @@ class SweepTrial:
 
     def _release(self) -> list[Decided]:
         released, self._held = self._held, []
+        self._released.update(item.case.key for item in released)
         return released
 
 
