@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,38 @@ def test_b1_one_lost_write_is_one_gap(stack: EmbeddedStack, postgres_database: s
         scene.service.wait_healthy(seconds=40)
         written = at(gaps[0]["event_time"])
         wait_for(lambda: at(scene.service.view()["consistent_through"]) > written, "consistent-through to move on", 40)
+
+
+def test_m22_while_it_is_paused_nothing_opens_and_nothing_is_lost(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """A write is lost before the pause, one in it; a gap of before is mended in it. All is said when it is resumed."""
+    with watched(stack, postgres_database, tmp_path, repair={"missing": "report"}) as scene:
+        service = scene.service
+        scene.copier.rules.update(dict.fromkeys((501, 502, 503), nothing))
+        scene.insert(101, 501)
+        wait_for(service.gaps, "the gap", 30)
+        scene.insert(102, 502)
+        assert service.command("pipelines", "pause", "orders", "--reason", "the target moves").returncode == 0
+        since = datetime.now(UTC)
+        scene.insert(103, 503)
+        scene.insert(104, 504)
+        during(8, service.check_alive)  # grace is two seconds
+        assert [gap["key"] for gap in service.gaps(state="open,resolved")] == [{"id": 101}]
+        view = service.view()
+        assert (view["status"], view["reasons"]) == ("SKIPPED", ["the target moves"])
+        assert at(view["consistent_through"]) <= since
+        refused = service.command("sweep", "start", "orders")
+        assert refused.returncode == 2
+        assert "Pipeline orders is left alone now: the target moves." in refused.stderr
+        scene.copier.rules.clear()
+        scene.sql("UPDATE public.orders SET v = 'again' WHERE id = 101")
+        wait_for(lambda: 101 in scene.documents(), "the document", 30)
+        assert service.command("pipelines", "resume", "orders").returncode == 0
+        wait_for(lambda: {gap["key"]["id"] for gap in service.gaps()} == {102, 103}, "the gaps of what was lost", 60)
+        assert {gap["state"] for gap in service.gaps(state="open,resolved") if gap["key"]["id"] == 101} == {"resolved"}
+        sweeps = service.api.get("/api/v1/sweeps", pipeline="orders")["runs"]
+        assert [run["request"]["reason"] for run in sweeps[:1]] == ["resumed"]
 
 
 REST_SECONDS = 8.0

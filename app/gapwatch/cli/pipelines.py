@@ -54,7 +54,7 @@ def pause(
     reason: Annotated[str, typer.Option(help="Why; shown beside the status.")] = "",
     url: UrlOption = "",
 ) -> None:
-    """Show a pipeline as SKIPPED and start no sweeps for it; its streams are read on."""
+    """Leave a pipeline alone: SKIPPED, nothing opens or is repaired. Its streams are read on, and judged when it is resumed."""
     with connect(url, config_of(context)) as api:
         api.post(f"/api/v1/pipelines/{pipeline}/pause", {"reason": reason})
     note(f"{pipeline} is paused.")
@@ -62,7 +62,7 @@ def pause(
 
 @app.command()
 def resume(context: typer.Context, pipeline: str, url: UrlOption = "") -> None:
-    """Take a paused pipeline up again."""
+    """Take a paused pipeline up again; a sweep looks at what changed meanwhile."""
     with connect(url, config_of(context)) as api:
         api.post(f"/api/v1/pipelines/{pipeline}/resume")
     note(f"{pipeline} is watched again.")

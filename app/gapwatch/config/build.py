@@ -9,6 +9,7 @@ from gapwatch.config import forms
 from gapwatch.config.checks import address_problem, field_problems, option_problem, path_problems, topic_problem
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.source import Document, Place
+from gapwatch.core.maintenance import EXAMPLES, MaintenanceSpec
 from gapwatch.model.pipeline import (
     BatchSpec,
     DeliverySpec,
@@ -135,8 +136,7 @@ class _Builder:
         form = self._form
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", self._name):
             self._problem((), f"{self._name!r} is no name.", "Use letters, digits, - and _; at most 63.")
-        if form.maintenance is not None:
-            self._problem(("maintenance",), f"`maintenance` {_NOT_YET}.", _REMOVE)
+        self._maintenance()
         source, target = self._source(), self._target()
         self._keys()
         self._versions(source, target)
@@ -170,6 +170,7 @@ class _Builder:
             incident_threshold=form.incident_threshold,
             evidence=form.evidence,
             enabled=form.enabled,
+            maintenance=tuple(form.maintenance),
             sweep=self._sweep(),
             repair=self._repair(),
         )
@@ -179,6 +180,13 @@ class _Builder:
 
     def _add(self, place: Place, problem: tuple[str, str] | None) -> None:
         self._document.add(("pipelines", self._name, *place), problem)
+
+    def _maintenance(self) -> None:
+        for number, text in enumerate(self._form.maintenance):
+            try:
+                MaintenanceSpec.parse(text)
+            except ValueError as error:
+                self._problem(("maintenance", number), f"{text!r} is no window: {error}.", f"Write {EXAMPLES}.")
 
     def _versions(self, source: SourceSpec, target: TargetSpec) -> None:
         for side, version in (("source", source.version), ("target", target.version)):

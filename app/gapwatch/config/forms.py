@@ -254,7 +254,7 @@ class Pipeline(Form):
     incident_threshold: int = Field(default=1_000, ge=1)
     evidence: Literal["digest", "fields", "values"] = "fields"
     enabled: bool = True
-    maintenance: list[str] | None = None
+    maintenance: list[str] = Field(default_factory=list)
 
 
 class File(Form):

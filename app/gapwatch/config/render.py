@@ -139,6 +139,8 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
             tree[name] = duration(seconds)
     for name in ("history", "settled_keys_max", "pending_keys_max", "suspects_max", "baseline", "coverage_target"):
         tree[name] = getattr(spec, name)
+    if spec.maintenance:
+        tree["maintenance"] = list(spec.maintenance)
     return {**tree, "incident_threshold": spec.incident_threshold, "evidence": spec.evidence, "enabled": spec.enabled}
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from gapwatch.core.autorepair import remedy
 from gapwatch.core.coverage import ratio
+from gapwatch.core.maintenance import Quiet
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
@@ -44,7 +45,7 @@ class LedgerFacts:
     unverifiable_oldest: datetime | None
     masked_swept: int = 0  # masked settled writes that the last full content sweep read in full
     undecided: int = 0  # suspects whose stores could not be read
-    paused: str | None = None  # the reason, when paused
+    quiet: Quiet | None = None  # while it is paused, or in a maintenance window
     unreadable_stores: Sequence[str] = ()
     repair_stopped: str = ""  # why automatic repair stopped
     given_up: int = 0  # open gaps whose repair is not tried any more
@@ -81,8 +82,9 @@ def standing(
     )
     judged = list(_judge(pipeline, partitions, records, facts, holes, coverage, totals, now))
     worst = max(judged, key=lambda item: item.severity, default=_Judged(severity=Severity.HEALTHY, reason=""))
-    if facts.paused is not None:
-        judged, worst = [_Judged(severity=Severity.SKIPPED, reason=facts.paused)], _Judged(severity=Severity.SKIPPED, reason="")
+    if facts.quiet is not None:
+        worst = _Judged(severity=Severity.SKIPPED, reason=facts.quiet.reason)
+        judged = [worst]
     source = _least(record.source_watermark for record in records.values()) if complete else None
     target = _least(record.target_watermark for record in records.values()) if complete else None
     return PipelineView(
@@ -259,7 +261,7 @@ def _consistent_through(
     """Return the time up to which every write committed at the source is proven at the target; None: undefined."""
     if facts.baseline is None or not complete:
         return None
-    bounds = [now]
+    bounds = [now, *([facts.quiet.since] if facts.quiet else [])]
     for record in records.values():
         if record.source_watermark == 0:
             return None

@@ -243,6 +243,7 @@ class PipelineSpec:
     incident_threshold: int = 1_000
     evidence: str = "fields"  # digest | fields | values
     enabled: bool = True
+    maintenance: tuple[str, ...] = ()  # windows, as ``core/maintenance`` reads them
     sweep: SweepSpec = SweepSpec()
     repair: RepairSpec = RepairSpec()
 

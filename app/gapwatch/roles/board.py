@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
+from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import Baseline, LedgerFacts, standing
 from gapwatch.errors import NotFoundError
 from gapwatch.model.gap import RunKind
@@ -57,6 +58,11 @@ class Facts:
     @staticmethod
     def paused(pipeline: str) -> str:
         return f"paused/{pipeline}"
+
+    @staticmethod
+    def quiet(pipeline: str) -> str:
+        """Since when a pipeline was left alone: once that is over, a sweep looks at what changed meanwhile."""
+        return f"quiet/{pipeline}"
 
     @staticmethod
     def resume(topic: str) -> str:
@@ -169,7 +175,7 @@ class Board:
             last_sweep=sweeps[0] if sweeps else None,
             unverifiable_oldest=ledger.unverifiable_oldest(pipeline),
             undecided=sum(int(fact["undecided"]) for fact in said),
-            paused=str(paused["reason"]) if paused else None,
+            quiet=quiet_at(self._settings.pipelines[pipeline].maintenance, paused, self._clock.now()),
             unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
             repair_stopped=str(stopped["reason"]) if stopped else "",
             given_up=ledger.repair_counts().get((pipeline, True), 0),

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from gapwatch.core import gaps, reports
 from gapwatch.core.confirm import Presence, satisfied
 from gapwatch.core.keytrace import KeyTrace
+from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConflictError, FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Resolution, Run, State
@@ -23,7 +24,7 @@ from gapwatch.roles.repair.plans import plan, request_apply, requeue
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.repair.replayer import request_replay
 from gapwatch.roles.repair.replaying import check, question_of
-from gapwatch.roles.repair.sweeps import refuse_suspect_mapping, request_sweep
+from gapwatch.roles.repair.sweeps import cancel_active, refuse_quiet, refuse_suspect_mapping, request_resumed, request_sweep
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 LOOKBACK_SECONDS = 48 * 3600.0
@@ -73,24 +74,28 @@ class Desk:
         return await self._on.board.view(pipeline)
 
     async def pause(self, pipeline: str, *, actor: str, reason: str = "") -> None:
-        """Show the pipeline as SKIPPED and start no sweeps for it; the streams are read on, so that nothing is missed."""
+        """Leave the pipeline alone: SKIPPED, nothing opens or is repaired. The streams are read on, so that nothing is missed."""
         self.pipeline(pipeline)
         fact = {"reason": reason or f"paused by {actor}", "at": gaps.rfc3339(self._on.clock.now())}
         await asyncio.to_thread(self._on.ledger.set_fact, Facts.paused(pipeline), fact)
+        await asyncio.to_thread(cancel_active, self._on.ledger, pipeline)
         await self._audit(actor, "pipeline_pause", pipeline, reason=reason)
 
     async def resume(self, pipeline: str, *, actor: str) -> None:
-        """Go on; where it is known when rows were written, a sweep looks at what changed since the pause."""
+        """Go on; a sweep looks at what changed since the pause, or, where nobody knows when rows were written, at everything."""
         spec, ledger = self.pipeline(pipeline), self._on.ledger
         paused = await asyncio.to_thread(ledger.fact, Facts.paused(pipeline))
         await asyncio.to_thread(ledger.set_fact, Facts.paused(pipeline), None)
         await self._audit(actor, "pipeline_resume", pipeline)
-        if not paused or not spec.source.changed_at:
+        if not paused:
             return
-        since = datetime.fromisoformat(paused["at"]) - timedelta(seconds=spec.grace_seconds)
-        asked = {"reason": "resumed", "range": "lookback", "since": since.isoformat()}
+        since = datetime.fromisoformat(paused["at"])
+        if quiet_at(spec.maintenance, None, self._on.clock.now()) is not None:
+            await asyncio.to_thread(ledger.set_fact, Facts.quiet(pipeline), {"since": since.isoformat()})
+            return  # a maintenance window is on: the sweep comes after it
+        await asyncio.to_thread(ledger.set_fact, Facts.quiet(pipeline), None)
         try:
-            await asyncio.to_thread(request_sweep, ledger, spec, self._on.clock, self._on.new_id(), asked, actor)
+            await asyncio.to_thread(request_resumed, ledger, spec, self._on.clock, self._on.new_id(), since, actor)
         except ConflictError:
             return  # one is under way
 
@@ -98,6 +103,7 @@ class Desk:
         """Queue a sweep. Raises ConflictError with the running id when one is queued or running."""
         spec = self.pipeline(pipeline)
         asked = await self._sweep_request(spec, request)
+        await self._refuse_quiet(spec)
         run = await asyncio.to_thread(
             request_sweep, self._on.ledger, spec, self._on.clock, self._on.new_id(), {"reason": "asked", **asked}, actor
         )
@@ -109,6 +115,7 @@ class Desk:
         self.pipeline(pipeline)
         check(question_of(time_from, time_to, of), self._on.clock.now_ms())
         await asyncio.to_thread(refuse_suspect_mapping, self._on.ledger, pipeline)
+        await self._refuse_quiet(self.pipeline(pipeline))
         request = {"from": time_from, "to": time_to, "of": of}
         run = await asyncio.to_thread(
             lambda: request_replay(
@@ -117,6 +124,9 @@ class Desk:
         )
         await self._audit(actor, "replay_start", pipeline, run_id=run.id)
         return run
+
+    async def _refuse_quiet(self, spec: PipelineSpec) -> None:
+        await asyncio.to_thread(refuse_quiet, self._on.ledger, spec, self._on.clock.now())
 
     async def _sweep_request(self, spec: PipelineSpec, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return a sweep's request as a run holds it: keys as bytes, times as such. Raises UsageError."""
@@ -187,6 +197,9 @@ class Desk:
 
     async def apply_backfill(self, plan_id: str, *, actor: str) -> Run:
         """Queue a plan's application. Raises NotFoundError, or ConflictError while another backfill of the pipeline runs."""
+        planned = await asyncio.to_thread(self._on.ledger.run, plan_id)
+        if planned is not None:
+            await self._refuse_quiet(self.pipeline(planned.pipeline))
         run = await asyncio.to_thread(
             lambda: request_apply(self._on.ledger, plan_id, run_id=self._on.new_id(), clock=self._on.clock, requested_by=actor)
         )
@@ -197,6 +210,7 @@ class Desk:
         """Queue a backfill of gaps whose repair did not come off: of these keys, or (none) of all that are given up."""
         spec = self.pipeline(pipeline)
         await asyncio.to_thread(refuse_suspect_mapping, self._on.ledger, pipeline)
+        await self._refuse_quiet(spec)
         limit = spec.repair.max_documents_per_run
         if keys:
             records = await self._repairs_of(pipeline, keys, limit)

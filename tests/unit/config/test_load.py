@@ -133,11 +133,19 @@ def test_lookback_and_automatic_repair_are_read_with_their_limits_and_rendered_a
         ("collection: shop.orders,", "collection: shop.orders, routing: x,"),
         ("collection: shop.orders,", "collection: shop.orders, keep: 30d,"),
         ("{ change_stream: true }", "{ acks: done }"),
-        ("    grace: 5s", "    grace: 5s\n    maintenance: []"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_name_and_never_ignored(old: str, new: str) -> None:
     assert any("is not supported yet" in problem for problem in problems(GOOD.replace(old, new)))
+
+
+def test_maintenance_windows_are_read_and_a_wrong_one_is_named_with_its_place() -> None:
+    windows = '["0 2 * * sun for 2h", "2027-01-05T18:00:00Z/2027-01-05T20:00:00Z"]'
+    made = parse(GOOD.replace("    grace: 5s", f"    grace: 5s\n    maintenance: {windows}"), {})
+    assert made.pipelines["orders"].maintenance == ("0 2 * * sun for 2h", "2027-01-05T18:00:00Z/2027-01-05T20:00:00Z")
+    assert parse(render(made), {}).pipelines["orders"].maintenance == made.pipelines["orders"].maintenance
+    (problem,) = problems(GOOD.replace("    grace: 5s", '    grace: 5s\n    maintenance: ["sundays"]'))
+    assert "pipelines.orders.maintenance.0: 'sundays' is no window: it is neither CRON for DURATION nor START/END." in problem
 
 
 def test_a_key_twice_is_refused() -> None:

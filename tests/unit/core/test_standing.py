@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gapwatch.core.maintenance import Quiet
 from gapwatch.core.standing import Baseline, LedgerFacts, standing
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, RunKind, RunState
 from gapwatch.model.pipeline import (
@@ -192,7 +193,10 @@ def test_low_coverage_is_shown() -> None:
 
 
 def test_a_paused_pipeline_is_skipped_explicitly() -> None:
-    assert view(facts=replace(FACTS, paused="maintenance")).status == "SKIPPED"
+    quiet = Quiet(reason="a move of the target", since=NOW - timedelta(minutes=5))
+    skipped = view(facts=replace(FACTS, quiet=quiet))
+    assert (skipped.status, skipped.reasons) == ("SKIPPED", ("a move of the target",))
+    assert skipped.consistent_through == quiet.since, "it stands while nobody judges"
 
 
 def test_what_could_not_be_read_is_unknown() -> None:

@@ -1,22 +1,26 @@
-"""How far a scheduled sweep looks."""
+"""How far a scheduled sweep looks, and what a pause or a maintenance window does to sweeps."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gapwatch.errors import UsageError
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.pipeline import Settings, SweepSpec, TopicsSpec
+from gapwatch.model.gap import Run, RunKind, RunState
+from gapwatch.model.pipeline import PipelineSpec, Settings, SweepSpec, TopicsSpec
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, refuse_quiet, request_sweep
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 
 HOUR = 3600.0
+NUMBERS = itertools.count()
 
 
 @pytest.fixture
@@ -26,8 +30,7 @@ def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
     opened.close()
 
 
-def extent(ledger: SqlLedger, clock: VirtualClock, sweep: SweepSpec) -> dict[str, Any]:
-    spec = replace(spec_of_rig(), sweep=sweep)
+def scheduler(ledger: SqlLedger, clock: VirtualClock, spec: PipelineSpec) -> SweepScheduler:
     settings = Settings(bootstrap_servers="", topics=TopicsSpec(), database="", stores={}, pipelines={spec.id: spec})
     dependencies = SchedulerDependencies(
         pipelines={spec.id: spec},
@@ -35,9 +38,14 @@ def extent(ledger: SqlLedger, clock: VirtualClock, sweep: SweepSpec) -> dict[str
         ledger=ledger,
         board=Board(settings, ledger, _NoStatus(), clock),
         clock=clock,
-        new_id=lambda: "sweep",
+        new_id=lambda: f"sweep{next(NUMBERS)}",
     )
-    return SweepScheduler(dependencies).extent(spec)
+    return SweepScheduler(dependencies)
+
+
+def extent(ledger: SqlLedger, clock: VirtualClock, sweep: SweepSpec) -> dict[str, Any]:
+    spec = replace(spec_of_rig(), sweep=sweep)
+    return scheduler(ledger, clock, spec).extent(spec)
 
 
 def swept(ledger: SqlLedger, clock: VirtualClock, hours_ago: float) -> None:
@@ -59,3 +67,48 @@ def test_a_lookback_is_what_is_scheduled_between_full_ones(ledger: SqlLedger) ->
     assert asked["since"].startswith((clock.now() - timedelta(hours=48)).isoformat()[:19])
     swept(ledger, clock, 25)
     assert extent(ledger, clock, spec) == {}
+
+
+async def test_m22_a_window_ends_what_runs_and_is_followed_by_a_sweep_of_what_changed(ledger: SqlLedger) -> None:
+    clock = VirtualClock()
+    start = clock.now() + timedelta(hours=1)
+    window = f"{start.isoformat()}/{(start + timedelta(hours=2)).isoformat()}"
+    spec = replace(spec_of_rig(), maintenance=(window,))
+    spec = replace(spec, source=replace(spec.source, changed_at="changed"))
+    asking = scheduler(ledger, clock, spec)
+    running = request_sweep(ledger, spec, clock, "running", {"reason": "asked"})
+    await asking._tick(spec)
+    assert found(ledger, running.id).state is RunState.QUEUED, "before the window"
+    await clock.sleep(HOUR + 1)
+    await asking._tick(spec)
+    assert found(ledger, running.id).state is RunState.CANCELLED
+    with pytest.raises(UsageError, match="left alone now: maintenance until"):
+        refuse_quiet(ledger, spec, clock.now())
+    await clock.sleep(2 * HOUR)
+    await scheduler(ledger, clock, spec)._tick(spec)  # another process: what one began to wait for, another one goes on with
+    (sweep,) = ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED])
+    assert (sweep.request["reason"], sweep.request["range"]) == ("resumed", "lookback")
+    assert datetime.fromisoformat(sweep.request["since"]) == start - timedelta(seconds=spec.grace_seconds)
+    ledger.cancel_run(sweep.id)
+    await asking._tick(spec)
+    assert ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED]) == [], "once is enough"
+
+
+async def test_m22_without_a_time_of_the_last_write_the_sweep_after_a_pause_looks_at_everything(ledger: SqlLedger) -> None:
+    clock, spec = VirtualClock(), spec_of_rig()
+    asking = scheduler(ledger, clock, spec)
+    ledger.set_fact(Facts.paused(spec.id), {"reason": "a move", "at": clock.now().isoformat()})
+    await asking._tick(spec)
+    ledger.set_fact(Facts.paused(spec.id), None)
+    request_sweep(ledger, spec, clock, "asked", {"reason": "asked"})
+    await asking._tick(spec)
+    ledger.cancel_run("asked")
+    await asking._tick(spec)
+    (sweep,) = ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED])
+    assert (sweep.request["reason"], sweep.request["range"]) == ("resumed", "full"), "it waited for the one under way"
+
+
+def found(ledger: SqlLedger, run_id: str) -> Run:
+    run = ledger.run(run_id)
+    assert run is not None
+    return run

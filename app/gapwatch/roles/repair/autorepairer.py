@@ -15,6 +15,7 @@ import structlog
 
 from gapwatch.core.autorepair import ACTOR, WINDOW, allowed, automatic, brake
 from gapwatch.core.backfill import DELETABLE
+from gapwatch.core.maintenance import quiet_at
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
@@ -89,7 +90,7 @@ class AutoRepairer:
         runs = ledger.runs(pipeline=spec.id, kind=RunKind.BACKFILL, limit=RUNS)
         if any(run.state in ACTIVE for run in runs) or _waits(runs, now):
             return False
-        if ledger.fact(Facts.paused(spec.id)) or ledger.fact(Facts.repair_stopped(spec.id)):
+        if quiet_at(spec.maintenance, ledger.fact(Facts.paused(spec.id)), now) or ledger.fact(Facts.repair_stopped(spec.id)):
             return False
         return ledger.fact(Facts.baseline(spec.id)) is not None and not mapping_is_suspect(ledger, spec.id)
 

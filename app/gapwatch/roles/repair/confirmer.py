@@ -48,6 +48,11 @@ class Verdict:
     outcome: Outcome
 
 
+async def never_quiet(_: str) -> bool:
+    """Say that a pipeline is never left alone."""
+    return False
+
+
 class VerdictSink(Protocol):
     async def publish(self, verdicts: Sequence[Verdict]) -> None:
         """Return when Kafka has acknowledged every one of them; raises FeedError otherwise."""
@@ -83,6 +88,7 @@ class ConfirmerDependencies:
     on_hole: Callable[[Hole], Awaitable[None]]
     on_cleared: Callable[[str, str], None]  # pipeline, reason
     on_detected: Callable[[str, float], None]  # pipeline, seconds from the write to the gap
+    is_quiet: Callable[[str], Awaitable[bool]] = never_quiet
 
 
 class Confirmer:
@@ -116,14 +122,20 @@ class Confirmer:
             elif record.pipeline not in self._on.judges:
                 finished.append(item)  # a pipeline that this configuration does not have (any more)
             else:
-                self._waiting.setdefault((record.pipeline, record.key), []).append(item)
                 self._on.judges[record.pipeline].add(record.key, record)
+                if await self._on.is_quiet(record.pipeline):
+                    finished.append(item)  # it waits here for the end of the quiet; forgotten, it is raised again
+                else:
+                    self._waiting.setdefault((record.pipeline, record.key), []).append(item)
         if finished:
             await self._on.inbox.done(finished)
 
     async def _judge_forever(self, pipeline: str, stop: asyncio.Event) -> None:
         judge = self._on.judges[pipeline]
         while not stop.is_set():
+            if await self._on.is_quiet(pipeline):
+                await self._on.clock.sleep(IDLE_SECONDS)
+                continue
             try:
                 decided = await judge.step()
             except StoreError as error:

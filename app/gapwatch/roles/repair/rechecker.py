@@ -7,7 +7,7 @@ reading tells. Two agreeing reads of one moment are enough to close; a differenc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -18,6 +18,7 @@ from gapwatch.model.gap import State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, GapFilter, Ledger
 from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.confirmer import never_quiet
 from gapwatch.roles.repair.judging import Case, Decided
 from gapwatch.roles.repair.reads import read_batch
 from gapwatch.roles.stores import StoreProvider
@@ -36,6 +37,7 @@ class RecheckerDependencies:
     book: Book
     stores: StoreProvider
     clock: Clock
+    is_quiet: Callable[[str], Awaitable[bool]] = never_quiet
 
 
 class Rechecker:
@@ -54,6 +56,8 @@ class Rechecker:
 
     async def step(self, pipeline: str) -> int:
         """Read the next batch of one pipeline's open gaps; return how many were resolved."""
+        if await self._on.is_quiet(pipeline):
+            return 0
         where = GapFilter(pipeline=pipeline, states=STATES)
         page = await asyncio.to_thread(self._on.ledger.gaps, where, limit=BATCH, cursor=self._cursors.get(pipeline))
         self._cursors[pipeline] = page.next_cursor

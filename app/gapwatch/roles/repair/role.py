@@ -18,6 +18,7 @@ from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, In
 from gapwatch.roles.repair.counted import CountedStores
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
+from gapwatch.roles.repair.quiet import QuietTimes
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencies
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
@@ -52,6 +53,7 @@ class RepairRole:
         on = dependencies
         self._holder = f"{on.host}/{on.new_id()}"
         self._book = Book(on.ledger, on.clock)
+        self._quiet = QuietTimes(on.settings.pipelines, on.ledger, on.clock)
         self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
         self._trials = MappingTrials(on.ledger, on.board, self._findings, self._stores("trial"), on.clock)
         self._judges = {name: self._judge(name) for name in on.settings.pipelines}
@@ -75,7 +77,12 @@ class RepairRole:
             self._confirmer().run,
             Rechecker(
                 RecheckerDependencies(
-                    pipelines=pipelines, ledger=on.ledger, book=self._book, stores=self._stores("recheck"), clock=on.clock
+                    pipelines=pipelines,
+                    ledger=on.ledger,
+                    book=self._book,
+                    stores=self._stores("recheck"),
+                    clock=on.clock,
+                    is_quiet=self._quiet.is_quiet,
                 )
             ).run,
             OutboxPublisher(on.ledger, on.gaps, on.clock).run,
@@ -129,6 +136,7 @@ class RepairRole:
                 on_hole=self._findings.hole,
                 on_cleared=lambda pipeline, reason: on.metrics.suspects_cleared.labels(pipeline=pipeline, reason=reason).inc(),
                 on_detected=lambda pipeline, seconds: on.metrics.detection_delay.labels(pipeline=pipeline).observe(seconds),
+                is_quiet=self._quiet.is_quiet,
             )
         )
 

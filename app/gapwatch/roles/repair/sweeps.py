@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from gapwatch.core.gaps import rfc3339
+from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import uncovered_holes_within
 from gapwatch.core.sweep import Scope
 from gapwatch.errors import ConflictError, FeedError, NotFoundError, StoreError, UsageError
@@ -69,6 +70,36 @@ def request_sweep(
     )
 
 
+def request_resumed(
+    ledger: Ledger, pipeline: PipelineSpec, clock: Clock, run_id: str, since: datetime, requested_by: str = "gapwatch"
+) -> Run:
+    """Queue the sweep of what changed since a pipeline was left alone; of everything where no column says so.
+
+    Raises ConflictError when one of the pipeline is queued or running.
+    """
+    asked: dict[str, Any] = {"reason": "resumed"}
+    if pipeline.source.changed_at:
+        asked |= {"range": "lookback", "since": (since - timedelta(seconds=pipeline.grace_seconds)).isoformat()}
+    return request_sweep(ledger, pipeline, clock, run_id, asked, requested_by)
+
+
+def cancel_active(ledger: Ledger, pipeline: str) -> None:
+    """End every sweep, backfill and replay of a pipeline that waits or runs."""
+    for run in ledger.runs(pipeline=pipeline, states=ACTIVE):
+        if not run.cancel_requested:
+            ledger.cancel_run(run.id)
+
+
+def refuse_quiet(ledger: Ledger, pipeline: PipelineSpec, now: datetime) -> None:
+    """Raise UsageError while a pipeline is paused or in a maintenance window: nothing is opened or repaired then."""
+    quiet = quiet_at(pipeline.maintenance, ledger.fact(Facts.paused(pipeline.id)), now)
+    if quiet is not None:
+        raise UsageError(
+            f"Pipeline {pipeline.id} is left alone now: {quiet.reason}.",
+            remedy=f"`gapwatch pipelines resume {pipeline.id}`, or wait for the window's end.",
+        )
+
+
 class SweepScheduler:
     """Asks for the sweeps that nobody has to ask for. Any number of processes may run one: the ledger admits one run."""
 
@@ -100,7 +131,7 @@ class SweepScheduler:
     def _wanted(self, pipeline: PipelineSpec, records: list[PartitionStatus]) -> str:
         """Return why a sweep is due now, or an empty string."""
         ledger, now = self._on.ledger, self._on.clock.now()
-        if ledger.fact(Facts.paused(pipeline.id)):
+        if self._is_quiet(pipeline, now):
             return ""
         last = next(iter(ledger.runs(pipeline=pipeline.id, kind=RunKind.SWEEP, limit=1)), None)
         if last is not None and last.state in ACTIVE:
@@ -123,6 +154,24 @@ class SweepScheduler:
             waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
             return "hole" if waited else ""
         return "schedule" if self._scheduled(pipeline, last, now) else ""
+
+    def _is_quiet(self, pipeline: PipelineSpec, now: datetime) -> bool:
+        """Whether the pipeline is left alone now: what runs is ended, and once that is over, a sweep is asked for."""
+        ledger, name = self._on.ledger, Facts.quiet(pipeline.id)
+        quiet, known = quiet_at(pipeline.maintenance, ledger.fact(Facts.paused(pipeline.id)), now), ledger.fact(name)
+        if quiet is not None:
+            cancel_active(ledger, pipeline.id)
+            if known is None:
+                ledger.set_fact(name, {"since": quiet.since.isoformat()})
+                log.info("pipeline_quiet", pipeline=pipeline.id, reason=quiet.reason)
+        elif known is not None:
+            try:
+                request_resumed(ledger, pipeline, self._on.clock, self._on.new_id(), datetime.fromisoformat(known["since"]))
+            except ConflictError:
+                return True  # one is under way: the next tick asks again
+            ledger.set_fact(name, None)
+            log.info("pipeline_resumed", pipeline=pipeline.id)
+        return quiet is not None
 
     def extent(self, pipeline: PipelineSpec) -> dict[str, Any]:
         """Return how far a scheduled sweep looks: back as far as is configured, at everything once in a while."""
@@ -233,6 +282,7 @@ class RunRunner:
         if run.pipeline not in on.pipelines:
             await self._end(run, holder, RunState.FAILED, f"There is no pipeline {run.pipeline!r} in this configuration.")
             return
+        await asyncio.to_thread(refuse_quiet, on.ledger, on.pipelines[run.pipeline], on.clock.now())
         stores = await on.stores[run.kind].stores(run.pipeline)
         if run.kind is RunKind.BACKFILL:
             await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)

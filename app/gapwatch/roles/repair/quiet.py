@@ -1,0 +1,33 @@
+"""Which pipelines are to be left alone now, as the roles ask it all the time: the ledger is asked twice a second at most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+from gapwatch.core.maintenance import quiet_at
+from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.ports import Clock, Ledger
+from gapwatch.roles.board import Facts
+
+FRESH_SECONDS: Final = 0.5
+
+
+class QuietTimes:
+    def __init__(self, pipelines: Mapping[str, PipelineSpec], ledger: Ledger, clock: Clock) -> None:
+        self._pipelines = pipelines
+        self._ledger = ledger
+        self._clock = clock
+        self._known: dict[str, tuple[float, bool]] = {}
+
+    async def is_quiet(self, pipeline: str) -> bool:
+        """Whether nothing is opened or repaired now: the pipeline is paused, or in a maintenance window."""
+        at = self._clock.monotonic()
+        known = self._known.get(pipeline)
+        if known is not None and at - known[0] < FRESH_SECONDS:
+            return known[1]
+        paused = await asyncio.to_thread(self._ledger.fact, Facts.paused(pipeline))
+        quiet = quiet_at(self._pipelines[pipeline].maintenance, paused, self._clock.now()) is not None
+        self._known[pipeline] = (at, quiet)
+        return quiet
