@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gapwatch.core.incidents import gaps_of_incident
 from gapwatch.model.gap import Detector, Finding, Kind, Resolution, Run, RunState, Severity
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.view import PipelineView
@@ -217,6 +218,7 @@ def _status(views: Sequence[PipelineView]) -> Iterable[Metric]:
     coverage = GaugeMetricFamily("gapwatch_coverage_ratio", "Share of writes proven either way", labels=["pipeline"])
     pending = GaugeMetricFamily("gapwatch_pending_keys", "Keys whose newest write is not yet proven", labels=["pipeline"])
     transit = GaugeMetricFamily("gapwatch_in_transit_keys", "Keys that the sink has not reached yet", labels=["pipeline"])
+    incident = GaugeMetricFamily("gapwatch_incident_gaps", "Open gaps of the incident that is on, else 0", labels=["pipeline"])
     lag = GaugeMetricFamily("gapwatch_consumer_lag", "Raw records not yet read", labels=["pipeline", "side"])
     for view in views:
         for severity in Severity:
@@ -225,11 +227,12 @@ def _status(views: Sequence[PipelineView]) -> Iterable[Metric]:
             coverage.add_metric([view.id], view.coverage)
         pending.add_metric([view.id], view.pending_keys)
         transit.add_metric([view.id], view.in_transit_keys)
+        incident.add_metric([view.id], gaps_of_incident(view))
         for side in ("expected", "observed"):
             known = [feed.lag for feed in view.feeds if feed.side == side and feed.lag is not None]
             if known:
                 lag.add_metric([view.id, side], sum(known))
-    return (status, coverage, pending, transit, lag)
+    return (status, coverage, pending, transit, incident, lag)
 
 
 def _sweeps(snapshot: Snapshot) -> Iterable[Metric]:

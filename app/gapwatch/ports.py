@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import numpy.typing as npt
 
 from gapwatch.errors import StoreRefused
-from gapwatch.model.gap import AuditRow, FindingRecord, Gap, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
+from gapwatch.model.gap import AuditRow, FindingRecord, Gap, GapBurst, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec, PipelineSpec
 
@@ -371,6 +371,7 @@ class Ledger(Protocol):
     def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]: ...
     def gaps(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> Page: ...
     def gap_summary(self, pipeline: str) -> GapSummary: ...
+    def gap_burst(self, pipeline: str, since: datetime, *, samples: int) -> GapBurst: ...
     def gap_counts(self) -> Mapping[tuple[str, str, str], int]:
         """Return totals ever detected by (pipeline, kind, detector)."""
 

@@ -82,6 +82,35 @@ def test_m22_while_it_is_paused_nothing_opens_and_nothing_is_lost(
         assert [run["request"]["reason"] for run in sweeps[:1]] == ["resumed"]
 
 
+MANY = 50_000
+
+
+def test_m18_fifty_thousand_missing_at_once_are_one_incident(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """Nobody copied what was there before: each key is a gap, page by page, and all of them are one thing to look at."""
+    before = [f"INSERT INTO public.orders (id, seq, v, amount) SELECT i, i, 'old', i FROM generate_series(1, {MANY}) i"]
+    no_snapshot = {"snapshot.mode": "no_data"}
+    with watched(stack, postgres_database, tmp_path, before=before, connector=no_snapshot, wait=False) as scene:
+        service = scene.service
+
+        def incident() -> dict[str, Any] | None:
+            service.check_alive()
+            found = service.view().get("findings", [])
+            return next((one for one in found if one["finding"] == "incident" and one["details"]["gaps"] == MANY), None)
+
+        found = wait_for(incident, "the incident of all of them", 180)
+        assert found["details"]["by_kind"] == {"missing": MANY}
+        assert len(found["details"]["samples"]) == 10
+        assert found["message"].startswith("50,000 gaps at once (missing 50,000) since ")
+        page = service.api.get("/api/v1/gaps", pipeline="orders", limit="1000")
+        assert len(page["gaps"]) == 1_000
+        assert page["next_cursor"]
+        assert service.metric("gapwatch_incident_gaps", pipeline="orders") == MANY
+        raised = service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
+        assert len([one for one in raised if one["finding"] == "incident"]) == 1
+
+
 REST_SECONDS = 8.0
 PINGS = REST_SECONDS / 5 + 1
 

@@ -13,6 +13,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
 
 from gapwatch.embedded import EmbeddedStack, mongo_sink_config, postgres_source_config
+from gapwatch.errors import GapwatchError
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
 from tests.stack import drop_slot, until
@@ -50,7 +51,10 @@ def finding(scene: Scene, *kinds: str, seconds: float = 60) -> dict[str, Any]:
 
     def raised() -> dict[str, Any] | None:
         scene.service.check_alive()
-        found = scene.service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
+        try:
+            found = scene.service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
+        except GapwatchError:  # it starts
+            return None
         return next((one for one in found if one["finding"] in kinds), None)
 
     return dict(wait_for(raised, f"the finding {' or '.join(kinds)}", seconds))
@@ -138,7 +142,8 @@ def test_a_raw_topic_that_is_made_anew(stack: EmbeddedStack, postgres_database: 
         scene.copier.stop()
         change_and_delete(scene)
         without_capture(scene)
-        for future in admin(scene).delete_topics([topic_of(scene)]).values():
+        client = admin(scene)
+        for future in client.delete_topics([topic_of(scene)]).values():
             future.result(30)
         capture_again(scene)
         scene.insert(1_000, 1_000)

@@ -15,7 +15,19 @@ from sqlalchemy import text
 
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
 from gapwatch.ledger import Limit, Retention, SqlLedger
-from gapwatch.model.gap import Finding, Gap, GapSummary, Kind, RepairPressure, RepairRecord, Resolution, RunKind, RunState, State
+from gapwatch.model.gap import (
+    Finding,
+    Gap,
+    GapBurst,
+    GapSummary,
+    Kind,
+    RepairPressure,
+    RepairRecord,
+    Resolution,
+    RunKind,
+    RunState,
+    State,
+)
 from gapwatch.ports import GapFilter, Ledger
 from tests.ledger_samples import T0, at, audit_row, change, finding, gap, opening, run
 
@@ -325,6 +337,20 @@ def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> No
     assert summary.holding_since == at(2)
     ledger.store_gaps([opening(gap(7, event_time=at(30), held_since=at(1)))])
     assert ledger.gap_summary("orders").holding_since == at(1), "the target was wrong before the write that opened it"
+
+
+def test_m18_a_burst_counts_what_is_open_since_and_shows_the_first_of_it(ledger: SqlLedger) -> None:
+    rows = [gap(number, first_seen=at(number)) for number in range(1, 13)]
+    rows += [gap(20, kind=Kind.STALE, first_seen=at(30)), gap(21, pipeline="others", first_seen=at(31))]
+    ledger.store_gaps([opening(row) for row in rows])
+    done: dict[str, Any] = {"state": State.RESOLVED, "resolution": Resolution.LATE_ARRIVAL, "resolved_at": at(60)}
+    ledger.store_gaps([change(rows[5], "resolved", **done)])
+    found = ledger.gap_burst("orders", at(3), samples=4)
+    assert found.by_kind == {"missing": 9, "stale": 1}
+    assert (found.count, found.since) == (10, at(3))
+    assert [one["gap"] for one in found.samples] == [rows[number].id for number in (2, 3, 4, 6)]
+    assert found.samples[0]["key"] == rows[2].key_fields
+    assert ledger.gap_burst("orders", at(1000), samples=4) == GapBurst()
 
 
 def test_totals_count_each_opening_and_each_resolution_once(ledger: SqlLedger) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from gapwatch.core.incidents import incident_of
 from gapwatch.metrics import Metrics, Snapshot
-from gapwatch.model.gap import Finding, Run, RunKind, RunState
+from gapwatch.model.gap import Finding, FindingRecord, GapBurst, Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec, SweepSpec
 from gapwatch.model.view import FeedView, Totals
 from tests.http_harness import now, view
@@ -91,6 +92,7 @@ def exposed() -> Metrics:
         totals=Totals(
             expected=521, observed=516, settled=490, cleared=8, late=1, snapshot_reads={"expected": 300}, delays_ms={100: 3}
         ),
+        findings=(incident(moment),),
         feeds=(FeedView(side="expected", topic="shop.public.orders", watermark=moment, caught_up=True, lag=7, finding=None),),
     )
     metrics.show(
@@ -104,6 +106,14 @@ def exposed() -> Metrics:
         )
     )
     return metrics
+
+
+def incident(moment: datetime) -> FindingRecord:
+    """Return an incident of 50,000 missing keys."""
+    burst = GapBurst(by_kind={"missing": 50_000}, since=moment)
+    made = incident_of("orders", burst, None, threshold=1_000, now=moment)
+    assert made is not None
+    return made
 
 
 def _run() -> Run:

@@ -53,7 +53,7 @@ class TopicPreflight:
             if feed.topic in facts:
                 plain = feed.kind is FeedKind.TOPIC
                 advice += [one async for one in self._partitions(side, feed.topic, facts[feed.topic], plain=plain)]
-        if pipeline.target.dead_letter_topic in facts:
+        if pipeline.target.dead_letter_topic:
             advice += [one async for one in self._letters(pipeline.target.dead_letter_topic, facts)]
         return advice
 
@@ -79,16 +79,18 @@ class TopicPreflight:
                 yield self._advice(side, message, remedy, "partitions_added")
 
     async def _letters(self, topic: str, facts: Mapping[str, TopicFacts]) -> AsyncIterator[Advice]:
-        partitions = [Partition(topic, number) for number in range(facts[topic].partitions)]
-        count = sum((await self._offsets.log_ends(partitions)).ends.values())
+        fact = facts.get(topic, TopicFacts(topic_id="", partitions=0))  # the sink makes it with its first dead letter
+        partitions = [Partition(topic, number) for number in range(fact.partitions)]
+        count = sum((await self._offsets.log_ends(partitions)).ends.values()) if partitions else 0
         name = f"dead_letters/{self._pipeline.id}"
         known = await asyncio.to_thread(self._recall, name) or {}
-        same = (known.get("id"), known.get("topic")) == (facts[topic].topic_id, topic)
+        watched = known.get("topic") == topic
+        same = watched and known["id"] == fact.topic_id
         if not same or count > int(known["count"]):
-            more = count - int(known["count"]) if same else 0
-            if same and self._is_fresh(known):
+            more = count - int(known["count"]) if same else count if watched else 0
+            if watched and self._is_fresh(known):
                 more += int(known["more"])
-            now = {"id": facts[topic].topic_id, "topic": topic, "count": count, "more": more}
+            now = {"id": fact.topic_id, "topic": topic, "count": count, "more": more}
             known = now | {"at": self._clock.now_ms() if more else 0}
             await asyncio.to_thread(self._remember, name, known)
         if self._is_fresh(known):

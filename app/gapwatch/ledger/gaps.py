@@ -18,7 +18,7 @@ from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
 from gapwatch.ledger.types import UtcTime, from_us, key_hash, to_us
-from gapwatch.model.gap import Cause, Detector, Gap, GapSummary, Kind, Resolution, State
+from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapSummary, Kind, Resolution, State
 from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
 
 ROWS_PER_CHANGE: Final = 3
@@ -191,6 +191,23 @@ class GapQueries(LedgerPart):
             holding_since=min((row.held for row in rows if row.held is not None), default=None),
             holding_unknown=any(row.known < row.number for row in rows),
         )
+
+    def gap_burst(self, pipeline: str, since: datetime, *, samples: int) -> GapBurst:
+        """Return the open gaps that were first seen since then, with up to `samples` of them, the first ones."""
+        those = (gaps.c.pipeline == pipeline, gaps.c.state != RESOLVED, gaps.c.first_seen >= since)
+        counted = select(gaps.c.kind, func.count().label("number"), func.min(gaps.c.first_seen).label("first"))
+        first = select(gaps.c.id, gaps.c.kind, gaps.c.key_fields).where(*those).order_by(gaps.c.first_seen, gaps.c.id)
+
+        def read(connection: Connection) -> GapBurst:
+            rows = connection.execute(counted.where(*those).group_by(gaps.c.kind)).all()
+            shown = connection.execute(first.limit(samples)).all() if rows else ()
+            return GapBurst(
+                by_kind={row.kind: row.number for row in rows},
+                since=min((row.first for row in rows), default=None),
+                samples=[{"gap": row.id, "kind": row.kind, "key": row.key_fields} for row in shown],
+            )
+
+        return self._db.read(read)
 
     def gap_counts(self) -> Mapping[tuple[str, str, str], int]:
         """Return totals ever detected by (pipeline, kind, detector); a re-opened gap counts again, a pruned one still counts."""

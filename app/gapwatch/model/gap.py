@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -77,6 +77,7 @@ class Finding(StrEnum):
     MAPPING_CHANGED = "mapping_changed"
     MAPPING_SUSPECT = "mapping_suspect"
     CLOCK_SKEW = "clock_skew"
+    INCIDENT = "incident"
 
 
 class Severity(IntEnum):
@@ -136,6 +137,19 @@ class GapSummary:
     oldest_alerting: datetime | None = None  # confirmed_at
     holding_since: datetime | None = None
     holding_unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapBurst:
+    """Open gaps of one pipeline that were first seen since some time: how many of each kind, and the first few of them."""
+
+    by_kind: Mapping[str, int] = field(default_factory=dict)
+    since: datetime | None = None  # when the first of them was seen
+    samples: Sequence[Mapping[str, Any]] = ()  # ``gap`` (its id), ``kind``, ``key``
+
+    @property
+    def count(self) -> int:
+        return sum(self.by_kind.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ class PostgresPreflight:
         self._connections = Connections(pipeline.source.store, url, idle_max=1)
         self._connector = connector
         self._subject = f"{pipeline.id}.source"
+        self._known: Mapping[str, str] | None = None  # the connector's configuration, as it was seen last
         self._types: dict[str, tuple[Any, ...]] = {}  # of the mapped columns, as of the first check
 
     async def check(self) -> Sequence[Advice]:
@@ -99,6 +100,9 @@ class PostgresPreflight:
             return [self._advice("error", message, "Set wal_level = logical and restart Postgres.")]
         slots = await read_slots(connection)
         config = await self._connector() if self._connector is not None else None
+        if config is not None:
+            self._known = config
+        config = config or self._known  # a connector that was removed since had a slot, too
         if config is None:
             return [advice for slot in slots for advice in self._slot(slot)]
         name = config.get("slot.name", "debezium")

@@ -118,7 +118,10 @@ def test_new_dead_letters_are_counted_together_until_none_came_for_a_while() -> 
     assert "1 new record:" in advice.message
 
 
-def test_a_dead_letter_topic_that_is_not_there_yet_says_nothing() -> None:
+def test_a_dead_letter_topic_that_is_made_with_its_first_record_has_a_new_one() -> None:
     topics, _ = brokers()
-    del topics.facts[LETTERS]
+    there = topics.facts.pop(LETTERS)
     assert topics.check(pipeline()) == []
+    topics.facts[LETTERS], topics.ends[LETTERS] = there, 1
+    (advice,) = topics.check(pipeline())
+    assert "1 new record:" in advice.message

@@ -16,6 +16,7 @@ from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
 from gapwatch.roles.repair.counted import CountedStores
+from gapwatch.roles.repair.incidents import IncidentWatch
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.quiet import QuietTimes
@@ -103,6 +104,7 @@ class RepairRole:
             ).run,
             self._runner().run,
             self._watcher().run,
+            IncidentWatch(pipelines, on.ledger, self._findings, on.clock).run,
         )
 
     def _judge(self, pipeline: str) -> KeyJudge:

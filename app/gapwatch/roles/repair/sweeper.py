@@ -229,8 +229,9 @@ class _Sweep:
                     scan.result()
                 began = clock.monotonic()
                 decided = await self._judge.step()
-                await self._rest(clock.monotonic() - began)
+                took = clock.monotonic() - began
                 await self._take(decided)
+                await self._rest(took)
                 await self._report()
                 if decided or not scanned:
                     last = clock.monotonic()

@@ -39,6 +39,8 @@ RUNS_AT_ONCE = 4  # of a kind in one process
 TAKE_SECONDS = 0.25
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
 SUSPECT_RETRY_SECONDS = 600.0  # … because the mapping looks wrong: somebody has to correct it first
+WIDE = ("full", "lookback")  # what a schedule asks for; sweeps of keys and ranges are asked for by somebody
+RECENT = 100
 ACTIVE = (RunState.QUEUED, RunState.RUNNING)
 
 
@@ -189,6 +191,9 @@ class SweepScheduler:
         spec = pipeline.sweep
         if spec.every_seconds is None or now - self._started < timedelta(seconds=spec.start_delay_seconds):
             return False
+        if last is not None and last.request.get("range", "full") not in WIDE:  # one that was asked for postpones none
+            recent = self._on.ledger.runs(pipeline=pipeline.id, kind=RunKind.SWEEP, limit=RECENT)
+            last = next((run for run in recent if run.request.get("range", "full") in WIDE), None)
         return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
 
 

@@ -1,0 +1,46 @@
+"""Looks for mass failures, and keeps one finding of each up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from gapwatch.core.incidents import SAMPLES, incident_of, known_incident, since_of
+from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.ports import Clock, Ledger
+from gapwatch.roles.repair.watcher import FindingBook
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS: Final = 2.0
+
+
+class IncidentWatch:
+    """Any number of processes may run one: they find the same."""
+
+    def __init__(self, pipelines: Mapping[str, PipelineSpec], ledger: Ledger, book: FindingBook, clock: Clock) -> None:
+        self._pipelines = pipelines
+        self._ledger = ledger
+        self._book = book
+        self._clock = clock
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            for pipeline in self._pipelines.values():
+                await self.look(pipeline)
+            await self._clock.sleep(LOOK_SECONDS)
+
+    async def look(self, pipeline: PipelineSpec) -> None:
+        """Raise, renew or clear the incident of one pipeline."""
+        now = self._clock.now()
+        known = known_incident(await asyncio.to_thread(self._ledger.findings, pipeline.id))
+        since = since_of(known, now)
+        burst = await asyncio.to_thread(lambda: self._ledger.gap_burst(pipeline.id, since, samples=SAMPLES))
+        incident = incident_of(pipeline.id, burst, known, threshold=pipeline.incident_threshold, now=now)
+        if incident is not None:
+            await self._book.raise_(incident)
+        elif known is not None:
+            await self._book.clear(known)
