@@ -204,7 +204,7 @@ class GapQueries(LedgerPart):
             return GapBurst(
                 by_kind={row.kind: row.number for row in rows},
                 since=min((row.first for row in rows), default=None),
-                samples=[{"gap": row.id, "kind": row.kind, "key": row.key_fields} for row in shown],
+                samples=tuple({"gap": row.id, "kind": row.kind, "key": row.key_fields} for row in shown),
             )
 
         return self._db.read(read)
