@@ -283,7 +283,7 @@ def test_it_waits_for_a_baseline_and_rests_while_the_pipeline_is_paused(ledger: 
     story = Story(ledger)
     story.rig.stranger_writes(7, None)
     story.sweep()
-    ledger.set_fact(Facts.paused(story.spec.id), {"reason": "works on the sink"})
+    ledger.set_fact(Facts.paused(story.spec.id), {"reason": "works on the sink", "at": story.clock.now().isoformat()})
     assert story.step() is None
     ledger.set_fact(Facts.paused(story.spec.id), None)
     baseline = ledger.fact(Facts.baseline(story.spec.id))

@@ -15,8 +15,9 @@ from bson import ObjectId
 from gapwatch.core.backfill import Step, decide
 from gapwatch.core.confirm import Difference, Progress, judge
 from gapwatch.core.keys import KeyCodec
+from gapwatch.errors import ConflictError
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.gap import Cause, Detector, Finding, FindingRecord, Kind, RunKind, State
+from gapwatch.model.gap import Cause, Detector, Finding, FindingRecord, Kind, RunKind, RunState, State
 from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType, RepairSpec
 from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import Reason, Seen, Suspect
@@ -288,3 +289,23 @@ def test_a_hole_that_grew_while_a_sweep_was_settled_stays(ledger: SqlLedger) -> 
     ledger.clear_finding(read.id, at=three, covered_by="sweep", through=started)
     ledger.raise_finding(grown)  # repeated
     assert ledger.findings("orders"), "nobody has read what the hole grew by, and it is forgotten"
+
+
+@pytest.mark.parametrize(("taken_over", "left"), [(True, State.REPAIRING), (False, State.OPEN)])
+def test_whoever_has_lost_a_run_leaves_its_gaps_to_the_next_holder(ledger: SqlLedger, taken_over: bool, left: State) -> None:
+    """A cancelled run sets its gaps down; one that somebody else has taken over does not."""
+    story = Slow(ledger, range(3))
+    assert story.step() is not None
+    (run,) = ledger.runs(pipeline=story.spec.id, kind=RunKind.BACKFILL, states=[RunState.QUEUED])
+
+    async def world() -> None:
+        await story.until(0.3)
+        if taken_over:
+            with ledger._db.engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE runs SET holder = 'there' WHERE holder = 'here'")
+        else:
+            ledger.cancel_run(run.id)
+
+    with pytest.raises(ConflictError):
+        story.carry_out_with(world)
+    assert {gap.state for gap in story.gaps()} == {left}

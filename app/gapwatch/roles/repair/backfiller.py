@@ -84,17 +84,22 @@ class Backfiller:
         planned = {row.key: Kind(row.reason) for row in rows if row.key is not None}
         tally = Tally(planned=len(gaps))
         held = await self._holding.take(run, gaps)
+        ours = True
         try:
             stopped = await self._apply(run, stores, gaps, planned, tally, held)
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
+        except ConflictError:
+            ours = await self._is_ours(run)
+            raise
         else:
             state, said = tally.ended(stopped=stopped)
             error_text = said or ""
         finally:
-            await self._holding.set_down(run.pipeline, gaps, tally.outcomes)
-            again = set(run.request["kinds"]) <= {kind.value for kind in automatic(stores.spec.repair)}
-            await self._holding.remember(run, stores.spec, tally.outcomes, again=again)
+            if ours:  # else another holder has these gaps in hand
+                await self._holding.set_down(run.pipeline, gaps, tally.outcomes)
+                again = set(run.request["kinds"]) <= {kind.value for kind in automatic(stores.spec.repair)}
+                await self._holding.remember(run, stores.spec, tally.outcomes, again=again)
         return await self._end(run, tally, gaps, state, error_text or None)
 
     async def _written_before(self, run: Run) -> frozenset[Key]:
@@ -207,7 +212,9 @@ class Backfiller:
         revisions = {key: gap.revision for key, gap in held.items()}
         await self._on.book.close(stores, agreeing, backfilled=ours, against=revisions)
         await asyncio.to_thread(self._on.ledger.audit, audit)
-        for batch in batches(to_write, stores.spec.sweep.batch):
+        for number, batch in enumerate(batches(to_write, stores.spec.sweep.batch)):
+            if number:
+                await self._renew(run, tally)
             await self._write(run, stores, batch, tally)
             await self._on.clock.sleep(stores.spec.sweep.batch.pause_seconds)
 
@@ -374,6 +381,17 @@ class Backfiller:
         progress = tally.handled / tally.planned if tally.planned else 1.0
         updated = replace(run, counts=dict(tally.counts), progress=min(1.0, progress))
         await asyncio.to_thread(self._on.ledger.update_run, updated, holder=self._on.holder)
+
+    async def _is_ours(self, run: Run) -> bool:
+        """Whether the run's lease is still ours: it was only cancelled."""
+        current = await asyncio.to_thread(self._on.ledger.run, run.id)
+        if current is None:
+            return False
+        try:
+            await asyncio.to_thread(self._on.ledger.update_run, current, holder=self._on.holder)
+        except ConflictError:
+            return False
+        return True
 
     async def _end(self, run: Run, tally: Tally, gaps: Mapping[Key, str | None], state: RunState, error: str | None) -> Run:
         still_open = await asyncio.to_thread(self._on.ledger.open_gaps_for, run.pipeline, list(gaps))
