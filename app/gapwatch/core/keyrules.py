@@ -23,6 +23,7 @@ from gapwatch.core.keystate import (
     renewed,
     tail_of,
     token_of,
+    touched,
     unplaced,
     with_due,
 )
@@ -44,11 +45,13 @@ class KeyRules:
     Args:
         comparison: When a state of the target satisfies a version of the source.
         history: How many expected versions, and older identities, are kept of one key.
+        tables: How many tables the source has.
     """
 
-    def __init__(self, comparison: Comparison, history: int) -> None:
+    def __init__(self, comparison: Comparison, history: int, *, tables: int = 1) -> None:
         self.comparison = comparison
         self._history = max(2, history)
+        self._several = tables > 1
 
     # expected writes
 
@@ -57,6 +60,8 @@ class KeyRules:
         operation, counters, newest = write[0], cell.counters, state.expected
         if operation == Operation.DEAD_LETTERED:
             return self._give_up(state, event_time_of(write))
+        if newest is not None and self._several and _of_another_table(write, newest):
+            return self._contended(state, write, cell)
         if newest is not None and token_of(write) <= token_of(newest):
             counters.repeated += 1
             return Effect.NONE
@@ -82,6 +87,27 @@ class KeyRules:
             state.overflowed = True
             counters.superseded += 1
         return self._after(state, opening)
+
+    def _contended(self, state: KeyState, write: Write, cell: Cell) -> Effect:
+        """Two rows may have the key, or one moved from table to table, and nothing orders the one's topic against the other's.
+
+        What the target should show, only the stores can say: the key is due for them, since its oldest write that is not settled.
+        """
+        counters, newest = cell.counters, state.expected
+        assert newest is not None
+        if write[0] in (Operation.SNAPSHOT, Operation.UNCHANGED):
+            return Effect.NONE  # of no write; rows with one key that were there before are the sweeps'
+        counters.expected += 1
+        due = due_of(write)
+        if state.open:
+            due = min(due, state.due)
+            _hold(state, state.oldest_time)
+        counters.superseded += len(state.writes)
+        state.remember(identity_of(newest), self._history)
+        state.expected = touched(write, due)
+        state.writes = [state.expected]
+        state.overflowed, state.raised, state.raised_on = False, 0, None
+        return Effect.OPENED
 
     def _was_shown(self, state: KeyState, write: Write) -> bool:
         """Whether the target shows this version, or did and has moved on since; what it showed before is explained, too.
@@ -224,6 +250,8 @@ class KeyRules:
         return self._after(state, opening)
 
     def _close_expected(self, state: KeyState, token: Token, outcome: Outcome, cell: Cell) -> bool:
+        if self._several and not state.raised:
+            return False  # it is of writes that another table's came after, whose tokens may be lower
         closed = sum(1 for write in state.writes if token_of(write) <= token)
         assert not state.writes or state.expected is not None
         if not closed:
@@ -283,6 +311,14 @@ class KeyRules:
         if self.comparison.match is not Match.DIGEST or DELETE in (expected[0], observed[0]):
             return False
         return expected[2] != observed[2]
+
+
+def _of_another_table(write: Write, newest: Write) -> bool:
+    """Whether a write is of another table than the newest one, and does not merely follow its end there."""
+    if write[3] == newest[3]:
+        return False
+    known, token = token_of(newest), token_of(write)
+    return newest[0] != DELETE or known[0] != token[0] or token <= known
 
 
 def _hold(state: KeyState, time: int) -> None:

@@ -111,6 +111,12 @@ def unplaced(write: Write) -> Write:
     return write[:MAJOR_AT] + _NO_PLACE + write[OFFSET_AT:]
 
 
+def touched(write: Write, due: int) -> Write:
+    """Return the write as one of which nothing is known but that there was one, due at `due`."""
+    head = bytes([TOUCHED, write[1] & DEAD]) + write[2:4] + b"\0" + write[5:DUE_AT]
+    return head + _TIME.pack(due)
+
+
 def is_masked(write: Write) -> bool:
     """Whether a field of it is not known."""
     parts = write[4]

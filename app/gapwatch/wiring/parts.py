@@ -281,7 +281,7 @@ class Parts:
         group = f"{self.settings.topics.prefix}.ingest"
         found: dict[tuple[str, str], int] = {}
         for spec in self.settings.pipelines.values():
-            names = [feed.topic for feed in (spec.source.feed, spec.target.feed) if feed.topic]
+            names = [feed.topic for feed in (*spec.source.feeds, spec.target.feed) if feed.topic]
             for topic, fact in (await topics.describe(names)).items():
                 partitions = [Partition(topic, number) for number in range(fact.partitions)]
                 ends = (await offsets.log_ends(partitions)).ends

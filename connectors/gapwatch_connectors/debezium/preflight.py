@@ -45,7 +45,9 @@ class ConnectorPreflight:
         return None
 
     def _advice(self, side: str, level: str, message: str, remedy: str = "", finding: str = "") -> Advice:
-        return Advice(level=level, subject=f"{self._pipeline.id}.{side}", message=message, remedy=remedy, finding=finding)
+        table = self._pipeline.source.table if side == "source" else ""
+        subject = f"{self._pipeline.id}.{side}"
+        return Advice(level=level, subject=subject, message=message, remedy=remedy, finding=finding, table=table)
 
     def _state(self, side: str, connector: Connector) -> Iterator[Advice]:
         states = (connector.state, *connector.task_states)
