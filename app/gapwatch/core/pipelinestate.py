@@ -29,6 +29,7 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
 from gapwatch.model.suspect import Counters, FeedStatus, Hole, PartitionStatus
 
+STATE_FORMAT: Final = 3  # of what is stored of a partition; another one is not read
 HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
 MINUTE_MS: Final = 60_000
 SURVEY_KEYS: Final = 20_000  # above so many open keys
@@ -193,6 +194,7 @@ class PipelineState:
             holes=[*self.holes, *([self.cell.hole] if self.cell.hole is not None else [])],
             delays_ms=self._delays(),
             delivery_unknown=unknown,
+            state_format=STATE_FORMAT,
         )
 
     def _feed_statuses(self) -> list[FeedStatus]:

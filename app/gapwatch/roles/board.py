@@ -55,6 +55,11 @@ class Facts:
         return f"swept/{pipeline}"
 
     @staticmethod
+    def mapping(pipeline: str) -> str:
+        """The mapping that was in force when role repair started last."""
+        return f"mapping/{pipeline}"
+
+    @staticmethod
     def paused(pipeline: str) -> str:
         return f"paused/{pipeline}"
 

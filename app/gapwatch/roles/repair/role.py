@@ -17,6 +17,7 @@ from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
 from gapwatch.roles.repair.counted import CountedStores
 from gapwatch.roles.repair.judging import KeyJudge
+from gapwatch.roles.repair.mappings import MappingWatch
 from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencies
@@ -79,6 +80,7 @@ class RepairRole:
                 )
             ).run,
             OutboxPublisher(on.ledger, on.gaps, on.clock).run,
+            MappingWatch(pipelines, on.ledger, on.stores, on.clock, self._findings).run,
             SweepScheduler(
                 SchedulerDependencies(
                     pipelines=pipelines,
