@@ -214,9 +214,11 @@ class _Builder:
         kind = self._store("source", form.store, StoreType.POSTGRES, StoreType.MONGODB)
         self._unsupported("source", form, ("on_leave", "where"))
         if kind is StoreType.MONGODB:
-            self._unsupported("source", form, ("tables", "topic_pattern"))
+            self._unsupported("source", form, ("tables", "topic_pattern", "transactions"))
             return self._collection_source(form)
         self._unsupported("source", form, ("collection",))
+        if form.transactions is not None:
+            self._add(("source", "transactions"), topic_problem(form.transactions, self._topics))
         if form.tables is not None:
             return self._tables_source(form)
         if form.topic_pattern is not None:
@@ -231,6 +233,7 @@ class _Builder:
             feed=self._feed("source", form.feed),
             version=form.version,
             changed_at=form.changed_at,
+            transactions=form.transactions or "",
         )
 
     def _tables_source(self, form: forms.Source) -> SourceSpec:
@@ -243,6 +246,7 @@ class _Builder:
             feed=FeedSpec(kind=FeedKind.DEBEZIUM),
             version=form.version,
             changed_at=form.changed_at,
+            transactions=form.transactions or "",
             tables=source_tables(form),
             topic_pattern=form.topic_pattern or "",
         )

@@ -164,6 +164,7 @@ class Source(Form):
     on_leave: Literal["delete", "ignore"] | None = None
     tables: list[str] | None = Field(default=None, min_length=2, max_length=100, description="instead of `table` and `feed`")
     topic_pattern: str | None = Field(default=None, description="the topic of each of `tables`: shop.{table}")
+    transactions: str | None = Field(default=None, description="Debezium's transaction topic, PREFIX.transaction")
     replica_identity: Literal["require"] = "require"
 
 

@@ -143,7 +143,7 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
 
 
 def _source(spec: SourceSpec) -> dict[str, Any]:
-    version = {name: value for name in ("version", "changed_at") if (value := getattr(spec, name))}
+    version = {name: value for name in ("version", "changed_at", "transactions") if (value := getattr(spec, name))}
     dataset = "table" if spec.feed.kind is FeedKind.DEBEZIUM else "collection"
     where = {dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
     if spec.tables:

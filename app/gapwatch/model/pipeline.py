@@ -183,6 +183,7 @@ class SourceSpec:
     changed_at: str = ""  # column with the time of the last write, for lookback sweeps
     tables: tuple[SourceTable, ...] = ()
     topic_pattern: str = ""  # names the topic of each of `tables`
+    transactions: str = ""  # Debezium's transaction topic, which says how many events each transaction has
 
     @property
     def feeds(self) -> tuple[FeedSpec, ...]:

@@ -60,6 +60,11 @@ class Facts:
         return f"mapping/{pipeline}"
 
     @staticmethod
+    def transactions(topic: str) -> str:
+        """Where the check of a transaction topic stands."""
+        return f"transactions/{topic}"
+
+    @staticmethod
     def paused(pipeline: str) -> str:
         return f"paused/{pipeline}"
 

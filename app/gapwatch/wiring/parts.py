@@ -135,6 +135,8 @@ class Parts:
                 skew_ms=self._skew_ms,
                 on_unparsable=lambda reason: self.metrics.unparsable.labels(reason=reason).inc(),
                 on_finding=self.count_finding,
+                transactions=lambda: self.consumer("transactions", None, **{"enable.partition.eof": True}),
+                on_transactions=lambda outcome, count: self.metrics.transactions.labels(outcome=outcome).inc(count),
             )
         )
         await role.run(stop)

@@ -162,6 +162,16 @@ def test_m24_several_tables_have_a_topic_each() -> None:
     assert settings().pipelines["orders"].by_table() == (settings().pipelines["orders"],)
 
 
+def test_a_transaction_topic_is_read_and_rendered_as_it_was() -> None:
+    for text in (GOOD.replace("table: public.orders,", "table: public.orders, transactions: shop.transaction,"), several()):
+        text = text if "transactions:" in text else several(("tables: [", "transactions: shop.transaction, tables: ["))
+        spec = settings(text).pipelines["orders"]
+        assert spec.source.transactions == "shop.transaction"
+        assert parse(render(settings(text)), {}).pipelines["orders"].source == spec.source
+    bad = problems(GOOD.replace("table: public.orders,", "table: public.orders, transactions: 'shop transaction',"))
+    assert any("source.transactions: It is no name of a topic." in problem for problem in bad)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
