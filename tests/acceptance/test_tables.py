@@ -82,7 +82,7 @@ def test_m24_three_tables_and_one_collection(stack: EmbeddedStack, postgres_data
         assert [(gap["kind"], gap["detector"], sorted(gap["tables"])) for gap in collided] == [("duplicate", "sweep", [ASIA, EU])]
         assert len(scene.service.gaps()) == 1
         scene.sql(f"DELETE FROM {ASIA} WHERE id = 7")  # which the copier takes for the end of eu's row
-        wait_for(lambda: told(scene, 7) == {7: ("missing", [EU])}, "the row that lost its document", 40)
+        wait_for(lambda: told(scene, 7) == {7: ("missing", [EU])}, "the row that lost its document", 60)
         scene.sql(f"UPDATE {EU} SET v = 'again' WHERE id = 7")
         scene.service.wait_healthy()
 

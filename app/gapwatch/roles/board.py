@@ -57,7 +57,7 @@ class Facts:
     @staticmethod
     def mapping(pipeline: str) -> str:
         """The mapping that was in force when role repair started last."""
-        return f"mapping/{pipeline}"
+        return f"mapped/{pipeline}"
 
     @staticmethod
     def transactions(topic: str) -> str:

@@ -128,6 +128,30 @@ def test_a_row_that_was_copied_before_it_was_deleted_is_not_taken_for_gone(first
     assert [one.key for one in bench.streams(250 + LATE)] == [KEY]
 
 
+@pytest.mark.parametrize("seen", ["by snapshots", "by the stream, and read since", "not at all"])
+def test_the_end_of_one_of_two_rows_is_not_the_end_of_the_key(seen: str) -> None:
+    """A sink that follows it deletes the document, and the stream alone would agree: the other row has lost its own."""
+    bench = Shards()
+    if seen == "by snapshots":
+        for table, value in (("eu", 1), ("us", 2)):
+            bench.write(table, value, 50, place=1, operation=Operation.SNAPSHOT)
+    elif seen == "by the stream, and read since":
+        bench.write("eu", 1, 100, place=1)
+        bench.observe(1, 110)
+        bench.write("us", 2, 120, place=2)
+        bench.verdict(only(bench.streams(120 + LATE)), Outcome.CLEARED)
+        bench.write("us", 3, 9_000, place=3)
+        bench.observe(3, 9_010)
+        assert bench.unsettled is None
+        bench.restart()
+    bench.write("us", None, 20_000, place=9)
+    bench.observe(None, 20_010)
+    raised = [one for one in bench.streams(20_010 + LATE) if isinstance(one, Suspect)]
+    assert [(one.key, one.reason) for one in raised] == [(KEY, "touched")]
+    bench.verdict(raised[0], Outcome.GAP)
+    assert bench.unsettled is None
+
+
 def test_tokens_of_two_tables_are_not_compared() -> None:
     """The topic of one table was made anew: its epoch is higher, and says nothing about when the other table was written."""
     bench = Shards()
