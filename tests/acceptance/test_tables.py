@@ -145,7 +145,19 @@ def test_m24_partitions_publish_by_root_or_leaf(
         wait_for(lambda: told(scene, 120) == wanted, f"{wanted}", 40)
         wait_for(lambda: 130 in scene.documents(), "the row that moved", 20)
         only(scene, 120)
+        assert scene.service.command("doctor").returncode == 0
         if not root:
             scene.sql("CREATE TABLE public.orders_top PARTITION OF public.orders FOR VALUES FROM (1000) TO (2000)")
             message = "Partition public.orders_top of public.orders is not watched, and others of it are."
             wait_for(lambda: message in str(scene.service.view()["findings"]), message, 30)
+            scene.service.config["pipelines"]["orders"]["source"] = {
+                **{name: value for name, value in source.items() if name not in ("tables", "topic_pattern")},
+                "store": "shop",
+                "key": {"id": "int"},
+                "table": "public.orders",
+                "feed": {"debezium": f"{postgres_database}.public.orders"},
+            }
+            scene.service.write()
+            said = scene.service.command("doctor")
+            assert said.returncode == 2
+            assert "The partitions of public.orders publish each under its own name" in said.stdout

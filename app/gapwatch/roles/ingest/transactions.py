@@ -90,7 +90,7 @@ class Transactions:
                 next_topics = on.clock.monotonic() + TOPICS_SECONDS
             self._take(check, read, await consumer.consume(RECORDS_PER_POLL, seconds=POLL_SECONDS) if read else Polled())
             if ends is None and check.due():
-                clock, ends = check.clock, {place: (await consumer.log_range(Partition(*place)))[1] for place in read}
+                clock, ends = check.clock, await self._log_ends(read)
             if ends is not None and all(read[place] >= end for place, end in ends.items()):
                 await self._judge(check, int(clock))
                 ends = None
@@ -118,6 +118,10 @@ class Transactions:
         check.begin({place: offset for place, offset in starts.items() if place[0] not in self._ticks})
         await consumer.assign({Partition(*place): offset for place, offset in starts.items()})
         return starts
+
+    async def _log_ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        found = await self._on.offsets.log_ends([Partition(*place) for place in places])
+        return {(at.topic, at.partition): end for at, end in found.ends.items()}
 
     async def _ends(self, consumer: RawConsumer, topics: Iterable[str]) -> dict[Place, int]:
         facts = await self._on.topics.describe(sorted(topics))
