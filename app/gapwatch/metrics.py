@@ -46,6 +46,7 @@ class Metrics:
         self.detection_delay = self._histogram("detection_delay_seconds", "From the write to its gap", label)
         self.suspects_cleared = self._counter("suspects_cleared", "Suspects that turned out to agree", ("pipeline", "reason"))
         self.store_requests = self._counter("store_requests", "Requests to a store", ("store", "purpose", "pipeline"))
+        self.transactions = self._counter("transactions", "Transactions whose events were counted", ("outcome",))
         self.unparsable = self._counter("unparsable_events", "Records sent to the dead-letter topic", ("reason",))
         self.stream_findings = self._counter("stream_findings", "Stream findings raised", ("pipeline", "finding"))
         self.sweep_keys = self._counter("sweep_keys_compared", "Keys read by sweeps", ("pipeline", "side"))

@@ -58,6 +58,7 @@ class StoredRecord:
     fields: Mapping[str, Any]
     revision: str | None = None
     target_id: str | None = None
+    table: str = ""  # where the source has several, the one that holds it
     raw: Any = None
 
 
@@ -176,8 +177,8 @@ class DatasetReader(Store, Protocol):
     async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
         """Return exactly one entry per key, read at one moment no older than the call.
 
-        `ABSENT` means proved absent; an unread key is `Unread`, never absent. A tuple (two or more) only where the key is not
-        the target's id and several documents carry it. The call itself raises only when nothing at all could be read.
+        `ABSENT` means proved absent; an unread key is `Unread`, never absent. A tuple (two or more) where several
+        documents, or rows of several source tables, carry it. The call itself raises only when nothing at all could be read.
         """
 
     def scan(
@@ -307,6 +308,7 @@ class Advice:
     remedy: str = ""
     finding: str = ""
     hole_to_ms: int = 0
+    table: str = ""  # which of several it is about
 
 
 class Preflight(Protocol):

@@ -54,13 +54,13 @@ class Connector:
 
 class PostgresConnector(Connector):
     def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
-        return postgres.PostgresReader(pipeline, url)
+        return postgres.PostgresTables(pipeline, url) if pipeline.source.tables else postgres.PostgresReader(pipeline, url)
 
     def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
         return postgres.PostgresHeartbeat(store, url, sender)
 
     def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
-        return postgres.PostgresPreflight(pipeline, url, connector)
+        return postgres.PostgresSourcePreflight(pipeline, url, connector)
 
 
 class MongoConnector(Connector):

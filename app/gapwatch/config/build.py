@@ -9,6 +9,7 @@ from gapwatch.config import forms
 from gapwatch.config.checks import address_problem, field_problems, option_problem, path_problems, topic_problem
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.source import Document, Place
+from gapwatch.config.tables import source_tables, table_problems
 from gapwatch.core.maintenance import EXAMPLES, MaintenanceSpec
 from gapwatch.model.pipeline import (
     BatchSpec,
@@ -219,10 +220,17 @@ class _Builder:
     def _source(self) -> SourceSpec:
         form = self._form.source
         kind = self._store("source", form.store, StoreType.POSTGRES, StoreType.MONGODB)
-        self._unsupported("source", form, ("on_leave", "tables", "topic_pattern", "where"))
+        self._unsupported("source", form, ("on_leave", "where"))
         if kind is StoreType.MONGODB:
+            self._unsupported("source", form, ("tables", "topic_pattern", "transactions"))
             return self._collection_source(form)
         self._unsupported("source", form, ("collection",))
+        if form.transactions is not None:
+            self._add(("source", "transactions"), topic_problem(form.transactions, self._topics))
+        if form.tables is not None:
+            return self._tables_source(form)
+        if form.topic_pattern is not None:
+            self._problem(("source", "topic_pattern"), "There is one table: its feed names its topic.", _REMOVE)
         table = form.table or ""
         if table.count(".") != 1:
             self._problem(("source", "table"), "The table is needed with its schema.", "Write table: public.orders.")
@@ -233,6 +241,22 @@ class _Builder:
             feed=self._feed("source", form.feed),
             version=form.version,
             changed_at=form.changed_at,
+            transactions=form.transactions or "",
+        )
+
+    def _tables_source(self, form: forms.Source) -> SourceSpec:
+        for option, problem in table_problems(form, self._topics):
+            self._add(("source", option), problem)
+        return SourceSpec(
+            store=form.store,
+            table="",
+            key=_columns(form.key),
+            feed=FeedSpec(kind=FeedKind.DEBEZIUM),
+            version=form.version,
+            changed_at=form.changed_at,
+            transactions=form.transactions or "",
+            tables=source_tables(form),
+            topic_pattern=form.topic_pattern or "",
         )
 
     def _collection_source(self, form: forms.Source) -> SourceSpec:
@@ -246,7 +270,7 @@ class _Builder:
             self._problem(
                 ("source", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
             )
-        if form.feed.model_fields_set != {"change_stream"} or not form.feed.change_stream:
+        if form.feed is None or form.feed.model_fields_set != {"change_stream"} or not form.feed.change_stream:
             message = f"A collection is followed by its change stream; any other source feed of it {_NOT_YET}."
             self._problem(("source", "feed"), message, "Write { change_stream: true }.")
         return SourceSpec(
@@ -285,8 +309,9 @@ class _Builder:
             changed_at=form.changed_at,
         )
 
-    def _feed(self, side: str, form: forms.Feed, store: StoreType | None = None) -> FeedSpec:
+    def _feed(self, side: str, form: forms.Feed | None, store: StoreType | None = None) -> FeedSpec:
         place = (side, "feed")
+        form = forms.Feed() if form is None else form
         indexed = store is StoreType.OPENSEARCH
         given = [name for name in ("debezium", "change_stream", "topic", "seq_no", "acks") if getattr(form, name)]
         if len(given) != 1:

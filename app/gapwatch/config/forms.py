@@ -157,13 +157,14 @@ class Source(Form):
     table: str | None = None
     collection: str | None = None
     key: dict[str, KeyTypeName] = Field(min_length=1)
-    feed: Feed
+    feed: Feed | None = None
     version: str = ""
     changed_at: str = ""
     where: str | None = None
     on_leave: Literal["delete", "ignore"] | None = None
-    tables: list[str] | None = None
-    topic_pattern: str | None = None
+    tables: list[str] | None = Field(default=None, min_length=2, max_length=100, description="instead of `table` and `feed`")
+    topic_pattern: str | None = Field(default=None, description="the topic of each of `tables`: shop.{table}")
+    transactions: str | None = Field(default=None, description="Debezium's transaction topic, PREFIX.transaction")
     replica_identity: Literal["require"] = "require"
 
 

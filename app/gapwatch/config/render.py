@@ -145,10 +145,13 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
 
 
 def _source(spec: SourceSpec) -> dict[str, Any]:
-    version = {name: value for name in ("version", "changed_at") if (value := getattr(spec, name))}
+    version = {name: value for name in ("version", "changed_at", "transactions") if (value := getattr(spec, name))}
     dataset = "table" if spec.feed.kind is FeedKind.DEBEZIUM else "collection"
-    feed = {"store": spec.store, dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
-    return {**feed, "replica_identity": spec.replica_identity, **version}
+    where = {dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
+    if spec.tables:
+        tables = [one.table for one in spec.tables]
+        where = {"tables": tables, "topic_pattern": spec.topic_pattern, "key": _key(spec.key)}
+    return {"store": spec.store, **where, "replica_identity": spec.replica_identity, **version}
 
 
 def _target(spec: TargetSpec, store: StoreType) -> dict[str, Any]:

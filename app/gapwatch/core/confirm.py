@@ -23,7 +23,7 @@ class Presence(Enum):
     PRESENT = "present"
     ABSENT = "absent"
     UNREAD = "unread"
-    SEVERAL = "several"  # two or more target documents carry the key
+    SEVERAL = "several"  # two or more target documents, or rows of several source tables, carry the key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,7 @@ class Reading:
     version: int | None = None
     placeholder: bool = False  # the target holds Debezium's placeholder text in a mapped field
     target_ids: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()  # of a source with several, those that hold the key
     reason: str = ""
 
 
@@ -75,7 +76,7 @@ def same_record(first: Reading, second: Reading) -> bool:
     """Whether two reads of one side show the same write of the record, not merely an equal one, where that can be told."""
     if first.presence is not second.presence:
         return False
-    if first.presence is not Presence.PRESENT:
+    if first.presence not in (Presence.PRESENT, Presence.SEVERAL):
         return True
     if first.revision is not None and second.revision is not None:
         return first.revision == second.revision
@@ -139,7 +140,7 @@ def satisfied(reads: Reads, match: Match) -> bool:
     source, target = reads.after.presence, reads.target.presence
     if source is Presence.ABSENT or target is Presence.ABSENT:
         return source is target
-    if target is Presence.SEVERAL:
+    if Presence.SEVERAL in (source, target):
         return False
     if match is Match.PRESENCE:
         return True
@@ -258,7 +259,7 @@ def _difference(suspect: Suspect | None, reads: Reads, match: Match) -> Differen
 def kind_of(suspect: Suspect | None, reads: Reads, match: Match) -> Kind:
     """Name the difference from the reads; only ``stale`` and ``undeleted`` need what the stream knows."""
     source, target = reads.after, reads.target
-    if target.presence is Presence.SEVERAL:
+    if Presence.SEVERAL in (source.presence, target.presence):
         return Kind.DUPLICATE
     if source.presence is Presence.ABSENT:
         return Kind.UNDELETED if _deletion_is_known(suspect) else Kind.EXTRA
@@ -280,7 +281,7 @@ def cause_of(suspect: Suspect | None, reads: Reads, kind: Kind) -> Cause:
     """Class the cause by evidence; what no evidence names is ``unknown``."""
     if reads.target.placeholder and kind in (Kind.MISMATCH, Kind.STALE):
         return Cause.OVERWRITTEN
-    if suspect is None:
+    if suspect is None or reads.after.presence is Presence.SEVERAL:
         return Cause.UNKNOWN
     if suspect.reason == Reason.DEAD_LETTERED:
         return Cause.DEAD_LETTERED

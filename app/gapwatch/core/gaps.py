@@ -40,8 +40,12 @@ def opened(
     values: Mapping[str, Mapping[str, Any]],
     now: datetime,
     held_since: datetime | None = None,
+    tables: Mapping[str, str] | None = None,
 ) -> Gap:
-    """Return a new gap. ``values`` holds, per side, what ``evidence: values`` asks to show (else empty)."""
+    """Return a new gap. ``values`` holds, per side, what ``evidence: values`` asks to show (else empty).
+
+    ``tables``: the source's table by its topic, where there are several.
+    """
     opening = suspect.opening if suspect else None
     return Gap(
         id=gap_id(pipeline, key, opened_by),
@@ -57,7 +61,7 @@ def opened(
         first_seen=now,
         confirmed_at=now,
         fields=difference.fields,
-        evidence=tuple(evidence(suspect, reads, values, now)),
+        evidence=tuple(evidence(suspect, reads, values, now, tables or {})),
         opened_by=(opening.side, opening.epoch, opening.major, opening.minor) if opening else None,
         held_since=time_of(suspect.since) if suspect and suspect.since else held_since,
     )
@@ -167,10 +171,14 @@ def resolution_of(known: Gap, reads: Reads, *, written_by_backfill: bool) -> Res
 
 
 def evidence(
-    suspect: Suspect | None, reads: Reads, values: Mapping[str, Mapping[str, Any]], now: datetime
+    suspect: Suspect | None,
+    reads: Reads,
+    values: Mapping[str, Mapping[str, Any]],
+    now: datetime,
+    tables: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Return evidence objects: what the stream showed, with offsets, and what the three reads found, with times."""
-    rows = [_stream_row(seen) for seen in _seen(suspect)]
+    rows = [_stream_row(seen, tables) for seen in _seen(suspect)]
     for side, reading in (("source", reads.after), ("target", reads.target)):
         row: dict[str, Any] = {
             "side": side,
@@ -183,6 +191,8 @@ def evidence(
         }
         if reading.target_ids:
             row["target_ids"] = list(reading.target_ids)
+        if reading.tables:
+            row["tables"] = list(reading.tables)
         if values.get(side):
             row["values"] = dict(values[side])
         rows.append(row)
@@ -200,10 +210,19 @@ def _seen(suspect: Suspect | None) -> list[Seen]:
     return unique
 
 
-def _stream_row(seen: Seen) -> dict[str, Any]:
+def _stream_row(seen: Seen, tables: Mapping[str, str]) -> dict[str, Any]:
     row = evidence_of(seen, Side(seen.side).name.lower())
     row["time"] = rfc3339(time_of(row.pop("time_ms")))
+    if seen.feed in tables and seen.side == Side.EXPECTED:
+        row["tables"] = [tables[seen.feed]]
     return row
+
+
+def tables_of(gap: Gap) -> list[str]:
+    """Return the tables, of several, that hold the gap's row, or else held it as far as the stream knows."""
+    read = [table for row in gap.evidence if row.get("side") == "source" for table in row.get("tables", ())]
+    seen = [table for row in gap.evidence if row.get("side") == "expected" for table in row.get("tables", ())]
+    return list(dict.fromkeys(read or seen[-1:]))
 
 
 def rfc3339(time: datetime) -> str:

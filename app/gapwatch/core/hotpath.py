@@ -63,7 +63,7 @@ def expect_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Ev
         return _events(keys, block.copy())
     own = np.arange(first, first + count)
     fresh = np.fromiter(map(rows.at.setdefault, keys, range(first, first + count)), np.int64, count) == own
-    plain = block["operation"] <= LAST_PLAIN
+    plain = block["operation"] < (Operation.DELETE if pipeline.rules.several else LAST_PLAIN + 1)
     slow = NOTHING
     if not (fresh.all() and plain.all()):
         fast = fresh & plain

@@ -9,6 +9,7 @@ from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.keystate import (
     DEAD,
     DELETE,
+    SHARED,
     TOUCHED,
     Comparison,
     KeyState,
@@ -21,8 +22,10 @@ from gapwatch.core.keystate import (
     identity_of,
     is_masked,
     renewed,
+    shared,
     tail_of,
     token_of,
+    touched,
     unplaced,
     with_due,
 )
@@ -44,11 +47,13 @@ class KeyRules:
     Args:
         comparison: When a state of the target satisfies a version of the source.
         history: How many expected versions, and older identities, are kept of one key.
+        tables: How many tables the source has.
     """
 
-    def __init__(self, comparison: Comparison, history: int) -> None:
+    def __init__(self, comparison: Comparison, history: int, *, tables: int = 1) -> None:
         self.comparison = comparison
         self._history = max(2, history)
+        self.several = tables > 1
 
     # expected writes
 
@@ -57,6 +62,11 @@ class KeyRules:
         operation, counters, newest = write[0], cell.counters, state.expected
         if operation == Operation.DEAD_LETTERED:
             return self._give_up(state, event_time_of(write))
+        if self.several:
+            if _is_contended(write, newest):
+                return self._contended(state, write, cell)
+            if newest is not None and newest[1] & SHARED:
+                write = shared(write)
         if newest is not None and token_of(write) <= token_of(newest):
             counters.repeated += 1
             return Effect.NONE
@@ -82,6 +92,37 @@ class KeyRules:
             state.overflowed = True
             counters.superseded += 1
         return self._after(state, opening)
+
+    def _contended(self, state: KeyState, write: Write, cell: Cell) -> Effect:
+        """Two rows may have the key, or one moved from table to table, and nothing orders the one's topic against the other's.
+
+        What the target should show, only the stores can say: the key is due for them, since its oldest write that is not settled.
+        """
+        counters, newest = cell.counters, state.expected
+        if newest is not None and write[0] in (Operation.SNAPSHOT, Operation.UNCHANGED):
+            counters.unchanged += write[0] == Operation.UNCHANGED
+            if write[0] == Operation.SNAPSHOT:
+                counters.snapshot_reads["expected"] = counters.snapshot_reads.get("expected", 0) + 1
+            return self._share(state, newest)
+        counters.expected += 1
+        due = due_of(write)
+        if state.open:
+            due = min(due, state.due)
+            _hold(state, state.oldest_time)
+        counters.superseded += len(state.writes)
+        if newest is not None:
+            state.remember(identity_of(newest), self._history)
+        state.expected = touched(write, due)
+        state.writes = [state.expected]
+        state.overflowed, state.raised, state.raised_on = False, 0, None
+        return Effect.OPENED
+
+    def _share(self, state: KeyState, newest: Write) -> Effect:
+        """A row is there that no write brought: it opens nothing, and the end of the other one will not be the key's."""
+        state.expected = shared(newest)
+        if state.writes and state.writes[-1] == newest:
+            state.writes[-1] = state.expected
+        return Effect.CHANGED
 
     def _was_shown(self, state: KeyState, write: Write) -> bool:
         """Whether the target shows this version, or did and has moved on since; what it showed before is explained, too.
@@ -224,6 +265,8 @@ class KeyRules:
         return self._after(state, opening)
 
     def _close_expected(self, state: KeyState, token: Token, outcome: Outcome, cell: Cell) -> bool:
+        if self.several and not state.raised:
+            return False  # it is of writes that another table's came after, whose tokens may be lower
         closed = sum(1 for write in state.writes if token_of(write) <= token)
         assert not state.writes or state.expected is not None
         if not closed:
@@ -283,6 +326,19 @@ class KeyRules:
         if self.comparison.match is not Match.DIGEST or DELETE in (expected[0], observed[0]):
             return False
         return expected[2] != observed[2]
+
+
+def _is_contended(write: Write, newest: Write | None) -> bool:
+    """Whether another table may have a row of the key: its own end is then not the key's.
+
+    A write of another table that merely follows the end in the one before does not say so.
+    """
+    if newest is None:
+        return write[0] == DELETE
+    if write[3] == newest[3]:
+        return write[0] == DELETE and bool(newest[1] & SHARED)
+    known, token = token_of(newest), token_of(write)
+    return newest[0] != DELETE or known[0] != token[0] or token <= known
 
 
 def _hold(state: KeyState, time: int) -> None:

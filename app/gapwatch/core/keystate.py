@@ -42,6 +42,7 @@ DUE_AT: Final = 48
 
 EXTRA: Final = 1  # flag: a tail with values and version follows the identity
 DEAD: Final = 2  # flag: the sink gave it up, so it is due whatever the delivery position says
+SHARED: Final = 4  # flag: another table may have a row of this key, too
 
 DELETE: Final = int(Operation.DELETE)
 TOUCHED: Final = int(Operation.TOUCHED)
@@ -109,6 +110,17 @@ def renewed(write: Write, token_from: Write) -> Write:
 def unplaced(write: Write) -> Write:
     """Return the write before all others of its epoch: what it shows is known, its place among the writes is not."""
     return write[:MAJOR_AT] + _NO_PLACE + write[OFFSET_AT:]
+
+
+def shared(write: Write) -> Write:
+    """Return the write as one of a key of which another table may have a row, too."""
+    return write[:1] + bytes([write[1] | SHARED]) + write[2:]
+
+
+def touched(write: Write, due: int) -> Write:
+    """Return the write as one of a shared key of which nothing is known but that there was one, due at `due`."""
+    head = bytes([TOUCHED, write[1] & DEAD | SHARED]) + write[2:4] + b"\0" + write[5:DUE_AT]
+    return head + _TIME.pack(due)
 
 
 def is_masked(write: Write) -> bool:

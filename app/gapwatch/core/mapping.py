@@ -32,6 +32,24 @@ KEPT_BYTES_MAX: Final = 64  # longer canonical values are kept as their digest
 SHOWN_MAX: Final = 2_000  # characters of a value in evidence
 TOLERABLE: Final = frozenset({FieldType.INT, FieldType.DECIMAL, FieldType.FLOAT})
 
+FIELD_LAYOUT: Final = (  # what the layout says of each field, in its order
+    "target",
+    "source column",
+    "type",
+    "scale",
+    "digits",
+    "precision",
+    "rounding",
+    "timezone",
+    "with a tolerance",
+    "multiset",
+    "absent_is_null",
+    "nfc",
+    "may be left out by events",
+    "single precision",
+    "type of items",
+)
+
 Part = bytes | None  # one field's canonical bytes; None: masked, the event does not carry it
 
 
@@ -116,7 +134,8 @@ class CompiledMapping:
         self.value_at = tuple(toleranced)
         self.mask_at = tuple(i for i, spec in enumerate(self.fields) if spec.maskable and spec.tolerance is None)
         self.fixed_at = tuple(i for i, spec in enumerate(self.fields) if not spec.maskable and spec.tolerance is None)
-        self.fingerprint = _fingerprint(pipeline)
+        self.layout = _layout(pipeline)
+        self.fingerprint = xxhash.xxh3_64_intdigest(msgspec.json.encode(self.layout)) >> 1
         self._placeholder = pipeline.source.feed.placeholder
 
     def side(self, side: Side) -> SideMapping:
@@ -319,7 +338,8 @@ def _check(pipeline: PipelineSpec) -> None:
         raise ConfigError(problems)
 
 
-def _fingerprint(pipeline: PipelineSpec) -> int:
+def _layout(pipeline: PipelineSpec) -> list[Any]:
+    """Return what makes digests comparable: the canonical form's version, the key's types and columns, and the fields."""
     keys = [column.type.value for column in pipeline.source.key]
     fields = [
         (
@@ -341,8 +361,7 @@ def _fingerprint(pipeline: PipelineSpec) -> int:
         )
         for spec in pipeline.fields
     ]
-    layout = msgspec.json.encode([VERSION, keys, [column.path for column in pipeline.source.key], fields])
-    return xxhash.xxh3_64_intdigest(layout) >> 1
+    return [VERSION, keys, [column.path for column in pipeline.source.key], fields]
 
 
 def value_text(part: Part) -> str | None:

@@ -18,7 +18,7 @@ from gapwatch.core.batches import packed
 from gapwatch.core.cells import Cell, Limits
 from gapwatch.core.hotpath import expect_all, is_plain, numbers, observe_all, one_by_one
 from gapwatch.core.judging import Judge, Said
-from gapwatch.core.pipelinestate import PipelineState
+from gapwatch.core.pipelinestate import STATE_FORMAT, PipelineState
 from gapwatch.core.segments import RECORD_BYTES_MAX
 from gapwatch.core.watermarks import FeedTimes, Span
 from gapwatch.errors import ProtocolError
@@ -26,7 +26,6 @@ from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Batch, Control, FeedState, Operation, PackedBatch, PackedSection, Side, VerdictSection
 from gapwatch.model.suspect import PartitionStatus
 
-STATE_FORMAT: Final = 3
 WAITING: Final = "waiting"
 
 Records = list[tuple[str, bytes | None]]

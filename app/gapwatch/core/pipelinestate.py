@@ -29,6 +29,7 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
 from gapwatch.model.suspect import Counters, FeedStatus, Hole, PartitionStatus
 
+STATE_FORMAT: Final = 3  # of what is stored of a partition; another one is not read
 HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
 MINUTE_MS: Final = 60_000
 SURVEY_KEYS: Final = 20_000  # above so many open keys
@@ -65,7 +66,7 @@ class PipelineState:
         self.cell = cell
         self.times = times
         tolerances = [field.tolerance for field in spec.fields if field.tolerance is not None]
-        self.rules = KeyRules(Comparison(spec.match, tolerances), spec.history)
+        self.rules = KeyRules(Comparison(spec.match, tolerances), spec.history, tables=len(spec.source.feeds))
         self.due = DueTimes()
         self.fingerprint = fingerprint
         self.feeds: list[str] = []  # names that writes refer to by number
@@ -81,11 +82,8 @@ class PipelineState:
         self.confirm_again = int(spec.confirm_again_seconds * 1000)
         self.stall_after = int(spec.stall_after_seconds * 1000)
         observes = spec.target.feed.kind is not FeedKind.NONE
-        self.target = (spec.id, int(Side.OBSERVED), spec.target.feed.topic) if observes else self.source
-
-    @property
-    def source(self) -> tuple[str, int, str]:
-        return (self.id, int(Side.EXPECTED), self.spec.source.feed.topic)
+        self.source = (spec.id, int(Side.EXPECTED), tuple(feed.topic for feed in spec.source.feeds))
+        self.target = (spec.id, int(Side.OBSERVED), (spec.target.feed.topic,)) if observes else self.source
 
     @property
     def hold(self) -> int:
@@ -196,6 +194,7 @@ class PipelineState:
             holes=[*self.holes, *([self.cell.hole] if self.cell.hole is not None else [])],
             delays_ms=self._delays(),
             delivery_unknown=unknown,
+            state_format=STATE_FORMAT,
         )
 
     def _feed_statuses(self) -> list[FeedStatus]:
@@ -211,8 +210,9 @@ class PipelineState:
                 caught_up=feed.caught_up,
                 delivery=feed.delivery if key[1] == Side.EXPECTED else NO_DELIVERY,
             )
-            for side in Side
+            for side, (_, _, topics) in ((Side.EXPECTED, self.source), (Side.OBSERVED, self.target))
             for key, feed in self.times.side(self.id, side)
+            if key[2] in topics or not any(topics)
         ]
 
     def counters(self) -> Counters:

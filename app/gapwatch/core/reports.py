@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 from urllib.parse import quote
 
+from gapwatch.core.gaps import tables_of
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, RepairRecord, Run
 from gapwatch.model.view import FeedView, PipelineView, Totals
 
@@ -62,7 +63,7 @@ def key_text(fields: Mapping[str, Any]) -> str:
 
 
 def gap_record(gap: Gap) -> dict[str, Any]:
-    """Return the gap's record; ``key_text``, ``note``, ``held_since`` and ``revision`` are additions to the first contract."""
+    """Return the gap's record; ``key_text``, ``tables``, ``note``, ``held_since`` and ``revision`` were added to the first."""
     return {
         "schema_version": SCHEMA_VERSION,
         "id": gap.id,
@@ -70,6 +71,7 @@ def gap_record(gap: Gap) -> dict[str, Any]:
         "key": plain(gap.key_fields),
         "key_text": key_text(gap.key_fields),
         "target_id": _text(gap.target_id),
+        "tables": tables_of(gap),
         "kind": gap.kind.value,
         "cause": gap.cause.value,
         "state": gap.state.value,

@@ -124,6 +124,47 @@ def resolve(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[
     return replace(pipeline, fields=fields, source=replace(pipeline.source, key=key, feed=feed))
 
 
+def joined(pipeline: PipelineSpec, tables: Sequence[PipelineSpec]) -> PipelineSpec:
+    """Return the pipeline of several tables, each of which was resolved by itself: one mapping, and every table's encodings.
+
+    Args:
+        pipeline: As configured.
+        tables: What :meth:`PipelineSpec.by_table` returned, resolved.
+
+    Raises:
+        ConfigError: A field has not the same type in all of them; names every such field.
+    """
+    if not pipeline.source.tables:
+        return tables[0]
+    columns = list(zip(*(one.fields for one in tables), strict=True))
+    problems = [problem for column in columns if (problem := _of_several_types(pipeline, column, tables)) is not None]
+    if problems:
+        raise ConfigError(problems)
+    maskable = [any(spec.maskable for spec in column) for column in columns]
+    fields = [tuple(replace(spec, maskable=may) for spec, may in zip(one.fields, maskable, strict=True)) for one in tables]
+    found = tuple(
+        replace(known, feed=one.source.feed, key=one.source.key, fields=own)
+        for known, one, own in zip(pipeline.source.tables, tables, fields, strict=True)
+    )
+    feed = replace(pipeline.source.feed, placeholder=tables[0].source.feed.placeholder)
+    return replace(pipeline, fields=fields[0], source=replace(pipeline.source, key=tables[0].source.key, feed=feed, tables=found))
+
+
+def _of_several_types(
+    pipeline: PipelineSpec, column: Sequence[FieldSpec], tables: Sequence[PipelineSpec]
+) -> ConfigProblem | None:
+    """Return what is wrong where a field is compared differently from table to table."""
+    meant = [(spec.type, spec.wire == "float32", spec.wire if spec.type is FieldType.ARRAY else "") for spec in column]
+    for number, one in enumerate(meant):
+        if one != meant[0]:
+            return ConfigProblem(
+                f"pipelines.{pipeline.id}.fields.{column[0].target}",
+                f"Column {column[0].source} has not the same type in {tables[0].source.table} and {tables[number].source.table}.",
+                remedy="Declare the field's type, or watch the tables by pipelines of their own.",
+            )
+    return None
+
+
 def _post_images(pipeline: PipelineSpec, dataset: Dataset, config: Mapping[str, str]) -> bool:
     if pipeline.source.feed.kind is FeedKind.DEBEZIUM:
         return dataset.post_images and config.get("capture.mode.full.update.type") == "post_image"

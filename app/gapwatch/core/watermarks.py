@@ -226,27 +226,31 @@ class FeedTimes:
             feed.reached = first.offset_from
             self._release(feed, admitted)
 
-    def watermark(self, pipeline: str, side: int, topic: str) -> int:
-        """Return the side's watermark: the least of all partitions; 0 until each of them, and `topic`, has spoken."""
-        return self._least(pipeline, side, topic, "watermark")
+    def watermark(self, pipeline: str, side: int, topics: Sequence[str]) -> int:
+        """Return the side's watermark: the least of all partitions; 0 until each of them, of all `topics`, has spoken.
 
-    def caught_up(self, pipeline: str, side: int, topic: str) -> int:
-        return self._least(pipeline, side, topic, "caught_up")
+        A feed that is not among them was left out of the configuration: nothing waits for it any more.
+        """
+        return self._least(pipeline, side, topics, "watermark")
 
-    def start(self, pipeline: str, side: int, topic: str) -> int:
+    def caught_up(self, pipeline: str, side: int, topics: Sequence[str]) -> int:
+        return self._least(pipeline, side, topics, "caught_up")
+
+    def start(self, pipeline: str, side: int, topics: Sequence[str]) -> int:
         """Return the time from which on the side was read as a stream, in all of its partitions; 0: not known yet."""
-        if not self.watermark(pipeline, side, topic):
+        if not self.watermark(pipeline, side, topics):
             return 0
-        return max((feed.first for _, feed in self.side(pipeline, side)), default=0)
+        return max((feed.first for key, feed in self.side(pipeline, side) if key[2] in topics or not any(topics)), default=0)
 
-    def _least(self, pipeline: str, side: int, topic: str, name: str) -> int:
+    def _least(self, pipeline: str, side: int, topics: Sequence[str], name: str) -> int:
         by_feed: dict[str, dict[int, FeedPartition]] = {}
         for key, feed in self.side(pipeline, side):
             if feed.spoke:
                 by_feed.setdefault(key[2], {})[key[3]] = feed
-        if topic and topic not in by_feed:
+        if any(topic and topic not in by_feed for topic in topics):
             return 0
-        values = [_least_of(feeds, name) for feeds in by_feed.values()]
+        watched = any(topics)
+        values = [_least_of(feeds, name) for topic, feeds in by_feed.items() if topic in topics or not watched]
         return min(values, default=0)
 
     def pack(self) -> list[Any]:

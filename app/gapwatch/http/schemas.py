@@ -83,6 +83,7 @@ def _gap() -> dict[str, Schema]:
         "key": OBJECT,
         "key_text": TEXT,
         "target_id": MAYBE_TEXT,
+        "tables": _list(TEXT),
         "kind": _enum(Kind),
         "cause": _enum(Cause),
         "state": _enum(State),

@@ -45,7 +45,7 @@ class TopicPreflight:
 
     async def check(self) -> Sequence[Advice]:
         pipeline = self._pipeline
-        feeds = [("source", pipeline.source.feed), ("target", pipeline.target.feed)]
+        feeds = [*(("source", feed) for feed in pipeline.source.feeds), ("target", pipeline.target.feed)]
         names = {feed.topic for _, feed in feeds if feed.topic} | {pipeline.target.dead_letter_topic} - {""}
         facts = await self._topics.describe(sorted(names))
         advice: list[Advice] = []
@@ -61,10 +61,10 @@ class TopicPreflight:
         await self._offsets.close()
 
     async def _partitions(self, side: str, topic: str, fact: TopicFacts, *, plain: bool) -> AsyncIterator[Advice]:
-        name = f"topic/{self._pipeline.id}/{side}"
-        now = {"id": fact.topic_id, "partitions": fact.partitions, "topic": topic}
+        name = f"topic/{self._pipeline.id}/{topic}"
+        now = {"id": fact.topic_id, "partitions": fact.partitions}
         known = await asyncio.to_thread(self._recall, name) or {}
-        same = (known.get("id"), known.get("topic")) == (fact.topic_id, topic)
+        same = known.get("id") == fact.topic_id
         if not same or int(known["partitions"]) < fact.partitions:
             before = int(known["partitions"]) if same else fact.partitions
             known = now | {"before": before, "at": self._clock.now_ms() if same else 0}
@@ -73,10 +73,12 @@ class TopicPreflight:
             message = f"Topic {topic} has {fact.partitions} partitions; it had {known['before']}."
             if plain:
                 remedy = "Records of one key may lie in two partitions, whose order nobody knows; a sweep covers it, by itself."
-                yield self._advice(side, message, remedy, "partitions_added", hole_to_ms=int(known["at"]))
+                yield self._advice(
+                    side, message, remedy, "partitions_added", table=self._table(topic), hole_to_ms=int(known["at"])
+                )
             else:
                 remedy = "Nothing is to be done: the records of this feed carry their own order."
-                yield self._advice(side, message, remedy, "partitions_added")
+                yield self._advice(side, message, remedy, "partitions_added", table=self._table(topic))
 
     async def _letters(self, topic: str, facts: Mapping[str, TopicFacts]) -> AsyncIterator[Advice]:
         fact = facts.get(topic, TopicFacts(topic_id="", partitions=0))  # the sink makes it with its first dead letter
@@ -101,6 +103,18 @@ class TopicPreflight:
     def _is_fresh(self, known: Mapping[str, Any]) -> bool:
         return bool(known.get("at")) and self._clock.now_ms() - int(known["at"]) < SHOWN_SECONDS * 1000
 
-    def _advice(self, side: str, message: str, remedy: str, finding: str, *, hole_to_ms: int = 0) -> Advice:
-        subject = f"{self._pipeline.id}.{side}"
-        return Advice(level="warning", subject=subject, message=message, remedy=remedy, finding=finding, hole_to_ms=hole_to_ms)
+    def _table(self, topic: str) -> str:
+        """Return which of several tables a topic is for."""
+        tables = self._pipeline.source.table_of
+        return tables.get(topic, "") if len(tables) > 1 else ""
+
+    def _advice(self, side: str, message: str, remedy: str, finding: str, *, table: str = "", hole_to_ms: int = 0) -> Advice:
+        return Advice(
+            level="warning",
+            subject=f"{self._pipeline.id}.{side}",
+            message=message,
+            remedy=remedy,
+            finding=finding,
+            table=table,
+            hole_to_ms=hole_to_ms,
+        )

@@ -12,10 +12,10 @@ from gapwatch.ledger.gaps import GapQueries
 from gapwatch.ledger.repairs import RepairQueries
 from gapwatch.ledger.retention import Limit, Retention, RetentionQueries
 from gapwatch.ledger.runs import RunQueries
-from gapwatch.ledger.schema import prepare
+from gapwatch.ledger.schema import prepare, revisions
 from gapwatch.ledger.tokens import SCOPES, TokenQueries, TokenRecord
 
-__all__ = ["SCOPES", "Limit", "Retention", "SqlLedger", "TokenRecord", "is_new", "open_ledger"]
+__all__ = ["SCOPES", "Limit", "Retention", "SqlLedger", "TokenRecord", "inspected", "is_new", "open_ledger"]
 
 
 class SqlLedger(GapQueries, FindingQueries, RunQueries, RepairQueries, FactQueries, TokenQueries, RetentionQueries):
@@ -55,3 +55,18 @@ def open_ledger(url: str, *, host: str | None = None) -> SqlLedger:
         database.close()
         raise
     return SqlLedger(database)
+
+
+def inspected(url: str) -> tuple[str | None, str, SqlLedger]:
+    """Return the revision of a ledger's schema, the one that this version needs, and the ledger as it stands, to be read only.
+
+    Nothing is made or migrated. Raises as :func:`open_ledger`.
+    """
+    parsed, _ = parse(url)
+    database = Database(parsed)
+    try:
+        revision, needed = revisions(database)
+    except BaseException:
+        database.close()
+        raise
+    return revision, needed, SqlLedger(database)

@@ -45,6 +45,11 @@ def prepare(database: Database, host: str) -> None:
         database.write(lambda connection: _claim_host(connection, host))
 
 
+def revisions(database: Database) -> tuple[str | None, str]:
+    """Return the schema's revision (None: nothing is there) and the one that this version needs; changes nothing."""
+    return database.read(_revision), HEAD
+
+
 def _is_current(database: Database) -> bool:
     """Whether nothing is to be done: then alembic, which is slow to import, is not needed at all."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 
@@ -161,9 +161,19 @@ class StoreSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTable:
+    """One of several tables of a source. ``resolve`` fills in how its own feed encodes the pipeline's key and fields."""
+
+    table: str
+    feed: FeedSpec
+    key: tuple[KeyColumn, ...] = ()
+    fields: tuple[FieldSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSpec:
     store: str
-    table: str  # "schema.table" or "database.collection"
+    table: str  # "schema.table" or "database.collection"; empty where there are several `tables`
     key: tuple[KeyColumn, ...]
     feed: FeedSpec
     where: str = ""
@@ -171,6 +181,24 @@ class SourceSpec:
     replica_identity: str = "require"
     version: str = ""  # column that rises with each write, where there is one
     changed_at: str = ""  # column with the time of the last write, for lookback sweeps
+    tables: tuple[SourceTable, ...] = ()
+    topic_pattern: str = ""  # names the topic of each of `tables`
+    transactions: str = ""  # Debezium's transaction topic, which says how many events each transaction has
+
+    @property
+    def feeds(self) -> tuple[FeedSpec, ...]:
+        """The feed of each table."""
+        return tuple(one.feed for one in self.tables) or (self.feed,)
+
+    @property
+    def name(self) -> str:
+        """The table, or all of them, for people."""
+        return self.table or ", ".join(one.table for one in self.tables)
+
+    @property
+    def table_of(self) -> Mapping[str, str]:
+        """The table by its topic, where there are several."""
+        return {one.feed.topic: one.table for one in self.tables}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +279,17 @@ class PipelineSpec:
     def lag_limit(self) -> float:
         """Seconds after which the oldest in-transit write is the finding ``sink_lagging``."""
         return 2 * self.grace_seconds if self.lag_limit_seconds is None else self.lag_limit_seconds
+
+    def by_table(self) -> tuple[PipelineSpec, ...]:
+        """Return the pipeline as it would be with each of its source tables alone."""
+        return tuple(
+            replace(
+                self,
+                fields=one.fields or self.fields,
+                source=replace(self.source, table=one.table, feed=one.feed, key=one.key or self.source.key, tables=()),
+            )
+            for one in self.source.tables
+        ) or (self,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

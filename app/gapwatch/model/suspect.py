@@ -128,3 +128,4 @@ class PartitionStatus(msgspec.Struct, kw_only=True):
     holes: list[Hole]
     delays_ms: list[tuple[int, int]] = msgspec.field(default_factory=list)  # propagation: (upper bound or -1, count)
     delivery_unknown: bool = False
+    state_format: int = 0  # of the state that its writer stores; 0: a version that did not say so

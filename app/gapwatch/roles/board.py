@@ -56,6 +56,16 @@ class Facts:
         return f"swept/{pipeline}"
 
     @staticmethod
+    def mapping(pipeline: str) -> str:
+        """The mapping that was in force when role repair started last."""
+        return f"mapped/{pipeline}"
+
+    @staticmethod
+    def transactions(topic: str) -> str:
+        """Where the check of a transaction topic stands."""
+        return f"transactions/{topic}"
+
+    @staticmethod
     def paused(pipeline: str) -> str:
         return f"paused/{pipeline}"
 

@@ -359,7 +359,12 @@ def _stores_now(stores: PipelineStores, reads: KeyReads | None) -> dict[str, Any
         return {"source": {"read": "unread"}, "target": {"read": "unread"}, "differing_fields": []}
     source, target = reads.reads.after, reads.reads.target
     return {
-        "source": {"store": stores.spec.source.store, "read": source.presence.value, "reason": source.reason or None},
+        "source": {
+            "store": stores.spec.source.store,
+            "read": source.presence.value,
+            "reason": source.reason or None,
+            "tables": list(source.tables),
+        },
         "target": {
             "store": stores.spec.target.store,
             "read": target.presence.value,

@@ -46,11 +46,11 @@ async def _raw_topics(settings: Settings, topics: TopicAdmin) -> list[Advice]:
     for spec in settings.pipelines.values():
         if spec.source.feed.kind is not FeedKind.DEBEZIUM:
             continue
-        topic = spec.source.feed.topic
-        if not await topics.describe([topic]):
-            message = f"There is no topic {topic}."
-            remedy = "Correct the feed, or start its connector; a table without writes has no topic yet."
-            advice.append(Advice(level="warning", subject=f"{spec.id}.source", message=message, remedy=remedy))
+        for topic in (feed.topic for feed in spec.source.feeds):
+            if not await topics.describe([topic]):
+                message = f"There is no topic {topic}."
+                remedy = "Correct the feed, or start its connector; a table without writes has no topic yet."
+                advice.append(Advice(level="warning", subject=f"{spec.id}.source", message=message, remedy=remedy))
     return advice
 
 

@@ -7,3 +7,4 @@ from gapwatch.wiring.replaying import replay_verdicts as replay_verdicts
 from gapwatch.wiring.service import local_service as local_service
 from gapwatch.wiring.service import serve as serve
 from gapwatch.wiring.stores import Stores as Stores
+from gapwatch.wiring.upgrade import check_upgrade as check_upgrade

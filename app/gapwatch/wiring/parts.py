@@ -137,6 +137,8 @@ class Parts:
                 skew_ms=self._skew_ms,
                 on_unparsable=lambda reason: self.metrics.unparsable.labels(reason=reason).inc(),
                 on_finding=self.count_finding,
+                transactions=lambda: self.consumer("transactions", None, **{"enable.partition.eof": True}),
+                on_transactions=lambda outcome, count: self.metrics.transactions.labels(outcome=outcome).inc(count),
             )
         )
         await role.run(stop)
@@ -283,7 +285,7 @@ class Parts:
         group = f"{self.settings.topics.prefix}.ingest"
         found: dict[tuple[str, str], int] = {}
         for spec in self.settings.pipelines.values():
-            names = [feed.topic for feed in (spec.source.feed, spec.target.feed) if feed.topic]
+            names = [feed.topic for feed in (*spec.source.feeds, spec.target.feed) if feed.topic]
             for topic, fact in (await topics.describe(names)).items():
                 partitions = [Partition(topic, number) for number in range(fact.partitions)]
                 ends = (await offsets.log_ends(partitions)).ends

@@ -14,10 +14,10 @@ import structlog
 
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.core.resolve import resolve
+from gapwatch.core.resolve import joined, resolve
 from gapwatch.errors import StoreError
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec, Settings
+from gapwatch.model.pipeline import DeliverySpec, FeedKind, FieldSpec, PipelineSpec, Settings, SourceTable
 from gapwatch.ports import Clock, Preflight
 from gapwatch.roles.stores import PipelineStores
 from gapwatch_connectors.debezium import ConnectorPreflight, ConnectRest
@@ -79,14 +79,14 @@ def resolved_fact(pipeline: str) -> str:
 
 async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: PipelineSpec) -> PipelineSpec:
     """Return the pipeline with its types from the source's catalogue; from what is stored of it while the source is away."""
-    store = settings.stores[spec.source.store]
     fact = resolved_fact(spec.id)
-    reader = connector_of(store.type).source_reader(spec, store.url)
     try:
-        info = await reader.describe()
-        config = await _connector_config(settings, spec)
-        resolved = resolve(spec, info, config)
-        stored = {"fields": msgspec.to_builtins(resolved.fields), "feed": msgspec.to_builtins(resolved.source.feed)}
+        resolved = joined(spec, [await _described(settings, one) for one in spec.by_table()])
+        stored = {
+            "fields": msgspec.to_builtins(resolved.fields),
+            "feed": msgspec.to_builtins(resolved.source.feed),
+            "tables": msgspec.to_builtins(resolved.source.tables),
+        }
         await asyncio.to_thread(ledger.set_fact, fact, stored)
         return resolved
     except StoreError as error:
@@ -96,10 +96,21 @@ async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: Pipelin
         if known is None:
             raise
         fields = msgspec.convert(known["fields"], tuple[FieldSpec, ...], strict=False)
+        tables = msgspec.convert(known.get("tables", []), tuple[SourceTable, ...], strict=False)
         if [field.target for field in fields] != [field.target for field in spec.fields]:
             raise
+        if [table.table for table in tables] != [table.table for table in spec.source.tables]:
+            raise
         feed = msgspec.convert(known["feed"], type(spec.source.feed), strict=False)
-        return replace(spec, fields=fields, source=replace(spec.source, feed=feed))
+        return replace(spec, fields=fields, source=replace(spec.source, feed=feed, tables=tables))
+
+
+async def _described(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
+    """Return a pipeline of one table with what its store's catalogue and its connector say."""
+    store = settings.stores[spec.source.store]
+    reader = connector_of(store.type).source_reader(spec, store.url)
+    try:
+        return resolve(spec, await reader.describe(), await _connector_config(settings, spec))
     finally:
         await reader.close()
 
@@ -142,5 +153,7 @@ def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = 
         connector_of(target.type).target_preflight(spec, target.url, position),
     ]
     if settings.connect_url:
-        checks.append(ConnectorPreflight(spec, settings.connect_url))
+        first, *others = spec.by_table()
+        checks.append(ConnectorPreflight(first, settings.connect_url))
+        checks += [ConnectorPreflight(replace(one, delivery=DeliverySpec()), settings.connect_url) for one in others]
     return checks

@@ -45,7 +45,9 @@ class ConnectorPreflight:
         return None
 
     def _advice(self, side: str, level: str, message: str, remedy: str = "", finding: str = "") -> Advice:
-        return Advice(level=level, subject=f"{self._pipeline.id}.{side}", message=message, remedy=remedy, finding=finding)
+        table = self._pipeline.source.table if side == "source" else ""
+        subject = f"{self._pipeline.id}.{side}"
+        return Advice(level=level, subject=subject, message=message, remedy=remedy, finding=finding, table=table)
 
     def _state(self, side: str, connector: Connector) -> Iterator[Advice]:
         states = (connector.state, *connector.task_states)
@@ -80,6 +82,9 @@ class ConnectorPreflight:
         if config.get("offset.mismatch.strategy", "no_validation") != "trust_offset":
             message = f"Connector {name} goes on silently where its slot has moved past its offset: what lies between is lost."
             yield self._advice("source", "warning", message, "Set offset.mismatch.strategy to trust_offset.")
+        if self._pipeline.source.transactions and config.get("provide.transaction.metadata", "false") != "true":
+            message = f"Connector {name} says nothing of transactions: {self._pipeline.source.transactions} stays empty."
+            yield self._advice("source", "error", message, "Set provide.transaction.metadata to true.")
         if config.get("snapshot.mode") in NO_SNAPSHOT and self._pipeline.baseline == "assume":
             message = f"Connector {name} takes no snapshot and the baseline is assumed: nobody compares what was there before."
             yield self._advice("source", "warning", message, "Set the pipeline's baseline to sweep.")

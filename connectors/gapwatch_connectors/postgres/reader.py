@@ -47,7 +47,9 @@ class PostgresReader:
 
     in_key_order = True
 
-    def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None, connections: Connections | None = None
+    ) -> None:
         self._store = pipeline.source.store
         self._name = pipeline.source.table
         self._schema, _, self._relation_name = pipeline.source.table.partition(".")
@@ -56,7 +58,7 @@ class PostgresReader:
         self._names = tuple(column.path for column in pipeline.source.key)
         self._where = pipeline.source.where
         self._changed_at = pipeline.source.changed_at
-        self._connections = Connections(self._store, url)
+        self._connections = connections or Connections(self._store, url)
         self._clock = clock or SystemClock()
         self._columns: tuple[str, ...] | None = None
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
@@ -109,18 +111,22 @@ class PostgresReader:
     # by key
 
     async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
-        wanted = list(keys)
-        if not wanted:
+        if not keys:
             return {}
         async with self._connections.connection() as connection:
-            await _primary(connection, self._store)
-            table = self._table or await self._read_table(connection)
-            lookups = self._lookups(table)
-            parameters = self._parameters(wanted, lookups)
-            names = self._selected(table, content=True)
-            rows: list[tuple[Any, ...]] = []
-            if parameters[0]:
-                rows = await self._rows(connection, self._by_key(names, lookups), parameters)
+            return await self.fetch_on(connection, keys)
+
+    async def fetch_on(self, connection: Connection, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
+        """Do as :meth:`fetch`, in what the connection sees."""
+        wanted = list(keys)
+        await _primary(connection, self._store)
+        table = self._table or await self._read_table(connection)
+        lookups = self._lookups(table)
+        parameters = self._parameters(wanted, lookups)
+        names = self._selected(table, content=True)
+        rows: list[tuple[Any, ...]] = []
+        if parameters[0]:
+            rows = await self._rows(connection, self._by_key(names, lookups), parameters)
         found: dict[Key, list[StoredRecord]] = {}
         misfit = ""
         for *values, revision in rows:

@@ -129,7 +129,6 @@ def test_lookback_and_automatic_repair_are_read_with_their_limits_and_rendered_a
     ("old", "new"),
     [
         ("table: public.orders,", "table: public.orders, where: 'x > 1',"),
-        ("table: public.orders,", "table: public.orders, tables: [a],"),
         ("collection: shop.orders,", "collection: shop.orders, routing: x,"),
         ("collection: shop.orders,", "collection: shop.orders, keep: 30d,"),
         ("{ change_stream: true }", "{ acks: done }"),
@@ -146,6 +145,66 @@ def test_maintenance_windows_are_read_and_a_wrong_one_is_named_with_its_place() 
     assert parse(render(made), {}).pipelines["orders"].maintenance == made.pipelines["orders"].maintenance
     (problem,) = problems(GOOD.replace("    grace: 5s", '    grace: 5s\n    maintenance: ["sundays"]'))
     assert "pipelines.orders.maintenance.0: 'sundays' is no window: it is neither CRON for DURATION nor START/END." in problem
+
+
+TABLES = "tables: [public.orders_eu, public.orders_us], topic_pattern: 'shop.{table}', key: { id: int }"
+
+
+def several(*changes: tuple[str, str]) -> str:
+    text = GOOD.replace("table: public.orders, key: { id: int }, feed: { debezium: shop.public.orders }", TABLES)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def test_m24_several_tables_have_a_topic_each() -> None:
+    made = settings(several())
+    spec = made.pipelines["orders"]
+    assert [(one.source.table, one.source.feed.topic) for one in spec.by_table()] == [
+        ("public.orders_eu", "shop.public.orders_eu"),
+        ("public.orders_us", "shop.public.orders_us"),
+    ]
+    assert (spec.source.table, spec.source.name) == ("", "public.orders_eu, public.orders_us")
+    assert parse(render(made), {}).pipelines["orders"].source == spec.source
+    assert settings().pipelines["orders"].by_table() == (settings().pipelines["orders"],)
+
+
+def test_a_transaction_topic_is_read_and_rendered_as_it_was() -> None:
+    for text in (GOOD.replace("table: public.orders,", "table: public.orders, transactions: shop.transaction,"), several()):
+        text = text if "transactions:" in text else several(("tables: [", "transactions: shop.transaction, tables: ["))
+        spec = settings(text).pipelines["orders"]
+        assert spec.source.transactions == "shop.transaction"
+        assert parse(render(settings(text)), {}).pipelines["orders"].source == spec.source
+    bad = problems(GOOD.replace("table: public.orders,", "table: public.orders, transactions: 'shop transaction',"))
+    assert any("source.transactions: It is no name of a topic." in problem for problem in bad)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("tables: [", "table: a.b, tables: [", "source.table: There are several tables: `table` means only one."),
+        (
+            "key: { id: int }",
+            "key: { id: int }, feed: { debezium: x }",
+            "source.feed: There are several tables: `feed` means only",
+        ),
+        ("public.orders_us]", "orders_us]", "source.tables: 'orders_us': the table is needed with its schema."),
+        ("public.orders_us]", "public.orders_eu]", "source.tables: 'public.orders_eu' stands there twice."),
+        ("'shop.{table}'", "shop.orders", "source.topic_pattern: It does not say in which topic each table's changes come."),
+        (
+            ", topic_pattern: 'shop.{table}'",
+            "",
+            "source.topic_pattern: It does not say in which topic each table's changes come.",
+        ),
+        ("'shop.{table}'", "'shop {table}'", "source.topic_pattern: It is no name of a topic."),
+        (", public.orders_us]", "]", "source.tables: "),
+        (TABLES, "table: a.b, topic_pattern: '{table}', key: { id: int }, feed: { debezium: x }", "There is one table: its feed"),
+        (TABLES, "table: a.b, key: { id: int }", "source.feed: A feed is exactly one thing."),
+    ],
+)
+def test_bad_input_tables_and_their_topics(old: str, new: str, said: str) -> None:
+    assert any(said in problem for problem in problems(several((old, new))))
 
 
 def test_a_key_twice_is_refused() -> None:

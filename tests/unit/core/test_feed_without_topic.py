@@ -36,16 +36,16 @@ def admit(times: FeedTimes, number: int, **changes: Any) -> list[Any]:
 def test_a_feed_without_a_topic_has_a_watermark() -> None:
     times = FeedTimes()
     admit(times, NO_TOPIC)
-    assert times.watermark("orders", Side.EXPECTED, FEED) == 5_000
+    assert times.watermark("orders", Side.EXPECTED, [FEED]) == 5_000
 
 
 def test_its_topic_is_no_hole_when_it_appears() -> None:
     times = FeedTimes()
     admit(times, NO_TOPIC)
     assert admit(times, 0) == []
-    assert times.watermark("orders", Side.EXPECTED, FEED) == 0, "partition 1 has not spoken yet"
+    assert times.watermark("orders", Side.EXPECTED, [FEED]) == 0, "partition 1 has not spoken yet"
     assert admit(times, 1, watermark=4_000) == []
-    assert times.watermark("orders", Side.EXPECTED, FEED) == 4_000, "the topic's partitions speak for themselves"
+    assert times.watermark("orders", Side.EXPECTED, [FEED]) == 4_000, "the topic's partitions speak for themselves"
 
 
 def test_a_log_whose_beginning_is_gone_is_a_hole_all_the_same() -> None:

@@ -35,6 +35,7 @@ def test_a_gap_with_nothing_in_it_has_every_field() -> None:
         "key": {"id": 1},
         "key_text": "1",
         "target_id": None,
+        "tables": [],
         "kind": "missing",
         "cause": "never_written",
         "state": "open",

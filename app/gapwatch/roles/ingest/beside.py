@@ -15,6 +15,7 @@ from gapwatch.model.gap import Finding
 from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
 from gapwatch.roles.ingest.bindings import Binding
 from gapwatch.roles.ingest.parts import Shared
+from gapwatch.roles.ingest.transactions import checks_of
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +35,9 @@ class Beside:
 
     def start(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> list[asyncio.Task[None]]:
         """Start them all; they end with `stop`, and may be cancelled."""
-        works = (self._read_ends, self._read_heartbeats, self._read_deliveries, self._measure_skew)
+        checks = checks_of(self._shared, self._on.transactions) if self._on.transactions is not None else []
+        works = [self._read_ends, self._read_heartbeats, self._read_deliveries, self._measure_skew]
+        works += [check.run for check in checks]
         return [tasks.create_task(work(stop)) for work in works]
 
     async def _read_ends(self, stop: asyncio.Event) -> None:

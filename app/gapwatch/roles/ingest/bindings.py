@@ -27,21 +27,28 @@ def bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[Binding
     """Return all bindings by topic; pipelines are resolved."""
     found: dict[str, list[Binding]] = {}
     for pipeline in pipelines.values():
-        mapping = CompiledMapping(pipeline)
-        for side, feed in ((Side.EXPECTED, pipeline.source.feed), (Side.OBSERVED, pipeline.target.feed)):
-            if feed.kind is FeedKind.NONE:
-                continue
-            found.setdefault(feed.topic, []).append(
-                Binding(
-                    pipeline=pipeline,
-                    side=side,
-                    topic=feed.topic,
-                    decoder=BatchDecoder(decoder_for(pipeline, side, mapping)),
-                    fingerprint=mapping.fingerprint,
-                    kind=feed.kind,
-                )
-            )
+        for table in pipeline.by_table():
+            _bind(found, pipeline, Side.EXPECTED, table)
+        _bind(found, pipeline, Side.OBSERVED, pipeline)
     return found
+
+
+def _bind(found: dict[str, list[Binding]], pipeline: PipelineSpec, side: Side, table: PipelineSpec) -> None:
+    """Add the binding of one feed; `table` is the pipeline as its records are encoded."""
+    feed = table.source.feed if side is Side.EXPECTED else table.target.feed
+    if feed.kind is FeedKind.NONE:
+        return
+    mapping = CompiledMapping(table)
+    found.setdefault(feed.topic, []).append(
+        Binding(
+            pipeline=pipeline,
+            side=side,
+            topic=feed.topic,
+            decoder=BatchDecoder(decoder_for(table, side, mapping)),
+            fingerprint=mapping.fingerprint,
+            kind=feed.kind,
+        )
+    )
 
 
 def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[str, str]) -> dict[str, str]:
@@ -53,9 +60,8 @@ def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[
     """
     topics: dict[str, str] = {}
     for pipeline in pipelines.values():
-        feed = pipeline.source.feed
-        if feed.kind is not FeedKind.DEBEZIUM:
-            continue
-        prefix = ".".join(feed.topic.split(".")[:-2])  # <prefix>.<schema>.<table>
-        topics[feed.topic] = configured.get(pipeline.source.store) or f"{prefix}.message"
+        for feed in pipeline.source.feeds:
+            if feed.kind is FeedKind.DEBEZIUM:
+                prefix = ".".join(feed.topic.split(".")[:-2])  # <prefix>.<schema>.<table>
+                topics[feed.topic] = configured.get(pipeline.source.store) or f"{prefix}.message"
     return topics

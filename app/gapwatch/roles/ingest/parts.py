@@ -38,6 +38,8 @@ class IngestDependencies:
     skew_ms: Callable[[str], Awaitable[int]]
     on_unparsable: Callable[[str], None]
     on_finding: Callable[[str, str], None]
+    transactions: Callable[[], RawConsumer] | None = None  # makes one of no group, with partition ends
+    on_transactions: Callable[[str, int], None] = lambda outcome, count: None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -128,6 +128,7 @@ class Book:
             values=_values(stores, item.reads, item.judgement.fields),
             now=now,
             held_since=held_since,
+            tables=stores.spec.source.table_of,
         )
 
 

@@ -85,7 +85,15 @@ def source_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ..
         canonical = mapping.canonical_source(single.fields)
         version = mapping.version_of_source(single.fields)
         return _present(single, canonical, version, placeholder=False), canonical
+    if isinstance(read, tuple):
+        return _several(read), None
     return _not_present(single), None
+
+
+def _several(rows: Sequence[StoredRecord]) -> Reading:
+    """Rows of several tables have one key, and the target only one document for it."""
+    revisions = [row.revision for row in rows if row.revision is not None]
+    return Reading(presence=Presence.SEVERAL, revision=" ".join(revisions) or None, tables=_tables(rows))
 
 
 def target_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...]) -> tuple[Reading, Canonical | None]:
@@ -106,6 +114,7 @@ def _present(record: StoredRecord, canonical: Canonical, version: int | None, *,
         version=version,
         placeholder=placeholder,
         target_ids=_ids((record,)),
+        tables=_tables((record,)),
     )
 
 
@@ -113,6 +122,10 @@ def _not_present(read: Absent | Unread) -> Reading:
     if isinstance(read, Absent):
         return Reading(presence=Presence.ABSENT)
     return Reading(presence=Presence.UNREAD, reason=read.reason)
+
+
+def _tables(records: Sequence[StoredRecord]) -> tuple[str, ...]:
+    return tuple(record.table for record in records if record.table)
 
 
 def _ids(records: Sequence[StoredRecord]) -> tuple[str, ...]:

@@ -244,8 +244,8 @@ class ReplayReader:
             )
             for binding in bindings
         ]
-        source = spec.source.feed.topic
-        whole = all(span.start == span.log_start == 0 for at, span in spans.items() if at.topic == source)
+        sources = {feed.topic for feed in spec.source.feeds}
+        whole = all(span.start == span.log_start == 0 for at, span in spans.items() if at.topic in sources)
         if known:
             rows = [Partition(beats, number) for number in range(known[beats].partitions)]
             spans |= await reading.by_times(rows, question.time_from - lead_in, until)
@@ -262,7 +262,7 @@ class ReplayReader:
 
     def _heartbeats(self, spec: PipelineSpec) -> str:
         elsewhere = {name: store.heartbeat.topic for name, store in self._settings.stores.items() if store.heartbeat.topic}
-        return heartbeat_topics({spec.id: spec}, elsewhere).get(spec.source.feed.topic, "")
+        return heartbeat_topics({spec.id: spec}, elsewhere).get(spec.source.feeds[0].topic, "")
 
 
 def _record(value: bytes | None) -> PackedBatch | Control | None:

@@ -18,6 +18,7 @@ from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, In
 from gapwatch.roles.repair.counted import CountedStores
 from gapwatch.roles.repair.incidents import IncidentWatch
 from gapwatch.roles.repair.judging import KeyJudge
+from gapwatch.roles.repair.mappings import MappingWatch
 from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.quiet import QuietTimes
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
@@ -87,6 +88,7 @@ class RepairRole:
                 )
             ).run,
             OutboxPublisher(on.ledger, on.gaps, on.clock).run,
+            MappingWatch(pipelines, on.ledger, on.stores, on.clock, self._findings).run,
             SweepScheduler(
                 SchedulerDependencies(
                     pipelines=pipelines,

@@ -155,6 +155,8 @@ class SweepScheduler:
         if uncovered_holes_within(records, ledger.findings(pipeline.id), covered, ended_before=now):
             waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
             return "hole" if waited else ""
+        if any(record.finding is Finding.MAPPING_CHANGED for record in ledger.findings(pipeline.id)):
+            return Finding.MAPPING_CHANGED.value
         return "schedule" if self._scheduled(pipeline, last, now) else ""
 
     def _is_quiet(self, pipeline: PipelineSpec, now: datetime) -> bool:
@@ -331,6 +333,7 @@ class RunRunner:
             _set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)
         on.ledger.clear_unverifiable(run.pipeline, before=started)
         for finding in findings:
-            if finding.is_hole and (finding.time_to or finding.last_seen) < started:
+            hole_before = finding.is_hole and (finding.time_to or finding.last_seen) < started
+            if hole_before or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
         on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})

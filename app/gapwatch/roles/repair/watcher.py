@@ -161,10 +161,13 @@ class Watcher:
         finding = Finding(advice.finding)
         now = self._on.clock.now()
         side = "expected" if advice.subject.endswith("source") else "observed"
-        feed = pipeline.source.feed.topic if side == "expected" else pipeline.target.feed.topic
+        feeds = pipeline.source.feeds if side == "expected" else (pipeline.target.feed,)
+        topics = {table: topic for topic, table in pipeline.source.table_of.items()}
+        feed = topics.get(advice.table, feeds[0].topic)
+        identity = f"{side}/{advice.subject}" + (f"/{advice.table}" if len(feeds) > 1 else "")
         is_hole = finding in LOSS or advice.hole_to_ms > 0
         return FindingRecord(
-            id=PREFIX + gap_id(pipeline.id, finding.value.encode(), f"{side}/{advice.subject}").removeprefix("gap_"),
+            id=PREFIX + gap_id(pipeline.id, finding.value.encode(), identity).removeprefix("gap_"),
             pipeline=pipeline.id,
             finding=finding,
             side=side,

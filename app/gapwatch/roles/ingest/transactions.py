@@ -1,0 +1,180 @@
+"""Reads a transaction topic, and once more the topics of its watched tables, outside the group; one ingester of all does it.
+
+The order: what was read is judged, what lacks events is a hole in the ledger, and only then the position moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import structlog
+
+from gapwatch.core.transactions import Incomplete, Place, TransactionCheck
+from gapwatch.errors import GapwatchError, HistoryLost
+from gapwatch.kafka.clients import Partition, Polled, RawConsumer
+from gapwatch.model.gap import Finding
+from gapwatch.model.stream import Side
+from gapwatch.ports import Lease
+from gapwatch.roles.board import Facts
+from gapwatch.roles.ingest.parts import Shared
+
+log = structlog.get_logger(__name__)
+
+LEASE_SECONDS: Final = 15.0
+WAIT_SECONDS: Final = 3.0  # before somebody else's lease is asked for again
+STORE_SECONDS: Final = 2.0
+TOPICS_SECONDS: Final = 2.0
+RECORDS_PER_POLL: Final = 5_000
+POLL_SECONDS: Final = 0.25
+
+
+class Transactions:
+    """Checks the transactions of one topic while it holds the lease.
+
+    Args:
+        shared: What the rooms of the role share.
+        topic: Debezium's transaction topic.
+        consumer: Makes a consumer of no group.
+    """
+
+    def __init__(self, shared: Shared, topic: str, consumer: Callable[[], RawConsumer]) -> None:
+        self._shared = shared
+        self._on = shared.on
+        self._topic = topic
+        self._consumer = consumer
+        self._tables = tables_of(shared, topic)
+        self._ticks = {shared.heartbeat_topics[name] for name in self._tables if name in shared.heartbeat_topics}
+        specs = [spec for spec in self._on.pipelines.values() if spec.source.transactions == topic]
+        self._settle = max(spec.settle_seconds for spec in specs)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        on, name = self._on, f"transactions/{self._topic}"
+        while not stop.is_set():
+            lease = await asyncio.to_thread(on.ledger.take_lease, name, on.name, seconds=LEASE_SECONDS)
+            if lease is None:
+                await on.clock.sleep(WAIT_SECONDS)
+                continue
+            try:
+                await self._hold(lease, stop)
+            except HistoryLost as error:
+                log.warning("transactions_begin_anew", topic=self._topic, reason=str(error))
+                await asyncio.to_thread(on.ledger.set_fact, Facts.transactions(self._topic), None)
+            except GapwatchError as error:
+                if not error.retriable:
+                    raise
+                log.warning("transactions_unread", topic=self._topic, reason=str(error))
+                await on.clock.sleep(WAIT_SECONDS)
+            finally:
+                await asyncio.to_thread(on.ledger.release_lease, lease)
+
+    async def _hold(self, lease: Lease, stop: asyncio.Event) -> None:
+        consumer = self._consumer()
+        try:
+            await self._check(lease, consumer, stop)
+        finally:
+            await consumer.close()
+
+    async def _check(self, lease: Lease, consumer: RawConsumer, stop: asyncio.Event) -> None:
+        """Check until the lease is lost."""
+        on = self._on
+        check = TransactionCheck(self._topic, self._tables, int(self._settle * 1000))
+        read = await self._begin(check, consumer)
+        ends: dict[Place, int] | None = None
+        clock = next_store = next_topics = 0.0
+        held: Lease | None = lease
+        while held is not None and not stop.is_set():
+            if on.clock.monotonic() >= next_topics:
+                await self._join(check, read, consumer)
+                next_topics = on.clock.monotonic() + TOPICS_SECONDS
+            self._take(check, read, await consumer.consume(RECORDS_PER_POLL, seconds=POLL_SECONDS) if read else Polled())
+            if ends is None and check.due():
+                clock, ends = check.clock, await self._log_ends(read)
+            if ends is not None and all(read[place] >= end for place, end in ends.items()):
+                await self._judge(check, int(clock))
+                ends = None
+            if on.clock.monotonic() >= next_store:
+                next_store = on.clock.monotonic() + STORE_SECONDS
+                await asyncio.to_thread(on.ledger.set_fact, Facts.transactions(self._topic), check.position())
+                held = await asyncio.to_thread(on.ledger.renew_lease, held, seconds=LEASE_SECONDS)
+            if not read:
+                await on.clock.sleep(POLL_SECONDS)
+
+    async def _begin(self, check: TransactionCheck, consumer: RawConsumer) -> dict[Place, int]:
+        """Go on where the last reader stood; else begin with the transactions that begin from now on."""
+        on = self._on
+        known = await asyncio.to_thread(on.ledger.fact, Facts.transactions(self._topic))
+        starts = check.resume(known) if known is not None else None
+        if starts is None:
+            starts = await self._ends(consumer, self._tables)
+            await on.clock.sleep(self._settle)  # so that a begin that is read lies before events that are
+            starts |= await self._ends(consumer, [self._topic])
+        for place, offset in starts.items():
+            low, high = await consumer.log_range(Partition(*place))
+            if not low <= offset <= high:
+                raise HistoryLost(f"Offset {offset} of {place[0]}[{place[1]}] is not there any more.")
+        starts |= await self._ends(consumer, self._ticks)
+        check.begin({place: offset for place, offset in starts.items() if place[0] not in self._ticks})
+        await consumer.assign({Partition(*place): offset for place, offset in starts.items()})
+        return starts
+
+    async def _log_ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        found = await self._on.offsets.log_ends([Partition(*place) for place in places])
+        return {(at.topic, at.partition): end for at, end in found.ends.items()}
+
+    async def _ends(self, consumer: RawConsumer, topics: Iterable[str]) -> dict[Place, int]:
+        facts = await self._on.topics.describe(sorted(topics))
+        places = [(topic, number) for topic, fact in facts.items() for number in range(fact.partitions)]
+        return {place: (await consumer.log_range(Partition(*place)))[1] for place in places}
+
+    async def _join(self, check: TransactionCheck, read: dict[Place, int], consumer: RawConsumer) -> None:
+        """Read topics and partitions that were made since, from their beginning."""
+        facts = await self._on.topics.describe(sorted({self._topic, *self._tables, *self._ticks}))
+        fresh = {(topic, number): 0 for topic, fact in facts.items() for number in range(fact.partitions)}
+        fresh = {place: offset for place, offset in fresh.items() if place not in read}
+        if fresh:
+            check.begin({place: offset for place, offset in fresh.items() if place[0] not in self._ticks})
+            read |= fresh
+            await consumer.assign({Partition(*place): offset for place, offset in read.items()})
+
+    def _take(self, check: TransactionCheck, read: dict[Place, int], polled: Polled) -> None:
+        for where, fault in polled.faults:
+            if not fault.retriable:
+                raise fault
+            log.warning("transactions_unreadable", where=str(where), reason=str(fault))
+        for at, messages in polled.runs.items():
+            place = (at.topic, at.partition)
+            for message in messages:
+                _, appended = message.timestamp()
+                check.take(place, message.offset() or 0, appended, message.value())
+            read[place] = (messages[-1].offset() or 0) + 1
+        for at, end in polled.ends.items():  # control records are no messages
+            read[at.topic, at.partition] = max(read[at.topic, at.partition], end)
+
+    async def _judge(self, check: TransactionCheck, clock: int) -> None:
+        judged = check.judge(clock)
+        for one in judged.incomplete:
+            await self._find(one)
+        for outcome, count in (
+            ("complete", judged.complete),
+            ("incomplete", len({one.id for one in judged.incomplete})),
+            ("unchecked", judged.unchecked),
+        ):
+            self._on.on_transactions(outcome, count)
+
+    async def _find(self, one: Incomplete) -> None:
+        for binding in self._shared.bindings.get(one.topic, ()):
+            if binding.side is Side.EXPECTED and binding.pipeline.source.transactions == self._topic:
+                await self._shared.find(binding, Finding.INGEST_HOLE, one.sentence(), at_ms=one.time)
+
+
+def tables_of(shared: Shared, topic: str) -> Mapping[str, str]:
+    """Return the watched tables, by their topics, whose transactions a topic tells."""
+    specs = [spec for spec in shared.on.pipelines.values() if spec.source.transactions == topic]
+    return {one.source.feed.topic: one.source.table for spec in specs for one in spec.by_table()}
+
+
+def checks_of(shared: Shared, consumer: Callable[[], RawConsumer]) -> list[Transactions]:
+    topics = sorted({spec.source.transactions for spec in shared.on.pipelines.values() if spec.source.transactions})
+    return [Transactions(shared, topic, consumer) for topic in topics]
