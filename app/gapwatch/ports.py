@@ -461,7 +461,13 @@ class Ledger(Protocol):
 
     # feeds: epochs, positions, baselines, pauses, small facts
     def epoch(self, feed: str, partition: int, topic_id: str, offset: int) -> int:
-        """Return the number of the epoch that begins at (topic id, partition, offset); insert-once, so all workers agree."""
+        """Return the number of the epoch that begins at (topic id, partition, offset); insert-once, so all workers agree.
+
+        An offset below 0 stands for the end of an epoch's log that was lost: minus the number of that epoch.
+        """
+
+    def newest_epoch(self, feed: str, partition: int, topic_id: str) -> int:
+        """Return the number of the last epoch that began in this topic, or of the one that begins with its log."""
 
     def facts(self, prefix: str = "") -> Mapping[str, Any]: ...
     def fact(self, name: str) -> Any | None: ...

@@ -74,6 +74,11 @@ class ModelLedger:
             begun.append((topic_id, offset))
         return begun.index((topic_id, offset)) + 1
 
+    def newest_epoch(self, feed: str, partition: int, topic_id: str) -> int:
+        begun = self._epochs.get((feed, partition), [])
+        mine = [number for number, (topic, _) in enumerate(begun, 1) if topic == topic_id]
+        return max(mine, default=0) or self.epoch(feed, partition, topic_id, 0)
+
     def fact(self, name: str) -> Any | None:
         return self._facts.get(name)
 

@@ -232,6 +232,29 @@ class HeartbeatRows:
         return broken_since
 
 
+@dataclass(slots=True)
+class StandingEnd:
+    """The end of one log, as it was fetched again and again.
+
+    After an outage, or behind a large transaction, heartbeat rows overtake the changes that still wait in the connector's
+    producer. So what they prove holds of an end only if that stood still for a while after they were read: then nothing waits.
+    """
+
+    still_ms: int
+    end: int = -1
+    seen: list[tuple[int, int]] = field(default_factory=list)  # our clock before it was fetched, and what was proven then
+
+    def proven(self, end: int, clock: int, proven: int) -> int:
+        """Take an end; return what heartbeat rows proved of it before it stood still, 0 where nothing yet."""
+        if end != self.end:
+            self.end, self.seen = end, []
+        self.seen.append((clock, proven))
+        while len(self.seen) > 1 and self.seen[1][0] <= clock - self.still_ms:
+            del self.seen[0]
+        since, found = self.seen[0]
+        return found if since <= clock - self.still_ms else 0
+
+
 def delivery_of(position: int | None, end: int) -> int:
     """Return the delivery position of a partition: a group that never committed has one only where there is nothing to commit."""
     if position is not None:

@@ -209,6 +209,10 @@ class KeyMatcher:
         """Return how many expected writes are in no class yet."""
         return self._pipelines[pipeline].open_writes()
 
+    def buffered(self, pipeline: str) -> int:
+        """Return how many events wait for ranges before them that did not come yet."""
+        return sum(feed.waiting_events for key, feed in self._times.feeds.items() if key[0] == pipeline)
+
     def times(self, pipeline: str) -> StreamTimes:
         """Return how far the pipeline's streams have come."""
         times, state = self._times, self._pipelines[pipeline]

@@ -139,6 +139,7 @@ class Replay:
         self._named: dict[tuple[bytes, int, tuple[int, int, int]], Named] = {}
         self._unshown: dict[bytes, list[Named]] = {}
         self._holes: dict[str, Hole] = {}
+        self._begun: set[tuple[int, str, int]] = set()  # feed partitions whose beginning was said
         self._keys: set[bytes] = set()
         self._last = -1
         self._applied = -1
@@ -177,7 +178,7 @@ class Replay:
                 "closed": counters.cleared,
                 "waiting": self._matcher.open_writes(self._id),
             },
-            undecided=self._waiting(),
+            undecided=self._waiting() + (0 if self.finished else self._matcher.buffered(self._id)),
             complete=self.finished or self._until == EVER,
             keys=self._keys,
         )
@@ -195,11 +196,19 @@ class Replay:
             if isinstance(one, Suspect):
                 self._name(one)
                 suspects.append(one)
-            elif self._stretch.touches(one) and not _is_the_beginning(one):
+            elif self._stretch.touches(one) and not self._is_the_beginning(one):
                 self._holes[one.id] = one
         if suspects:
             self._applied += 1
             self._matcher.apply(PackedBatch(FORMAT, [], [_closing(self._id, suspects)]), self._applied, append_time)
+
+    def _is_the_beginning(self, hole: Hole) -> bool:
+        """Whether the hole is what lies before the first record that was read of a feed: the first one that it has."""
+        feed = (hole.side, hole.feed, hole.feed_partition)
+        if hole.time_from or hole.reason != "ingest_hole" or not hole.feed or feed in self._begun:
+            return False
+        self._begun.add(feed)
+        return True
 
     def _name(self, suspect: Suspect) -> None:
         opening = suspect.opening
@@ -252,11 +261,6 @@ class Replay:
         times = self._matcher.times(self._id)
         passed = min(times.source, times.target - 1, times.source_caught_up) >= self._until
         return passed and not self._waiting()
-
-
-def _is_the_beginning(hole: Hole) -> bool:
-    """Whether the hole is what lies before the first record that was read of a feed."""
-    return hole.time_from == 0 and hole.reason == "ingest_hole"
 
 
 def _closing(pipeline: str, suspects: Sequence[Suspect]) -> VerdictSection:

@@ -67,7 +67,8 @@ class FeedPartition:
     gone_clock: int = 0
     partitions: int = 0  # of the feed, as its ingester last said; 0 with a watermark: a feed without a topic yet
     spoke: int = 0  # append time of the last control record that was applied
-    lost_to: int = -1  # up to where lost ranges of this epoch were said
+    lost_to: int = -1  # up to where lost ranges of this epoch were said …
+    lost_time: int = 0  # … and when the last of those began that hold no offset
     repeated: int = 0
     number: int = 0
     waiting: list[Waiting] = field(default_factory=list)
@@ -171,7 +172,7 @@ class FeedTimes:
             feed.steps.clear()
             feed.delivery, feed.delivery_clock = UNKNOWN_DELIVERY, 0
             feed.gone_below, feed.gone_clock = item.epoch, append_time
-        feed.epoch, feed.reached, feed.lost_to = item.epoch, item.offset_from, -1
+        feed.epoch, feed.reached, feed.lost_to, feed.lost_time = item.epoch, item.offset_from, -1, 0
         self.waiting_changed = self.waiting_changed or bool(feed.waiting)
         feed.waiting.clear()
 
@@ -190,12 +191,14 @@ class FeedTimes:
 
     def _apply_state(self, feed: FeedPartition, state: FeedState, since: int, admitted: Admitted) -> None:
         for lost in state.lost:
-            if lost.offset_to > feed.lost_to:
+            between = lost.offset_from == lost.offset_to == feed.lost_to and lost.time_from > feed.lost_time
+            if lost.offset_to > feed.lost_to or between:
                 # It was appended after it was committed: what is known of its commit is that no watermark had passed it.
                 time_from = min(lost.time_from or feed.watermark, feed.watermark or lost.time_from)
                 time_to = max(time_from, lost.time_to or since)
                 admitted.holes.append(Span(time_from, time_to, lost.reason, state.epoch, lost.offset_from, lost.offset_to))
                 feed.lost_to = lost.offset_to
+                feed.lost_time = lost.time_from if lost.offset_from == lost.offset_to else 0
         feed.spoke = max(feed.spoke, since, 1)
         feed.watermark = max(feed.watermark, state.watermark)
         feed.first = feed.first or state.watermark

@@ -45,6 +45,13 @@ class FactQueries(LedgerPart):
                 return answer
         raise StoreUnreachable("Too many workers ask the ledger for an epoch of one feed at once.", store="ledger")
 
+    def newest_epoch(self, feed: str, partition: int, topic_id: str) -> int:
+        """Return the number of the last epoch that began in this topic; where none has, of the one that begins with its log."""
+        mine = (epochs.c.feed == feed, epochs.c.partition == partition, epochs.c.topic_id == topic_id)
+        query = select(func.max(epochs.c.number)).where(*mine)
+        found = self._db.read(lambda connection: connection.execute(query).scalar_one())
+        return int(found) if found is not None else self.epoch(feed, partition, topic_id, 0)
+
     def facts(self, prefix: str = "") -> Mapping[str, Any]:
         """Return all facts whose name begins with `prefix`, exactly as written (no wildcards, no folding of case)."""
         query = select(facts).order_by(facts.c.name)

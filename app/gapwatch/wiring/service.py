@@ -32,6 +32,7 @@ from gapwatch.wiring.parts import Parts
 log = structlog.get_logger(__name__)
 
 CLOSE_SECONDS = 2.0  # after the drain: closing waits for clients, which wait for brokers that may be away
+SAYING_SECONDS = 1.0  # for a last line, which a full pipe may hold up
 
 
 def serve(config: Path | None, role: str) -> int:
@@ -82,16 +83,20 @@ def _begin_to_end(stop: asyncio.Event) -> None:
     """
     if not stop.is_set():
         stop.set()
-        last = threading.Timer(DRAIN_SECONDS + CLOSE_SECONDS, _leave)
-        last.daemon = True
-        last.start()
+        leaving = threading.Timer(DRAIN_SECONDS + CLOSE_SECONDS, _leave)
+        at_last = threading.Timer(DRAIN_SECONDS + CLOSE_SECONDS + SAYING_SECONDS, os._exit, (0,))  # nobody reads what we say
+        for timer in (leaving, at_last):
+            timer.daemon = True
+            timer.start()
 
 
 def _leave() -> None:
-    log.warning("closing_cut_short", seconds=DRAIN_SECONDS + CLOSE_SECONDS)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    try:
+        log.warning("closing_cut_short", seconds=DRAIN_SECONDS + CLOSE_SECONDS)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
 
 
 async def _listen(probes: ProbeServer, host: str, port: int) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from gapwatch.core.envelopes import RawRecord, heartbeat_row
-from gapwatch.core.feeds import Check, delivery_of
+from gapwatch.core.feeds import Check, StandingEnd, delivery_of
 from gapwatch.errors import RecordError, StoreError
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import Finding
@@ -43,6 +43,7 @@ class Beside:
     async def _read_ends(self, stop: asyncio.Event) -> None:
         """Fetch ends of the logs again and again; what heartbeat rows had proved before is proven once they are reached."""
         on, shared = self._on, self._shared
+        ends: dict[Partition, StandingEnd] = {}
         while not stop.is_set():
             owned = dict(shared.owned)
             proven = {topic: rows.proven for topic, rows in shared.rows.items()}
@@ -53,8 +54,11 @@ class Beside:
                     log.warning("log_ends_unread", reason=str(error))
                 else:
                     for at, item in owned.items():
-                        time = proven.get(shared.heartbeat_topics.get(at.topic, ""), 0)
+                        rows = shared.heartbeat_topics.get(at.topic, "")
+                        end = ends.setdefault(at, StandingEnd(shared.still_ms))
+                        time = end.proven(found.ends[at], found.clock, proven.get(rows, 0))
                         item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
+                    ends = {at: end for at, end in ends.items() if at in owned}
             await on.clock.sleep(ENDS_SECONDS)
 
     async def _read_heartbeats(self, stop: asyncio.Event) -> None:

@@ -91,6 +91,9 @@ class Intake:
         where = f"{progress.topic}[{progress.partition}]"
         ledger = self._shared.on.ledger
         epoch = await asyncio.to_thread(ledger.epoch, progress.topic, progress.partition, owned.topic_id, offset)
+        if epoch <= progress.epoch:  # read once more, from before a break that is known: all of it is repetition
+            progress.highest = (-1, -1)
+            return
         progress.begin_epoch(epoch, offset)
         owned.builders.clear()
         owned.ahead.clear()

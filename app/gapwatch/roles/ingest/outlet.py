@@ -51,15 +51,12 @@ class Outlet:
     async def send_sections(self, owned: Collection[Owned]) -> None:
         """Send the collected events of these partitions; every range begins where the one before ended."""
         by_partition: dict[int, list[Section]] = {}
-        ended: list[tuple[Owned, int]] = []
         for item in owned:
-            for (_, _, partition), builder in item.builders.items():
+            for place, builder in item.builders.items():
                 if len(builder):
-                    start = item.ahead.get(partition, item.progress.sent)
-                    by_partition.setdefault(partition, []).append(builder.build(start, item.progress.position))
-                    ended.append((item, partition))
-        for item, partition in ended:  # afterwards: several pipelines may have sections of one partition
-            item.ahead[partition] = item.progress.position
+                    start = item.ahead.get(place, item.progress.sent)
+                    by_partition.setdefault(place[2], []).append(builder.build(start, item.progress.position))
+                    item.ahead[place] = item.progress.position
         for partition, sections in by_partition.items():
             for batch in batches(sections):
                 self._futures.append(await self._on.producer.send(self._topics.events, None, pack(batch), partition=partition))
@@ -89,14 +86,18 @@ class Outlet:
         waited for, and the next ingester sends it again.
         """
         ahead = {
-            (at.topic, at.partition): owned.ahead[partition]
+            (pipeline, side, at.topic, at.partition): end
             for at, owned in self._shared.owned.items()
-            if partition in owned.ahead
+            for (pipeline, side, number), end in owned.ahead.items()
+            if number == partition
         }
         if not ahead:
             return None
         feeds = [
-            replace(state, offset_from=ahead.get((state.feed, state.feed_partition), state.offset_from))
+            replace(
+                state,
+                offset_from=ahead.get((state.pipeline, state.side, state.feed, state.feed_partition), state.offset_from),
+            )
             for state in control.feeds
         ]
         return pack(replace(control, feeds=feeds))
@@ -141,8 +142,7 @@ class Outlet:
         shared = self._shared
         states: list[FeedState] = []
         for topic in sorted(shared.missing):
-            rows = shared.rows.get(shared.heartbeat_topics.get(topic, ""))
-            watermark = rows.proven if rows is not None else 0
+            watermark = shared.missing_proven.get(shared.heartbeat_topics.get(topic, ""), 0)
             states += [_no_topic(binding, watermark, min(now, shared.missing_seen)) for binding in shared.bindings[topic]]
         return states
 

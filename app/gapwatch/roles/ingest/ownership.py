@@ -31,9 +31,10 @@ class Ownership:
     async def find_topics(self) -> None:
         """Subscribe to what exists of the wanted topics; the rest are feeds of zero partitions for now."""
         shared, clock = self._shared, self._on.clock.now_ms()
+        proven = {topic: rows.proven for topic, rows in shared.rows.items()}
         facts = await self._on.topics.describe(sorted(shared.bindings))
         shared.missing = set(shared.bindings) - set(facts)
-        shared.missing_seen = clock
+        shared.missing_seen, shared.missing_proven = clock, proven
         wanted = sorted(facts)
         if wanted and wanted != self.subscribed:
             self.subscribed = wanted
@@ -62,11 +63,18 @@ class Ownership:
         known = Metadata.decode(position.metadata) if position is not None else None
         disorder = max(int(binding.pipeline.disorder_seconds * 1000) for binding in bindings)
         offset = position.offset if position is not None else start
-        same_log = known is not None and known.topic_id == fact.topic_id and offset <= end
+        same_topic = known is not None and known.topic_id == fact.topic_id
+        same_log = same_topic and offset <= end
         if same_log and known is not None:
             epoch = known.epoch
+        elif same_topic and known is not None:  # what stands at these offsets now is something else
+            epoch = await asyncio.to_thread(self._on.ledger.epoch, at.topic, at.partition, fact.topic_id, -known.epoch)
+            message = f"{at.topic}[{at.partition}] lost its end: offsets {end} to {offset}"
+            for binding in bindings:
+                await self._shared.find(binding, Finding.LOG_TRUNCATED, message, since_ms=known.time)
+            offset = start
         else:
-            epoch = await asyncio.to_thread(self._on.ledger.epoch, at.topic, at.partition, fact.topic_id, 0)
+            epoch = await asyncio.to_thread(self._on.ledger.newest_epoch, at.topic, at.partition, fact.topic_id)
             offset = offset if position is not None and known is None and start <= offset <= end else start
         progress = FeedProgress(
             topic=at.topic,

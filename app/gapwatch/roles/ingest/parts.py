@@ -50,7 +50,8 @@ class Owned:
     topic_id: str
     builders: dict[tuple[str, int, int], SectionBuilder] = field(default_factory=dict)  # pipeline, side, events partition
     delivery: dict[str, tuple[int, int]] = field(default_factory=dict)  # pipeline → position, clock
-    ahead: dict[int, int] = field(default_factory=dict)  # events partition → end of the ranges sent since the last control
+    # pipeline, side, events partition → end of the ranges sent since the last control
+    ahead: dict[tuple[str, int, int], int] = field(default_factory=dict)
 
 
 class Shared:
@@ -62,6 +63,7 @@ class Shared:
         self.owned: dict[Partition, Owned] = {}
         self.missing: set[str] = set(self.bindings)  # wanted topics that do not exist
         self.missing_seen = 0
+        self.missing_proven: Mapping[str, int] = {}  # by topic of heartbeat rows: what they had proved before it was looked
         self.skew: dict[str, int] = {}
         stores = dependencies.settings.stores
         rows_elsewhere = {name: store.heartbeat.topic for name, store in stores.items() if store.heartbeat.topic}
@@ -69,6 +71,7 @@ class Shared:
         specs = list(dependencies.pipelines.values())
         settle = max((spec.settle_seconds for spec in specs), default=1.0)
         disorder = max((spec.disorder_seconds for spec in specs), default=0.2)
+        self.still_ms = int(settle * 1000 / 2)
         self.rows = {
             topic: HeartbeatRows(int(settle * 1000), int(disorder * 1000)) for topic in set(self.heartbeat_topics.values())
         }
