@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gapwatch.core.batches import read
 from gapwatch.core.feeds import Metadata
 from gapwatch.core.matching import KeyMatcher
