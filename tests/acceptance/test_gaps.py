@@ -78,8 +78,8 @@ def test_m22_while_it_is_paused_nothing_opens_and_nothing_is_lost(
         assert service.command("pipelines", "resume", "orders").returncode == 0
         wait_for(lambda: {gap["key"]["id"] for gap in service.gaps()} == {102, 103}, "the gaps of what was lost", 60)
         assert {gap["state"] for gap in service.gaps(state="open,resolved") if gap["key"]["id"] == 101} == {"resolved"}
-        sweeps = service.api.get("/api/v1/sweeps", pipeline="orders")["runs"]
-        assert [run["request"]["reason"] for run in sweeps[:1]] == ["resumed"]
+        sweeps = service.api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]
+        assert "resumed" in [run["request"]["reason"] for run in sweeps]
 
 
 MANY = 50_000
@@ -106,7 +106,7 @@ def test_m18_fifty_thousand_missing_at_once_are_one_incident(
         page = service.api.get("/api/v1/gaps", pipeline="orders", limit="1000")
         assert len(page["gaps"]) == 1_000
         assert page["next_cursor"]
-        assert service.metric("gapwatch_incident_gaps", pipeline="orders") == MANY
+        wait_for(lambda: service.metric("gapwatch_incident_gaps", pipeline="orders") == MANY, "the metric", 20)
         raised = service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
         assert len([one for one in raised if one["finding"] == "incident"]) == 1
 

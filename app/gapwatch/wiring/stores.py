@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -149,7 +150,7 @@ def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = 
     """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
     source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
     checks: list[Preflight] = [
-        connector_of(source.type).source_preflight(spec, source.url),
+        connector_of(source.type).source_preflight(spec, source.url, partial(_connector_config, settings, spec.by_table()[0])),
         connector_of(target.type).target_preflight(spec, target.url, position),
     ]
     if settings.connect_url:
