@@ -141,12 +141,16 @@ def _gaps(snapshot: Snapshot) -> Iterable[Metric]:
     oldest = GaugeMetricFamily(
         "gapwatch_oldest_open_gap_timestamp_seconds", "When the oldest open gap was confirmed", labels=["pipeline"]
     )
+    grace = GaugeMetricFamily("gapwatch_grace_seconds", "The grace in force", labels=["pipeline"])
     for view in snapshot.views:
+        if view.grace_seconds is not None:
+            grace.add_metric([view.id], view.grace_seconds)
         for kind in Kind:
             gaps.add_metric([view.id, kind.value], view.gaps_open.get(kind.value, 0))
         if view.id in snapshot.oldest_open:
             oldest.add_metric([view.id], snapshot.oldest_open[view.id].timestamp())
     yield gaps
+    yield grace
     yield oldest
     detected = CounterMetricFamily("gapwatch_gaps_detected", "Gaps ever detected", labels=["pipeline", "kind", "detector"])
     never = {(view.id, kind.value, detector.value): 0 for view in snapshot.views for kind in Kind for detector in Detector}

@@ -41,6 +41,7 @@ _SCHEMES = {
 }
 _NOT_YET = "is not supported yet"
 _REMOVE = "Remove it."
+GRACE_MIN_SECONDS, GRACE_MAX_SECONDS = 5.0, 300.0  # of grace: auto
 FULL_EVERY_SECONDS = 7 * 86_400.0  # where scheduled sweeps look back
 
 
@@ -144,8 +145,7 @@ class _Builder:
         fields = self._fields()
         for path, problem in path_problems(fields, source.key, target.key):
             self._add(("fields", path), problem)
-        if form.grace <= 0:
-            self._problem(("grace",), "The grace must be above 0.", "Write how long the target may lag, like 30s.")
+        grace_least, grace = self._grace()
         return PipelineSpec(
             id=self._name,
             source=source,
@@ -153,7 +153,8 @@ class _Builder:
             fields=fields,
             match=Match(form.match),
             delivery=self._delivery(),
-            grace_seconds=form.grace,
+            grace_seconds=grace,
+            grace_least_seconds=grace_least,
             disorder_seconds=form.disorder,
             settle_seconds=form.settle,
             clock_skew_max_seconds=form.clock_skew_max,
@@ -175,6 +176,25 @@ class _Builder:
             sweep=self._sweep(),
             repair=self._repair(),
         )
+
+    def _grace(self) -> tuple[float | None, float]:
+        """Return the least grace (None: it is declared) and the grace, or the largest one where it is measured."""
+        form = self._form
+        if form.grace != forms.AUTO_GRACE:
+            if form.grace <= 0:
+                self._problem(("grace",), "The grace must be above 0.", "Write how long the target may lag, like 30s.")
+            for option in ("grace_min", "grace_max"):
+                if getattr(form, option) is not None:
+                    self._problem((option,), "The grace is declared, not measured.", "Remove it, or write grace: auto.")
+            return None, form.grace
+        if isinstance(form.target.feed, str):
+            self._problem(
+                ("grace",), "Without a feed of the target no delay is measured.", "Write how long it may lag, like 30s."
+            )
+        least, most = form.grace_min or GRACE_MIN_SECONDS, form.grace_max or GRACE_MAX_SECONDS
+        if least > most:
+            self._problem(("grace_min",), f"It is above grace_max ({most:g} s).", "Write a smaller one.")
+        return least, most
 
     def _problem(self, place: Place, message: str, remedy: str = "") -> None:
         self._document.problem(("pipelines", self._name, *place), message, remedy)

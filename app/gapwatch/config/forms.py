@@ -70,6 +70,19 @@ Duration = Annotated[
     Field(ge=0),
     WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)\s*$", "examples": ["30s", "250ms"]}),
 ]
+AUTO_GRACE = -1.0  # no duration is negative
+
+
+def grace(value: Any) -> Any:
+    """Return a duration in seconds, `AUTO_GRACE` for auto; raises ValueError with what to write."""
+    return AUTO_GRACE if value == "auto" else seconds(value)
+
+
+Grace = Annotated[
+    float,
+    BeforeValidator(grace),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)\s*$|^auto$", "examples": ["30s", "auto"]}),
+]
 Size = Annotated[
     int,
     BeforeValidator(size),
@@ -234,7 +247,9 @@ class Pipeline(Form):
     target: Target
     fields: dict[str, str | FieldForm] = Field(min_length=1)
     match: Literal["digest", "version", "presence"] = "digest"
-    grace: Duration = 30.0
+    grace: Grace = 30.0
+    grace_min: Positive | None = None
+    grace_max: Positive | None = None
     delivery: Delivery | Literal["none"] | None = None
     sweep: Sweep = Field(default_factory=Sweep)
     repair: Repair = Field(default_factory=Repair)

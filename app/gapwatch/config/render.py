@@ -110,7 +110,7 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
         "target": _target(spec.target, store),
         "fields": {field.target: _field(field) for field in spec.fields},
         "match": spec.match.value,
-        "grace": duration(spec.grace_seconds),
+        **_grace(spec),
         "delivery": {"group": spec.delivery.group} if spec.delivery.group else "none",
         "sweep": {
             "start_delay": duration(sweep.start_delay_seconds),
@@ -142,6 +142,13 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
     if spec.maintenance:
         tree["maintenance"] = list(spec.maintenance)
     return {**tree, "incident_threshold": spec.incident_threshold, "evidence": spec.evidence, "enabled": spec.enabled}
+
+
+def _grace(spec: PipelineSpec) -> dict[str, Any]:
+    if spec.grace_least_seconds is None:
+        return {"grace": duration(spec.grace_seconds)}
+    bounds = {"grace_min": duration(spec.grace_least_seconds), "grace_max": duration(spec.grace_seconds)}
+    return {"grace": "auto", **bounds}
 
 
 def _source(spec: SourceSpec) -> dict[str, Any]:

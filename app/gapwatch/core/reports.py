@@ -163,6 +163,7 @@ def pipeline_record(view: PipelineView) -> dict[str, Any]:
         "oldest_in_transit": rfc3339(view.oldest_in_transit),
         "oldest_unsettled": rfc3339(view.oldest_unsettled),
         "gaps_open": dict(view.gaps_open),
+        "grace_seconds": view.grace_seconds,
         "coverage": view.coverage,
         "feeds": [_feed_record(feed) for feed in view.feeds],
         "findings": [finding_record(finding) for finding in view.findings],

@@ -49,6 +49,7 @@ class LedgerFacts:
     unreadable_stores: Sequence[str] = ()
     repair_stopped: str = ""  # why automatic repair stopped
     given_up: int = 0  # open gaps whose repair is not tried any more
+    grace_ms: int | None = None  # in force; None: the declared one
     repair_seen: datetime | None = None  # when role repair last said what it could not read
 
 
@@ -107,6 +108,7 @@ def standing(
         baseline=facts.baseline.ended_at if facts.baseline else None,
         totals=totals,
         read_at=now,
+        grace_seconds=pipeline.grace_seconds if facts.grace_ms is None else facts.grace_ms / 1000,
     )
 
 

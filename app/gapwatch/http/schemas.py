@@ -130,6 +130,7 @@ def _pipeline() -> dict[str, Schema]:
         "oldest_in_transit": MAYBE_TIME,
         "oldest_unsettled": MAYBE_TIME,
         "gaps_open": _map(COUNT),
+        "grace_seconds": {"type": ["number", "null"], "minimum": 0},
         "coverage": RATIO,
         "feeds": _list(ref("Feed")),
         "findings": _list(ref("Finding")),

@@ -253,7 +253,8 @@ class PipelineSpec:
     fields: tuple[FieldSpec, ...]
     match: Match = Match.DIGEST
     delivery: DeliverySpec = DeliverySpec()
-    grace_seconds: float = 30.0
+    grace_seconds: float = 30.0  # with `grace: auto` the largest one: whatever rests on it waits long enough
+    grace_least_seconds: float | None = None  # None: the grace is what was declared
     disorder_seconds: float = 0.2
     settle_seconds: float = 1.0
     clock_skew_max_seconds: float = 2.0

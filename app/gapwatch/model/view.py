@@ -61,3 +61,4 @@ class PipelineView:
     baseline: datetime | None
     totals: Totals
     read_at: datetime
+    grace_seconds: float | None = None  # in force; None: not known

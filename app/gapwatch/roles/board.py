@@ -19,7 +19,7 @@ from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import Baseline, LedgerFacts, standing
 from gapwatch.errors import NotFoundError
 from gapwatch.model.gap import RunKind
-from gapwatch.model.pipeline import Settings
+from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView
 from gapwatch.ports import Clock, Ledger
@@ -75,6 +75,16 @@ class Facts:
         return f"quiet/{pipeline}"
 
     @staticmethod
+    def grace(pipeline: str) -> str:
+        """The grace in force of a pipeline with ``grace: auto``, in milliseconds."""
+        return f"grace/{pipeline}"
+
+    @staticmethod
+    def late(pipeline: str, host: str = "") -> str:
+        """How many suspects of the pipeline had merely arrived late, as one host counted them."""
+        return f"late/{pipeline}/{host}"
+
+    @staticmethod
     def resume(topic: str) -> str:
         """Where our change-stream reader stands in the stream that fills a feed topic."""
         return f"resume/{topic}"
@@ -93,6 +103,15 @@ class Facts:
     def repair(pipeline: str, host: str = "") -> str:
         """What role repair on one host could not read, and when it said so: it expires like every status."""
         return f"repair/{pipeline}/{host}"
+
+
+def grace_ms(ledger: Ledger, spec: PipelineSpec) -> int:
+    """Return the grace in force: the declared one, or what was measured, within its bounds; the largest before there is any."""
+    most = int(spec.grace_seconds * 1000)
+    fact = ledger.fact(Facts.grace(spec.id)) if spec.grace_least_seconds is not None else None
+    if fact is None or spec.grace_least_seconds is None:
+        return most
+    return min(most, max(int(spec.grace_least_seconds * 1000), int(fact["ms"])))
 
 
 class Board:
@@ -187,6 +206,7 @@ class Board:
             undecided=sum(int(fact["undecided"]) for fact in said),
             quiet=quiet_at(self._settings.pipelines[pipeline].maintenance, paused, self._clock.now()),
             unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
+            grace_ms=grace_ms(ledger, self._settings.pipelines[pipeline]),
             repair_stopped=str(stopped["reason"]) if stopped else "",
             given_up=ledger.repair_counts().get((pipeline, True), 0),
             repair_seen=max((_time(fact["at"]) for fact in said), default=None),

@@ -13,6 +13,7 @@ from gapwatch.errors import RecordError, StoreError
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import Finding
 from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
+from gapwatch.roles.board import grace_ms
 from gapwatch.roles.ingest.bindings import Binding
 from gapwatch.roles.ingest.parts import Shared
 from gapwatch.roles.ingest.transactions import checks_of
@@ -36,7 +37,7 @@ class Beside:
     def start(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> list[asyncio.Task[None]]:
         """Start them all; they end with `stop`, and may be cancelled."""
         checks = checks_of(self._shared, self._on.transactions) if self._on.transactions is not None else []
-        works = [self._read_ends, self._read_heartbeats, self._read_deliveries, self._measure_skew]
+        works = [self._read_ends, self._read_heartbeats, self._read_deliveries, self._measure_skew, self._read_grace]
         works += [check.run for check in checks]
         return [tasks.create_task(work(stop)) for work in works]
 
@@ -131,6 +132,18 @@ class Beside:
             return
         for at, item in owned.items():
             item.delivery[name] = (delivery_of(found.positions.get(at), item.progress.position), found.clock)
+
+    async def _read_grace(self, stop: asyncio.Event) -> None:
+        """Keep the grace in force of pipelines whose grace is measured; while the ledger is away, the last one that is known."""
+        on = self._on
+        measured = [spec for spec in on.pipelines.values() if spec.grace_least_seconds is not None]
+        while measured and not stop.is_set():
+            for spec in measured:
+                try:
+                    self._shared.grace[spec.id] = await asyncio.to_thread(grace_ms, on.ledger, spec)
+                except StoreError as error:
+                    log.warning("grace_unread", pipeline=spec.id, reason=str(error))
+            await on.clock.sleep(SKEW_SECONDS)
 
     async def _measure_skew(self, stop: asyncio.Event) -> None:
         on = self._on

@@ -66,7 +66,7 @@ class Outlet:
         on = self._on
         now = on.clock.now_ms()
         feeds = [state for owned in self._shared.owned.values() for state in self._states(owned)] + self._absent(now)
-        grace = {spec.id: int(spec.grace_seconds * 1000) for spec in on.pipelines.values()}
+        grace = {spec.id: self._shared.grace.get(spec.id, int(spec.grace_seconds * 1000)) for spec in on.pipelines.values()}
         times = [PipelineTimes(name, self._shared.skew.get(name, 0), grace[name]) for name in grace]
         control = Control(format=FORMAT, ingester=on.name, clock=now, feeds=feeds, pipelines=times)
         usual = pack(control)

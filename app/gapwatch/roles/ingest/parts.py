@@ -65,6 +65,7 @@ class Shared:
         self.missing_seen = 0
         self.missing_proven: Mapping[str, int] = {}  # by topic of heartbeat rows: what they had proved before it was looked
         self.skew: dict[str, int] = {}
+        self.grace: dict[str, int] = {}  # in force, where it is measured; not in it: the largest
         stores = dependencies.settings.stores
         rows_elsewhere = {name: store.heartbeat.topic for name, store in stores.items() if store.heartbeat.topic}
         self.heartbeat_topics = heartbeat_topics(dependencies.pipelines, rows_elsewhere)

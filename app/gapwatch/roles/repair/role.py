@@ -11,6 +11,7 @@ from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
+from gapwatch.roles.repair.autograce import AutoGrace
 from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepairer
 from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
 from gapwatch.roles.repair.book import Book
@@ -56,6 +57,8 @@ class RepairRole:
         self._holder = f"{on.host}/{on.new_id()}"
         self._book = Book(on.ledger, on.clock)
         self._quiet = QuietTimes(on.settings.pipelines, on.ledger, on.clock)
+        partitions = on.settings.topics.partitions
+        self._auto_grace = AutoGrace(on.settings.pipelines, partitions, on.ledger, on.board, on.clock, on.host)
         self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
         self._trials = MappingTrials(on.ledger, on.board, self._findings, self._stores("trial"), on.clock)
         self._judges = {name: self._judge(name) for name in on.settings.pipelines}
@@ -104,6 +107,7 @@ class RepairRole:
                     pipelines=pipelines, ledger=on.ledger, stores=self._stores("backfill"), clock=on.clock, new_id=on.new_id
                 )
             ).run,
+            self._auto_grace.run,
             self._runner().run,
             self._watcher().run,
             IncidentWatch(pipelines, on.ledger, self._findings, on.clock).run,
@@ -123,7 +127,11 @@ class RepairRole:
         return CountedStores(self._on.stores, purpose, self._on.metrics.count_requests)
 
     def _grace_ms(self, pipeline: str) -> int:
-        return int(self._on.settings.pipelines[pipeline].grace_seconds * 1000)
+        return self._auto_grace.grace_ms(self._on.settings.pipelines[pipeline])
+
+    def _cleared(self, pipeline: str, reason: str) -> None:
+        self._on.metrics.suspects_cleared.labels(pipeline=pipeline, reason=reason).inc()
+        self._auto_grace.cleared(pipeline, reason)
 
     def _confirmer(self) -> Confirmer:
         on = self._on
@@ -138,7 +146,7 @@ class RepairRole:
                 clock=on.clock,
                 trials=self._trials,
                 on_hole=self._findings.hole,
-                on_cleared=lambda pipeline, reason: on.metrics.suspects_cleared.labels(pipeline=pipeline, reason=reason).inc(),
+                on_cleared=self._cleared,
                 on_detected=lambda pipeline, seconds: on.metrics.detection_delay.labels(pipeline=pipeline).observe(seconds),
                 is_quiet=self._quiet.is_quiet,
             )
