@@ -73,7 +73,7 @@ def test_m24_three_tables_and_one_collection(stack: EmbeddedStack, postgres_data
     """Gaps name the right table, an extra document none; two rows with one key are found by the sweep and by the stream."""
     prepare = [f"CREATE TABLE {table} {COLUMNS}" for table in TABLES]
     prepare += [f"ALTER TABLE {table} REPLICA IDENTITY FULL" for table in TABLES]
-    for table, first in zip(TABLES, (1, 101, 201), strict=True):
+    for table, first in ((EU, 1), (ASIA, 201)):  # that of us has no topic before its first row
         prepare.append(f"INSERT INTO {table} SELECT i, i, 'old' FROM generate_series({first}, {first + 9}) i")
     prepare.append(insert(ASIA, 7, 7, "of asia"))  # of eu, too
     source = {"tables": list(TABLES), "topic_pattern": f"{postgres_database}.{{table}}"}

@@ -125,7 +125,8 @@ class KeyTrace:
         )
         self.events.append(told)
         known = self.newest.get(told.side)
-        if told.operation in WRITES and (known is None or told.token >= known.token):
+        follows = known is None or told.topic != known.topic or told.token >= known.token  # tables are in no order
+        if told.operation in WRITES and follows:
             self.newest[told.side] = told
 
     def _verdicts(self, section: VerdictSection, append_time: int) -> None:

@@ -120,3 +120,14 @@ def test_m20_an_older_event_that_comes_again_is_not_the_newest() -> None:
     again = told(event(Side.EXPECTED, 9, TWO), event(Side.EXPECTED, 8))
     assert again.newest[Side.EXPECTED].offset == 9
     assert len(again.events) == 2
+
+
+def test_of_two_tables_the_one_that_came_last_is_the_newest() -> None:
+    told = trace()
+    told.take(event(Side.EXPECTED, 9), 1_500)
+    later = event(Side.EXPECTED, 5, TWO)
+    later.sections[0].feed = "shop.public.orders_us"
+    told.take(later, 1_600)
+    assert told.newest[Side.EXPECTED].topic == "shop.public.orders_us"
+    told.take(event(Side.OBSERVED, 1), 1_700)
+    assert told.state == "pending", "what the target shows is the other table's row"
