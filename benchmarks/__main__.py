@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=500_000, help="keys a side (500,000: the work of reference)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    pinned.logs_to_stderr()
     rows = sorted(int(row) for row in options.rows.split(","))
     unknown = [row for row in rows if row not in ROWS and row not in PENDING_ROWS]
     if unknown:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 300.0
@@ -56,5 +59,15 @@ def figures_of(output: str, errors: str, code: int) -> dict[str, Any]:
         figures: dict[str, Any] = json.loads(lines[-1])
         return figures
     except (ValueError, IndexError):
-        said = [line.strip() for line in errors.splitlines() if line.strip()] or lines or ["it said nothing"]
-        raise CouldNotRunError(f"exit code {code}: {said[-1][:200]}") from None
+        raise CouldNotRunError(f"exit code {code}: {last_words(errors) or last_words(output) or 'it said nothing'}") from None
+
+
+def last_words(text: str) -> str:
+    """Return the last line that is not a place in a Java stack, shortened."""
+    said = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("at ", "... "))]
+    return said[-1][:200] if said else ""
+
+
+def logs_to_stderr() -> None:
+    """Keep standard output to the report."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--no-crash", action="store_true", help="without the trials with kill -9")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    pinned.logs_to_stderr()
     keys = options.events // 2_000 * 1_000
     only = {name for name in options.only.split(",") if name}
     names = {contestant.name for contestant in roster.CONTESTANTS}
@@ -72,7 +73,7 @@ def measure(contestants: Sequence[Contestant], keys: int, rounds: int, *, trials
             if group:
                 _round([results[name] for name in group], commands, keys)
     for name, result in results.items():
-        if trials and name in commands and result.runs:
+        if trials and name in commands and result.runs and result.contestant.kind is not Kind.LIMIT:
             result.trial = _trial(result.contestant, commands[name])
             _say(f"  {name:16} state after kill -9: {result.trial}")
     return list(results.values())
@@ -123,7 +124,7 @@ def _trial(contestant: Contestant, command: list[str]) -> str:
     try:
         if contestant.kind is Kind.GAPWATCH:
             return crash.of_gapwatch()
-        return crash.of_program(command).words() if contestant.kind is Kind.PEER else ""
+        return crash.of_program(command).words()
     except (pinned.CouldNotRunError, TimeoutError, GapwatchError) as error:
         return f"not shown: {error}"
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from benchmarks import pending, work
-from benchmarks.pinned import ROOT, CouldNotRunError, pin
+from benchmarks.pinned import ROOT, CouldNotRunError, last_words, pin
 from gapwatch.embedded import EmbeddedStack
 
 KEYS = 10_000
@@ -66,14 +66,14 @@ class _Told:
 
 
 @contextmanager
-def _running(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], _Told]]:
+def _running(command: Sequence[str], errors: IO[str]) -> Iterator[tuple[subprocess.Popen[str], _Told]]:
     told = _Told()
     process = subprocess.Popen(
         command,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
         text=True,
         preexec_fn=pin,
     )
@@ -89,29 +89,34 @@ def _running(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], _T
         process.stdout.close()
 
 
-def _wait(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+def _wait(process: subprocess.Popen[str], errors: IO[str], reached: Callable[[], bool]) -> None:
     until = time.monotonic() + WAIT_SECONDS
     while not reached():
         if process.poll() is not None:
-            raise CouldNotRunError(f"trial: it ended by itself with exit code {process.returncode}")
+            errors.seek(0)
+            raise CouldNotRunError(f"it ended by itself with exit code {process.returncode}: {last_words(errors.read())}")
         if time.monotonic() > until:
-            raise CouldNotRunError(f"trial: not so far after {WAIT_SECONDS:.0f} s")
+            raise CouldNotRunError(f"not so far after {WAIT_SECONDS:.0f} s")
         time.sleep(0.05)
 
 
 def of_program(command: Sequence[str]) -> Trial:
     """Try one program on a broker of its own. Raises CouldNotRunError."""
-    with EmbeddedStack(parts=("kafka",)) as stack, tempfile.TemporaryDirectory() as directory:
+    with (
+        EmbeddedStack(parts=("kafka",)) as stack,
+        tempfile.TemporaryDirectory() as directory,
+        tempfile.TemporaryFile("w+") as errors,
+    ):
         servers = stack.kafka.bootstrap_servers
         work.create_topics(servers)
         given = [servers, work.SOURCE, work.TARGET, "0", directory, f"trial-{os.getpid()}", "follow"]
         planted = work.produce_side(servers, KEYS, work.SOURCE)
-        with _running([*command, *given]) as (process, told):
-            _wait(process, lambda: told.read >= KEYS and time.monotonic() - told.changed > SETTLED_SECONDS)
+        with _running([*command, *given], errors) as (process, told):
+            _wait(process, errors, lambda: told.read >= KEYS and time.monotonic() - told.changed > SETTLED_SECONDS)
         work.produce_side(servers, KEYS, work.TARGET)
         target = KEYS - len(planted.missing)
-        with _running([*command, *given]) as (process, told):
-            _wait(process, lambda: told.read >= target and time.monotonic() - told.changed > SETTLED_SECONDS)
+        with _running([*command, *given], errors) as (process, told):
+            _wait(process, errors, lambda: told.read >= target and time.monotonic() - told.changed > SETTLED_SECONDS)
         return Trial(wanted=planted.wrong, found=frozenset(told.wrong), read=told.read, read_again=told.read - target)
 
 

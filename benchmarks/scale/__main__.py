@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page, pending
+from benchmarks import page, pending, pinned
 from benchmarks.scale import model
 from benchmarks.scale.model import Assumed, Costs, Fleet
 
@@ -40,6 +40,7 @@ def main() -> int:
         parser.add_argument(f"--{name.name.replace('_', '-')}", type=type(name.default), default=name.default)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    pinned.logs_to_stderr()
     assumed = Assumed(**{name.name: getattr(options, name.name) for name in fields(Assumed)})
     costs = read(json.loads(options.bench.read_text())) if options.bench else measured()
     if options.fleet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import bytewax.operators as op
 from bytewax.connectors.kafka import KafkaSource, KafkaSourceMessage
@@ -35,7 +35,9 @@ def run(options: Arguments, answer: Answer) -> None:
     tail = options.follow
     source = op.input("source", flow, KafkaSource([options.servers], [options.source], tail=tail, batch_size=1_000))
     target = op.input("target", flow, KafkaSource([options.servers], [options.target], tail=tail, batch_size=1_000))
-    joined = op.join("join", op.map("expected", source, expected), op.map("observed", target, observed), emit_mode="final")
+    # Without an end to wait for, a pair is given out when it is complete, and what is missing never.
+    mode: Literal["complete", "final"] = "complete" if options.follow else "final"
+    joined = op.join("join", op.map("expected", source, expected), op.map("observed", target, observed), emit_mode=mode)
     differing = op.map("note", op.filter("differing", joined, lambda found: found[1][0] != found[1][1]), note)
     op.output("answers", differing, TestingSink([]))
     run_main(flow)

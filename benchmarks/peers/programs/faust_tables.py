@@ -67,10 +67,8 @@ async def run(options: Arguments, answer: Answer) -> None:
             answer.wrong.add(int(key))
 
     app.finalize()
-    running = asyncio.create_task(app.start())
-    await asyncio.wait({running, asyncio.create_task(finished.wait())}, return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        running.result()
+    await app.start()
+    await finished.wait()
     await app.producer.flush()
     answer.missing, answer.extra = {int(key) for key in expected}, {int(key) for key in observed}
 
