@@ -34,7 +34,7 @@ def application(options: Arguments) -> Any:
 
 
 async def run(options: Arguments, answer: Answer) -> None:
-    """Join until all is read; then fill `answer` with what is left over in the tables."""
+    """Join until all is read; then print what was found and what is left over in the tables."""
     app, finished = application(options), asyncio.Event()
     expected = app.Table("expected", partitions=PARTITIONS)
     observed = app.Table("observed", partitions=PARTITIONS)
@@ -71,6 +71,7 @@ async def run(options: Arguments, answer: Answer) -> None:
     await finished.wait()
     await app.producer.flush()
     answer.missing, answer.extra = {int(key) for key in expected}, {int(key) for key in observed}
+    answer.end()  # here: the loop's own end would wait for the app
 
 
 if __name__ == "__main__":
@@ -79,4 +80,3 @@ if __name__ == "__main__":
     if given.follow:
         result.tell()
     asyncio.run(run(given, result))
-    result.end()
