@@ -12,7 +12,8 @@ import platform
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from gapwatch.errors import GapwatchError
 from gapwatch.ledger import open_ledger
 
 Commands = dict[str, list[str]]
+TRIALS_AT_ONCE = 3
 
 
 def main() -> int:
@@ -46,16 +48,23 @@ def main() -> int:
     if keys < 10_000 or options.rounds < 1 or only - names:
         parser.error(f"at least 20,000 events and one round; contestants: {', '.join(sorted(names))}")
     chosen = [contestant for contestant in roster.CONTESTANTS if not only or contestant.name in only]
-    results = measure(chosen, keys, options.rounds, trials=not options.no_crash)
-    report = describe(results, keys, options.rounds)
-    if not only and not options.no_crash:
-        page.write("bench-peers", section(report, results))
+
+    def written(results: list[Result]) -> dict[str, Any]:
+        report = describe(results, keys)
+        if not only and not options.no_crash:
+            page.write("bench-peers", section(report, results))
+        return report
+
+    results = measure(chosen, keys, options.rounds, trials=not options.no_crash, after_round=written)
+    report = written(results)
     print(json.dumps(report) if options.json else "\n".join(table(results)))
     return int(any(result.runs and not result.right for result in results))
 
 
-def measure(contestants: Sequence[Contestant], keys: int, rounds: int, *, trials: bool) -> list[Result]:
-    """Run all of them in turn, round after round, each round on a broker of its own; then try what is kept."""
+def measure(
+    contestants: Sequence[Contestant], keys: int, rounds: int, *, trials: bool, after_round: Callable[[list[Result]], object]
+) -> list[Result]:
+    """Try what each keeps; then run all of them in turn, round after round, each round on a broker of its own."""
     results = {contestant.name: Result(contestant=contestant) for contestant in contestants}
     commands: Commands = {}
     for contestant in contestants:
@@ -66,17 +75,26 @@ def measure(contestants: Sequence[Contestant], keys: int, rounds: int, *, trials
             commands[contestant.name] = contestant.prepare(_say)
         except GapwatchError as error:
             results[contestant.name].reason = error.message
+    if trials:
+        _try(results, commands)
     for number in range(rounds):
         _say(f"round {number + 1} of {rounds}")
         # Both of Gapwatch's hot paths write the same topics, so the second one has a broker of its own.
         for group in ([n for n in commands if n != "gapwatch-native"], [n for n in commands if n == "gapwatch-native"]):
             if group:
                 _round([results[name] for name in group], commands, keys)
-    for name, result in results.items():
-        if trials and name in commands and result.runs and result.contestant.kind is not Kind.LIMIT:
-            result.trial = _trial(result.contestant, commands[name])
-            _say(f"  {name:16} state after kill -9: {result.trial}")
+        after_round(list(results.values()))
     return list(results.values())
+
+
+def _try(results: Mapping[str, Result], commands: Commands) -> None:
+    """Try some at a time: nothing is timed here."""
+    tried = [results[name] for name in commands if results[name].contestant.kind is not Kind.LIMIT]
+    with ThreadPoolExecutor(TRIALS_AT_ONCE) as pool:
+        found = pool.map(lambda result: _trial(result.contestant, commands[result.contestant.name]), tried)
+        for result, words in zip(tried, found, strict=True):
+            result.trial = words
+            _say(f"  {result.contestant.name:16} state after kill -9: {words}")
 
 
 def _round(results: Sequence[Result], commands: Commands, keys: int) -> None:
@@ -129,7 +147,7 @@ def _trial(contestant: Contestant, command: list[str]) -> str:
         return f"not shown: {error}"
 
 
-def describe(results: Sequence[Result], keys: int, rounds: int) -> dict[str, Any]:
+def describe(results: Sequence[Result], keys: int) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "gapwatch": version("gapwatch")}
     if any(result.contestant.kind is Kind.PEER and result.runs for result in results):
         versions |= roster.versions(_say)
@@ -138,7 +156,7 @@ def describe(results: Sequence[Result], keys: int, rounds: int) -> dict[str, Any
         "machine": machine(),
         "versions": versions,
         "events": work.records(keys),
-        "rounds": rounds,
+        "rounds": max(len(result.runs) for result in results),
         "contestants": [result.described(results) for result in results],
     }
 

@@ -6,7 +6,6 @@ A contestant that kept what it knew reads the target's records only, and finds e
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 import threading
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from benchmarks import pending, work
-from benchmarks.pinned import ROOT, CouldNotRunError, last_words, pin
+from benchmarks.pinned import ROOT, CouldNotRunError, last_words
 from gapwatch.embedded import EmbeddedStack
 
 KEYS = 10_000
@@ -75,7 +74,6 @@ def _running(command: Sequence[str], errors: IO[str]) -> Iterator[tuple[subproce
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        preexec_fn=pin,
     )
     assert process.stdout is not None
     reader = threading.Thread(target=told.follow, args=(process.stdout,))
@@ -109,7 +107,7 @@ def of_program(command: Sequence[str]) -> Trial:
     ):
         servers = stack.kafka.bootstrap_servers
         work.create_topics(servers)
-        given = [servers, work.SOURCE, work.TARGET, "0", directory, f"trial-{os.getpid()}", "follow"]
+        given = [servers, work.SOURCE, work.TARGET, "0", directory, "trial", "follow"]
         planted = work.produce_side(servers, KEYS, work.SOURCE)
         with _running([*command, *given], errors) as (process, told):
             _wait(process, errors, lambda: told.read >= KEYS and time.monotonic() - told.changed > SETTLED_SECONDS)
