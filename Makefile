@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from
 INPUTS := pyproject.toml requirements/dev.lock scripts/setup
 
-.PHONY: help setup demo run test page alerts check bench soak simulate lint format types imports docs secrets lock clean
+.PHONY: help setup demo run test page alerts check bench bench-peers soak simulate simulate-scale lint format types imports docs secrets lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): $(INPUTS)
 	@scripts/setup
@@ -39,11 +39,17 @@ check: lint types imports docs page alerts test ## what CI runs
 bench: $(STAMP) ## benchmarks, as ratios to the raw limits of the same run
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+bench-peers: $(STAMP) ## the same work on other stream systems; ARGS="--events 20000 --rounds 1"
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
+
 soak: $(STAMP) ## the long churn run
 	@$(BIN)/pytest tests/acceptance/test_churn.py --soak $(ARGS)
 
 simulate: $(STAMP) ## 20,000 seeds of the deterministic simulation; ARGS="--mutants", "--seed 7", "--seeds 500"
 	@$(BIN)/python -m tests.simulation $(ARGS)
+
+simulate-scale: $(STAMP) ## a model of more machines, from measured costs; ARGS="--bench FILE", "--fleet 64,16,16,3"
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 lint: $(STAMP) ## ruff
 	@$(BIN)/ruff check $(ARGS) .
@@ -68,6 +74,7 @@ secrets: ## what docker-compose.yml mounts, where it is not there yet
 lock: ## make the hashed locks anew (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/dev.lock
 	uv pip compile pyproject.toml --extra embedded --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/run.lock
+	uv pip compile benchmarks/peers/requirements.in --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/peers.lock
 	echo 'hatchling>=1.27' | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/build.lock
 
 clean: ## remove what was made here

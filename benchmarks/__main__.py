@@ -6,17 +6,16 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import pending, work
+from benchmarks import costs, page, pending, pinned, work
 from benchmarks.contestants import differing, found
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.ledger import open_ledger
@@ -25,7 +24,7 @@ ROWS = {1: "ingest", 2: "match", 3: "end to end"}
 PENDING_ROWS = (6, 7)
 GOALS = {1: 0.45, 2: 0.9, 3: 0.3}
 ROUNDS = 3
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PENDING_KEYS = 1_000_000
 LATE_MS = 3_000  # writes so close to the end are not due yet when the streams stop
 
 
@@ -44,16 +43,20 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=500_000, help="keys a side (500,000: the work of reference)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    pinned.logs_to_stderr()
     rows = sorted(int(row) for row in options.rows.split(","))
     unknown = [row for row in rows if row not in ROWS and row not in PENDING_ROWS]
     if unknown:
         parser.error(f"there is no row {unknown[0]} yet; rows: {', '.join(map(str, (*ROWS, *PENDING_ROWS)))}")
     rates = [row for row in rows if row in ROWS]
-    report = describe(rates, measure(options.keys, rates) if rates else {})
+    measured = measure(options.keys, rates) if rates else Measured()
+    found = None
     if set(rows) & set(PENDING_ROWS):
         with EmbeddedStack(parts=("kafka",)) as stack:
-            report["rows"] += [row for row in pending.rows(stack.kafka.bootstrap_servers) if row["row"] in rows]
-    PAGE.write_text(page(report))
+            found = pending.measure_pending(stack.kafka.bootstrap_servers, PENDING_KEYS)
+    report = {**describe(rates, measured.figures), "keys": options.keys, "costs": event_costs(measured, found)}
+    report["rows"] += [row for row in pending.rows(found) if row["row"] in rows] if found else []
+    page.write("bench", section(report))
     if options.json:
         print(json.dumps(report))
     else:
@@ -64,12 +67,21 @@ def main() -> int:
     return 0
 
 
-def measure(keys: int, rows: Sequence[int]) -> dict[str, Figures]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """By contestant; and what an event cost the broker, where match took part."""
+
+    figures: dict[str, Figures] = field(default_factory=dict)
+    broker: dict[str, float] = field(default_factory=dict)
+
+
+def measure(keys: int, rows: Sequence[int], rounds: int = ROUNDS) -> Measured:
     """Run the contestants that `rows` need in turn, round after round, each round on a broker of its own."""
+    broker: dict[str, float] = {}
     names = ("C", "R", "ingest", "match") if set(rows) - {1} else ("C", "R", "ingest")
     results: dict[str, list[dict[str, float]]] = {}
-    for number in range(ROUNDS):
-        print(f"round {number + 1} of {ROUNDS}", file=sys.stderr)
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
         with EmbeddedStack(parts=("kafka",)) as stack, tempfile.TemporaryDirectory() as directory:
             servers = stack.kafka.bootstrap_servers
             planted = work.produce(servers, keys)
@@ -79,32 +91,39 @@ def measure(keys: int, rows: Sequence[int]) -> dict[str, Figures]:
                 results.setdefault(name, []).append(_run(name, servers, keys, database))
             if "match" in names:
                 _check(found(servers), planted, keys)
+                assert stack.directory is not None
+                broker = costs.of_broker(servers, stack.directory, keys)
             else:
                 _check(differing(servers, keys), planted, keys)
-    return {
+    figures = {
         name: Figures(
-            per_cpu_second=median(result["events"] / result["cpu"] for result in rounds),
-            peak_rss_mib=median(result["peak_rss_mib"] for result in rounds),
+            per_cpu_second=median(result["events"] / result["cpu"] for result in runs),
+            peak_rss_mib=median(result["peak_rss_mib"] for result in runs),
         )
-        for name, rounds in results.items()
+        for name, runs in results.items()
     }
+    return Measured(figures=figures, broker=broker)
+
+
+def event_costs(measured: Measured, found: pending.PendingFigures | None) -> dict[str, float]:
+    """Return what `make simulate-scale` counts with, as far as it was measured."""
+    described = dict(measured.broker)
+    for role in ("ingest", "match"):
+        if role in measured.figures:
+            described[f"{role}_us"] = 1e6 / measured.figures[role].per_cpu_second
+    if found is not None:
+        restored = max(found.recovery_seconds - found.first_event_seconds, 0.0)
+        described |= {"start_seconds": found.first_event_seconds, "restore_us": restored * 1e6 / found.keys}
+    return described
 
 
 def _run(name: str, servers: str, keys: int, database: str) -> dict[str, float]:
-    core = sorted(os.sched_getaffinity(0))[-1]
     if name in ("C", "R"):
         topics = [servers, str(work.records(keys)), work.SOURCE, work.TARGET, str(work.PARTITIONS)]
         command = ["benchmarks.limits", name, *topics]
     else:
         command = ["benchmarks.contestants", name, servers, str(keys), database]
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    figures = pinned.run([sys.executable, "-m", *command])
     print(f"  {name:8} {figures['events'] / figures['cpu']:>12,.0f} events per CPU second", file=sys.stderr)
     return figures
 
@@ -117,18 +136,12 @@ def _check(suspects: set[int], planted: work.Planted, keys: int) -> None:
         sys.exit(f"wrong answer: {len(wrong - undue - suspects)} missed, {len(suspects - wrong)} invented")
 
 
-def page(report: dict[str, Any]) -> str:
-    """Return ``docs/performance.md`` for the rows that were measured."""
+def section(report: dict[str, Any]) -> str:
+    """Return the section of ``docs/performance.md`` for the rows that were measured."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     lines = [
-        "# Performance",
-        "",
-        "Written by `make bench`. Ratios to `R`, reading both topics with a typed decode of every record, measured in the same",
-        "run on the same core; medians of three rounds; the answer is checked.",
-        "",
-        f"{report['machine']['cores']} cores; {versions}.",
-        "",
-        "Rows 6 and 7 stand beside their goal instead, with what the role held at the end.",
+        f"{report['machine']['cores']} cores, {report['machine']['system']}; {versions}; {report['keys']:,} keys a side,",
+        f"{ROUNDS} rounds; load of the machine at the end: {report['machine']['load']:.1f}.",
         "",
         "| # | what | value | × R, or × goal | goal | peak RSS, MiB |",
         "|---|---|---|---|---|---|",
@@ -140,10 +153,15 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def machine() -> dict[str, Any]:
+    """Say what this ran on, and how busy it was: the load average of the last minute."""
+    return {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+
+
 def describe(rows: list[int], measured: dict[str, Figures]) -> dict[str, Any]:
     return {
         "schema_version": 1,
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": {"python": platform.python_version(), "gapwatch": version("gapwatch"), "faust": version("faust-streaming")},
         "rows": _rates(rows, measured) if rows else [],
     }

@@ -99,22 +99,29 @@ async def match(servers: str, keys: int, database: str) -> dict[str, float]:
 
 def found(servers: str) -> set[int]:
     """Return the keys of all suspects."""
+    suspects = raised(servers)
+    return {*suspects.missing, *suspects.wrong}
+
+
+def raised(servers: str) -> work.Planted:
+    """Return the keys of all suspects: those whose document never came, and those whose document differs."""
     settings = work.settings(servers, "")
     codec = CompiledMapping(settings.pipelines["orders"]).source.codec
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-suspects", "enable.auto.commit": False})
     parts = [TopicPartition(settings.topics.suspects, number, 0) for number in range(settings.topics.partitions)]
     total = sum(consumer.get_watermark_offsets(part)[1] for part in parts)
     consumer.assign(parts)
-    keys: set[int] = set()
+    missing: set[int] = set()
+    wrong: set[int] = set()
     read = 0
     while read < total:
         for message in consumer.consume(500, timeout=0.2):
             read += 1
             record = msgspec.json.decode(message.value() or b"", type=Suspect | Hole)
             if isinstance(record, Suspect):
-                keys.add(int(codec.decode(record.key)[0]))
+                (wrong if record.newest_observed else missing).add(int(codec.decode(record.key)[0]))
     consumer.close()
-    return keys
+    return work.Planted(missing=frozenset(missing), wrong=frozenset(wrong))
 
 
 def differing(servers: str, keys: int) -> set[int]:

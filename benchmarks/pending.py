@@ -169,7 +169,9 @@ class Statuses:
 
 @contextmanager
 def _worker(servers: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.pending", servers], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.pending", servers], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         yield process
     finally:
@@ -213,9 +215,8 @@ def measure_pending(servers: str, keys: int) -> PendingFigures:
     )
 
 
-def rows(servers: str, keys: int = 1_000_000) -> list[dict[str, object]]:
+def rows(found: PendingFigures) -> list[dict[str, object]]:
     """Return rows 6 and 7 of the report."""
-    found = measure_pending(servers, keys)
     return [
         _row(6, "memory per pending key", found.bytes_per_key, "bytes", 400, found),
         _row(7, "recovery after kill -9", found.recovery_seconds, "seconds", 10, found),

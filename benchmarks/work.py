@@ -87,12 +87,42 @@ def settings(bootstrap_servers: str, database: str) -> Settings:
 
 def produce(bootstrap_servers: str, keys: int) -> Planted:
     """Fill both topics with one write of each key; return what is wrong on purpose."""
+    create_topics(bootstrap_servers)
+    producer, planted = _producer(bootstrap_servers), plant(keys)
+    for number in range(keys):
+        _send_source(producer, number)
+        _send_target(producer, number, planted)
+    producer.flush()
+    return planted
+
+
+def produce_side(bootstrap_servers: str, keys: int, topic: str) -> Planted:
+    """Fill one of both topics, which exist."""
+    producer, planted = _producer(bootstrap_servers), plant(keys)
+    for number in range(keys):
+        if topic == SOURCE:
+            _send_source(producer, number)
+        else:
+            _send_target(producer, number, planted)
+    producer.flush()
+    return planted
+
+
+def plant(keys: int) -> Planted:
+    """Say which of so many keys are wrong on purpose."""
+    return Planted(missing=frozenset(range(500, keys, MISSING_EVERY)), wrong=frozenset(range(700, keys, WRONG_EVERY)))
+
+
+def create_topics(bootstrap_servers: str) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     forever = {"retention.ms": "-1"}  # appended by the work's own clock, which lies in the past
     topics = [NewTopic(name, num_partitions=PARTITIONS, replication_factor=1, config=forever) for name in (SOURCE, TARGET)]
     for future in admin.create_topics(topics).values():
         future.result()
-    producer = Producer(
+
+
+def _producer(bootstrap_servers: str) -> Producer:
+    return Producer(
         {
             "bootstrap.servers": bootstrap_servers,
             "linger.ms": 20,
@@ -100,14 +130,15 @@ def produce(bootstrap_servers: str, keys: int) -> Planted:
             "queue.buffering.max.messages": 500_000,
         }
     )
-    missing = frozenset(range(500, keys, MISSING_EVERY))
-    wrong = frozenset(range(700, keys, WRONG_EVERY))
-    for number in range(keys):
-        _send(producer, SOURCE, number, *source_record(number))
-        if number not in missing:
-            _send(producer, TARGET, number, *target_record(number, wrong=number in wrong))
-    producer.flush()
-    return Planted(missing=missing, wrong=wrong)
+
+
+def _send_source(producer: Producer, number: int) -> None:
+    _send(producer, SOURCE, number, *source_record(number))
+
+
+def _send_target(producer: Producer, number: int, planted: Planted) -> None:
+    if number not in planted.missing:
+        _send(producer, TARGET, number, *target_record(number, wrong=number in planted.wrong))
 
 
 def _send(producer: Producer, topic: str, number: int, key: bytes, value: bytes) -> None:

@@ -79,7 +79,7 @@ def locked(name: str, say: Say) -> Iterator[Path]:
         yield directory
 
 
-def _made(lock: str, name: str, say: Say, fill: Callable[[Path, Path], None]) -> Path:
+def made(lock: str, name: str, say: Say, fill: Callable[[Path, Path], None]) -> Path:
     """Return the cache's directory `name`, filled once by ``fill(directory to fill, cache directory)``.
 
     What is complete is neither locked nor written to: another user's cache will do where it may be read.
@@ -127,22 +127,29 @@ class Jar:
 
 
 def locked_jars() -> list[Jar]:
-    lines = (files("gapwatch.embedded") / "resources" / "jars.lock").read_text().splitlines()
-    return [
-        Jar(group=group, coordinates=coordinates, sha256=sha256)
-        for group, coordinates, sha256 in (line.split() for line in lines)
-    ]
+    return parse_jars((files("gapwatch.embedded") / "resources" / "jars.lock").read_text())
+
+
+def parse_jars(lock: str) -> list[Jar]:
+    """Return the artifacts of a lock's text: group, coordinates and sha256, one a line."""
+    rows = (line.split() for line in lock.splitlines())
+    return [Jar(group=group, coordinates=coordinates, sha256=sha256) for group, coordinates, sha256 in rows]
+
+
+def jar_directory(name: str, what: str, jars: Sequence[Jar], say: Say) -> Path:
+    """Return a directory of the cache with all of `jars`, filled once; `what` is what its progress calls them."""
+
+    def fill(target: Path, directory: Path) -> None:
+        for path in _fetch(what, jars, directory, say):
+            _link(path, target / path.name)
+
+    return made("jars", f"{name}-{_fingerprint(jars)}", say, fill)
 
 
 def kafka_libraries(say: Say) -> Path:
     """Return a directory with all jars of the Kafka broker and of Kafka Connect."""
     jars = [jar for jar in locked_jars() if jar.group == "kafka"]
-
-    def fill(target: Path, directory: Path) -> None:
-        for path in _fetch("Kafka and Kafka Connect", jars, directory, say):
-            _link(path, target / path.name)
-
-    return _made("jars", f"kafka-{_fingerprint(jars)}", say, fill)
+    return jar_directory("kafka", "Kafka and Kafka Connect", jars, say)
 
 
 def connect_plugins(say: Say) -> Path:
@@ -159,7 +166,7 @@ def connect_plugins(say: Say) -> Path:
                 _link(path, target / "mongo-kafka" / path.name)
                 _write_manifests(target / "mongo-kafka" / "manifests.jar")
 
-    return _made("jars", f"plugins-{_fingerprint(jars)}", say, fill)
+    return made("jars", f"plugins-{_fingerprint(jars)}", say, fill)
 
 
 def opensearch_home(say: Say) -> Path:
@@ -176,7 +183,7 @@ def opensearch_home(say: Say) -> Path:
         for module, plugin in OPENSEARCH_MODULES.items():
             (target / "modules" / module / "plugin-descriptor.properties").write_text(_descriptor(module, plugin, version))
 
-    return _made("jars", f"opensearch-{_fingerprint(jars)}", say, fill)
+    return made("jars", f"opensearch-{_fingerprint(jars)}", say, fill)
 
 
 def _descriptor(module: str, plugin: str, version: str) -> str:
@@ -268,7 +275,7 @@ def wheel(name: str, say: Say) -> Path:
         for program in target.glob(PROGRAMS[name]):  # not every archive says that it may be run
             program.chmod(0o755)
 
-    return _made(f"wheel-{name}", f"{name}-{tag}", say, fill)
+    return made(f"wheel-{name}", f"{name}-{tag}", say, fill)
 
 
 def locked_wheel(name: str) -> str:
