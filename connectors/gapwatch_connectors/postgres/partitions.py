@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from gapwatch.errors import StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice
 from gapwatch_connectors.postgres.connection import Connection, Connections
@@ -42,8 +43,13 @@ class PostgresSourcePreflight:
             for advice in await check.check():
                 found[replace(advice, table=table) if table in advice.message else advice] = None
         if self._pipeline.source.feed.kind is FeedKind.DEBEZIUM:
-            async with self._connections.connection() as connection:
-                found |= dict.fromkeys(await self._partitions(connection))
+            try:
+                async with self._connections.connection() as connection:
+                    found |= dict.fromkeys(await self._partitions(connection))
+            except StoreRefused as error:
+                if all(advice.level != "error" for advice in found):  # else that was said already
+                    subject = f"{self._pipeline.id}.source"
+                    found[Advice(level="error", subject=subject, message=error.message, remedy=error.remedy)] = None
         return list(found)
 
     async def close(self) -> None:
