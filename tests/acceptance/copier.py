@@ -87,6 +87,7 @@ class Copier:
     _number: int = 0
 
     def start(self) -> None:
+        self._stop.clear()
         self._running.set()
         self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
         self._thread.start()
