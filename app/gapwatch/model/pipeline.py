@@ -119,7 +119,8 @@ class FeedSpec:
 
     ``placeholder`` is what Debezium sends for a value that the store's log did not carry; ``full_before`` says that the
     ``before`` image of an update holds every column; ``post_images``: documents are those of the event, not looked up later.
-    ``resolve`` fills in the three from the catalogue and the connector's configuration.
+    ``resolve`` fills in the three from the catalogue and the connector's configuration. ``wrappers``: names of the members in
+    which producers of a plain topic may wrap one document, or a list of them.
     """
 
     kind: FeedKind
@@ -128,6 +129,7 @@ class FeedSpec:
     placeholder: str = "__debezium_unavailable_value"
     full_before: bool = False
     post_images: bool = False
+    wrappers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,14 @@
 """A plain topic of JSON documents, without any envelope: the value is the newest state, an empty value is a delete.
 
 Nothing in such a record orders writes or dates them: the raw offset is the position and the append time the event time.
+Producers of one topic may wrap their documents: ``{"transaction": {…}}`` is one, ``{"transactions": [{…}, …]}`` several, where
+``FeedSpec.wrappers`` names these members. Of several in one record, the place in the list orders them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from gapwatch.core.canonical import parse_json
 from gapwatch.core.envelopes.columns import Shape
@@ -14,8 +16,10 @@ from gapwatch.core.envelopes.compiled.loop import Loop
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import RecordError
+from gapwatch.errors import ConfigError, ConfigProblem, RecordError
 from gapwatch.model.stream import Operation, Side
+
+DOCUMENTS_PER_RECORD_MAX: Final = 1_000  # one record of gapwatch.events can hold them all: one offset is never cut in two
 
 
 class TopicDecoder:
@@ -24,6 +28,13 @@ class TopicDecoder:
     def __init__(self, mapping: CompiledMapping, side: Side) -> None:
         self._events = DocumentEvents(mapping, side)
         self._columns = self._events.side.codec.columns
+        pipeline = mapping.pipeline
+        name, feed = ("source", pipeline.source.feed) if side is Side.EXPECTED else ("target", pipeline.target.feed)
+        self._wrappers = frozenset(feed.wrappers)
+        if clash := sorted(self._wrappers & self._events.names):
+            message = f"{', '.join(clash)} is mapped as well: a record could mean either."
+            place = f"pipelines.{pipeline.id}.{name}.feed"
+            raise ConfigError([ConfigProblem(place, message, remedy="Name only members that wrap documents.")])
 
     @property
     def shape(self) -> Shape:
@@ -37,19 +48,36 @@ class TopicDecoder:
         """Nothing to remember."""
 
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
-        document = None if not record.value else _json(record.value)
-        if document is not None and not isinstance(document, Mapping):
+        value = None if not record.value else _json(record.value)
+        inner = self._unwrapped(value)
+        if isinstance(inner, list):
+            return self._several(record, inner)
+        if value is not None and not isinstance(inner, Mapping):
             raise RecordError("unparsable_document", "The record's value is no JSON object.")
+        return (self._event(record, self._identifier(record.key) if record.key else {}, inner, minor=0),)
+
+    def _unwrapped(self, value: Any) -> Any:
+        """Return what a wrapper holds, or the value as it is; a list is several documents only inside a wrapper."""
+        if isinstance(value, Mapping) and len(value) == 1:
+            ((name, inner),) = value.items()
+            return inner if name in self._wrappers else value
+        if isinstance(value, list):
+            raise RecordError("unparsable_document", "The record's value is no JSON object.")
+        return value
+
+    def _several(self, record: RawRecord, documents: Sequence[Any]) -> Sequence[Event]:
+        """Return one event a document. Only documents say which they are: the record's key cannot name several."""
+        if not all(isinstance(document, Mapping) for document in documents):
+            raise RecordError("unparsable_document", "What the record's list holds is not all JSON objects.")
+        if len(documents) > DOCUMENTS_PER_RECORD_MAX:
+            raise RecordError("too_many_documents", f"{len(documents)} documents in one record.")
+        return [self._event(record, document, document, minor=place) for place, document in enumerate(documents)]
+
+    def _event(
+        self, record: RawRecord, identifier: Mapping[str, Any], document: Mapping[str, Any] | None, *, minor: int
+    ) -> Event:
         operation = Operation.DELETE if document is None else Operation.UPSERT
-        event = self._events.event(
-            operation,
-            self._identifier(record.key) if record.key else {},
-            document,
-            major=record.offset,
-            minor=0,
-            event_time=record.timestamp,
-        )
-        return (event,)
+        return self._events.event(operation, identifier, document, major=record.offset, minor=minor, event_time=record.timestamp)
 
     def _identifier(self, key: bytes) -> Mapping[str, Any]:
         try:

@@ -12,10 +12,11 @@ from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
 
 from gapwatch.core.envelopes import Decoder, Event, HeartbeatRow, Marker, decoder_for, heartbeat_row, message_content
 from gapwatch.core.envelopes.extjson import decode_document
+from gapwatch.core.envelopes.topic import DOCUMENTS_PER_RECORD_MAX
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import RecordError
-from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldType, KeyColumn, KeyType
+from gapwatch.errors import ConfigError, RecordError
+from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldSpec, FieldType, KeyColumn, KeyType
 from gapwatch.model.stream import Operation, Side
 from tests.unit.core.samples import APPENDED, COMMITTED, change, field, mongo_change, pipeline, record, with_schema
 
@@ -155,6 +156,65 @@ def test_an_empty_value_on_a_plain_topic_is_a_delete() -> None:
         decoder.decode(record(None))
     with pytest.raises(RecordError):
         decoder.decode(record(b"[1]", key={"id": 1}))
+
+
+PAYMENT = {"id": 1, "customer": "a", "total": 1.50}
+WRAPPED = FeedSpec(kind=FeedKind.TOPIC, topic="orders", format="json", wrappers=("transactions", "transaction"))
+
+
+def wrapped(*fields: FieldSpec) -> Decoder:
+    spec = pipeline(*(fields or (field("customer"), field("total", FieldType.DECIMAL))), source_feed=WRAPPED)
+    return decoder_for(spec, Side.EXPECTED, CompiledMapping(spec))
+
+
+@pytest.mark.parametrize("value", [PAYMENT, {"transaction": PAYMENT}, {"transactions": [PAYMENT]}])
+def test_a11_every_shape_on_one_topic_yields_the_same_canonical_event(value: Any) -> None:
+    _, bare = plain()
+    (known,) = bare.decode(record(PAYMENT, offset=33))
+    (event,) = wrapped().decode(record(value, offset=33))
+    assert event == known
+
+
+def test_a11_several_documents_of_one_record_are_ordered_by_their_place() -> None:
+    first, second, again = PAYMENT, {**PAYMENT, "id": 2}, {**PAYMENT, "customer": "b"}
+    events = wrapped().decode(record({"transactions": [first, second, again]}, key={"id": 9}, offset=33))
+    ones = [wrapped().decode(record(document, offset=33))[0] for document in (first, second, again)]
+    assert list(events) == [one._replace(minor=place) for place, one in enumerate(ones) if isinstance(one, Event)]
+    assert len(events) == 3
+    assert wrapped().decode(record({"transactions": []})) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"transaction": None}, "unparsable_document"),
+        ({"transaction": 1}, "unparsable_document"),
+        ({"transactions": [PAYMENT, 1]}, "unparsable_document"),
+        ([PAYMENT], "unparsable_document"),
+        ({"transactions": [PAYMENT] * (DOCUMENTS_PER_RECORD_MAX + 1)}, "too_many_documents"),
+    ],
+)
+def test_a11_what_wraps_no_documents_is_refused_whole(value: Any, reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        wrapped().decode(record(value, key={"id": 1}))
+    assert caught.value.reason == reason
+
+
+def test_a11_a_list_is_not_keyed_by_its_records_key() -> None:
+    nameless = {"customer": "a", "total": 1}
+    with pytest.raises(RecordError):
+        wrapped().decode(record({"transactions": [PAYMENT, nameless]}, key={"id": 1}))
+
+
+def test_a11_a_member_that_is_not_named_as_a_wrapper_wraps_nothing() -> None:
+    _, bare = plain()
+    with pytest.raises(RecordError):
+        bare.decode(record({"transaction": PAYMENT}))
+
+
+def test_a11_a_wrapper_that_is_mapped_as_well_is_refused() -> None:
+    with pytest.raises(ConfigError, match="transaction is mapped as well"):
+        wrapped(field("amount", source="transaction.amount"))
 
 
 # ── heartbeat rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
