@@ -48,7 +48,7 @@ def proved(suspect: Suspect | None, reads: Reads) -> Difference:
 
 
 def places(suspect: Suspect | None, reads: Reads) -> list[tuple[Any, ...]]:
-    rows = evidence(suspect, reads, {}, NOW)
+    rows = evidence(suspect, reads, {}, NOW, {})
     return [(row["side"], row["topic"], row["partition"], row["offset"], row.get("read")) for row in rows]
 
 
