@@ -28,10 +28,10 @@ def row(view: dict[str, Any]) -> dict[str, Any]:
 
 
 def exit_code(views: list[dict[str, Any]]) -> int:
-    """Return 0 only when every pipeline is proven consistent; 1 for differences, 3 where something was not read."""
+    """Return 0 only when every pipeline is proven consistent; 1 for differences, 3 where something was not read or is paused."""
     if any(sum(view["gaps_open"].values()) for view in views):
         return DIFFERENCES
-    if any(view["status"] in ("UNKNOWN", "CRITICAL", "ERROR") or view["consistent_through"] is None for view in views):
+    if any(view["status"] in ("UNKNOWN", "CRITICAL", "ERROR", "SKIPPED") or view["consistent_through"] is None for view in views):
         return UNDECIDED
     return 0
 
