@@ -106,6 +106,20 @@ def change_and_delete(scene: Scene) -> None:
     )
 
 
+def wait_until_sent(scene: Scene, client: AdminClient) -> list[int]:
+    """Return the topic's partitions once the connector has sent what :func:`change_and_delete` wrote."""
+    topic = topic_of(scene)
+    numbers = sorted(client.list_topics(topic, timeout=10).topics[topic].partitions)
+
+    def sent() -> bool:
+        asked = {TopicPartition(topic, number): OffsetSpec.latest() for number in numbers}
+        ends = sum(future.result(10).offset for future in client.list_offsets(asked).values())
+        return bool(ends >= ROWS + len(CHANGED) + 2 * len(DELETED))  # a delete is followed by its tombstone
+
+    until(sent, "the changes to be sent")
+    return numbers
+
+
 def test_m3_a_slot_that_is_dropped_and_made_again(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
     """200 rows change and 20 are deleted while there is none: nobody sends them, and all are found without being asked to."""
     with quiet(stack, postgres_database, tmp_path) as scene:
@@ -150,8 +164,9 @@ def test_a_raw_topic_that_is_made_anew(stack: EmbeddedStack, postgres_database: 
     with quiet(stack, postgres_database, tmp_path) as scene:
         scene.copier.stop()
         change_and_delete(scene)
-        without_capture(scene)
         client = admin(scene)
+        wait_until_sent(scene, client)
+        without_capture(scene)
         for future in client.delete_topics([topic_of(scene)]).values():
             future.result(30)
         capture_again(scene)
@@ -169,14 +184,7 @@ def test_a_log_that_was_truncated_below_our_position(stack: EmbeddedStack, postg
         scene.copier.stop()
         change_and_delete(scene)
         client = admin(scene)
-        numbers = client.list_topics(topic_of(scene), timeout=10).topics[topic_of(scene)].partitions
-
-        def all_sent() -> bool:
-            asked = {TopicPartition(topic_of(scene), number): OffsetSpec.latest() for number in numbers}
-            ends = sum(future.result(10).offset for future in client.list_offsets(asked).values())
-            return bool(ends >= ROWS + len(CHANGED) + 2 * len(DELETED))  # a delete is followed by its tombstone
-
-        until(all_sent, "the changes to be sent")
+        numbers = wait_until_sent(scene, client)
         everything = [TopicPartition(topic_of(scene), number, -1) for number in numbers]
         for future in client.delete_records(everything).values():
             future.result(30)
