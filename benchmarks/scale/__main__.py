@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -57,10 +58,11 @@ def main() -> int:
             )
         )
         return 0
-    text = section(costs, assumed, rows, ends)
-    print(text)
+    text = section(costs, assumed, rows)
     if not options.fleet:
+        text = f"{text}\n\n{reach(ends)}"
         page.write("simulate-scale", text)
+    print(text)
     return 0
 
 
@@ -94,15 +96,24 @@ def row(costs: Costs, assumed: Assumed, fleet: Fleet, rate: float) -> dict[str, 
         **asdict(fleet),
         "use": now.use,
         "events_per_record": now.events_per_record,
-        "delay_seconds": now.delay_seconds,
+        "delay_seconds": _finite(now.delay_seconds),
         "capacity": most,
         "bottleneck": at_most.bottleneck,
-        "pause_seconds": loss.pause_seconds,
-        "catch_up_seconds": loss.catch_up_seconds,
+        "pause_seconds": _finite(loss.pause_seconds),
+        "catch_up_seconds": _finite(loss.catch_up_seconds),
     }
 
 
-def section(costs: Costs, assumed: Assumed, rows: list[dict[str, Any]], ends: float | None) -> str:
+def _finite(seconds: float) -> float | None:
+    """Return None for what never ends: JSON has no infinity."""
+    return seconds if math.isfinite(seconds) else None
+
+
+def _shown(seconds: float | None, *, scale: int = 1, digits: int = 0) -> str:
+    return "for ever" if seconds is None else f"{seconds * scale:,.{digits}f}"
+
+
+def section(costs: Costs, assumed: Assumed, rows: list[dict[str, Any]]) -> str:
     """Return the section of ``docs/performance.md``."""
     lines = [
         f"Measured: {costs.ingest_us:.2f} µs of ingest and {costs.match_us:.2f} µs of match an event,",
@@ -121,11 +132,15 @@ def section(costs: Costs, assumed: Assumed, rows: list[dict[str, Any]], ends: fl
         cells = [
             f"{found[name]:,.0f}" for name in ("rate", "partitions", "matchers", "ingesters", "brokers", "events_per_record")
         ]
-        cells += [f"{found['delay_seconds'] * 1_000:,.0f}", f"{found['capacity']:,.0f}", found["bottleneck"]]
-        cells += [f"{found['pause_seconds']:,.1f}", f"{found['catch_up_seconds']:,.0f}"]
+        cells += [_shown(found["delay_seconds"], scale=1_000), f"{found['capacity']:,.0f}", found["bottleneck"]]
+        cells += [_shown(found["pause_seconds"], digits=1), _shown(found["catch_up_seconds"])]
         lines.append(f"| {' | '.join(cells)} |")
-    until = f"No fleet is found from {ends:,.0f} events/s on." if ends else "A fleet is found for every rate up to 10 M events/s."
-    return "\n".join([*lines, "", until])
+    return "\n".join(lines)
+
+
+def reach(ends: float | None) -> str:
+    """Say how far plans go."""
+    return f"No fleet is found from {ends:,.0f} events/s on." if ends else "A fleet is found for every rate up to 10 M events/s."
 
 
 if __name__ == "__main__":

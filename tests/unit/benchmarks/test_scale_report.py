@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -49,9 +50,16 @@ def test_the_section_is_the_same_for_the_same_costs() -> None:
     fleet = planned(COSTS, Assumed(), 100_000.0)
     assert fleet is not None
     rows = [scale.row(COSTS, Assumed(), fleet, 100_000.0)]
-    text = scale.section(COSTS, Assumed(), rows, None)
-    assert text == scale.section(COSTS, Assumed(), [scale.row(COSTS, Assumed(), fleet, 100_000.0)], None)
+    text = scale.section(COSTS, Assumed(), rows)
+    assert text == scale.section(COSTS, Assumed(), [scale.row(COSTS, Assumed(), fleet, 100_000.0)])
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert table[2].startswith(f"| 100,000 | {fleet.partitions} | {fleet.matchers} |")
-    assert "No fleet is found from 2,000,000 events/s on." in scale.section(COSTS, Assumed(), rows, 2e6)
+    assert scale.reach(2e6) == "No fleet is found from 2,000,000 events/s on."
+
+
+def test_what_never_ends_is_null_in_the_report_and_said_in_the_table() -> None:
+    row = scale.row(COSTS, Assumed(), Fleet(partitions=4, matchers=1, ingesters=1, brokers=3), 1e4)
+    assert (row["pause_seconds"], row["catch_up_seconds"]) == (None, None)
+    assert "Infinity" not in json.dumps(row)
+    assert scale.section(COSTS, Assumed(), [row]).count("for ever") == 2
