@@ -51,7 +51,7 @@ def captured(stack: EmbeddedStack, database: str, tables: Sequence[str], **overr
     client.put_connector(name, config)
     client.wait_running(name)
     slot = config["slot.name"]
-    until(lambda: _slot_is_active(stack, slot), f"slot {slot}")
+    until(lambda: slot_is_active(stack, slot), f"slot {slot}")
     try:
         yield database
     finally:
@@ -62,7 +62,7 @@ def captured(stack: EmbeddedStack, database: str, tables: Sequence[str], **overr
         until(lambda: drop_slot(stack, slot), f"slot {slot} to be dropped")
 
 
-def _slot_is_active(stack: EmbeddedStack, slot: str) -> bool:
+def slot_is_active(stack: EmbeddedStack, slot: str) -> bool:
     with psycopg.connect(stack.postgres.dsn()) as connection:
         row = connection.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (slot,)).fetchone()
     return bool(row and row[0])

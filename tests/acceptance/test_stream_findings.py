@@ -17,7 +17,7 @@ from gapwatch.embedded import EmbeddedStack, mongo_sink_config, postgres_source_
 from gapwatch.errors import GapwatchError
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
-from tests.stack import drop_slot, until
+from tests.stack import drop_slot, slot_is_active, until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -89,8 +89,10 @@ def wait_for_gaps(scene: Scene, wanted: set[int], seconds: float = 90) -> list[d
 
 
 def without_capture(scene: Scene) -> None:
-    """End the connector; its slot stays."""
-    scene.stack.connect.client.delete(connector_of(scene)[0])
+    """End the connector, and wait until nobody reads its slot, which stays: Connect answers before the task has stopped."""
+    name, config = connector_of(scene)
+    scene.stack.connect.client.delete(name)
+    until(lambda: not slot_is_active(scene.stack, config["slot.name"]), "the connector to let go of its slot")
 
 
 def capture_again(scene: Scene, **options: str) -> None:
