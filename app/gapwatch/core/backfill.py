@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
 
 from gapwatch.core.confirm import Cleared, Difference, Judgement, Superseded
 from gapwatch.model.gap import Kind, RunState
@@ -19,8 +18,6 @@ OVERWRITTEN = frozenset({Kind.STALE, Kind.MISMATCH})
 DELETABLE = frozenset({Kind.EXTRA, Kind.UNDELETED})  # only where the pipeline's policy says `delete` or `auto`
 ERROR_RATE_AFTER = 10  # items before the error rate may stop a run
 OVERRUN = "changed after our write"  # why a document that we wrote is somebody else's by now
-
-T = TypeVar("T")
 
 
 class ItemOutcome(StrEnum):
@@ -91,18 +88,9 @@ def _asked_for(kind: Kind, kinds: frozenset[Kind], planned: Kind) -> bool:
     return kind in OVERWRITTEN and planned in kinds & OVERWRITTEN
 
 
-def batches(items: Iterable[tuple[T, int]], limits: BatchSpec) -> Iterable[Sequence[T]]:
-    """Cut items, each with its size in bytes, into batches by count and by bytes; a single larger item goes alone."""
-    batch: list[T] = []
-    size = 0
-    for item, weight in items:
-        if batch and (len(batch) >= limits.documents or size + weight > limits.bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += weight
-    if batch:
-        yield batch
+def fits(count: int, size: int, weight: int, limits: BatchSpec) -> bool:
+    """Whether one more item of `weight` bytes may join a batch of `count` items and `size` bytes; a larger one goes alone."""
+    return not count or (count < limits.documents and size + weight <= limits.bytes)
 
 
 @dataclass(slots=True)

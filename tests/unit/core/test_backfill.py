@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gapwatch.core.backfill import ItemOutcome, Step, Tally, batches, decide, permitted
+from gapwatch.core.backfill import ItemOutcome, Step, Tally, fits, decide, permitted
 from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
 from gapwatch.model.gap import Cause, Kind, RunState
 from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
@@ -51,16 +51,18 @@ def test_everything_else_is_left_and_named(judgement: object, outcome: ItemOutco
     assert (decision.step, decision.outcome) == (Step.LEAVE, outcome)
 
 
-def test_batches_are_cut_by_count_and_by_bytes_and_lose_nothing() -> None:
-    items = [(number, 10 if number % 7 else 95) for number in range(50)]
-    cut = list(batches(items, BatchSpec(documents=4, bytes=100)))
-    assert [number for batch in cut for number in batch] == list(range(50))
-    assert all(len(batch) <= 4 for batch in cut)
-    assert all(sum(10 if number % 7 else 95 for number in batch) <= 100 for batch in cut)
+def test_a_batch_is_full_by_count_or_by_bytes() -> None:
+    limits = BatchSpec(documents=4, bytes=100)
+    assert fits(3, 90, 10, limits)
+    assert not fits(3, 90, 11, limits)
+    assert not fits(4, 4, 1, limits)
 
 
 def test_a_document_larger_than_a_batch_goes_alone() -> None:
-    assert list(batches([("a", 1), ("b", 500), ("c", 1)], BatchSpec(documents=9, bytes=100))) == [["a"], ["b"], ["c"]]
+    limits = BatchSpec(documents=9, bytes=100)
+    assert fits(0, 0, 500, limits)
+    assert not fits(1, 1, 500, limits)
+    assert not fits(1, 500, 1, limits)
 
 
 def test_lesson_5_refused_items_are_never_in_sync() -> None:

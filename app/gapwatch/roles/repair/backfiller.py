@@ -22,8 +22,8 @@ import structlog
 import xxhash
 
 from gapwatch.core.autorepair import automatic
-from gapwatch.core.backfill import OVERRUN, Decision, ItemOutcome, Step, Tally, batches, decide
-from gapwatch.core.confirm import Cleared, Presence, Superseded, satisfied
+from gapwatch.core.backfill import OVERRUN, Decision, ItemOutcome, Step, Tally, decide, fits
+from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, satisfied
 from gapwatch.core.gaps import proof_of
 from gapwatch.errors import ConflictError, RecordError, StoreError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
@@ -42,7 +42,7 @@ VERIFY_ROUNDS_MAX = 4
 PATIENCE_SECONDS = 600.0
 GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged
 FRESH_MILLISECONDS = 250  # what was read longer ago is read once more before it is written
-MOVED_MAX = 3  # so often a key may have changed between its judgement and its turn
+CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its judgement and its turn
 ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
 ID = "_id"
@@ -134,7 +134,7 @@ class Backfiller:
             judge.add(key, proof=proof_of(held[key]) if key in held else None)
         clock, full = self._on.clock, spec.sweep.batch.documents
         newest = oldest = clock.monotonic()
-        moved: Counter[Key] = Counter()
+        came_back: Counter[tuple[Key, str]] = Counter()
         ready: list[Decided] = []  # keys are judged as their deliveries come, and written in batches
         while ready or (len(judge) and clock.monotonic() < newest + PATIENCE_SECONDS):
             if decided := await judge.step():
@@ -146,8 +146,8 @@ class Backfiller:
                     await clock.sleep(0.1)
                 await self._renew(run, tally)
                 continue
-            batch, ready = await self._unmoved(stores, ready[:full], judge, moved), ready[full:]
-            await self._handle(run, stores, batch, planned, gaps, tally, ours, held)
+            batch, ready = await self._unmoved(stores, ready[:full], judge, came_back), ready[full:]
+            ready = [*await self._handle(run, stores, batch, planned, gaps, tally, ours, held), *ready]
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
             await self._renew(run, tally)
@@ -156,9 +156,12 @@ class Backfiller:
         return False
 
     async def _unmoved(
-        self, stores: PipelineStores, decided: Sequence[Decided], judge: KeyJudge, moved: Counter[Key]
+        self, stores: PipelineStores, decided: Sequence[Decided], judge: KeyJudge, came_back: Counter[tuple[Key, str]]
     ) -> list[Decided]:
-        """Return what still stands as it was judged, as read now; what moved on meanwhile goes back under judgement."""
+        """Return what still stands as it was judged, as read now; what moved on, or was not read, goes back under judgement.
+
+        `came_back` counts how often a key did so, and why.
+        """
         clock = self._on.clock
         old = {item.case.key for item in decided if clock.now_ms() - item.reads.reads.started_ms > FRESH_MILLISECONDS}
         if not old:
@@ -170,11 +173,13 @@ class Backfiller:
             if key not in old or (reads := batch.by_key[key]).stands_as(item.reads):
                 standing.append(item if key not in old else replace(item, reads=reads))
                 continue
-            moved[key] += 1
-            if moved[key] > MOVED_MAX:
-                standing.append(replace(item, judgement=Superseded()))
-            else:
+            unread = reads.reads.unread
+            why = "unread" if unread else "moved"
+            came_back[key, why] += 1
+            if came_back[key, why] <= CAME_BACK_MAX:
                 judge.again(item)
+            else:
+                standing.append(replace(item, judgement=Unverifiable(reason=unread) if unread else Superseded()))
         return standing
 
     async def _handle(
@@ -187,24 +192,33 @@ class Backfiller:
         tally: Tally,
         ours: frozenset[Key],
         held: Mapping[Key, Gap],
-    ) -> None:
+    ) -> Sequence[Decided]:
+        """Settle keys in their order, up to one batch that is written; return the others, whose reads are too old by then."""
         kinds = frozenset(Kind(name) for name in run.request["kinds"])
-        to_write: list[tuple[_Written, int]] = []
+        to_write: list[_Written] = []
         agreeing: list[Decided] = []
         audit: list[AuditRow] = []
-        for item in decided:
+        left: Sequence[Decided] = ()
+        size = 0
+        for place, item in enumerate(decided):
             key = item.case.key
             decision = decide(item.judgement, kinds, planned=planned[key])
-            if decision.outcome is ItemOutcome.VANISHED and await self._is_our_insert(stores, item):
+            if decision.outcome is ItemOutcome.VANISHED and await self._is_our_insert(stores, item, held.get(key)):
                 decision = Decision(step=Step.DELETE, outcome=ItemOutcome.VANISHED)
             outcome, reason = decision.outcome, decision.reason
             if decision.step is not Step.LEAVE:
                 try:
                     written = _prepare(stores, item.reads, key, gaps.get(key))
-                    to_write.append((written, len(repr(written.item.document))))
-                    continue
                 except RecordError as error:
                     outcome, reason = ItemOutcome.FAILED, str(error)
+                else:
+                    weight = len(repr(written.item.document))
+                    if not fits(len(to_write), size, weight, stores.spec.sweep.batch):
+                        left = decided[place:]
+                        break
+                    to_write.append(written)
+                    size += weight
+                    continue
             elif isinstance(item.judgement, Cleared):
                 agreeing.append(item)
             self._count(tally, stores, key, outcome, reason)
@@ -212,22 +226,26 @@ class Backfiller:
         revisions = {key: gap.revision for key, gap in held.items()}
         await self._on.book.close(stores, agreeing, backfilled=ours, against=revisions)
         await asyncio.to_thread(self._on.ledger.audit, audit)
-        for number, batch in enumerate(batches(to_write, stores.spec.sweep.batch)):
-            if number:
-                await self._renew(run, tally)
-            await self._write(run, stores, batch, tally)
+        if to_write:
+            await self._write(run, stores, to_write, tally)
             await self._on.clock.sleep(stores.spec.sweep.batch.pause_seconds)
+        return left
 
-    async def _is_our_insert(self, stores: PipelineStores, item: Decided) -> bool:
-        """Whether a document without a row is one that a backfill inserted, and nobody changed: it is taken back."""
+    async def _is_our_insert(self, stores: PipelineStores, item: Decided, gap: Gap | None) -> bool:
+        """Whether a document without a row is one that a backfill inserted for this open gap, and nobody changed.
+
+        It is taken back. One that was read back right has closed its gap: if it is too much since, that is the policy's business.
+        """
         target = item.reads.target
-        if not isinstance(target, StoredRecord):
+        if gap is None or not isinstance(target, StoredRecord):
             return False
         rows = await asyncio.to_thread(
             lambda: self._on.ledger.audit_rows(pipeline=stores.spec.id, key=item.case.key, limit=ROWS_PER_KEY)
         )
         last = next((row for row in rows if row.action == WRITE_ACTION and row.outcome == ItemOutcome.WRITTEN.value), None)
-        return last is not None and last.before is None and last.after == _identity(stores, target)
+        if last is None or last.gap_id != gap.id:
+            return False
+        return last.before is None and last.after == _identity(stores, target)
 
     async def _write(self, run: Run, stores: PipelineStores, batch: Sequence[_Written], tally: Tally) -> None:
         intents = [

@@ -1,0 +1,84 @@
+"""A backfill's keys take turns: what waits for its turn is read again, and what another run proved is not taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.model.gap import RunState
+from gapwatch.model.stream import Side
+from tests.unit.roles.test_autorepairer import Story
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
+    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+    yield opened
+    opened.close()
+
+
+def missing(ledger: SqlLedger, *numbers: int) -> Story:
+    """A pipeline whose target misses some documents; their repair is planned."""
+    story = Story(ledger)
+    for number in numbers:
+        story.rig.stranger_writes(number, None)
+    story.sweep()
+    assert story.step() is not None
+    return story
+
+
+def test_a_key_whose_batch_was_full_is_read_again_after_the_pause(ledger: SqlLedger) -> None:
+    """Batches of one document each; while the first is written, the last row goes, and the sink applies its delete."""
+    story = missing(ledger, 1, 2, 3)
+    batch = replace(story.spec.sweep.batch, bytes=1)
+    story.rig.spec = replace(story.spec, sweep=replace(story.spec.sweep, batch=batch))
+
+    def between(what: str) -> None:
+        if what == "write" and not story.rig.writes:
+            story.rig.source_deletes(3)
+            story.rig.sink_delivers(3)
+
+    story.rig.between = between
+    run = story.carry_out()
+    assert [story.rig.number(item.key) for item in story.rig.writes] == [1, 2], "the row was gone long before its turn"
+    assert (run.counts["written"], run.counts["batches"]) == (2, 2)
+    assert 3 not in story.rig.target
+
+
+def test_what_is_not_read_again_is_not_called_changed(ledger: SqlLedger) -> None:
+    story = missing(ledger, 7)
+    reads = {"of the target": 0}
+
+    def between(what: str) -> None:
+        if what != "fetch OBSERVED":
+            return
+        story.clock._ms += 300  # a slow read: it is too old for a write
+        reads["of the target"] += 1
+        if reads["of the target"] % 2:
+            story.rig.away.discard(Side.OBSERVED)
+        else:
+            story.rig.away.add(Side.OBSERVED)
+
+    story.rig.between = between
+    run = story.carry_out()
+    assert (run.state, run.counts.get("unread"), run.counts.get("moved_on")) == (RunState.INCONCLUSIVE, 1, None)
+    assert story.rig.writes == []
+
+
+def test_an_insert_that_was_read_back_right_is_not_taken_back_against_the_policy(ledger: SqlLedger) -> None:
+    """Inserted and proved; later the row changes and goes, and the sink loses both: a document too much is reported here."""
+    story = missing(ledger, 7)
+    story.carry_out()
+    assert story.rig.agrees(7)
+    story.rig.source_writes(7)
+    story.rig.sink_loses(7)
+    story.sweep()
+    assert story.step() is not None, "the old document is to be replaced"
+    story.rig.source_deletes(7)
+    story.rig.sink_loses(7)
+    story.carry_out()
+    assert 7 in story.rig.target, "the policy says that extra documents are reported, and this one was deleted"
