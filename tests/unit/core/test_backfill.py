@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gapwatch.core.backfill import ItemOutcome, Step, Tally, fits, decide, permitted
+from gapwatch.core.backfill import ItemOutcome, Step, Tally, decide, fits, permitted
 from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
 from gapwatch.model.gap import Cause, Kind, RunState
 from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec

@@ -27,6 +27,7 @@ from gapwatch.model.suspect import Hole, Suspect
 from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.repair.quiet import never_quiet
 from gapwatch.roles.repair.trials import REASON, MappingTrials, is_held
 from gapwatch.roles.stores import PipelineStores
 
@@ -46,11 +47,6 @@ class Verdict:
     side: int
     token: tuple[int, int, int]
     outcome: Outcome
-
-
-async def never_quiet(_: str) -> bool:
-    """Say that a pipeline is never left alone."""
-    return False
 
 
 class VerdictSink(Protocol):
@@ -122,11 +118,11 @@ class Confirmer:
             elif record.pipeline not in self._on.judges:
                 finished.append(item)  # a pipeline that this configuration does not have (any more)
             else:
-                self._on.judges[record.pipeline].add(record.key, record)
                 if await self._on.is_quiet(record.pipeline):
                     finished.append(item)  # it waits here for the end of the quiet; forgotten, it is raised again
                 else:
                     self._waiting.setdefault((record.pipeline, record.key), []).append(item)
+                self._on.judges[record.pipeline].add(record.key, record)  # last: from here on it may be settled
         if finished:
             await self._on.inbox.done(finished)
 

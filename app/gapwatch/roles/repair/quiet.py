@@ -14,6 +14,11 @@ from gapwatch.roles.board import Facts
 FRESH_SECONDS: Final = 0.5
 
 
+async def never_quiet(_: str) -> bool:
+    """Say that a pipeline is never left alone."""
+    return False
+
+
 class QuietTimes:
     def __init__(self, pipelines: Mapping[str, PipelineSpec], ledger: Ledger, clock: Clock) -> None:
         self._pipelines = pipelines

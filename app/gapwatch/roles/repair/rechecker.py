@@ -18,8 +18,8 @@ from gapwatch.model.gap import State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, GapFilter, Ledger
 from gapwatch.roles.repair.book import Book
-from gapwatch.roles.repair.confirmer import never_quiet
 from gapwatch.roles.repair.judging import Case, Decided
+from gapwatch.roles.repair.quiet import never_quiet
 from gapwatch.roles.repair.reads import read_batch
 from gapwatch.roles.stores import StoreProvider
 

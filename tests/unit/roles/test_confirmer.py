@@ -1,0 +1,148 @@
+"""The confirm loop between its inbox, its judge and its verdicts: what was settled is finished, whoever was quicker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from gapwatch.clock import SystemClock
+from gapwatch.core.confirm import Cleared
+from gapwatch.model.stream import Operation, Side
+from gapwatch.model.suspect import Reason, Seen, Suspect
+from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised
+from gapwatch.roles.repair.judging import Case, Decided
+
+KEY = b"key"
+
+
+def raised() -> Raised:
+    seen = Seen(
+        side=Side.EXPECTED,
+        feed="shop.public.orders",
+        partition=0,
+        offset=7,
+        epoch=1,
+        major=7,
+        minor=0,
+        operation=Operation.UPSERT,
+        event_time=1,
+        digest=b"1" * 16,
+    )
+    suspect = Suspect(
+        id="sus_1",
+        pipeline="orders",
+        partition=0,
+        key=KEY,
+        reason=Reason.UNSATISFIED,
+        opening=seen,
+        newest_expected=seen,
+        newest_observed=None,
+        older=[],
+        due=0,
+        source_watermark=0,
+        target_watermark=0,
+    )
+    return Raised(partition=0, offset=7, record=suspect)
+
+
+class Judge:
+    """Finds every key in agreement as soon as it is there."""
+
+    def __init__(self) -> None:
+        self.cases: dict[bytes, Case] = {}
+
+    def add(self, key: bytes, suspect: Suspect) -> None:
+        self.cases[key] = Case(key=key, suspect=suspect)
+
+    def due(self) -> list[Case]:
+        return list(self.cases.values())
+
+    async def step(self) -> Sequence[Decided]:
+        cases, self.cases = self.cases, {}
+        reads = cast(Any, None)
+        return [Decided(case=case, judgement=Cleared(reason="in_agreement"), reads=reads) for case in cases.values()]
+
+
+class World:
+    """Everything around a confirmer, with a ledger that takes `slow` turns of the loop to say whether it is quiet."""
+
+    def __init__(self, *, quiet: bool, slow: int) -> None:
+        self.waiting = [raised()]
+        self.finished: list[Raised] = []
+        self.verdicts: list[Any] = []
+        self.judge = Judge()
+        self._quiet = quiet
+        self._slow = slow
+        self.confirmer = Confirmer(
+            ConfirmerDependencies(
+                ledger=cast(Any, None),
+                inbox=self,
+                verdicts=self,
+                judges={"orders": cast(Any, self.judge)},
+                stores=self.stores,
+                book=cast(Any, self),
+                clock=SystemClock(),
+                trials=cast(Any, self),
+                on_hole=cast(Any, None),
+                on_cleared=lambda *_: None,
+                on_detected=lambda *_: None,
+                is_quiet=self.is_quiet,
+            )
+        )
+
+    async def is_quiet(self, _: str) -> bool:
+        for _turn in range(self._slow):
+            await asyncio.sleep(0)
+        return self._quiet
+
+    async def stores(self, _: str) -> Any:
+        return SimpleNamespace(spec=SimpleNamespace(id="orders"))
+
+    async def streamed(self, *_: Any) -> frozenset[bytes]:
+        return frozenset()
+
+    async def open(self, *_: Any) -> list[bytes]:
+        return []
+
+    async def close(self, _: Any, decided: Sequence[Decided]) -> list[bytes]:
+        return [item.case.key for item in decided]
+
+    async def publish(self, verdicts: Sequence[Any]) -> None:
+        self.verdicts += verdicts
+
+    async def take(self, limit: int, seconds: float) -> Sequence[Raised]:
+        await asyncio.sleep(0)
+        taken, self.waiting = self.waiting, []
+        return taken
+
+    async def done(self, finished: Sequence[Raised]) -> None:
+        self.finished += finished
+
+    async def run(self) -> None:
+        """Let the confirmer work until it has finished something, five seconds at most."""
+        stop = asyncio.Event()
+        running = asyncio.create_task(self.confirmer.run(stop))
+        for _turn in range(500):
+            await asyncio.sleep(0.01)
+            if self.finished:
+                break
+        stop.set()
+        await running
+
+
+async def test_what_is_settled_at_once_is_finished_too() -> None:
+    """The judge settles a key while the ledger is still asked whether the pipeline is left alone."""
+    world = World(quiet=False, slow=5)
+    await world.run()
+    assert [verdict.key for verdict in world.verdicts] == [KEY]
+    assert [item.offset for item in world.finished] == [7], "it was settled, and is read again for ever"
+
+
+async def test_what_is_raised_in_a_quiet_time_waits_for_its_end_and_holds_nothing_up() -> None:
+    world = World(quiet=True, slow=1)
+    await world.run()
+    assert world.verdicts == []
+    assert [item.offset for item in world.finished] == [7]
+    assert list(world.judge.cases) == [KEY]
