@@ -13,7 +13,7 @@ from gapwatch.core.confirm import Presence, satisfied
 from gapwatch.core.keytrace import KeyTrace
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import ConflictError, FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
+from gapwatch.errors import FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Resolution, Run, State
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.stream import Side
@@ -24,7 +24,14 @@ from gapwatch.roles.repair.plans import plan, request_apply, requeue
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.repair.replayer import request_replay
 from gapwatch.roles.repair.replaying import check, question_of
-from gapwatch.roles.repair.sweeps import cancel_active, refuse_quiet, refuse_suspect_mapping, request_resumed, request_sweep
+from gapwatch.roles.repair.sweeps import (
+    cancel_active,
+    refuse_quiet,
+    refuse_suspect_mapping,
+    remember_quiet,
+    request_sweep,
+    sweep_after_quiet,
+)
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 LOOKBACK_SECONDS = 48 * 3600.0
@@ -76,28 +83,26 @@ class Desk:
     async def pause(self, pipeline: str, *, actor: str, reason: str = "") -> None:
         """Leave the pipeline alone: SKIPPED, nothing opens or is repaired. The streams are read on, so that nothing is missed."""
         self.pipeline(pipeline)
-        fact = {"reason": reason or f"paused by {actor}", "at": gaps.rfc3339(self._on.clock.now())}
+        paused = await asyncio.to_thread(self._on.ledger.fact, Facts.paused(pipeline)) or {}
+        fact = {"reason": reason or f"paused by {actor}", "at": paused.get("at") or gaps.rfc3339(self._on.clock.now())}
         await asyncio.to_thread(self._on.ledger.set_fact, Facts.paused(pipeline), fact)
         await asyncio.to_thread(cancel_active, self._on.ledger, pipeline)
         await self._audit(actor, "pipeline_pause", pipeline, reason=reason)
 
     async def resume(self, pipeline: str, *, actor: str) -> None:
-        """Go on; a sweep looks at what changed since the pause, or, where nobody knows when rows were written, at everything."""
+        """Go on; a sweep looks at what changed since the pause, or, where nobody knows when rows were written, at everything.
+
+        It comes at once, or as soon as what runs, or a maintenance window that is on, has ended.
+        """
         spec, ledger = self.pipeline(pipeline), self._on.ledger
         paused = await asyncio.to_thread(ledger.fact, Facts.paused(pipeline))
+        if paused:
+            since = datetime.fromisoformat(paused["at"])
+            await asyncio.to_thread(remember_quiet, ledger, pipeline, since)  # first: whoever dies here has promised a sweep
         await asyncio.to_thread(ledger.set_fact, Facts.paused(pipeline), None)
         await self._audit(actor, "pipeline_resume", pipeline)
-        if not paused:
-            return
-        since = datetime.fromisoformat(paused["at"])
-        if quiet_at(spec.maintenance, None, self._on.clock.now()) is not None:
-            await asyncio.to_thread(ledger.set_fact, Facts.quiet(pipeline), {"since": since.isoformat()})
-            return  # a maintenance window is on: the sweep comes after it
-        await asyncio.to_thread(ledger.set_fact, Facts.quiet(pipeline), None)
-        try:
-            await asyncio.to_thread(request_resumed, ledger, spec, self._on.clock, self._on.new_id(), since, actor)
-        except ConflictError:
-            return  # one is under way
+        if paused and quiet_at(spec.maintenance, None, self._on.clock.now()) is None:
+            await asyncio.to_thread(sweep_after_quiet, ledger, spec, self._on.clock, self._on.new_id(), actor)
 
     async def start_sweep(self, pipeline: str, request: Mapping[str, Any], *, actor: str) -> Run:
         """Queue a sweep. Raises ConflictError with the running id when one is queued or running."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec, Settings, SweepSpec, TopicsSpec
 from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, refuse_quiet, request_sweep
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 
@@ -112,3 +113,40 @@ def found(ledger: SqlLedger, run_id: str) -> Run:
     run = ledger.run(run_id)
     assert run is not None
     return run
+
+
+def desk(ledger: SqlLedger, clock: VirtualClock, spec: PipelineSpec) -> Desk:
+    settings = Settings(bootstrap_servers="", topics=TopicsSpec(), database="", stores={}, pipelines={spec.id: spec})
+    nobody = cast(Any, None)
+    dependencies = DeskDependencies(
+        settings=settings,
+        ledger=ledger,
+        board=nobody,
+        stores=nobody,
+        stream=nobody,
+        clock=clock,
+        new_id=lambda: f"asked{next(NUMBERS)}",
+    )
+    return Desk(dependencies)
+
+
+async def test_m22_a_pause_that_ends_while_a_run_still_does_is_followed_by_a_sweep_all_the_same(ledger: SqlLedger) -> None:
+    """What was cancelled ends at its next step only; the sweep comes after it, and looks back to the first of two pauses."""
+    clock, spec = VirtualClock(), spec_of_rig()
+    spec = replace(spec, source=replace(spec.source, changed_at="changed"))
+    office, asking = desk(ledger, clock, spec), scheduler(ledger, clock, spec)
+    request_sweep(ledger, spec, clock, "running", {"reason": "asked"})
+    assert ledger.take_run(RunKind.SWEEP, "here", seconds=1e6) is not None
+    first = clock.now()
+    await office.pause(spec.id, actor="me")
+    await clock.sleep(60)
+    await office.pause(spec.id, actor="me", reason="still")
+    await office.resume(spec.id, actor="me")
+    assert ledger.fact(Facts.paused(spec.id)) is None
+    assert ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED]) == []
+    ledger.update_run(replace(found(ledger, "running"), state=RunState.CANCELLED, ended_at=clock.now()), holder="here")
+    await asking._tick(spec)
+    (sweep,) = ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED])
+    since = datetime.fromisoformat(sweep.request["since"]) + timedelta(seconds=spec.grace_seconds)
+    assert abs((since - first).total_seconds()) < 1
+    assert ledger.fact(Facts.quiet(spec.id)) is None

@@ -72,17 +72,32 @@ def request_sweep(
     )
 
 
-def request_resumed(
-    ledger: Ledger, pipeline: PipelineSpec, clock: Clock, run_id: str, since: datetime, requested_by: str = "gapwatch"
-) -> Run:
-    """Queue the sweep of what changed since a pipeline was left alone; of everything where no column says so.
+def remember_quiet(ledger: Ledger, pipeline: str, since: datetime) -> None:
+    """Remember that a pipeline is left alone since a time, or earlier: a sweep has to follow, see :func:`sweep_after_quiet`."""
+    known = ledger.fact(Facts.quiet(pipeline))
+    earliest = min(since, datetime.fromisoformat(known["since"])) if known else since
+    ledger.set_fact(Facts.quiet(pipeline), {"since": earliest.isoformat()})
 
-    Raises ConflictError when one of the pipeline is queued or running.
+
+def sweep_after_quiet(ledger: Ledger, pipeline: PipelineSpec, clock: Clock, run_id: str, requested_by: str = "gapwatch") -> bool:
+    """Queue the sweep that is due after a quiet time: of what changed since its start; of everything where no column says so.
+
+    Returns False while another one is under way: it stays due.
     """
+    known = ledger.fact(Facts.quiet(pipeline.id))
+    if known is None:
+        return True
     asked: dict[str, Any] = {"reason": "resumed"}
     if pipeline.source.changed_at:
-        asked |= {"range": "lookback", "since": (since - timedelta(seconds=pipeline.grace_seconds)).isoformat()}
-    return request_sweep(ledger, pipeline, clock, run_id, asked, requested_by)
+        since = datetime.fromisoformat(known["since"]) - timedelta(seconds=pipeline.grace_seconds)
+        asked |= {"range": "lookback", "since": since.isoformat()}
+    try:
+        request_sweep(ledger, pipeline, clock, run_id, asked, requested_by)
+    except ConflictError:
+        return False
+    ledger.set_fact(Facts.quiet(pipeline.id), None)
+    log.info("pipeline_resumed", pipeline=pipeline.id)
+    return True
 
 
 def cancel_active(ledger: Ledger, pipeline: str) -> None:
@@ -161,21 +176,15 @@ class SweepScheduler:
 
     def _is_quiet(self, pipeline: PipelineSpec, now: datetime) -> bool:
         """Whether the pipeline is left alone now: what runs is ended, and once that is over, a sweep is asked for."""
-        ledger, name = self._on.ledger, Facts.quiet(pipeline.id)
-        quiet, known = quiet_at(pipeline.maintenance, ledger.fact(Facts.paused(pipeline.id)), now), ledger.fact(name)
-        if quiet is not None:
-            cancel_active(ledger, pipeline.id)
-            if known is None:
-                ledger.set_fact(name, {"since": quiet.since.isoformat()})
-                log.info("pipeline_quiet", pipeline=pipeline.id, reason=quiet.reason)
-        elif known is not None:
-            try:
-                request_resumed(ledger, pipeline, self._on.clock, self._on.new_id(), datetime.fromisoformat(known["since"]))
-            except ConflictError:
-                return True  # one is under way: the next tick asks again
-            ledger.set_fact(name, None)
-            log.info("pipeline_resumed", pipeline=pipeline.id)
-        return quiet is not None
+        ledger = self._on.ledger
+        quiet = quiet_at(pipeline.maintenance, ledger.fact(Facts.paused(pipeline.id)), now)
+        if quiet is None:
+            return not sweep_after_quiet(ledger, pipeline, self._on.clock, self._on.new_id())
+        cancel_active(ledger, pipeline.id)
+        if ledger.fact(Facts.quiet(pipeline.id)) is None:
+            remember_quiet(ledger, pipeline.id, quiet.since)
+            log.info("pipeline_quiet", pipeline=pipeline.id, reason=quiet.reason)
+        return True
 
     def extent(self, pipeline: PipelineSpec) -> dict[str, Any]:
         """Return how far a scheduled sweep looks: back as far as is configured, at everything once in a while."""
