@@ -13,6 +13,7 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice, Clock
 
 SHOWN_SECONDS: Final = 600  # how long a change is shown
+HOLE_SHOWN_SECONDS: Final = 7 * 86_400  # how long it is shown where it may have lost something: the ledger takes it once
 
 Recall = Callable[[str], Mapping[str, Any] | None]
 Remember = Callable[[str, Mapping[str, Any]], None]
@@ -69,7 +70,7 @@ class TopicPreflight:
             before = int(known["partitions"]) if same else fact.partitions
             known = now | {"before": before, "at": self._clock.now_ms() if same else 0}
             await asyncio.to_thread(self._remember, name, known)
-        if self._is_fresh(known):
+        if self._is_fresh(known, HOLE_SHOWN_SECONDS if plain else SHOWN_SECONDS):
             message = f"Topic {topic} has {fact.partitions} partitions; it had {known['before']}."
             if plain:
                 remedy = "Records of one key may lie in two partitions, whose order nobody knows; a sweep covers it, by itself."
@@ -100,8 +101,8 @@ class TopicPreflight:
             message = f"The sink's dead-letter topic {topic} has {records}: it gave up writing them."
             yield self._advice("target", message, "Read the reasons in their headers; each write is a gap soon.", "dlq_growing")
 
-    def _is_fresh(self, known: Mapping[str, Any]) -> bool:
-        return bool(known.get("at")) and self._clock.now_ms() - int(known["at"]) < SHOWN_SECONDS * 1000
+    def _is_fresh(self, known: Mapping[str, Any], seconds: float = SHOWN_SECONDS) -> bool:
+        return bool(known.get("at")) and self._clock.now_ms() - int(known["at"]) < seconds * 1000
 
     def _table(self, topic: str) -> str:
         """Return which of several tables a topic is for."""
