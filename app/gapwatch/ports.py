@@ -460,10 +460,11 @@ class Ledger(Protocol):
     ) -> Sequence[AuditRow]: ...
 
     # feeds: epochs, positions, baselines, pauses, small facts
-    def epoch(self, feed: str, partition: int, topic_id: str, offset: int) -> int:
+    def epoch(self, feed: str, partition: int, topic_id: str, offset: int, *, after: int = 0) -> int:
         """Return the number of the epoch that begins at (topic id, partition, offset); insert-once, so all workers agree.
 
-        An offset below 0 stands for the end of an epoch's log that was lost: minus the number of that epoch.
+        An offset below 0 stands for the end of an epoch's log that was lost: minus the number of that epoch. ``after``: the
+        number that the caller knows to be in use, which a ledger restored from a backup may not: a new one is higher.
         """
 
     def newest_epoch(self, feed: str, partition: int, topic_id: str) -> int:

@@ -601,6 +601,23 @@ def test_epochs_are_numbered_once_for_all(ledger: SqlLedger) -> None:
     assert ledger.epoch("feed", 0, "topic-a", 0) == 1
 
 
+def test_a_new_epoch_is_above_the_one_that_is_in_use(ledger: SqlLedger) -> None:
+    """A ledger that was restored from a backup has not heard of the last epochs; whoever asks has."""
+    assert ledger.epoch("feed", 0, "topic", 0) == 1
+    assert ledger.epoch("feed", 0, "topic", 900, after=4) == 5
+    assert ledger.epoch("feed", 0, "topic", 900, after=7) == 5, "a known one keeps its number"
+    assert ledger.epoch("feed", 0, "topic", 950, after=2) == 6
+
+
+def test_the_newest_epoch_of_a_topic(ledger: SqlLedger) -> None:
+    assert ledger.newest_epoch("feed", 0, "topic-a") == 1, "the one that begins with its log"
+    assert ledger.epoch("feed", 0, "topic-a", 500) == 2
+    assert ledger.epoch("feed", 1, "topic-a", 700) == 1
+    assert ledger.newest_epoch("feed", 0, "topic-a") == 2
+    assert ledger.newest_epoch("feed", 0, "topic-b") == 3
+    assert ledger.newest_epoch("feed", 0, "topic-a") == 2
+
+
 def test_all_workers_agree_on_an_epoch(ledger_url: str, opened: Opener) -> None:
     ledgers = [opened(ledger_url) for _ in range(4)]
     barrier = threading.Barrier(len(ledgers))

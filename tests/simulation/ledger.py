@@ -22,7 +22,7 @@ class ModelLedger:
         self.unverifiable: dict[Key, datetime] = {}
         self.on_gap: list[Callable[[GapChange], None]] = []
         self._facts: dict[str, Any] = {}
-        self._epochs: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        self._epochs: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
 
     # gaps
 
@@ -68,15 +68,13 @@ class ModelLedger:
     def add_unverifiable(self, pipeline: str, key: Key, event_time: datetime, reason: str) -> None:
         self.unverifiable[key] = min(event_time, self.unverifiable.get(key, event_time))
 
-    def epoch(self, feed: str, partition: int, topic_id: str, offset: int) -> int:
-        begun = self._epochs.setdefault((feed, partition), [])
-        if (topic_id, offset) not in begun:
-            begun.append((topic_id, offset))
-        return begun.index((topic_id, offset)) + 1
+    def epoch(self, feed: str, partition: int, topic_id: str, offset: int, *, after: int = 0) -> int:
+        begun = self._epochs.setdefault((feed, partition), {})
+        return begun.setdefault((topic_id, offset), max(after, *begun.values(), 0) + 1)
 
     def newest_epoch(self, feed: str, partition: int, topic_id: str) -> int:
-        begun = self._epochs.get((feed, partition), [])
-        mine = [number for number, (topic, _) in enumerate(begun, 1) if topic == topic_id]
+        begun = self._epochs.get((feed, partition), {})
+        mine = [number for (topic, _), number in begun.items() if topic == topic_id]
         return max(mine, default=0) or self.epoch(feed, partition, topic_id, 0)
 
     def fact(self, name: str) -> Any | None:

@@ -20,10 +20,10 @@ EPOCH_ATTEMPTS_MAX: Final = 20
 class FactQueries(LedgerPart):
     """Implements the epoch, fact and lease methods of :class:`gapwatch.ports.Ledger`."""
 
-    def epoch(self, feed: str, partition: int, topic_id: str, offset: int) -> int:
+    def epoch(self, feed: str, partition: int, topic_id: str, offset: int, *, after: int = 0) -> int:
         """Return the number (1, 2, …) of the epoch that begins at (topic id, partition, offset).
 
-        Insert-once: whoever asks first fixes the number, everybody else gets the same one.
+        Insert-once: whoever asks first fixes the number, above `after`; everybody else gets the same one.
         """
         mine = (epochs.c.feed == feed, epochs.c.partition == partition)
 
@@ -34,7 +34,7 @@ class FactQueries(LedgerPart):
                 return int(found)
             last = connection.execute(select(func.max(epochs.c.number)).where(*mine)).scalar_one()
             statement = self._db.insert(epochs).values(
-                feed=feed, partition=partition, topic_id=topic_id, begins_at=offset, number=(last or 0) + 1
+                feed=feed, partition=partition, topic_id=topic_id, begins_at=offset, number=max(last or 0, after) + 1
             )
             inserted = connection.execute(statement.on_conflict_do_nothing().returning(epochs.c.number)).scalar_one_or_none()
             return None if inserted is None else int(inserted)

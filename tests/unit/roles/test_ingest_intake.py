@@ -30,6 +30,7 @@ class Rig:
     def __init__(self) -> None:
         self.sent: list[tuple[str, int, bytes | None]] = []
         self.findings: list[FindingRecord] = []
+        self.begun: dict[int, int] = {}  # epochs by the offset where they begin
         self.unparsable: list[str] = []
         spec = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
         settings = Settings(bootstrap_servers="", pipelines={"orders": spec})
@@ -37,7 +38,7 @@ class Rig:
             settings=settings,
             pipelines=settings.pipelines,
             producer=SimpleNamespace(send=self._send),
-            ledger=SimpleNamespace(epoch=lambda *_: 7, raise_finding=self._finding),
+            ledger=SimpleNamespace(epoch=self._epoch, raise_finding=self._finding),
             clock=SimpleNamespace(now=lambda: datetime(2026, 1, 1, tzinfo=UTC), now_ms=lambda: COMMITTED),
             name="one",
             on_finding=lambda *_: None,
@@ -52,6 +53,9 @@ class Rig:
     async def _send(self, topic: str, key: bytes | None, value: bytes | None, *, partition: int = -1, **_: Any) -> Any:
         self.sent.append((topic, partition, value))
         return asyncio.get_running_loop().create_future()
+
+    def _epoch(self, feed: str, partition: int, topic_id: str, offset: int, *, after: int) -> int:
+        return self.begun.setdefault(offset, max(6, after, *self.begun.values()) + 1)
 
     def _finding(self, record: FindingRecord) -> bool:
         self.findings.append(record)
@@ -119,6 +123,17 @@ async def test_a_broken_history_ends_its_epoch_in_the_middle_of_a_batch() -> Non
     assert {(section.offset_from, section.offset_to) for section in by_epoch[7]} == {(8, 10)}
     assert [record.finding for record in rig.findings] == ["slot_jumped"]
     assert rig.progress.highest == (4, 4)
+
+
+async def test_a_break_that_is_known_is_neither_told_nor_numbered_again() -> None:
+    """Whoever begins with the newest epoch reads the log from its start, past the breaks that made it: all is repetition."""
+    rig = Rig()
+    rig.begun = {8: 1}
+    await rig.take(message(5, lsn=100), message(6, lsn=101), message(8, lsn=3, time=COMMITTED + 5_000), message(9, lsn=4))
+    assert {section.epoch for section in rig.sections} == {1}
+    assert sorted(offset for section in rig.sections for offset in section.offsets) == [5, 6, 8, 9]
+    assert rig.findings == []
+    assert (rig.progress.epoch, rig.progress.highest) == (1, (4, 4))
 
 
 async def test_a_record_that_nobody_understands_is_buried_and_lost_and_its_neighbours_are_not() -> None:

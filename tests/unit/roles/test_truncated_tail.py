@@ -10,22 +10,16 @@ from gapwatch.core.matching import KeyMatcher
 from gapwatch.kafka.clients import Committed
 from gapwatch.kafka.topics import TopicFacts
 from gapwatch.roles.ingest.ownership import Ownership
+from tests.simulation.ledger import ModelLedger
 from tests.unit.core.samples import COMMITTED
 from tests.unit.roles.test_ingest_intake import AT, Rig, message
 
 
 async def test_a_log_that_ends_below_our_position_begins_a_new_epoch() -> None:
     rig = Rig()
-    begun: list[tuple[str, int]] = []
-
-    def epoch(topic: str, partition: int, topic_id: str, offset: int) -> int:  # as the ledger does it
-        if (topic_id, offset) not in begun:
-            begun.append((topic_id, offset))
-        return begun.index((topic_id, offset)) + 1
-
+    model = ModelLedger()
     ledger: Any = rig.shared.on.ledger
-    ledger.epoch = epoch
-    ledger.newest_epoch = lambda *_: epoch(AT.topic, 0, "id", 0)
+    ledger.epoch, ledger.newest_epoch = model.epoch, model.newest_epoch
     ownership = Ownership(rig.shared, rig.outlet)
     fact = TopicFacts(topic_id="id", partitions=1)
     said: list[object] = []

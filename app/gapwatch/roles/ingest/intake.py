@@ -90,7 +90,9 @@ class Intake:
         progress = owned.progress
         where = f"{progress.topic}[{progress.partition}]"
         ledger = self._shared.on.ledger
-        epoch = await asyncio.to_thread(ledger.epoch, progress.topic, progress.partition, owned.topic_id, offset)
+        epoch = await asyncio.to_thread(
+            ledger.epoch, progress.topic, progress.partition, owned.topic_id, offset, after=progress.epoch
+        )
         if epoch <= progress.epoch:  # read once more, from before a break that is known: all of it is repetition
             progress.highest = (-1, -1)
             return

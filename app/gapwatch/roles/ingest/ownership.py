@@ -68,7 +68,9 @@ class Ownership:
         if same_log and known is not None:
             epoch = known.epoch
         elif same_topic and known is not None:  # what stands at these offsets now is something else
-            epoch = await asyncio.to_thread(self._on.ledger.epoch, at.topic, at.partition, fact.topic_id, -known.epoch)
+            epoch = await asyncio.to_thread(
+                self._on.ledger.epoch, at.topic, at.partition, fact.topic_id, -known.epoch, after=known.epoch
+            )
             message = f"{at.topic}[{at.partition}] lost its end: offsets {end} to {offset}"
             for binding in bindings:
                 await self._shared.find(binding, Finding.LOG_TRUNCATED, message, since_ms=known.time)
