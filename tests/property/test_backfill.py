@@ -201,10 +201,10 @@ def test_invariant_6_repair_never_makes_it_worse(
 
     rig.between = between
     ended = repaired(rig, ledger, proved=proved)
-    check(ended)
+    assert_never_worse(ended)
 
 
-def check(ended: Ended) -> None:
+def assert_never_worse(ended: Ended) -> None:
     rig, counts, audited = ended.rig, ended.run.counts, ended.audited
     touched = {rig.number(item.key) for item in rig.writes}
     assert touched <= audited.keys()
