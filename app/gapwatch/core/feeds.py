@@ -59,7 +59,8 @@ class FeedProgress:
     ``position``: the next offset to be read. ``sent``: up to where ranges were sent, the same for all partitions of
     ``gapwatch.events``. ``highest``: the highest position seen, with its commit time. ``begun``: where the epoch began, if it
     began here; it begins there once. ``compacted``: offsets may be missing because the broker removed their records; below
-    ``history_to`` that is history, which the baseline judges.
+    ``history_to`` that is history, which the baseline judges. ``created``: when the last record that was read here was handed
+    to its producer, 0 where the topic keeps the broker's time instead.
     """
 
     topic: str
@@ -76,6 +77,7 @@ class FeedProgress:
     history_to: int = 0
     watermark: int = 0
     caught_up: int = 0
+    created: int = 0
     begun: int = -1
     lost: list[Lost] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -206,7 +208,19 @@ class HeartbeatRows:
     disorder_ms: int
     rows: list[tuple[int, tuple[int, int], int]] = field(default_factory=list)  # append time, position, commit time
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sender: number and commit time
+    run: list[tuple[int, tuple[int, int], int]] = field(default_factory=list)  # the last rows, rising since a connector's start
     proven: int = 0
+
+    def proven_before(self, created: int) -> int | None:
+        """Return what the rows prove of a partition in which a record of this CreateTime was read; None: not to be said yet.
+
+        A connector sends in the order of the log, and each partition keeps that order: a record that was sent after a row has
+        everything before it that the row speaks of. ``settle`` lies between the two, in case the clock was set back. A connector
+        that starts again repeats rows; so the next row must have come, and have risen.
+        """
+        if not self.run or self.run[-1][0] < created:
+            return None
+        return max([commit - self.disorder_ms for append, _, commit in self.run if append + self.settle_ms <= created], default=0)
 
     def read(self, row: HeartbeatRow) -> int | None:
         """Take a row. When a number of its sender was skipped, the history is broken: return the time from which on it is.
@@ -224,11 +238,14 @@ class HeartbeatRows:
         position = (row.major, row.minor)
         self.rows = [known for known in self.rows if known[1] < position]
         self.rows.append((row.append_time, position, row.event_time))
+        if self.run and self.run[-1][1] >= position:
+            self.run.clear()
+        self.run.append(self.rows[-1])
         settled = [commit for append, _, commit in self.rows if row.append_time - append >= self.settle_ms]
         if settled:
             self.proven = max(self.proven, max(settled) - self.disorder_ms)
             self.rows = [known for known in self.rows if row.append_time - known[0] < self.settle_ms]
-        del self.rows[:-ROWS_KEPT]
+        del self.rows[:-ROWS_KEPT], self.run[:-ROWS_KEPT]
         return broken_since
 
 
@@ -238,6 +255,7 @@ class StandingEnd:
 
     After an outage, or behind a large transaction, heartbeat rows overtake the changes that still wait in the connector's
     producer. So what they prove holds of an end only if that stood still for a while after they were read: then nothing waits.
+    An end that never does is proved by its records, see :class:`Follower`.
     """
 
     still_ms: int
@@ -253,6 +271,25 @@ class StandingEnd:
             del self.seen[0]
         since, found = self.seen[0]
         return found if since <= clock - self.still_ms else 0
+
+
+@dataclass(slots=True)
+class Follower:
+    """One record of a partition that waits for the next heartbeat row, to prove the time of those before it.
+
+    An incremental snapshot of hours moves the ends of its partitions all the time, and its reads prove nothing themselves.
+    """
+
+    created: int = 0
+
+    def proven(self, created: int, rows: HeartbeatRows) -> int:
+        """Return what is proven of the partition, 0: nothing new. ``created``: CreateTime of the last record that was read."""
+        self.created = self.created or created
+        found = rows.proven_before(self.created) if self.created else None
+        if found is None:
+            return 0
+        self.created = created
+        return found
 
 
 def delivery_of(position: int | None, end: int) -> int:

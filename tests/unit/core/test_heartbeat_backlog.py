@@ -6,7 +6,7 @@ outage one produce request carries one batch per partition: all heartbeat rows o
 
 from __future__ import annotations
 
-from gapwatch.core.feeds import Check, FeedProgress, HeartbeatRows, StandingEnd
+from gapwatch.core.feeds import Check, FeedProgress, Follower, HeartbeatRows, StandingEnd
 from tests.unit.core.test_feeds import progress, row
 
 
@@ -32,6 +32,49 @@ def test_rows_that_were_held_back_together_prove_nothing_yet() -> None:
         feed.check(Check(end=2_010, clock=clock, proven=end.proven(2_010, clock, proven)))
         feed.read_to(2_010)
     assert feed.watermark == proven
+
+
+def test_an_end_that_never_stands_still_is_proved_by_a_record_that_was_sent_after_the_rows() -> None:
+    """An incremental snapshot for a minute: reads only, which prove no time themselves, ten a second, and a row a second."""
+    rows, feed, end, follower = HeartbeatRows(settle_ms=1_000, disorder_ms=200), progress(), StandingEnd(still_ms=500), Follower()
+    for tenth in range(600):
+        now = 100 * tenth
+        if tenth % 10 == 0:
+            rows.read(row(tenth // 10, now))
+        feed.read_to(110 + tenth)
+        feed.created = now
+        feed.check(Check(end=111 + tenth, clock=now, proven=end.proven(111 + tenth, now, rows.proven)))
+        feed.marked(follower.proven(feed.created, rows))
+        assert feed.watermark >= now - 4_500, "the end moves all the time, and time stands"
+        assert feed.watermark <= now
+
+
+def test_a_record_that_was_sent_before_a_row_says_nothing_of_what_the_row_proves() -> None:
+    rows = HeartbeatRows(settle_ms=1_000, disorder_ms=200)
+    assert rows.proven_before(1) is None, "no row yet"
+    for second in range(1, 5):
+        rows.read(row(second, second * 1_000))
+    assert rows.proven_before(4_001) is None, "whether the connector had started again shows in its next row"
+    assert rows.proven_before(4_000) == 2_800
+    assert rows.proven_before(3_999) == 1_800
+    assert rows.proven_before(1_999) == 0
+    assert Follower().proven(0, rows) == 0, "the broker's time tells nothing of when a record was sent"
+
+
+def test_what_a_connector_repeats_after_its_start_proves_nothing_of_what_it_had_not_delivered() -> None:
+    """A change committed at 1,500 was not acknowledged when the connector died; it repeats what lies before it, and a row."""
+    rows, follower = HeartbeatRows(settle_ms=1_000, disorder_ms=200), Follower()
+    for second in range(1, 6):
+        rows.read(row(second, second * 1_000))
+    repeated = 20_000  # CreateTime of a record before that change, sent once more
+    assert follower.proven(repeated, rows) == 0
+    rows.read(row(2, 2_000, append=20_100))
+    assert follower.proven(repeated, rows) == 0, "the watermark passed a change that nobody has read"
+    for second in range(3, 9):
+        rows.read(row(second, second * 1_000, append=20_100 + 1_000 * (second - 2)))
+    assert follower.proven(25_000, rows) == 0, "nothing is said of the record that was repeated, and it waits no more"
+    rows.read(row(9, 26_000, append=26_100))
+    assert follower.proven(26_050, rows) == 4_800, "the row of 5,000 was sent more than a second before that that came at 25,000"
 
 
 def test_what_was_proven_holds_of_an_end_that_stood_still_since() -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
-from confluent_kafka import Message
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message
 
 from gapwatch.core.batches import unpack
 from gapwatch.core.feeds import FeedProgress
@@ -71,7 +71,7 @@ class Rig:
         return [section for batch in batches if isinstance(batch, Batch) for section in batch.sections]
 
 
-def message(offset: int, *, lsn: int = 0, time: int = COMMITTED, value: bytes | None = None) -> Message:
+def message(offset: int, *, lsn: int = 0, time: int = COMMITTED, value: bytes | None = None, kind: int = 1) -> Message:
     lsn = lsn or offset
     made = change("c", after={"id": offset, "name": "n"}, sequence=f'["{lsn}","{lsn}"]', ts_ms=time)
     return Message(
@@ -80,7 +80,7 @@ def message(offset: int, *, lsn: int = 0, time: int = COMMITTED, value: bytes | 
         offset=offset,
         key=json.dumps({"id": offset}).encode(),
         value=json.dumps(made).encode() if value is None else value,
-        timestamp=(1, time),
+        timestamp=(kind, time),
     )
 
 
@@ -95,6 +95,16 @@ async def test_ranges_join_and_repetitions_are_passed_over() -> None:
     assert {end for _, _, end in found} == {7, 8}
     assert rig.progress.position == 8
     assert rig.progress.watermark == COMMITTED - 200
+
+
+async def test_when_a_record_was_sent_is_known_where_the_topic_keeps_it() -> None:
+    rig = Rig()
+    await rig.take(message(5, kind=TIMESTAMP_LOG_APPEND_TIME))
+    assert rig.progress.created == 0
+    await rig.take(message(6), message(7, time=COMMITTED + 5))
+    assert rig.progress.created == COMMITTED + 5
+    await rig.take(message(8, time=COMMITTED))
+    assert rig.progress.created == COMMITTED + 5
 
 
 async def test_a_control_record_begins_where_the_sections_of_its_partition_ended() -> None:

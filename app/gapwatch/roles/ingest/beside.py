@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from gapwatch.core.envelopes import RawRecord, heartbeat_row
-from gapwatch.core.feeds import Check, StandingEnd, delivery_of
+from gapwatch.core.feeds import Check, Follower, StandingEnd, delivery_of
 from gapwatch.errors import RecordError, StoreError
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import Finding
@@ -45,6 +45,7 @@ class Beside:
         """Fetch ends of the logs again and again; what heartbeat rows had proved before is proven once they are reached."""
         on, shared = self._on, self._shared
         ends: dict[Partition, StandingEnd] = {}
+        followers: dict[Partition, Follower] = {}
         while not stop.is_set():
             owned = dict(shared.owned)
             proven = {topic: rows.proven for topic, rows in shared.rows.items()}
@@ -55,11 +56,15 @@ class Beside:
                     log.warning("log_ends_unread", reason=str(error))
                 else:
                     for at, item in owned.items():
-                        rows = shared.heartbeat_topics.get(at.topic, "")
+                        topic = shared.heartbeat_topics.get(at.topic, "")
                         end = ends.setdefault(at, StandingEnd(shared.still_ms))
-                        time = end.proven(found.ends[at], found.clock, proven.get(rows, 0))
+                        time = end.proven(found.ends[at], found.clock, proven.get(topic, 0))
                         item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
+                        if topic in shared.rows:
+                            follower = followers.setdefault(at, Follower())
+                            item.progress.marked(follower.proven(item.progress.created, shared.rows[topic]))
                     ends = {at: end for at, end in ends.items() if at in owned}
+                    followers = {at: follower for at, follower in followers.items() if at in owned}
             await on.clock.sleep(ENDS_SECONDS)
 
     async def _read_heartbeats(self, stop: asyncio.Event) -> None:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 import structlog
-from confluent_kafka import Message
+from confluent_kafka import TIMESTAMP_CREATE_TIME, Message
 
 from gapwatch.core.batches import SectionBuilder
 from gapwatch.core.envelopes import EventColumns, Marker, Refused, Truncate
@@ -49,6 +49,9 @@ class Intake:
                 await self._other(binding, owned, item)
         await self._follow(owned, read, messages[0].offset() or 0)
         owned.progress.read_to((messages[-1].offset() or 0) + 1)
+        kind, time = messages[-1].timestamp()
+        if kind == TIMESTAMP_CREATE_TIME:
+            owned.progress.created = max(owned.progress.created, time)
 
     async def _follow(self, owned: Owned, read: Read, offset: int) -> None:
         """Hand all events from `offset` on to the builders, beginning a new epoch wherever the history is broken."""
