@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
-from confluent_kafka import KafkaError
+from confluent_kafka import TIMESTAMP_CREATE_TIME, KafkaError
 
 from gapwatch.kafka.clients import AckedProducer, Committed, Partition, Polled, Rebalance
 from gapwatch.kafka.offsets import GroupPositions, LogEnds
@@ -58,10 +58,11 @@ class Cluster:
         headers: Sequence[tuple[str, bytes]] = (),
         *,
         time: int = 0,
+        kind: int = TIMESTAMP_CREATE_TIME,
         author: str = "",
     ) -> Record:
         log = self.logs[at]
-        record = Record(at, len(log), key, value, headers, time or self.time.now_ms)
+        record = Record(at, len(log), key, value, headers, time or self.time.now_ms, kind)
         log.append(record)
         self.appended.update(repr(record).encode())
         for tell in self.on_append:

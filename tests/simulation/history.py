@@ -63,7 +63,7 @@ class Simulation:
             self.time,
             rng,
         )
-        self.shop = Shop(self.cluster, rng, spec, _fates(rng))
+        self.shop = Shop(self.cluster, rng, spec, _fates(rng), created=seed % 2 == 1)
         self.around = Surroundings(self.loop, self.cluster, self.shop, ModelLedger(), settings)
         self.processes: dict[str, Process] = {}
         self.watch = Watch(self.around, self.processes)

@@ -7,6 +7,8 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from confluent_kafka import TIMESTAMP_CREATE_TIME
+
 from gapwatch.kafka.clients import Committed, Delivered, Partition, Polled, Rebalance
 from gapwatch.kafka.offsets import GroupPositions, LogEnds
 from gapwatch.kafka.topics import TopicFacts
@@ -23,6 +25,7 @@ class Record(NamedTuple):
     record_value: bytes | None
     record_headers: Sequence[tuple[str, bytes]]
     time: int
+    kind: int = TIMESTAMP_CREATE_TIME  # of time
 
     def topic(self) -> str:
         return self.at.topic
@@ -43,7 +46,7 @@ class Record(NamedTuple):
         return list(self.record_headers)
 
     def timestamp(self) -> tuple[int, int]:
-        return 1, self.time
+        return self.kind, self.time
 
 
 class Broker:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
+
 from gapwatch.core.envelopes.heartbeats import message_content
 from gapwatch.core.keys import partition_of
 from gapwatch.core.mapping import CompiledMapping
@@ -110,6 +112,7 @@ class Shop:
     random: random.Random
     spec: PipelineSpec
     fates: Fates
+    created: bool  # Debezium's topics keep when a record was handed to the producer, else when the broker took it
     keys: int = 5
     source: dict[int, Row] = field(default_factory=dict)
     target: dict[int, Row] = field(default_factory=dict)
@@ -214,7 +217,8 @@ class Shop:
 
     def _land(self, at: Partition, count: int) -> None:
         for one in self.sending[at][:count]:
-            record = self.cluster.append(at, one.key, one.value)
+            time, kind = (one.since, TIMESTAMP_CREATE_TIME) if self.created else (self.now, TIMESTAMP_LOG_APPEND_TIME)
+            record = self.cluster.append(at, one.key, one.value, time=time, kind=kind)
             if one.entry is not None:
                 self.raw[at].append(one.entry)
                 self.first.setdefault(one.entry.number, (at, record.number))

@@ -222,8 +222,10 @@ class HeartbeatRows:
             return None
         return max([commit - self.disorder_ms for append, _, commit in self.run if append + self.settle_ms <= created], default=0)
 
-    def read(self, row: HeartbeatRow) -> int | None:
+    def read(self, row: HeartbeatRow, *, created: bool = True) -> int | None:
         """Take a row. When a number of its sender was skipped, the history is broken: return the time from which on it is.
+
+        ``created``: whether its append time is when it was handed to the producer (CreateTime).
 
         A row that goes back in the log was sent by a connector that had started again, because not all that it had sent before
         was acknowledged: rows from there on prove nothing until they, too, have come again.
@@ -238,9 +240,10 @@ class HeartbeatRows:
         position = (row.major, row.minor)
         self.rows = [known for known in self.rows if known[1] < position]
         self.rows.append((row.append_time, position, row.event_time))
-        if self.run and self.run[-1][1] >= position:
+        if self.run and (self.run[-1][1] >= position or not created):
             self.run.clear()
-        self.run.append(self.rows[-1])
+        if created:
+            self.run.append(self.rows[-1])
         settled = [commit for append, _, commit in self.rows if row.append_time - append >= self.settle_ms]
         if settled:
             self.proven = max(self.proven, max(settled) - self.disorder_ms)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 import structlog
+from confluent_kafka import TIMESTAMP_CREATE_TIME
 
 from gapwatch.core.envelopes import RawRecord, heartbeat_row
 from gapwatch.core.feeds import Check, Follower, StandingEnd, delivery_of
@@ -95,17 +96,17 @@ class Beside:
             if not fault.retriable:
                 raise fault
         for message in polled.messages:
-            await self._heartbeat(RawRecord.of(message))
+            await self._heartbeat(RawRecord.of(message), created=message.timestamp()[0] == TIMESTAMP_CREATE_TIME)
         return bool(polled.runs)
 
-    async def _heartbeat(self, record: RawRecord) -> None:
+    async def _heartbeat(self, record: RawRecord, *, created: bool) -> None:
         shared = self._shared
         try:
             row = heartbeat_row(record)
         except RecordError as error:
             log.warning("heartbeat_unparsable", topic=record.topic, offset=record.offset, reason=str(error))
             return
-        broken_since = shared.rows[record.topic].read(row) if row is not None else None
+        broken_since = shared.rows[record.topic].read(row, created=created) if row is not None else None
         if row is None or broken_since is None:
             return
         for topic, rows_topic in shared.heartbeat_topics.items():
