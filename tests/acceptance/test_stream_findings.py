@@ -275,3 +275,30 @@ def test_a9_a_watched_column_is_dropped_or_changes_its_type(
         assert named in found["message"]
         view = in_state(scene, "ERROR", "CRITICAL")  # what was written meanwhile is a hole
         assert sum(view["gaps_open"].values()) == 0
+
+
+def test_a_clock_that_was_moved(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+    """The source's clock, as its user reads it, goes half a minute ahead: it is named, and no longer once it is put right."""
+    user = f"reader_{postgres_database}"
+    with quiet(stack, postgres_database, tmp_path, reader=user) as scene:
+        scene.sql(
+            "CREATE SCHEMA moved",
+            f"GRANT USAGE ON SCHEMA moved TO {user}",
+            "CREATE FUNCTION moved.clock_timestamp() RETURNS timestamptz"
+            " LANGUAGE sql AS $$ SELECT pg_catalog.clock_timestamp() + interval '30 s' $$",
+            f"ALTER ROLE {user} SET search_path = moved, pg_catalog, public",
+        )
+        connect_anew(scene, user)
+        found = finding(scene, "clock_skew")
+        assert "The clock of store shop is " in found["message"]
+        assert "ahead of ours" in found["message"]
+        assert not found["is_hole"]
+        assert in_state(scene, "WARNING")["gaps_open"] == {}
+        scene.sql(f"ALTER ROLE {user} RESET search_path")
+        connect_anew(scene, user)
+        scene.service.wait_healthy()
+
+
+def connect_anew(scene: Scene, user: str) -> None:
+    """End all sessions of a user, who then begins new ones, with what was set for them."""
+    scene.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}'")

@@ -21,8 +21,13 @@ SECONDS_MAX = 20.0
 Pair = tuple[StoredRecord, StoredRecord]
 
 
-async def examine_pipelines(settings: Settings, checks: Mapping[str, Sequence[Preflight]], topics: TopicAdmin) -> list[Advice]:
-    """Return the advice of every check; what could not be asked has the level ``unknown``."""
+async def examine_pipelines(
+    settings: Settings, checks: Mapping[str, Sequence[Preflight]], then: Mapping[str, Preflight], topics: TopicAdmin
+) -> list[Advice]:
+    """Return the advice of every check; what could not be asked has the level ``unknown``.
+
+    ``then``: by pipeline, what is asked only where nothing worse was found.
+    """
     advice: list[Advice] = []
     try:
         advice += await topics.inspect()
@@ -31,14 +36,20 @@ async def examine_pipelines(settings: Settings, checks: Mapping[str, Sequence[Pr
         level = "error" if isinstance(error, StoreRefused) else "unknown"
         advice.append(Advice(level=level, subject="kafka", message=error.message, remedy=error.remedy))
     for name, of_pipeline in checks.items():
-        for check in of_pipeline:
-            try:
-                async with asyncio.timeout(SECONDS_MAX):
-                    advice += await check.check()
-            except (GapwatchError, TimeoutError) as error:
-                message = getattr(error, "message", "") or "It did not answer in time."
-                advice.append(Advice(level="unknown", subject=name, message=message, remedy=getattr(error, "remedy", "")))
+        found = [one for check in of_pipeline for one in await _ask(name, check)]
+        if name in then and all(one.level in ("ok", "warning") for one in found):
+            found += await _ask(name, then[name])
+        advice += found
     return advice
+
+
+async def _ask(name: str, check: Preflight) -> Sequence[Advice]:
+    try:
+        async with asyncio.timeout(SECONDS_MAX):
+            return await check.check()
+    except (GapwatchError, TimeoutError) as error:
+        message = getattr(error, "message", "") or "It did not answer in time."
+        return [Advice(level="unknown", subject=name, message=message, remedy=getattr(error, "remedy", ""))]
 
 
 async def _raw_topics(settings: Settings, topics: TopicAdmin) -> list[Advice]:

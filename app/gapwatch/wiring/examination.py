@@ -14,17 +14,34 @@ from gapwatch.ledger import is_new, open_ledger
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Advice, Preflight
 from gapwatch.roles.board import Facts
-from gapwatch.roles.examiner import examine_pipelines
+from gapwatch.roles.examiner import compare_live, examine_pipelines
+from gapwatch.roles.repair.clocks import StoreClocks
 from gapwatch.roles.stores import PipelineStores
 from gapwatch.wiring.stores import Stores, preflights
+
+Opened = Callable[[], Awaitable[PipelineStores]]
 
 
 def examine(settings: Settings) -> Sequence[Advice]:
     """Return all advice of all preflights, and of our own topics; what could not be asked has the level ``unknown``."""
-    return asyncio.run(_examine(settings))
+    return asyncio.run(_with_stores(settings, _examine))
 
 
-async def _examine(settings: Settings) -> Sequence[Advice]:
+async def _with_stores(
+    settings: Settings, ask: Callable[[Settings, Mapping[str, Opened]], Awaitable[Sequence[Advice]]]
+) -> Sequence[Advice]:
+    """Ask something with every pipeline's stores at hand, which are opened when they are needed; nothing is stored of it."""
+    ledger = open_ledger("sqlite:///:memory:")
+    stores = Stores(settings, ledger)
+    opened = {name: partial(stores.stores, name) for name, spec in settings.pipelines.items() if spec.enabled}
+    try:
+        return await ask(settings, opened)
+    finally:
+        await stores.close()
+        ledger.close()
+
+
+async def _examine(settings: Settings, opened: Mapping[str, Opened]) -> Sequence[Advice]:
     advice: list[Advice] = []
     positions: Mapping[str, Any] = {}
     try:
@@ -38,7 +55,8 @@ async def _examine(settings: Settings) -> Sequence[Advice]:
             token = positions.get(Facts.resume(spec.target.feed.topic), {}).get("token")
             checks[name] = preflights(settings, spec, token.encode() if token else None)
     try:
-        return [*advice, *await examine_pipelines(settings, checks, TopicAdmin(settings))]
+        clocks = {name: StoreClocks(settings.pipelines[name], stores) for name, stores in opened.items()}
+        return [*advice, *await examine_pipelines(settings, checks, clocks, TopicAdmin(settings))]
     finally:
         for check in chain.from_iterable(checks.values()):
             await check.close()
@@ -57,18 +75,8 @@ def _positions(database: str) -> Mapping[str, Any]:
 
 def validate_live(settings: Settings) -> Sequence[Advice]:
     """Read up to 100 keys on both sides of every pipeline and compare them under the mapping (M23)."""
-    from gapwatch.roles.examiner import compare_live
 
-    async def run() -> Sequence[Advice]:
-        ledger = open_ledger("sqlite:///:memory:")
-        stores = Stores(settings, ledger)
-        made: dict[str, Callable[[], Awaitable[PipelineStores]]] = {
-            name: partial(stores.stores, name) for name, spec in settings.pipelines.items() if spec.enabled
-        }
-        try:
-            return [*await _examine(settings), *await compare_live(made)]
-        finally:
-            await stores.close()
-            ledger.close()
+    async def ask(settings: Settings, opened: Mapping[str, Opened]) -> Sequence[Advice]:
+        return [*await _examine(settings, opened), *await compare_live(opened)]
 
-    return asyncio.run(run())
+    return asyncio.run(_with_stores(settings, ask))

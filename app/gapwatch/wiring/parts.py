@@ -29,6 +29,7 @@ from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, 
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 from gapwatch.roles.keylog import KeyLog
+from gapwatch.roles.repair.clocks import StoreClocks
 from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
 from gapwatch.roles.repair.replaying import ReplayReader
 from gapwatch.roles.repair.role import RepairDependencies, RepairRole
@@ -304,7 +305,8 @@ class Parts:
         def of(pipeline: str) -> Sequence[Preflight]:
             if pipeline not in made:
                 spec = self.settings.pipelines[pipeline]
-                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec)]
+                clocks = StoreClocks(spec, partial(self.stores.stores, pipeline))
+                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec), clocks]
             return made[pipeline]
 
         return of

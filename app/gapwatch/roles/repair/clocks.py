@@ -1,0 +1,51 @@
+"""Whether the clocks of a pipeline's stores go with this machine's: times of writes are theirs, grace is counted by ours."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from gapwatch.model.gap import Finding
+from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.ports import Advice, DatasetReader
+from gapwatch.roles.stores import PipelineStores
+
+TRIES = 3  # a slow answer looks like a wrong clock: the smallest of so many offsets counts
+REMEDY = "Let both machines follow a time server; until then every gap is called by that much later."
+
+
+class StoreClocks:
+    """Implements :class:`gapwatch.ports.Preflight` for the clocks of one pipeline's stores."""
+
+    def __init__(self, pipeline: PipelineSpec, stores: Callable[[], Awaitable[PipelineStores]]) -> None:
+        self._pipeline = pipeline
+        self._stores = stores
+
+    async def check(self) -> Sequence[Advice]:
+        spec = self._pipeline
+        stores = await self._stores()
+        advice = []
+        for side, store, reader in (("source", spec.source.store, stores.source), ("target", spec.target.store, stores.target)):
+            offset = await self._offset_ms(reader)
+            if abs(offset) > spec.clock_skew_max_seconds * 1000:
+                where = "ahead of" if offset > 0 else "behind"
+                message = f"The clock of store {store} is {abs(offset) / 1000:.1f} s {where} ours."
+                advice.append(
+                    Advice(
+                        level="warning",
+                        subject=f"{spec.id}.{side}",
+                        message=message,
+                        remedy=REMEDY,
+                        finding=Finding.CLOCK_SKEW.value,
+                    )
+                )
+        return advice
+
+    async def close(self) -> None: ...
+
+    async def _offset_ms(self, reader: DatasetReader) -> int:
+        smallest = await reader.clock_offset_ms()
+        for _ in range(1, TRIES):
+            if abs(smallest) <= self._pipeline.clock_skew_max_seconds * 1000:
+                break
+            smallest = min(smallest, await reader.clock_offset_ms(), key=abs)
+        return smallest
