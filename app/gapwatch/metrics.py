@@ -220,7 +220,9 @@ def _buckets(delays_ms: Mapping[int, int]) -> tuple[list[tuple[str, float]], flo
 
 def _status(views: Sequence[PipelineView]) -> Iterable[Metric]:
     status = GaugeMetricFamily("gapwatch_pipeline_status", "1 for the status in force", labels=["pipeline", "status"])
-    coverage = GaugeMetricFamily("gapwatch_coverage_ratio", "Share of writes proven either way", labels=["pipeline"])
+    coverage = GaugeMetricFamily(
+        "gapwatch_coverage_ratio", "Share of the last hour's closed writes that were proven either way", labels=["pipeline"]
+    )
     pending = GaugeMetricFamily("gapwatch_pending_keys", "Keys whose newest write is not yet proven", labels=["pipeline"])
     transit = GaugeMetricFamily("gapwatch_in_transit_keys", "Keys that the sink has not reached yet", labels=["pipeline"])
     incident = GaugeMetricFamily("gapwatch_incident_gaps", "Open gaps of the incident that is on, else 0", labels=["pipeline"])

@@ -16,6 +16,7 @@ import msgspec
 
 from gapwatch.core.batches import packed
 from gapwatch.core.cells import Cell, Limits
+from gapwatch.core.coverage import STEP_MS
 from gapwatch.core.hotpath import expect_all, is_plain, numbers, observe_all, one_by_one
 from gapwatch.core.judging import Judge, Said
 from gapwatch.core.pipelinestate import STATE_FORMAT, PipelineState
@@ -98,6 +99,8 @@ class KeyMatcher:
         self.applied, self._append_time = offset, append_time
         for judge in self._judges.values():
             judge.append_time = append_time
+        for pipeline in self._pipelines.values():
+            pipeline.hour.pass_to(append_time // STEP_MS, pipeline.closed)
         if missed:
             self._miss(said)
         if record is None:

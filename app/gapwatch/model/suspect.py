@@ -101,6 +101,16 @@ class Counters(msgspec.Struct, kw_only=True):
     forgotten: int = 0  # keys that made room for others: settled ones (a read more, never a verdict), unexplained ones (a hole)
 
 
+class Closed(msgspec.Struct, frozen=True):
+    """Expected writes that are in a class for good, counted over some time. ``masked`` ones are among the settled."""
+
+    settled: int = 0
+    superseded: int = 0
+    gap: int = 0
+    masked: int = 0
+    unverifiable: int = 0
+
+
 class PartitionStatus(msgspec.Struct, kw_only=True):
     """One pipeline in one partition of ``gapwatch.events``, once a second. 0 times: not known. None: there is none.
 
@@ -128,4 +138,5 @@ class PartitionStatus(msgspec.Struct, kw_only=True):
     holes: list[Hole]
     delays_ms: list[tuple[int, int]] = msgspec.field(default_factory=list)  # propagation: (upper bound or -1, count)
     delivery_unknown: bool = False
+    last_hour: Closed | None = None  # closed within it; None: a version that did not say so
     state_format: int = 0  # of the state that its writer stores; 0: a version that did not say so

@@ -206,6 +206,7 @@ class Board:
             undecided=sum(int(fact["undecided"]) for fact in said),
             quiet=quiet_at(self._settings.pipelines[pipeline].maintenance, paused, self._clock.now()),
             unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
+            accepted=ledger.accepted_gaps(pipeline, self._clock.now() - timedelta(hours=1)),
             grace_ms=grace_ms(ledger, self._settings.pipelines[pipeline]),
             repair_stopped=str(stopped["reason"]) if stopped else "",
             given_up=ledger.repair_counts().get((pipeline, True), 0),
