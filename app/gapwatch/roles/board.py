@@ -189,6 +189,7 @@ class Board:
 
     def _facts(self, pipeline: str) -> LedgerFacts:
         ledger = self._ledger
+        baseline = _baseline(ledger.fact(Facts.baseline(pipeline)))  # first: it is stored after the holes that it covers
         summary = ledger.gap_summary(pipeline)
         said = [fact for fact in ledger.facts(Facts.repair(pipeline)).values() if self._fresh(pipeline, fact)]
         swept: Mapping[str, Any] | None = ledger.fact(Facts.swept(pipeline))
@@ -198,7 +199,7 @@ class Board:
         return LedgerFacts(
             summary=summary,
             findings=ledger.findings(pipeline),
-            baseline=_baseline(ledger.fact(Facts.baseline(pipeline))),
+            baseline=baseline,
             last_full_sweep_started=_time(swept["started_at"]) if swept else None,
             masked_swept=int(swept.get("masked", 0)) if swept else 0,
             last_sweep=sweeps[0] if sweeps else None,

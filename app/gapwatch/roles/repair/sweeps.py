@@ -338,11 +338,11 @@ class RunRunner:
         records = on.board.records(run.pipeline)
         findings = on.ledger.findings(run.pipeline)
         hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
-        if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:
-            _set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)
         on.ledger.clear_unverifiable(run.pipeline, before=started)
         for finding in findings:
             hole_before = finding.is_hole and (finding.time_to or finding.last_seen) < started
             if hole_before or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
         on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})
+        if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
+            _set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)
