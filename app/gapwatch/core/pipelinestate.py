@@ -27,7 +27,7 @@ from gapwatch.core.keystate import (
 from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
-from gapwatch.model.suspect import Counters, FeedStatus, Hole, PartitionStatus
+from gapwatch.model.suspect import Counters, FeedStatus, GivenUp, Hole, PartitionStatus
 
 STATE_FORMAT: Final = 3  # of what is stored of a partition; another one is not read
 HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
@@ -76,6 +76,7 @@ class PipelineState:
         self.start = 0  # the source side's first watermark: what was observed before it is the baseline's
         self.late = 0
         self.holes: list[Hole] = []
+        self.early: dict[bytes, GivenUp] = {}  # what the sink said of writes that the source's feed did not show yet
         self.moved: dict[tuple[str, int], FeedPartition] = {}  # source feed partitions whose delivery changed since the last look
         self.survey = Survey()
         self.delivery_known = spec.delivery.known
@@ -332,6 +333,7 @@ class PipelineState:
             "start": self.start,
             "late": self.late,
             "holes": self.holes,
+            "early": list(self.early.items()),
             "names": self.names,
             "keys": self.cell.pack(),
         }
@@ -339,6 +341,7 @@ class PipelineState:
     def unpack(self, packed: Mapping[str, Any], records: Mapping[str, bytes]) -> None:
         self.grace, self.skew, self.start, self.late = packed["grace"], packed["skew"], packed["start"], packed["late"]
         self.holes = msgspec.convert(packed["holes"], list[Hole])
+        self.early = {key: msgspec.convert(given_up, GivenUp) for key, given_up in packed.get("early", ())}
         self.learn(packed["names"])
         self.cell.unpack(packed["keys"], records)
         self.schedule_long()
