@@ -47,7 +47,11 @@ class Metrics:
         self.suspects_cleared = self._counter("suspects_cleared", "Suspects that turned out to agree", ("pipeline", "reason"))
         self.store_requests = self._counter("store_requests", "Requests to a store", ("store", "purpose", "pipeline"))
         self.transactions = self._counter("transactions", "Transactions whose events were counted", ("outcome",))
-        self.unparsable = self._counter("unparsable_events", "Records sent to the dead-letter topic", ("reason",))
+        self.unparsable = self._counter(
+            "unparsable_events",
+            "Records that could not be read: sent to the dead-letter topic, or of the sink's own one",
+            ("reason",),
+        )
         self.stream_findings = self._counter("stream_findings", "Stream findings raised", ("pipeline", "finding"))
         self.sweep_keys = self._counter("sweep_keys_compared", "Keys read by sweeps", ("pipeline", "side"))
         self.backfill_documents = self._counter("backfill_documents", "Documents handled by backfills", ("pipeline", "outcome"))

@@ -316,7 +316,7 @@ class _Builder:
                     ("target", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
                 )
         if form.dead_letter_topic:
-            self._add(("target", "dead_letter_topic"), topic_problem(form.dead_letter_topic))
+            self._add(("target", "dead_letter_topic"), topic_problem(form.dead_letter_topic, self._topics))
         feed = FeedSpec(kind=FeedKind.NONE) if isinstance(form.feed, str) else self._feed("target", form.feed, kind)
         return TargetSpec(
             store=form.store,

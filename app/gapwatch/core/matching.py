@@ -24,7 +24,7 @@ from gapwatch.core.segments import RECORD_BYTES_MAX
 from gapwatch.core.watermarks import FeedTimes, Span
 from gapwatch.errors import ProtocolError
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.model.stream import Batch, Control, FeedState, Operation, PackedBatch, PackedSection, Side, VerdictSection
+from gapwatch.model.stream import Batch, Control, FeedState, Letter, Operation, PackedBatch, PackedSection, Side, VerdictSection
 from gapwatch.model.suspect import PartitionStatus
 
 WAITING: Final = "waiting"
@@ -115,6 +115,8 @@ class KeyMatcher:
                 self._admit(section, groups, said)
         for (name, side), sections in sorted(groups.items()):
             self._apply_sections(self._pipelines[name], side, sections, said)
+        if not isinstance(record, Control):
+            self._apply_letters(record.letters, said)
         for name in touched:
             self._judges[name].judge(said)
         if not isinstance(record, Control):
@@ -193,6 +195,11 @@ class KeyMatcher:
                 time < known and operation != Operation.SNAPSHOT
                 for time, operation in zip(times.tolist(), section.operations, strict=True)
             )
+
+    def _apply_letters(self, letters: Sequence[Letter], said: Said) -> None:
+        for letter in letters:
+            if letter.pipeline in self._judges:
+                self._judges[letter.pipeline].hear(letter, said)
 
     def _apply_verdicts(self, sections: Sequence[VerdictSection]) -> None:
         for section in sections:

@@ -28,7 +28,7 @@ from gapwatch.core.keystate import (
 from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
-from gapwatch.model.suspect import Closed, Counters, FeedStatus, Hole, PartitionStatus
+from gapwatch.model.suspect import Closed, Counters, FeedStatus, GivenUp, Hole, PartitionStatus
 
 STATE_FORMAT: Final = 3  # of what is stored of a partition; another one is not read
 HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
@@ -78,6 +78,7 @@ class PipelineState:
         self.late = 0
         self.hour = LastHour()
         self.holes: list[Hole] = []
+        self.early: dict[bytes, GivenUp] = {}  # what the sink said of writes that the source's feed did not show yet
         self.moved: dict[tuple[str, int], FeedPartition] = {}  # source feed partitions whose delivery changed since the last look
         self.survey = Survey()
         self.delivery_known = spec.delivery.known
@@ -340,6 +341,7 @@ class PipelineState:
             "late": self.late,
             "hour": self.hour.pack(),
             "holes": self.holes,
+            "early": list(self.early.items()),
             "names": self.names,
             "keys": self.cell.pack(),
         }
@@ -348,6 +350,7 @@ class PipelineState:
         self.grace, self.skew, self.start, self.late = packed["grace"], packed["skew"], packed["start"], packed["late"]
         self.holes = msgspec.convert(packed["holes"], list[Hole])
         self.hour.unpack(packed.get("hour", []))  # a version that did not count by the hour left none
+        self.early = {key: msgspec.convert(given_up, GivenUp) for key, given_up in packed.get("early", ())}
         self.learn(packed["names"])
         self.cell.unpack(packed["keys"], records)
         self.schedule_long()
