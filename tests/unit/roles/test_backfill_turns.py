@@ -12,6 +12,7 @@ from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import RunState, State
 from gapwatch.model.stream import Side
 from tests.unit.roles.test_autorepairer import Story
+from tests.unit.roles.test_old_reads import Slow
 
 
 @pytest.fixture
@@ -65,6 +66,21 @@ def test_d7_what_the_sink_wrote_while_a_key_waited_for_its_turn_is_already_newer
     assert counts == {"written": 2, "already_newer": 1, "already_right": 0, "failed": 0}
     assert story.rig.agrees(3)
     assert story.gaps(State.OPEN) == []
+
+
+def test_a_batch_is_filled_while_more_keys_are_judged_however_slow_the_stores_are(ledger: SqlLedger) -> None:
+    story = Slow(ledger, range(6))  # one more key is due every 0.8 s …
+    assert story.step() is not None
+
+    def between(what: str) -> None:
+        if what == "fetch OBSERVED":
+            story.clock._ms += 900  # … and to read some takes longer
+
+    async def nothing() -> None: ...
+
+    story.rig.between = between
+    run = story.carry_out_with(nothing)
+    assert (run.counts["written"], run.counts["batches"]) == (6, 1)
 
 
 def test_what_is_not_read_again_is_not_called_changed(ledger: SqlLedger) -> None:

@@ -40,7 +40,8 @@ log = structlog.get_logger(__name__)
 
 VERIFY_ROUNDS_MAX = 4
 PATIENCE_SECONDS = 600.0
-GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged
+GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged …
+GATHER_SECONDS_MAX = 10.0  # … and how long while there are more all the time
 FRESH_MILLISECONDS = 250  # what was read longer ago is read once more before it is written
 MOVED = "moved"
 CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its judgement and its turn
@@ -147,7 +148,8 @@ class Backfiller:
                 newest = clock.monotonic()
                 oldest = oldest if ready else newest
                 ready += decided
-            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + GATHER_SECONDS):
+            patience = GATHER_SECONDS_MAX if decided else GATHER_SECONDS
+            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + patience):
                 if not decided:
                     await clock.sleep(0.1)
                 await self._renew(run, tally)
