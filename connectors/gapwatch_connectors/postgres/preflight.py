@@ -75,7 +75,7 @@ class PostgresPreflight:
     def _identity(self, table: Table) -> list[Advice]:
         """Judge the replica identity: without one, updates and deletes do not say which row they mean."""
         kind, name = table.replica_identity, self._table
-        if kind == "f":
+        if kind == "f" or self._pipeline.source.feed.kind is FeedKind.TOPIC:
             return []
         full = f"ALTER TABLE {name} REPLICA IDENTITY FULL"
         if kind == "n" or not table.identity_columns:

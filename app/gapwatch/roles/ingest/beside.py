@@ -58,6 +58,8 @@ class Beside:
                         rows = shared.heartbeat_topics.get(at.topic, "")
                         end = ends.setdefault(at, StandingEnd(shared.still_ms))
                         time = end.proven(found.ends[at], found.clock, proven.get(rows, 0))
+                        if at.topic in shared.by_append:  # what had been appended by then was read; it has no other time
+                            time = found.clock - item.progress.disorder_ms
                         item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
                     ends = {at: end for at, end in ends.items() if at in owned}
             await on.clock.sleep(ENDS_SECONDS)
