@@ -2,7 +2,8 @@
 
 The stores are asked several times in ``stall_after``, the rest every five seconds. What a check finds becomes a stream
 finding; what it no longer finds is cleared. A check that could not be made clears nothing. Findings that can mean loss are
-holes: they keep a time range and only a sweep covers them.
+holes: they keep a time range and only a sweep covers them. One that lasts (a slot that is still gone) is one finding whose
+hole grows with every check; it can be covered once it is over.
 """
 
 from __future__ import annotations
@@ -179,6 +180,7 @@ class Watcher:
             time_from=self._read_through(pipeline, side) if is_hole else None,
             time_to=None if not is_hole else time_of(advice.hole_to_ms) if advice.hole_to_ms else now,
             is_hole=is_hole,
+            details={"ongoing": True} if is_hole and not advice.hole_to_ms else {},
         )
 
     def _read_through(self, pipeline: PipelineSpec, side: str) -> datetime | None:
@@ -196,6 +198,11 @@ class Watcher:
         if clear:
             current = {record.id for record in found}
             for record in known.values():
-                if record.id.startswith(PREFIX) and record.id not in current and not record.is_hole:
+                if not record.id.startswith(PREFIX) or record.id in current:
+                    continue
+                if not record.is_hole:
                     await self._book.clear(record)
+                elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
+                    now = self._on.clock.now()
+                    await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
         self._on.board.feed_ended(pipeline.id, ended=any(record.finding in ENDED for record in found))
