@@ -13,9 +13,10 @@ import pytest
 
 from gapwatch.errors import StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.metrics import Metrics
 from gapwatch.model.gap import FindingRecord, Run, RunKind, RunState
 from gapwatch.model.suspect import PartitionStatus
-from gapwatch.ports import Advice
+from gapwatch.ports import Advice, Measure
 from gapwatch.roles.board import Facts
 from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.watcher import POLL_SECONDS, FindingBook, Watcher, WatcherDependencies
@@ -42,7 +43,9 @@ class World:
         watching: dict[str, Any] = {"pipelines": {SPEC.id: SPEC}, "ledger": ledger, "board": board, "clock": self.clock}
         watching |= {"stores": None, "checks": lambda _: [self], "undecided": lambda _: 0, "host": "here"}
         book = FindingBook(ledger, self.clock, lambda *_: None)
-        self.watcher = Watcher(WatcherDependencies(**watching, on_finding=lambda *_: None), book)
+        self.metrics = Metrics("0")
+        watching |= {"on_finding": lambda *_: None, "on_measure": self.metrics.measured}
+        self.watcher = Watcher(WatcherDependencies(**watching), book)
         self.scheduler = scheduler(ledger, self.clock, SPEC)
         running = SimpleNamespace(ledger=ledger, board=board, pipelines={SPEC.id: SPEC})
         self.runner = RunRunner(cast("RunnerDependencies", running))
@@ -164,3 +167,20 @@ async def test_what_is_known_to_have_ended_is_covered_by_the_next_sweep(world: W
     assert len(world.sweeps) == 2
     await world.live(300)
     assert len(world.sweeps) == 2
+
+
+async def test_what_a_check_measured_is_shown_until_it_measures_it_no_more(world: World) -> None:
+    def shown() -> float | None:
+        return world.metrics.registry.get_sample_value("gapwatch_replication_slot_retained_bytes", {"pipeline": SPEC.id})
+
+    held = [Measure(metric="replication_slot_retained_bytes", of=SPEC.id, value=value) for value in (7, 9, 8)]
+    world.found = [Advice(level="ok", subject="orders.source", message="It is there.", measure=one) for one in held]
+    assert shown() is None
+    await world.watcher.check(SPEC)
+    assert shown() == 9
+    world.away = True
+    await world.watcher.check(SPEC)
+    assert shown() == 9, "nobody knows better"
+    world.away, world.found = False, [LOST]
+    await world.watcher.check(SPEC)
+    assert shown() is None

@@ -21,7 +21,7 @@ from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Hole
-from gapwatch.ports import Advice, Clock, Ledger, Preflight
+from gapwatch.ports import Advice, Clock, Ledger, Measure, Preflight
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.stores import StoreProvider
 
@@ -47,6 +47,7 @@ class WatcherDependencies:
     clock: Clock
     host: str
     on_finding: Callable[[str, str], None]  # pipeline, finding
+    on_measure: Callable[[str, str, float | None], None] = lambda metric, of, value: None  # None: it is not known any more
 
 
 class FindingBook:
@@ -99,6 +100,7 @@ class Watcher:
     def __init__(self, dependencies: WatcherDependencies, book: FindingBook) -> None:
         self._on = dependencies
         self._book = book
+        self._measured: dict[str, set[tuple[str, str]]] = {}  # by pipeline: metrics, and of what
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
@@ -128,15 +130,31 @@ class Watcher:
     async def check(self, pipeline: PipelineSpec) -> None:
         """Make every check of one pipeline and store what was found."""
         found: list[FindingRecord] = []
+        measures: list[Measure] = []
         checked_all = True
         for check in self._on.checks(pipeline.id):
             try:
                 async with asyncio.timeout(CHECK_SECONDS_MAX):
-                    found += [record for advice in await check.check() if (record := self._finding(pipeline, advice))]
+                    said = await check.check()
+                found += [record for advice in said if (record := self._finding(pipeline, advice))]
+                measures += [advice.measure for advice in said if advice.measure is not None]
             except (GapwatchError, TimeoutError) as error:
                 checked_all = False
                 log.warning("check_failed", pipeline=pipeline.id, check=type(check).__name__, error=str(error))
+        self._show(pipeline, measures, all_known=checked_all)
         await self._store(pipeline, found, clear=checked_all)
+
+    def _show(self, pipeline: PipelineSpec, measures: Sequence[Measure], *, all_known: bool) -> None:
+        """Show what was measured, of several the largest; what is measured no more is shown no more."""
+        values: dict[tuple[str, str], float] = {}
+        for one in measures:
+            values[one.metric, one.of] = max(one.value, values.get((one.metric, one.of), 0))
+        shown = self._measured.get(pipeline.id, set())
+        for metric, of in shown - values.keys() if all_known else ():
+            self._on.on_measure(metric, of, None)
+        for (metric, of), value in values.items():
+            self._on.on_measure(metric, of, value)
+        self._measured[pipeline.id] = set(values) if all_known else shown | values.keys()
 
     async def _unreadable(self, pipeline: PipelineSpec) -> list[str]:
         try:
