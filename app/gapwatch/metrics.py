@@ -7,6 +7,7 @@ background, so that a scrape never asks Kafka or the ledger.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -106,6 +107,18 @@ class Metrics:
     def count_requests(self, store: str, purpose: str, pipeline: str, number: int = 1) -> None:
         """Count requests to a store; ``pipeline`` is empty where they serve all of its pipelines."""
         self.store_requests.labels(store=store, purpose=purpose, pipeline=pipeline).inc(number)
+
+    def measured(self, metric: str, of: str, value: float | None) -> None:
+        """Show what a check measured of a pipeline or a store; None: nothing is known of it any more."""
+        gauge = {
+            "replication_slot_retained_bytes": self.replication_slot_retained,
+            "oplog_window_seconds": self.oplog_window,
+        }[metric]
+        if value is not None:
+            gauge.labels(of).set(value)
+        else:
+            with suppress(KeyError):  # two pipelines of one store: the other one was first
+                gauge.remove(of)
 
     def exposition(self) -> bytes:
         """Return the text format that Prometheus reads."""

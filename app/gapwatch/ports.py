@@ -295,6 +295,15 @@ class HeartbeatWriter(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """What a check measured. ``of``: the pipeline or the store that the metric's only label names."""
+
+    metric: str  # replication_slot_retained_bytes | oplog_window_seconds
+    of: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
     """What a preflight found. ``level``: error (data would be lost or nothing would work) | warning | ok.
 
@@ -309,6 +318,7 @@ class Advice:
     finding: str = ""
     hole_to_ms: int = 0
     table: str = ""  # which of several it is about
+    measure: Measure | None = None  # what it rests on
 
 
 class Preflight(Protocol):

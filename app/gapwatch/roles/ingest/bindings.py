@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gapwatch.core.envelopes import BatchDecoder, LetterDecoder, decoder_for, letter_decoders_for
+from gapwatch.core.envelopes import PLAIN, BatchDecoder, LetterDecoder, decoder_for, letter_decoders_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import Side
@@ -21,6 +21,12 @@ class Binding:
     decoder: BatchDecoder
     fingerprint: int
     kind: FeedKind
+
+    @property
+    def by_append(self) -> bool:
+        """Whether records have no time but that of their append: a plain topic's."""
+        feed = self.pipeline.target.feed if self.side is Side.OBSERVED else self.pipeline.source.feed
+        return feed.kind is FeedKind.TOPIC and feed.format in PLAIN
 
 
 def bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[Binding]]:

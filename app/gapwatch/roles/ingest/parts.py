@@ -62,6 +62,9 @@ class Shared:
     def __init__(self, dependencies: IngestDependencies) -> None:
         self.on = dependencies
         self.bindings: Mapping[str, Sequence[Binding]] = bindings_of(dependencies.pipelines)
+        self.by_append = frozenset(
+            topic for topic, bound in self.bindings.items() if all(binding.by_append for binding in bound)
+        )  # plain topics
         self.letters: Mapping[str, Sequence[LetterBinding]] = letter_bindings_of(dependencies.pipelines)
         self.owned: dict[Partition, Owned] = {}
         self.missing: set[str] = set(self.bindings)  # wanted topics that do not exist
