@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from gapwatch.clock import SystemClock
-from gapwatch.core.confirm import Cleared
-from gapwatch.model.stream import Operation, Side
+from gapwatch.core.confirm import Cleared, Difference
+from gapwatch.model.gap import Cause, Kind
+from gapwatch.model.stream import Operation, Outcome, Side
 from gapwatch.model.suspect import Reason, Seen, Suspect
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised
 from gapwatch.roles.repair.judging import Case, Decided
@@ -72,6 +73,8 @@ class World:
         self.waiting = [raised()]
         self.finished: list[Raised] = []
         self.verdicts: list[Any] = []
+        self.events: list[str] = []  # what becomes of the next differences
+        self.detected: list[float] = []
         self.judge = Judge()
         self._quiet = quiet
         self._slow = slow
@@ -87,7 +90,7 @@ class World:
                 trials=cast(Any, self),
                 on_hole=cast(Any, None),
                 on_cleared=lambda *_: None,
-                on_detected=lambda *_: None,
+                on_detected=lambda _, seconds: self.detected.append(seconds),
                 is_quiet=self.is_quiet,
             )
         )
@@ -103,8 +106,8 @@ class World:
     async def streamed(self, *_: Any) -> frozenset[bytes]:
         return frozenset()
 
-    async def open(self, *_: Any) -> list[bytes]:
-        return []
+    async def open(self, _: Any, decided: Sequence[Decided], *__: Any) -> dict[bytes, str]:
+        return {item.case.key: self.events.pop(0) for item in decided}
 
     async def close(self, _: Any, decided: Sequence[Decided]) -> list[bytes]:
         return [item.case.key for item in decided]
@@ -138,6 +141,18 @@ async def test_what_is_settled_at_once_is_finished_too() -> None:
     await world.run()
     assert [verdict.key for verdict in world.verdicts] == [KEY]
     assert [item.offset for item in world.finished] == [7], "it was settled, and is read again for ever"
+
+
+async def test_the_detection_of_a_gap_is_measured_once_however_often_its_key_is_raised() -> None:
+    world = World(quiet=False, slow=1)
+    world.events = ["opened", "unchanged", "updated", "reopened"]
+    suspect = cast(Suspect, raised().record)
+    judgement = Difference(kind=Kind.MISSING, cause=Cause.LOST_IN_STREAM, fields=())
+    found = [Decided(case=Case(key=KEY, suspect=suspect), judgement=judgement, reads=cast(Any, None))]
+    for count in (1, 1, 1, 2):
+        await world.confirmer._settle("orders", found)
+        assert len(world.detected) == count
+    assert [verdict.outcome for verdict in world.verdicts] == [Outcome.GAP] * 4
 
 
 async def test_what_is_raised_in_a_quiet_time_waits_for_its_end_and_holds_nothing_up() -> None:

@@ -20,6 +20,10 @@ from gapwatch.roles.stores import PipelineStores
 log = structlog.get_logger(__name__)
 
 
+UNCHANGED = "unchanged"
+NEW = frozenset({"opened", "reopened"})  # of the events of :meth:`Book.open`
+
+
 class Book:
     """Stores differences and agreements of one ledger. Every method returns the keys whose change stands."""
 
@@ -35,8 +39,8 @@ class Book:
         *,
         opened_by: str = "",
         held_since: datetime | None = None,
-    ) -> set[Key]:
-        """Open a gap for each difference, or bring the key's open gap up to date.
+    ) -> dict[Key, str]:
+        """Open a gap for each difference, or bring the key's open gap up to date; return what happened, by key.
 
         Args:
             stores: The pipeline.
@@ -46,21 +50,22 @@ class Book:
             held_since: The time from which a gap without a commit time holds consistent-through.
         """
         if not decided:
-            return set()
+            return {}
         known = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, [item.case.key for item in decided])
         now = self._clock.now()
         changes: list[GapChange] = []
         keys: list[Key] = []
-        unchanged: set[Key] = set()
+        events: dict[Key, str] = {}
         for item in decided:
             gap = self._gap(stores, item, detector, opened_by, held_since, now)
             change = _change(known.get(item.case.key) or await asyncio.to_thread(self._ledger.gap, gap.id), gap)
             if change is None:
-                unchanged.add(item.case.key)
+                events[item.case.key] = UNCHANGED
                 continue
             changes.append(change)
             keys.append(item.case.key)
-        return unchanged | await self._store(keys, changes)
+        stored = await self._store(keys, changes)
+        return events | {key: change.event for key, change in zip(keys, changes, strict=True) if key in stored}
 
     async def close(
         self,

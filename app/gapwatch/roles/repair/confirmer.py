@@ -12,7 +12,7 @@ The queue lives in memory only: a suspect that is forgotten here is raised again
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from gapwatch.model.gap import Detector
 from gapwatch.model.stream import Outcome
 from gapwatch.model.suspect import Hole, Suspect
 from gapwatch.ports import Clock, Key, Ledger
-from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.book import NEW, Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
 from gapwatch.roles.repair.quiet import never_quiet
 from gapwatch.roles.repair.trials import REASON, MappingTrials, is_held
@@ -167,13 +167,13 @@ class Confirmer:
         decided = [_unverifiable(item) if is_held(item, suspected) else item for item in decided]
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
         agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
-        for key in await self._on.book.open(stores, differing, Detector.STREAM):
-            outcomes[key] = Outcome.GAP
+        events = await self._on.book.open(stores, differing, Detector.STREAM)
+        outcomes |= dict.fromkeys(events, Outcome.GAP)
         for key in await self._on.book.close(stores, agreeing):
             outcomes[key] = Outcome.CLEARED
         for item in decided:
             await self._store_other(stores.spec.id, item, outcomes)
-        self._report(stores.spec.id, decided, outcomes)
+        self._report(stores.spec.id, decided, outcomes, {key for key, event in events.items() if event in NEW})
         return outcomes
 
     async def _store_other(self, pipeline: str, item: Decided, outcomes: dict[Key, Outcome]) -> None:
@@ -185,14 +185,15 @@ class Confirmer:
             await asyncio.to_thread(self._on.ledger.add_unverifiable, pipeline, item.case.key, since, item.judgement.reason)
             outcomes[item.case.key] = Outcome.UNVERIFIABLE
 
-    def _report(self, pipeline: str, decided: Sequence[Decided], outcomes: Mapping[Key, Outcome]) -> None:
+    def _report(self, pipeline: str, decided: Sequence[Decided], outcomes: Mapping[Key, Outcome], new: Collection[Key]) -> None:
+        """Count what came of it; how long a gap's detection took is counted once, however often its key is raised again."""
         now = self._on.clock.now_ms()
         for item in decided:
             if item.case.key not in outcomes:
                 continue
             if isinstance(item.judgement, Cleared):
                 self._on.on_cleared(pipeline, item.judgement.reason)
-            elif isinstance(item.judgement, Difference) and item.case.suspect is not None:
+            elif item.case.key in new and item.case.suspect is not None:
                 self._on.on_detected(pipeline, (now - item.case.suspect.opening.event_time) / 1000)
 
 
