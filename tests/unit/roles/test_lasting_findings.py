@@ -15,7 +15,7 @@ from gapwatch.errors import StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.metrics import Metrics
 from gapwatch.model.gap import FindingRecord, Run, RunKind, RunState
-from gapwatch.model.suspect import PartitionStatus
+from gapwatch.model.suspect import Hole, PartitionStatus
 from gapwatch.ports import Advice, Measure
 from gapwatch.roles.board import Facts
 from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner
@@ -184,3 +184,30 @@ async def test_what_a_check_measured_is_shown_until_it_measures_it_no_more(world
     world.away, world.found = False, [LOST]
     await world.watcher.check(SPEC)
     assert shown() is None
+
+
+async def test_a_hole_that_is_stored_after_the_sweep_that_covered_it_is_cleared(world: World) -> None:
+    """The baseline can be done before the hole of the first start is stored: no sweep was to come, and it stood for ever."""
+    (sweep,) = world.sweeps
+    assert sweep.started_at is not None
+    before, since = sweep.started_at - timedelta(seconds=10), world.clock.now_ms()
+    for number, end in enumerate((before, world.clock.now())):
+        hole = Hole(
+            id=f"hole{number}",
+            pipeline=SPEC.id,
+            side=0,
+            feed="t",
+            feed_partition=number,
+            time_from=0,
+            time_to=int(end.timestamp() * 1000),
+            reason="ingest_hole",
+        )
+        await FindingBook(world.ledger, world.clock, lambda *_: None).hole(hole)
+    assert world.scheduler._wanted(SPEC, world.records) in ("", "hole")
+    (left,) = world.holes
+    assert left.id == "hole1", "that one ended after the sweep had begun"
+    (cleared,) = [one for one in world.ledger.findings(SPEC.id, open_only=False) if one.id == "hole0"]
+    assert cleared.covered_by == sweep.id
+    await world.live(30)
+    assert world.holes == []
+    assert world.clock.now_ms() > since

@@ -169,7 +169,7 @@ class SweepScheduler:
             return "baseline"
         swept = ledger.fact(Facts.swept(pipeline.id))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
-        findings = ledger.findings(pipeline.id)
+        findings = self._uncovered(ledger.findings(pipeline.id), covered, swept["run"] if swept else "", now)
         over = [record for record in findings if not record.ongoing]
         waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
         if uncovered_holes_within(records, over, covered, ended_before=now):
@@ -180,6 +180,15 @@ class SweepScheduler:
         if any(record.finding is Finding.MAPPING_CHANGED for record in findings):
             return Finding.MAPPING_CHANGED.value
         return "schedule" if self._scheduled(pipeline, last, now) else ""
+
+    def _uncovered(
+        self, findings: Sequence[FindingRecord], covered: datetime | None, run: str, now: datetime
+    ) -> Sequence[FindingRecord]:
+        """Return what is left once the holes are cleared that the last sweep covered, although they were stored after its end."""
+        late = [one for one in findings if covered is not None and ended_before(one, covered)]
+        for record in late:
+            self._on.ledger.clear_finding(record.id, at=now, covered_by=run, through=covered)
+        return [one for one in findings if one not in late]
 
     def _looks_again(self, ongoing: Sequence[FindingRecord], now: datetime) -> bool:
         """Whether to sweep while holes grow: at once for a new one, then now and then. Their end asks for one by itself."""
@@ -225,6 +234,11 @@ class SweepScheduler:
             recent = self._on.ledger.runs(pipeline=pipeline.id, kind=RunKind.SWEEP, limit=RECENT)
             last = next((run for run in recent if run.request.get("range", "full") in WIDE), None)
         return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
+
+
+def ended_before(finding: FindingRecord, started: datetime) -> bool:
+    """Whether a sweep of everything that started then covers the hole."""
+    return finding.is_hole and not finding.ongoing and (finding.time_to or finding.last_seen) < started
 
 
 def mapping_is_suspect(ledger: Ledger, pipeline: str) -> bool:
@@ -359,8 +373,7 @@ class RunRunner:
         hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
         on.ledger.clear_unverifiable(run.pipeline, before=started)
         for finding in findings:
-            hole_before = finding.is_hole and not finding.ongoing and (finding.time_to or finding.last_seen) < started
-            if hole_before or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
+            if ended_before(finding, started) or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
         on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})
         if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
