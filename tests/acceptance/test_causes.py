@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
@@ -175,38 +173,3 @@ def _make_anew(stack: EmbeddedStack, topic: str) -> None:
         future.result(30)
     until(lambda: topic not in admin.list_topics(timeout=10).topics, "the topic to go")
     create_topic(stack.kafka.bootstrap_servers, topic, 1)
-
-
-def test_m2_an_expired_document_is_skipped_by_policy(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
-    """The target lets go of documents after an hour: two are gone, one of an old row and one of a young one."""
-    before = [
-        f"ALTER TABLE {TABLE} ADD COLUMN changed timestamptz NOT NULL DEFAULT now()",
-        f"INSERT INTO {TABLE} (id, seq, v, amount, changed) VALUES (1, 1, 'a', 1, now() - interval '2 hours')",
-        f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES (2, 2, 'a', 1)",
-    ]
-    target = {
-        "store": "catalog",
-        "collection": f"{postgres_database}.orders",
-        "key": {"_id": "int"},
-        "feed": {"change_stream": True},
-    }
-    source = {"store": "shop", "table": TABLE, "key": {"id": "int"}, "feed": {"debezium": f"{postgres_database}.{TABLE}"}}
-    kept: dict[str, Any] = {"source": {**source, "changed_at": "changed"}, "target": {**target, "keep": "1h"}}
-    with watched(stack, postgres_database, tmp_path, before=before, copied=2, **kept) as scene:
-        client = scene.mongo()
-        try:
-            client[postgres_database].orders.delete_many({})
-        finally:
-            client.close()
-        open_gaps = wait_for(scene.service.gaps, "the gap", 60)
-        assert [gap["key"]["id"] for gap in open_gaps] == [2]
-        skipped = wait_for(lambda: scene.service.gaps(state="resolved"), "what was skipped", 60)
-        assert [(gap["key"]["id"], gap["kind"], gap["cause"], gap["resolution"]) for gap in skipped] == [
-            (1, "missing", "skipped_by_policy", "accepted")
-        ]
-        _, shown = scene.service.answer("gaps", "show", skipped[0]["id"])
-        (row,) = [row for row in shown["evidence"] if row["side"] == "source"]
-        with psycopg.connect(scene.dsn) as connection:
-            written = connection.execute(f"SELECT changed FROM {TABLE} WHERE id = 1").fetchone()
-        assert written is not None
-        assert abs((datetime.fromisoformat(row["changed_at"]) - written[0]).total_seconds()) < 0.001

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from gapwatch.config import forms
-from gapwatch.config.checks import address_problem, field_problems, keep_problem, option_problem, path_problems, topic_problem
+from gapwatch.config.checks import address_problem, field_problems, option_problem, path_problems, topic_problem
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.plain import plain_feed, plain_problems
 from gapwatch.config.source import Document, Place
@@ -308,8 +308,7 @@ class _Builder:
     def _target(self) -> TargetSpec:
         form = self._form.target
         kind = self._store("target", form.store, StoreType.MONGODB, StoreType.OPENSEARCH)
-        self._unsupported("target", form, ("deleted_when",))
-        self._add(("target", "keep"), keep_problem(self._form, self._stores))
+        self._unsupported("target", form, ("deleted_when", "keep"))
         if kind is StoreType.OPENSEARCH:
             for place, message, remedy in target_problems(form, self._form.fields):
                 self._problem(("target", *place), message, remedy)
@@ -331,7 +330,6 @@ class _Builder:
             version=form.version,
             routing=form.routing or "",
             changed_at=form.changed_at,
-            keep_seconds=form.keep,
         )
 
     def _feed(self, side: str, form: forms.Feed | None, store: StoreType | None = None) -> FeedSpec:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from zoneinfo import ZoneInfo
 
 from gapwatch.config import forms
-from gapwatch.model.pipeline import FieldSpec, KeyColumn, StoreSpec, StoreType, TopicsSpec
+from gapwatch.model.pipeline import FieldSpec, KeyColumn, TopicsSpec
 
 Problem = tuple[str, str]
 TOPIC_CHARACTERS_MAX = 249
@@ -63,18 +63,6 @@ def topic_problem(topic: str, ours: TopicsSpec | None = None) -> Problem | None:
         return "It is no name of a topic.", f"Use letters, digits, `.`, `_` and `-`; at most {TOPIC_CHARACTERS_MAX}."
     if ours is not None and topic in (ours.events, ours.suspects, ours.status, ours.gaps, ours.dead_letters):
         return "This is one of Gapwatch's own topics.", "Name the topic that the connector writes."
-    return None
-
-
-def keep_problem(form: forms.Pipeline, stores: Mapping[str, StoreSpec]) -> Problem | None:
-    """Say whether it can be told of a row that its document may have expired."""
-    source = stores.get(form.source.store)
-    if form.target.keep is None or source is None:
-        return None
-    if source.type is not StoreType.POSTGRES:
-        return f"`keep` of a {source.type.value} source is not supported yet.", "Remove it."
-    if not form.source.changed_at:
-        return "Nobody says how old a row is.", "Name the column in source.changed_at, like changed_at: updated_at."
     return None
 
 

@@ -199,7 +199,7 @@ class Target(Form):
     dead_letter_topic: str = ""
     routing: str | None = None
     deleted_when: str | None = None
-    keep: Positive | None = None
+    keep: str | None = None
 
 
 class FieldForm(Form):

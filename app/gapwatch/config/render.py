@@ -170,8 +170,7 @@ def _target(spec: TargetSpec, store: StoreType) -> dict[str, Any]:
         "dead_letter_topic": spec.dead_letter_topic,
         "routing": spec.routing,
     }
-    keep = {"keep": duration(spec.keep_seconds)} if spec.keep_seconds is not None else {}
-    return {**tree, **{name: value for name, value in options.items() if value}, **keep}
+    return {**tree, **{name: value for name, value in options.items() if value}}
 
 
 def _key(columns: Sequence[KeyColumn]) -> dict[str, str]:

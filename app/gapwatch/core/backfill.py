@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gapwatch.core.confirm import Cleared, Difference, Judgement, Superseded
-from gapwatch.model.gap import Cause, Kind, RunState
+from gapwatch.model.gap import Kind, RunState
 from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
 
 WRITABLE = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
@@ -67,8 +67,6 @@ def decide(judgement: Judgement, kinds: frozenset[Kind], *, planned: Kind) -> De
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.MOVED_ON, reason="the source row changed in every read")
     if not isinstance(judgement, Difference):
         return Decision(step=Step.LEAVE, outcome=ItemOutcome.UNREAD, reason=getattr(judgement, "reason", "not read"))
-    if judgement.cause is Cause.SKIPPED_BY_POLICY:
-        return Decision(step=Step.LEAVE, outcome=ItemOutcome.REFUSED, reason="the target does not keep documents that old")
     if judgement.kind in DELETABLE:
         if planned in kinds & DELETABLE:
             return Decision(step=Step.DELETE, outcome=ItemOutcome.WRITTEN)

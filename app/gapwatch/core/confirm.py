@@ -59,8 +59,6 @@ class Reads:
     after: Reading
     differing: tuple[str, ...]  # of `target` against `after`; empty when either is not PRESENT
     started_ms: int
-    changed_ms: int | None = None  # the source row's own time of its last write, where the pipeline has a `keep` …
-    expired: bool = False  # … and whether that is so long ago that its document may be gone
 
     @property
     def unread(self) -> str:
@@ -281,8 +279,6 @@ def _deletion_is_known(suspect: Suspect | None) -> bool:
 
 def cause_of(suspect: Suspect | None, reads: Reads, kind: Kind) -> Cause:
     """Class the cause by evidence; what no evidence names is ``unknown``."""
-    if reads.expired and kind is Kind.MISSING:
-        return Cause.SKIPPED_BY_POLICY
     if reads.target.placeholder and kind in (Kind.MISMATCH, Kind.STALE):
         return Cause.OVERWRITTEN
     if suspect is None or reads.after.presence is Presence.SEVERAL:

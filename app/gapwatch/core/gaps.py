@@ -126,12 +126,6 @@ def resolved(known: Gap, resolution: Resolution, now: datetime, *, note: str = "
     )
 
 
-def skipped(known: Gap | None, gap: Gap, now: datetime) -> Gap:
-    """Return a gap that the pipeline's `keep` explains: on record, and asking for nothing. One that was open keeps its cause."""
-    note = "its document may be gone: target.keep"
-    return resolved(gap if known is None else found_again(known, gap), Resolution.ACCEPTED, now, note=note)
-
-
 def repairing(known: Gap) -> Gap:
     """Return an open gap that a backfill has in hand."""
     return replace(known, state=State.REPAIRING, revision=known.revision + 1)
@@ -200,8 +194,6 @@ def evidence(
         }
         if reading.target_ids:
             row["target_ids"] = list(reading.target_ids)
-        if side == "source" and reads.expired and reads.changed_ms is not None:
-            row["changed_at"] = rfc3339(time_of(reads.changed_ms))
         if reading.tables:
             row["tables"] = list(reading.tables)
         if values.get(side):

@@ -120,7 +120,6 @@ class CompiledMapping:
                 [column.path for column in pipeline.source.key]
                 + [spec.source for spec in self.fields]
                 + ([pipeline.source.version] if pipeline.source.version else [])
-                + ([pipeline.source.changed_at] if pipeline.target.keep_seconds is not None else [])
             )
         )
         self.target_paths = tuple(

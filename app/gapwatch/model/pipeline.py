@@ -213,7 +213,6 @@ class TargetSpec:
     version: str = ""
     routing: str = ""  # path of the mapped field that routes a document (OpenSearch)
     changed_at: str = ""  # path of the field with the time of the last write, for lookback sweeps
-    keep_seconds: float | None = None  # documents of rows that were written last so long ago may be gone, by policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

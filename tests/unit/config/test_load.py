@@ -130,7 +130,7 @@ def test_lookback_and_automatic_repair_are_read_with_their_limits_and_rendered_a
     [
         ("table: public.orders,", "table: public.orders, where: 'x > 1',"),
         ("collection: shop.orders,", "collection: shop.orders, routing: x,"),
-        ("collection: shop.orders,", "collection: shop.orders, deleted_when: gone,"),
+        ("collection: shop.orders,", "collection: shop.orders, keep: 30d,"),
         ("{ change_stream: true }", "{ acks: done }"),
     ],
 )
@@ -292,12 +292,3 @@ def test_a11_a_plain_topic_is_read_and_rendered_as_it_was(feed: str, wrappers: t
 def test_a11_a_target_may_be_followed_by_a_plain_topic() -> None:
     found = settings(GOOD.replace("feed: { change_stream: true }", "feed: { topic: written }"))
     assert found.pipelines["orders"].target.feed == FeedSpec(kind=FeedKind.TOPIC, topic="written", format="json")
-
-
-def test_what_a_target_keeps_is_read_and_rendered_as_it_was() -> None:
-    kept = GOOD.replace("collection: shop.orders,", "collection: shop.orders, keep: 30d,")
-    made = parse(kept.replace("table: public.orders,", "table: public.orders, changed_at: updated_at,"), {})
-    assert made.pipelines["orders"].target.keep_seconds == 30 * 86_400
-    assert parse(render(made), {}).pipelines["orders"].target == made.pipelines["orders"].target
-    (problem,) = problems(kept)
-    assert "target.keep: Nobody says how old a row is. Name the column in source.changed_at" in problem

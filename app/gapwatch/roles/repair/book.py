@@ -11,7 +11,7 @@ import structlog
 
 from gapwatch.core import gaps
 from gapwatch.core.confirm import Cleared, Difference
-from gapwatch.model.gap import Cause, Detector, Gap, Resolution, State
+from gapwatch.model.gap import Detector, Gap, Resolution, State
 from gapwatch.ports import Clock, GapChange, Key, Ledger, StoredRecord
 from gapwatch.roles.repair.judging import Decided
 from gapwatch.roles.repair.reads import KeyReads
@@ -58,7 +58,7 @@ class Book:
         events: dict[Key, str] = {}
         for item in decided:
             gap = self._gap(stores, item, detector, opened_by, held_since, now)
-            change = _change(known.get(item.case.key) or await asyncio.to_thread(self._ledger.gap, gap.id), gap, now)
+            change = _change(known.get(item.case.key) or await asyncio.to_thread(self._ledger.gap, gap.id), gap)
             if change is None:
                 events[item.case.key] = UNCHANGED
                 continue
@@ -129,7 +129,7 @@ class Book:
             reads=item.reads.reads,
             suspect=suspect,
             detector=detector,
-            opened_by=_opened_by(item, suspect.id if suspect else opened_by),
+            opened_by=suspect.id if suspect else opened_by,
             values=_values(stores, item.reads, item.judgement.fields),
             now=now,
             held_since=held_since,
@@ -137,12 +137,7 @@ class Book:
         )
 
 
-def _change(known: Gap | None, gap: Gap, now: datetime) -> GapChange | None:
-    if gap.cause is Cause.SKIPPED_BY_POLICY:
-        if known is not None and known.state is State.RESOLVED:
-            return None  # it is on record
-        against = known.revision if known is not None else None
-        return GapChange(gap=gaps.skipped(known, gap, now), against=against, event="resolved")
+def _change(known: Gap | None, gap: Gap) -> GapChange | None:
     if known is None:
         return GapChange(gap=gap, against=None, event="opened")
     if known.state is State.RESOLVED:
@@ -150,13 +145,6 @@ def _change(known: Gap | None, gap: Gap, now: datetime) -> GapChange | None:
     if not gaps.changed(known, gap):
         return None
     return GapChange(gap=gaps.found_again(known, gap), against=known.revision, event="updated")
-
-
-def _opened_by(item: Decided, otherwise: str) -> str:
-    """What `keep` explains is recorded once for each time that the row was written, whoever finds it again."""
-    assert isinstance(item.judgement, Difference)
-    skipped = item.judgement.cause is Cause.SKIPPED_BY_POLICY
-    return f"keep/{item.reads.reads.changed_ms}" if skipped else otherwise
 
 
 def _resolve(gap: Gap, resolution: Resolution, now: datetime) -> GapChange:

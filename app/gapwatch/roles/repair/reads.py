@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
 
 from gapwatch.core.confirm import Presence, Reading, Reads
 from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.errors import StoreError
-from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Absent, Clock, DatasetReader, Key, Read, StoredRecord, Unread
 from gapwatch.roles.stores import PipelineStores
 
@@ -70,33 +68,11 @@ def _key_reads(
     differing: tuple[str, ...] = ()
     if seen_canonical is not None and last_canonical is not None:
         differing = tuple(mapping.differing(last_canonical, seen_canonical))
-    changed, expired = _age(mapping.pipeline, after, started_ms)
     return KeyReads(
-        reads=Reads(
-            before=first,
-            target=seen,
-            after=last,
-            differing=differing,
-            started_ms=started_ms,
-            changed_ms=changed,
-            expired=expired,
-        ),
+        reads=Reads(before=first, target=seen, after=last, differing=differing, started_ms=started_ms),
         source=_single(after),
         target=target,
     )
-
-
-def _age(pipeline: PipelineSpec, read: Read | tuple[StoredRecord, ...], now_ms: int) -> tuple[int | None, bool]:
-    """Return when the row was written last, by itself, and whether the target need not keep its document any more."""
-    keep = pipeline.target.keep_seconds
-    changed = read.fields.get(pipeline.source.changed_at) if keep is not None and isinstance(read, StoredRecord) else None
-    if keep is None or not isinstance(changed, date):  # null, or a time that Python does not know, is no age
-        return None, False
-    if not isinstance(changed, datetime):
-        changed = datetime(changed.year, changed.month, changed.day, tzinfo=UTC) + timedelta(days=1)
-    moment = changed if changed.tzinfo is not None else changed.replace(tzinfo=UTC)
-    milliseconds = int(moment.timestamp() * 1000)
-    return milliseconds, milliseconds + int(keep * 1000) < now_ms
 
 
 def _single(read: Read | tuple[StoredRecord, ...]) -> Read:

@@ -17,7 +17,7 @@ import structlog
 from gapwatch.core.confirm import Cleared, Difference, Presence, Superseded, Unverifiable
 from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
-from gapwatch.model.gap import Cause, Detector, Run, RunState
+from gapwatch.model.gap import Detector, Run, RunState
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, DatasetReader, Key, Ledger
@@ -318,9 +318,7 @@ class _Sweep:
                 self._on.on_compared(self._stores.spec.id, side.name.lower(), len(decided))
             counts["keys"] = counts.get("keys", 0) + len(decided)
         for item in decided:
-            if isinstance(item.judgement, Difference) and item.judgement.cause is Cause.SKIPPED_BY_POLICY:
-                counts["skipped_by_policy"] = counts.get("skipped_by_policy", 0) + 1
-            elif isinstance(item.judgement, Difference):
+            if isinstance(item.judgement, Difference):
                 counts["differences"] += 1
                 kind = item.judgement.kind.value
                 counts[kind] = counts.get(kind, 0) + 1
