@@ -7,6 +7,7 @@ background, so that a scrape never asks Kafka or the ledger.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -47,7 +48,11 @@ class Metrics:
         self.suspects_cleared = self._counter("suspects_cleared", "Suspects that turned out to agree", ("pipeline", "reason"))
         self.store_requests = self._counter("store_requests", "Requests to a store", ("store", "purpose", "pipeline"))
         self.transactions = self._counter("transactions", "Transactions whose events were counted", ("outcome",))
-        self.unparsable = self._counter("unparsable_events", "Records sent to the dead-letter topic", ("reason",))
+        self.unparsable = self._counter(
+            "unparsable_events",
+            "Records that could not be read: sent to the dead-letter topic, or of the sink's own one",
+            ("reason",),
+        )
         self.stream_findings = self._counter("stream_findings", "Stream findings raised", ("pipeline", "finding"))
         self.sweep_keys = self._counter("sweep_keys_compared", "Keys read by sweeps", ("pipeline", "side"))
         self.backfill_documents = self._counter("backfill_documents", "Documents handled by backfills", ("pipeline", "outcome"))
@@ -102,6 +107,18 @@ class Metrics:
     def count_requests(self, store: str, purpose: str, pipeline: str, number: int = 1) -> None:
         """Count requests to a store; ``pipeline`` is empty where they serve all of its pipelines."""
         self.store_requests.labels(store=store, purpose=purpose, pipeline=pipeline).inc(number)
+
+    def measured(self, metric: str, of: str, value: float | None) -> None:
+        """Show what a check measured of a pipeline or a store; None: nothing is known of it any more."""
+        gauge = {
+            "replication_slot_retained_bytes": self.replication_slot_retained,
+            "oplog_window_seconds": self.oplog_window,
+        }[metric]
+        if value is not None:
+            gauge.labels(of).set(value)
+        else:
+            with suppress(KeyError):  # two pipelines of one store: the other one was first
+                gauge.remove(of)
 
     def exposition(self) -> bytes:
         """Return the text format that Prometheus reads."""
@@ -220,7 +237,9 @@ def _buckets(delays_ms: Mapping[int, int]) -> tuple[list[tuple[str, float]], flo
 
 def _status(views: Sequence[PipelineView]) -> Iterable[Metric]:
     status = GaugeMetricFamily("gapwatch_pipeline_status", "1 for the status in force", labels=["pipeline", "status"])
-    coverage = GaugeMetricFamily("gapwatch_coverage_ratio", "Share of writes proven either way", labels=["pipeline"])
+    coverage = GaugeMetricFamily(
+        "gapwatch_coverage_ratio", "Share of the last hour's closed writes that were proven either way", labels=["pipeline"]
+    )
     pending = GaugeMetricFamily("gapwatch_pending_keys", "Keys whose newest write is not yet proven", labels=["pipeline"])
     transit = GaugeMetricFamily("gapwatch_in_transit_keys", "Keys that the sink has not reached yet", labels=["pipeline"])
     incident = GaugeMetricFamily("gapwatch_incident_gaps", "Open gaps of the incident that is on, else 0", labels=["pipeline"])

@@ -299,6 +299,15 @@ class HeartbeatWriter(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """What a check measured. ``of``: the pipeline or the store that the metric's only label names."""
+
+    metric: str  # replication_slot_retained_bytes | oplog_window_seconds
+    of: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
     """What a preflight found. ``level``: error (data would be lost or nothing would work) | warning | ok.
 
@@ -313,6 +322,7 @@ class Advice:
     finding: str = ""
     hole_to_ms: int = 0
     table: str = ""  # which of several it is about
+    measure: Measure | None = None  # what it rests on
 
 
 class Preflight(Protocol):
@@ -377,6 +387,9 @@ class Ledger(Protocol):
     def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]: ...
     def gaps(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> Page: ...
     def gap_summary(self, pipeline: str) -> GapSummary: ...
+    def accepted_gaps(self, pipeline: str, since: datetime) -> int:
+        """Return how many gaps that the stream found since then were resolved as accepted."""
+
     def gap_burst(self, pipeline: str, since: datetime, *, samples: int) -> GapBurst: ...
     def gap_counts(self) -> Mapping[tuple[str, str, str], int]:
         """Return totals ever detected by (pipeline, kind, detector)."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
+from confluent_kafka import Consumer, Message, TopicPartition
 from pymongo import DeleteOne, MongoClient, ReplaceOne
 
 from gapwatch.embedded import EmbeddedStack
@@ -127,3 +128,15 @@ def clean(scene: Scene, pipeline: str = "orders") -> Iterator[Scene]:
         scene.copier.resume()
         heal(scene)
         wait_for(lambda: scene.service.gaps(pipeline) == [], "the gaps to be resolved", 30)
+
+
+def record_at(servers: str, row: Mapping[str, Any]) -> Message:
+    """Return the raw record that a row of evidence names."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "tests", "enable.auto.commit": False})
+    try:
+        consumer.assign([TopicPartition(row["topic"], row["partition"], row["offset"])])
+        (message,) = consumer.consume(1, timeout=20)
+        assert (message.error(), message.offset()) == (None, row["offset"])
+        return message
+    finally:
+        consumer.close()

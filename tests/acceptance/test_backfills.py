@@ -60,6 +60,11 @@ def sweep(scene: Scene, *options: str) -> dict[str, Any]:
     return run
 
 
+def swept_after_pause(scene: Scene) -> bool:
+    last = scene.service.view()["last_sweep"]
+    return bool(last) and last["request"].get("reason") == "resumed" and last["state"] not in ("queued", "running")
+
+
 def found(scene: Scene, pipeline: str = "orders") -> dict[int, str]:
     return {int(gap["key"]["id"]): gap["kind"] for gap in scene.service.gaps(pipeline)}
 
@@ -175,6 +180,7 @@ def test_d7_what_is_newer_by_now_is_already_newer(scene: Scene, orders: Orders) 
         ended = wait_for(lambda: one if (one := scene.service.api.get(path))["state"] != "running" else None, "the run", 60)
     finally:
         scene.service.api.post("/api/v1/pipelines/orders/resume")
+        wait_for(lambda: swept_after_pause(scene), "the sweep that follows a pause", 60)
     assert ended["state"] == "succeeded", ended
     counts = {name: ended["counts"][name] for name in ("written", "already_newer", "failed")}
     assert counts == {"written": 59, "already_newer": 1, "failed": 0}

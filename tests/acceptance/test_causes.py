@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from gapwatch.embedded import EmbeddedStack
+from gapwatch.embedded import EmbeddedStack, mongo_sink_config
 from tests.acceptance.copier import Change
+from tests.acceptance.mirror import create_topic
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
+from tests.acceptance.shared import record_at
+from tests.stack import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -70,12 +75,101 @@ def _streamed(gap: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _key_at(scene: Scene, row: dict[str, Any]) -> str:
     """Return the key of the raw record that evidence names."""
-    servers = scene.stack.kafka.bootstrap_servers
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": "tests", "enable.auto.commit": False})
+    return (record_at(scene.stack.kafka.bootstrap_servers, row).key() or b"").decode()
+
+
+def test_m2_a_write_that_the_sink_connector_gave_up_is_dead_lettered(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """The topic of its dead letters is made with the sink, after the start; and it is made anew in between."""
+    letters = f"{postgres_database}.dead"
+    with watched(stack, postgres_database, tmp_path, beside={"sunk": _sunk(postgres_database, letters)}) as scene:
+        _refuse(scene, "no")
+        with _sink(scene, letters):
+            scene.insert(1, 1)
+            wait_for(lambda: _sunk_keys(scene) == {1}, "the sink to write", 60)
+            scene.insert(2, 2, "no")
+            scene.insert(3, 3)
+            gap = _dead_lettered(scene, 2)
+            assert _sunk_keys(scene) == {1, 3}
+            rows = {row["side"]: row for row in gap["evidence"]}
+            said = rows["sink"]
+            assert (said["topic"], said["operation"], said["position"]) == (
+                letters,
+                "dead_lettered",
+                rows["expected"]["position"],
+            )
+            assert said["reason"].startswith("TASK_PUT com.mongodb.")
+            headers = dict(record_at(stack.kafka.bootstrap_servers, said).headers() or [])
+            where = (headers["__connect.errors.topic"], headers["__connect.errors.offset"])
+            assert where == (rows["expected"]["topic"].encode(), str(rows["expected"]["offset"]).encode())
+
+            scene.sql(f"UPDATE {TABLE} SET v = 'yes' WHERE id = 2")
+            wait_for(lambda: not scene.service.gaps("sunk"), "the gap to be resolved", 60)
+            _make_anew(stack, letters)
+            scene.insert(4, 4, "no")
+            assert _dead_lettered(scene, 4)["evidence"]
+            scene.sql(f"DELETE FROM {TABLE} WHERE id = 4")
+            wait_for(lambda: not scene.service.gaps("sunk"), "the gap to be resolved", 60)
+
+
+def _sunk(database: str, letters: str) -> dict[str, Any]:
+    """Return what a pipeline has of its own that MongoDB's own sink connector fills."""
+    target = {"store": "catalog", "collection": f"{database}.sunk", "key": {"_id": "int"}, "feed": {"change_stream": True}}
+    return {"target": {**target, "dead_letter_topic": letters}, "delivery": {"group": f"connect-sink-{database}"}}
+
+
+def _refuse(scene: Scene, value: str) -> None:
+    """Make a collection that takes no document with this value."""
+    client = scene.mongo()
     try:
-        consumer.assign([TopicPartition(row["topic"], row["partition"], row["offset"])])
-        (message,) = consumer.consume(1, timeout=20)
-        assert (message.error(), message.offset()) == (None, row["offset"])
-        return (message.key() or b"").decode()
+        client[scene.database].create_collection("sunk", validator={"v": {"$ne": value}})
     finally:
-        consumer.close()
+        client.close()
+
+
+@contextmanager
+def _sink(scene: Scene, letters: str) -> Iterator[None]:
+    name, client = f"sink-{scene.database}", scene.stack.connect.client
+    options = {
+        "errors.tolerance": "all",
+        "errors.deadletterqueue.topic.name": letters,
+        "errors.deadletterqueue.topic.replication.factor": "1",
+        "errors.deadletterqueue.context.headers.enable": "true",
+        "bulk.write.ordered": "false",
+        "consumer.override.auto.offset.reset": "earliest",
+    }
+    topic = f"{scene.database}.{TABLE}"
+    config = mongo_sink_config(
+        scene.stack.mongodb, topic=topic, database=scene.database, collection="sunk", variant="unwrap", **options
+    )
+    client.put_connector(name, config)
+    try:
+        client.wait_running(name)
+        yield
+    finally:
+        client.delete(name)
+
+
+def _sunk_keys(scene: Scene) -> set[int]:
+    client = scene.mongo()
+    try:
+        return {document["_id"] for document in client[scene.database].sunk.find()}
+    finally:
+        client.close()
+
+
+def _dead_lettered(scene: Scene, key: int) -> dict[str, Any]:
+    """Return the gap of this key alone, as the command line shows it."""
+    gaps = wait_for(lambda: scene.service.gaps("sunk"), "the gap", 90)
+    assert [(gap["key"]["id"], gap["kind"], gap["cause"]) for gap in gaps] == [(key, "missing", "dead_lettered")]
+    _, shown = scene.service.answer("gaps", "show", gaps[0]["id"])
+    return dict(shown)
+
+
+def _make_anew(stack: EmbeddedStack, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap_servers})
+    for future in admin.delete_topics([topic]).values():
+        future.result(30)
+    until(lambda: topic not in admin.list_topics(timeout=10).topics, "the topic to go")
+    create_topic(stack.kafka.bootstrap_servers, topic, 1)

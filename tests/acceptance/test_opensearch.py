@@ -15,7 +15,7 @@ from tests.acceptance.indexer import Fault, Indexer
 from tests.acceptance.mirror import create_topic
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE, configuration
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import at, create_database, during, gaps_of, now, number
+from tests.acceptance.shared import at, create_database, during, gaps_of, now, number, record_at
 from tests.stack import ask, captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -42,6 +42,7 @@ class Search:
     service: Service
     indexers: dict[str, Indexer]
     prefix: str
+    servers: str
 
     def insert(self, *keys: int) -> None:
         for key in keys:
@@ -153,7 +154,7 @@ def scene(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
             service.start()
             for name in indexers:
                 service.wait_healthy(name, 120)
-            yield Search(node, dsn, service, indexers, database)
+            yield Search(node, dsn, service, indexers, database, stack.kafka.bootstrap_servers)
             service.check_alive()
         finally:
             for indexer in indexers.values():
@@ -197,10 +198,30 @@ def test_a3_trap_29_a_rejected_item_opens_a_gap_and_the_others_are_observed(scen
     scene.insert(*keys)
     wait_for(lambda: scene.gaps(pipeline, *keys), "the gap", 30)
     assert indexer.refused[before:] == ["mapper_parsing_exception"]
-    assert scene.gaps(pipeline, *keys) == [(keys[2], "missing", "never_written")]
-    during(4, lambda: _same(scene.gaps(pipeline, *keys), [(keys[2], "missing", "never_written")]))
+    cause = "rejected" if pipeline == "acked" else "never_written"  # a tail shows what is there, and no refusals
+    assert scene.gaps(pipeline, *keys) == [(keys[2], "missing", cause)]
+    during(4, lambda: _same(scene.gaps(pipeline, *keys), [(keys[2], "missing", cause)]))
     assert scene.repair(pipeline, "missing")["counts"]["verified"] == 1
     scene.service.wait_healthy(pipeline)
+
+
+def test_m2_a_refused_update_is_rejected_and_its_ack_is_the_evidence(scene: Search) -> None:
+    key, indexer = number(), scene.indexers["acked"]
+    scene.insert(key)
+    wait_for(lambda: scene.document("acked", key), "the document")
+    scene.proven("acked")
+    indexer.faults[key] = Fault.REJECTED
+    execute(scene.dsn, f"UPDATE {TABLE} SET v = 'newer' WHERE id = {key}")
+    [gap] = wait_for(lambda: gaps_of(scene.service, key, pipeline="acked"), "the gap", 30)
+    assert (gap["kind"], gap["cause"]) == ("stale", "rejected")
+    _, shown = scene.command("gaps", "show", gap["id"])
+    [said] = [row for row in shown["evidence"] if row["side"] == "sink"]
+    assert (said["operation"], said["reason"]) == ("rejected", "400 mapper_parsing_exception")
+    ack = json.loads(record_at(scene.servers, said).value() or b"")
+    assert (ack["op"], ack["id"], ack["error"]) == ("rejected", str(key), "mapper_parsing_exception")
+    del indexer.faults[key]
+    assert scene.repair("acked", "stale,mismatch")["counts"]["verified"] == 1
+    scene.service.wait_healthy("acked")
 
 
 def test_b5_d3_a_wrong_value_is_named_with_its_field_and_made_right(scene: Search) -> None:

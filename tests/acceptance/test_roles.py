@@ -19,7 +19,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.oplog import roll_over, small_oplog
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import EVERY_ROLE, wait_for
-from tests.acceptance.shared import at, clean, create_database, during, gaps_of, number
+from tests.acceptance.shared import at, clean, create_database, during, gaps_of, now, number
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -102,6 +102,8 @@ def test_a2_a_token_outside_the_oplog_is_history_lost_and_a_sweep(scene: Scene) 
     key, stranger = number(), number()
     insert(scene, [key])
     wait_for(lambda: key in scene.documents(), "the document")
+    shown = now()
+    wait_for(lambda: (time := scene.service.view()["consistent_through"]) and at(time) > shown, "its write to be proven", 30)
     scene.service.wait_healthy()
     scene.service.kill("capture", signal.SIGKILL)
     client: MongoClient[dict[str, Any]] = scene.mongo()

@@ -125,11 +125,15 @@ def wait_until_sent(scene: Scene, client: AdminClient) -> list[int]:
 def test_m3_a_slot_that_is_dropped_and_made_again(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
     """200 rows change and 20 are deleted while there is none: nobody sends them, and all are found without being asked to."""
     with quiet(stack, postgres_database, tmp_path) as scene:
+        retained = "gapwatch_replication_slot_retained_bytes"
+        wait_for(lambda: scene.service.metric(retained, pipeline="orders") is not None, "what the slot keeps", 30)
+        wait_for(lambda: scene.service.metric("gapwatch_oplog_window_seconds", store="catalog"), "what the oplog holds", 30)
         without_capture(scene)
         slot = connector_of(scene)[1]["slot.name"]
         until(lambda: drop_slot(stack, slot), "the slot to be dropped")
         change_and_delete(scene)
         found = finding(scene, "slot_lost")
+        until(lambda: scene.service.metric(retained, pipeline="orders") is None, "the slot's metric to go with it")
         assert slot in found["message"]
         assert found["is_hole"]
         gaps = wait_for_gaps(scene, {*CHANGED, *DELETED})

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
 from gapwatch.ledger import Limit, Retention, SqlLedger
 from gapwatch.model.gap import (
+    Detector,
     Finding,
     Gap,
     GapBurst,
@@ -337,6 +338,17 @@ def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> No
     assert summary.holding_since == at(2)
     ledger.store_gaps([opening(gap(7, event_time=at(30), held_since=at(1)))])
     assert ledger.gap_summary("orders").holding_since == at(1), "the target was wrong before the write that opened it"
+
+
+def test_accepted_gaps_are_counted_by_when_the_stream_found_them(ledger: SqlLedger) -> None:
+    rows = [gap(1, first_seen=at(10)), gap(2, first_seen=at(10)), gap(3, first_seen=at(-10)), gap(4, first_seen=at(10))]
+    rows += [gap(5, first_seen=at(10), detector=Detector.SWEEP), gap(6, first_seen=at(10), pipeline="others")]
+    ledger.store_gaps([opening(row) for row in rows])
+    done: dict[str, Any] = {"state": State.RESOLVED, "resolved_at": at(60)}
+    ledger.store_gaps([change(row, "resolved", resolution=Resolution.ACCEPTED, **done) for row in rows if row.id != rows[3].id])
+    ledger.store_gaps([change(rows[3], "resolved", resolution=Resolution.MANUAL, **done)])
+    assert ledger.accepted_gaps("orders", at(0)) == 2
+    assert ledger.accepted_gaps("orders", at(-20)) == 3
 
 
 def test_m18_a_burst_counts_what_is_open_since_and_shows_the_first_of_it(ledger: SqlLedger) -> None:

@@ -18,6 +18,7 @@ from gapwatch.model.stream import (
     Batch,
     Control,
     FeedState,
+    Letter,
     Operation,
     Outcome,
     PipelineTimes,
@@ -32,10 +33,11 @@ from tests.simulation.worker import keys_of, shown
 from tests.simulation.world import MAPPING, PIPELINE, START, TOPICS, World, digest, pipeline
 
 KEYS = st.integers(0, 11)
+LETTERS = (Operation.DEAD_LETTERED, Operation.REJECTED)
 # key, operation, step of the position (0 or less: a repetition), value, which maskable digests the event carries
 EVENT = st.tuples(
     KEYS,
-    st.sampled_from([Operation.UPSERT] * 20 + [*Operation]),
+    st.sampled_from([Operation.UPSERT] * 20 + [one for one in Operation if one not in LETTERS]),
     st.sampled_from([1, 1, 1, 1, 0, -2]),
     st.sampled_from([0, 0, 0, 1]),
     st.sampled_from([3, 3, 3, 1, 2, 0]),
@@ -44,6 +46,7 @@ SECTION = st.tuples(st.sampled_from(Side), st.booleans(), st.lists(EVENT, min_si
 STEP = st.one_of(
     st.lists(SECTION, min_size=1, max_size=4),  # a batch of sections
     st.integers(0, 5_000),  # a control record, so much later
+    st.tuples(KEYS, st.sampled_from(LETTERS), st.integers(-3, 2)),  # what the sink says of a write so far behind
     st.tuples(KEYS, st.sampled_from(Outcome)),  # a verdict on what was last raised of a key
     st.none(),  # a checkpoint, and a restart from it
 )
@@ -71,9 +74,15 @@ class Teller:
         if isinstance(step, int):
             self.clock += step
             return Control(FORMAT, "one", self.clock, [self._state(side) for side in Side], [PipelineTimes(PIPELINE, 0, 2_000)])
+        if isinstance(step, tuple) and len(step) == 3:
+            return Batch(FORMAT, [], [], [self._letter(*step)])
         if isinstance(step, tuple):
             return Batch(FORMAT, [], self._verdicts(b"key%d" % step[0], step[1]))
         return Batch(FORMAT, [self._section(*section) for section in step], [])
+
+    def _letter(self, key: int, operation: Operation, ahead: int) -> Letter:
+        position = max(0, self.offset[Side.EXPECTED] + ahead)
+        return Letter(PIPELINE, b"key%d" % key, operation, "said", 0, position, position, 0, self.clock + ahead, "why")
 
     def _verdicts(self, key: bytes, outcome: Outcome) -> list[VerdictSection]:
         suspect = self.raised.get(key)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gapwatch.core import watermarks
-from gapwatch.core.coverage import ratio
+from gapwatch.core.coverage import closed_of, ratio
 from gapwatch.core.keystate import KeyState
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.core.pipelinestate import HOLES_MAX
@@ -29,13 +29,7 @@ def covered(holes: list[Hole], time: int) -> bool:
 
 
 def share(status: PartitionStatus) -> float | None:
-    counters = status.counters
-    return ratio(
-        settled=counters.settled + counters.cleared,
-        superseded=counters.superseded,
-        gap=counters.gap,
-        unverifiable=sum(counters.unverifiable.values()),
-    )
+    return ratio(closed_of(status.counters), masked=0, accepted=0)
 
 
 def check_sizes(matcher: KeyMatcher, history: int, waiting_max: int) -> None:

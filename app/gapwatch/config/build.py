@@ -9,6 +9,7 @@ from gapwatch.config import forms
 from gapwatch.config.checks import address_problem, field_problems, option_problem, path_problems, topic_problem
 from gapwatch.config.counting import kept_of, target_rule_problems, where_problems
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
+from gapwatch.config.plain import plain_feed, plain_problems
 from gapwatch.config.source import Document, Place
 from gapwatch.config.tables import source_tables, table_problems
 from gapwatch.core.maintenance import EXAMPLES, MaintenanceSpec
@@ -249,6 +250,8 @@ class _Builder:
         self._unsupported("source", form, ("collection",))
         if form.transactions is not None:
             self._add(("source", "transactions"), topic_problem(form.transactions, self._topics))
+            if form.feed is not None and form.feed.topic:
+                self._problem(("source", "transactions"), "Only Debezium writes one, and the feed is a plain topic.", _REMOVE)
         if form.tables is not None:
             return self._tables_source(form)
         if form.topic_pattern is not None:
@@ -326,7 +329,7 @@ class _Builder:
                     ("target", "collection"), "The collection is needed with its database.", "Write collection: shop.orders."
                 )
         if form.dead_letter_topic:
-            self._add(("target", "dead_letter_topic"), topic_problem(form.dead_letter_topic))
+            self._add(("target", "dead_letter_topic"), topic_problem(form.dead_letter_topic, self._topics))
         feed = FeedSpec(kind=FeedKind.NONE) if isinstance(form.feed, str) else self._feed("target", form.feed, kind)
         return TargetSpec(
             store=form.store,
@@ -348,13 +351,19 @@ class _Builder:
         indexed = store is StoreType.OPENSEARCH
         given = [name for name in ("debezium", "change_stream", "topic", "seq_no", "acks") if getattr(form, name)]
         if len(given) != 1:
-            choices = "debezium: TOPIC" + (" or change_stream: true" if side == "target" else "")
+            choices = "debezium: TOPIC } or { topic: TOPIC" + (" } or { change_stream: true" if side == "target" else "")
             choices = "seq_no: true } or { acks: TOPIC" if indexed else choices
             self._problem(place, "A feed is exactly one thing.", f"Write {{ {choices} }}.")
             return FeedSpec(kind=FeedKind.NONE)
         kind = given[0]
-        if kind != "debezium" and form.format is not None:
+        if kind not in ("debezium", "topic") and form.format is not None:
             self._problem((*place, "format"), f"A feed of kind {kind} has no format.", _REMOVE)
+        if kind != "topic" and form.wrappers is not None:
+            self._problem(
+                (*place, "wrappers"), f"A feed of kind {kind} has no wrappers.", "Remove it, or write { topic: TOPIC, … }."
+            )
+        if kind == "debezium" and form.format == "json":
+            self._problem((*place, "format"), "Debezium's records are not plain JSON.", "Write unwrapped, or remove it.")
         if indexed:
             return self._index_feed(place, kind, form)
         if kind == "debezium" and form.debezium:
@@ -362,9 +371,12 @@ class _Builder:
             return FeedSpec(kind=FeedKind.DEBEZIUM, topic=form.debezium, format=form.format or "")
         if kind == "change_stream" and side == "target":
             return FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, side))
-        self._problem(
-            (*place, kind), f"A {side} feed of kind {kind} {_NOT_YET}.", "Use debezium, or a change_stream of the target."
-        )
+        if kind == "topic":
+            for option, problem in plain_problems(side, self._form, form, self._topics):
+                self._add((*place, option), problem)
+            return plain_feed(form)
+        remedy = "Use debezium, a plain topic, or a change_stream of the target."
+        self._problem((*place, kind), f"A {side} feed of kind {kind} {_NOT_YET}.", remedy)
         return FeedSpec(kind=FeedKind.NONE)
 
     def _index_feed(self, place: Place, kind: str, form: forms.Feed) -> FeedSpec:

@@ -160,7 +160,13 @@ class Feed(Form):
     debezium: str | None = None
     change_stream: bool | None = None
     topic: str | None = None
-    format: Literal["unwrapped"] | None = None
+    format: Literal["unwrapped", "json"] | None = None
+    wrappers: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=20,
+        description="members of a plain topic's records that hold one document, or a list",
+    )
     seq_no: bool | None = None
     acks: str | None = None
 

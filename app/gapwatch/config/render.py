@@ -153,7 +153,7 @@ def _grace(spec: PipelineSpec) -> dict[str, Any]:
 
 def _source(spec: SourceSpec) -> dict[str, Any]:
     version = {name: value for name in ("version", "changed_at", "transactions") if (value := getattr(spec, name))}
-    dataset = "table" if spec.feed.kind is FeedKind.DEBEZIUM else "collection"
+    dataset = "collection" if spec.feed.kind is FeedKind.CHANGE_STREAM else "table"
     where: dict[str, Any] = {dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
     if spec.tables:
         tables = [one.table for one in spec.tables]
@@ -186,7 +186,8 @@ def _feed(spec: FeedSpec) -> Mapping[str, Any] | str:
         return "none"
     if spec.kind in CAPTURED:
         return {spec.kind.value: True}
-    return {spec.kind.value: spec.topic, **({"format": spec.format} if spec.format else {})}
+    wrappers = {"wrappers": list(spec.wrappers)} if spec.wrappers else {}
+    return {spec.kind.value: spec.topic, **({"format": spec.format} if spec.format else {}), **wrappers}
 
 
 def _field(spec: FieldSpec) -> Mapping[str, Any] | str:

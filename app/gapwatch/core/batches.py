@@ -19,6 +19,7 @@ from gapwatch.model.stream import (
     FORMAT,
     Batch,
     Control,
+    Letter,
     PackedBatch,
     PackedSection,
     Section,
@@ -61,7 +62,7 @@ def unpack(data: bytes) -> Batch | Control:
     record = read(data)
     if isinstance(record, Control):
         return record
-    return Batch(record.format, [_unpacked(section) for section in record.sections], record.verdicts)
+    return Batch(record.format, [_unpacked(section) for section in record.sections], record.verdicts, record.letters)
 
 
 def _check(section: PackedSection) -> None:
@@ -81,7 +82,7 @@ def _check(section: PackedSection) -> None:
 
 def packed(batch: Batch) -> PackedBatch:
     """Return a batch as it travels."""
-    return PackedBatch(batch.format, [packed_section(section) for section in batch.sections], batch.verdicts)
+    return PackedBatch(batch.format, [packed_section(section) for section in batch.sections], batch.verdicts, batch.letters)
 
 
 def packed_section(section: Section) -> PackedSection:
@@ -301,4 +302,18 @@ def batches(sections: Iterable[Section], verdicts: Iterable[VerdictSection] = ()
             events += count
             size += weight
     if batch.sections or batch.verdicts:
+        yield batch
+
+
+def letter_batches(letters: Sequence[Letter]) -> Iterator[Batch]:
+    """Pack letters into records within the limits, in the given order."""
+    batch, size = Batch(format=FORMAT, sections=[], verdicts=[], letters=[]), 0
+    for letter in letters:
+        weight = EVENT_BYTES + len(letter.key) + 4 * (len(letter.pipeline) + len(letter.feed) + len(letter.reason))
+        if batch.letters and (len(batch.letters) >= EVENTS_PER_RECORD_MAX or size + weight > BYTES_PER_RECORD_MAX):
+            yield batch
+            batch, size = Batch(format=FORMAT, sections=[], verdicts=[], letters=[]), 0
+        batch.letters.append(letter)
+        size += weight
+    if batch.letters:
         yield batch

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gapwatch.model.gap import Cause, Kind
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Operation, Side
-from gapwatch.model.suspect import Reason, Seen, Suspect
+from gapwatch.model.suspect import GivenUp, Reason, Seen, Suspect
 
 READS_MAX = 10  # attempts on a moving source before `superseded`, and counted failures before `unverifiable`
 
@@ -294,6 +294,8 @@ def cause_of(suspect: Suspect | None, reads: Reads, kind: Kind) -> Cause:
         return Cause.UNKNOWN
     if suspect.reason == Reason.DEAD_LETTERED:
         return Cause.DEAD_LETTERED
+    if suspect.reason == Reason.REJECTED:
+        return Cause.REJECTED
     if suspect.opening.side == Side.OBSERVED:
         return _cause_of_observed(suspect, kind)
     newest = suspect.newest_expected
@@ -329,4 +331,18 @@ def evidence_of(seen: Seen, side: str) -> dict[str, Any]:
         "epoch": seen.epoch,
         "operation": Operation(seen.operation).name.lower(),
         "time_ms": seen.event_time,
+    }
+
+
+def evidence_of_sink(said: GivenUp) -> dict[str, Any]:
+    """Render what the sink said as evidence; ``position`` is that of the write which it names, where it names one."""
+    return {
+        "side": "sink",
+        "topic": said.feed,
+        "partition": said.partition,
+        "offset": said.offset,
+        "position": f"{said.major}/{said.minor}" if said.operation == Operation.DEAD_LETTERED else None,
+        "operation": Operation(said.operation).name.lower(),
+        "reason": said.reason or None,
+        "time_ms": said.time,
     }

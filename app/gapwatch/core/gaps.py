@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import xxhash
 
-from gapwatch.core.confirm import Difference, Presence, Reads, evidence_of
+from gapwatch.core.confirm import Difference, Presence, Reads, evidence_of, evidence_of_sink
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Seen, Suspect
@@ -181,6 +181,9 @@ def evidence(
 ) -> list[dict[str, Any]]:
     """Return evidence objects: what the stream showed, with offsets, and what the three reads found, with times."""
     rows = [_stream_row(seen, tables) for seen in _seen(suspect)]
+    if suspect is not None and suspect.given_up is not None:
+        said = evidence_of_sink(suspect.given_up)
+        rows.append(said | {"time": rfc3339(time_of(said.pop("time_ms")))})
     for side, reading in (("source", reads.after), ("target", reads.target)):
         row: dict[str, Any] = {
             "side": side,

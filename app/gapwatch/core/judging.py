@@ -27,9 +27,10 @@ from gapwatch.core.keystate import (
 )
 from gapwatch.core.pipelinestate import PipelineState
 from gapwatch.core.watermarks import NEVER, FeedTimes
-from gapwatch.model.stream import NO_DELIVERY, Outcome, Side, VerdictSection
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.stream import NO_DELIVERY, Letter, Operation, Outcome, Side, VerdictSection
+from gapwatch.model.suspect import GivenUp, Hole, Suspect
 
+EARLY_MAX: Final = 500  # letters that wait for the write that they mean; one that makes room costs a cause, never a verdict
 OVERFLOW_MS: Final = 10_000  # stretches that overflow gives up are rounded up to this, so that one hole stands for many keys
 
 Said = list[Suspect | Hole]
@@ -71,6 +72,46 @@ class Judge:
             effect = self._pipeline.rules.close(state, side == Side.EXPECTED, named, Outcome(outcome), self._cell)
             self._file(key, state, effect, said)
         assert not said, "a verdict opens no key"
+
+    def hear(self, letter: Letter, said: Said) -> None:
+        """Take what the sink says of a write; of one that the source's feed did not show yet, it is kept until that did."""
+        pipeline, cell = self._pipeline, self._cell
+        given_up = GivenUp(
+            operation=letter.operation,
+            feed=letter.feed,
+            partition=letter.partition,
+            offset=letter.offset,
+            major=letter.major,
+            minor=letter.minor,
+            time=letter.time,
+            reason=letter.reason,
+        )
+        if self._tell(letter.key, given_up, said) or self._is_history(given_up):
+            return
+        pipeline.early.pop(letter.key, None)
+        pipeline.early[letter.key] = given_up
+        if len(pipeline.early) > EARLY_MAX:
+            del pipeline.early[next(iter(pipeline.early))]
+            cell.counters.forgotten += 1
+
+    def _tell(self, key: bytes, given_up: GivenUp, said: Said) -> bool:
+        """Mark the writes that are meant; return whether there is nothing more to wait for."""
+        state = self._cell.state(key)
+        effect = self._pipeline.rules.give_up(state, given_up, self._pipeline.skew)
+        self._file(key, state, effect, said)
+        if given_up.operation != Operation.DEAD_LETTERED or state.expected is None:
+            return effect is not Effect.NONE
+        return token_of(state.expected)[1:] >= (given_up.major, given_up.minor)
+
+    def _is_history(self, given_up: GivenUp) -> bool:
+        """Whether everything that can be meant was read, and is judged or settled."""
+        return self._times.watermark(*self._pipeline.source) > given_up.time + self._pipeline.skew
+
+    def _tell_again(self, said: Said) -> None:
+        early = self._pipeline.early
+        for key, given_up in list(early.items()):
+            if self._tell(key, given_up, said) or self._is_history(given_up):
+                del early[key]
 
     def _file(self, key: bytes, state: KeyState, effect: Effect, said: Said) -> None:
         """Put a key's state where it belongs now."""
@@ -124,6 +165,7 @@ class Judge:
     def judge(self, said: Said) -> None:
         """Raise what the streams' times have made late: the target's watermark passed it, and the source was read beyond it."""
         pipeline, times = self._pipeline, self._times
+        self._tell_again(said)
         target = times.watermark(*pipeline.target)
         if not pipeline.start:
             pipeline.start = times.start(*pipeline.source)
@@ -214,6 +256,7 @@ class Judge:
             target_watermark=self._times.watermark(*pipeline.target),
             since=state.floor if 0 < state.floor < event_time_of(opening) else 0,
             raised_again=again,
+            given_up=state.given_up,
         )
 
     def raised_again(self) -> Said:

@@ -9,6 +9,7 @@ from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.keystate import (
     DEAD,
     DELETE,
+    REFUSED,
     SHARED,
     TOUCHED,
     Comparison,
@@ -21,6 +22,7 @@ from gapwatch.core.keystate import (
     filled,
     identity_of,
     is_masked,
+    refused,
     renewed,
     shared,
     tail_of,
@@ -31,7 +33,7 @@ from gapwatch.core.keystate import (
 )
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Operation, Outcome
-from gapwatch.model.suspect import Reason
+from gapwatch.model.suspect import GivenUp, Reason
 
 
 class Effect(Enum):
@@ -60,8 +62,6 @@ class KeyRules:
     def expect(self, state: KeyState, write: Write, cell: Cell) -> Effect:
         """Take one write of the source."""
         operation, counters, newest = write[0], cell.counters, state.expected
-        if operation == Operation.DEAD_LETTERED:
-            return self._give_up(state, event_time_of(write))
         if self.several:
             if _is_contended(write, newest):
                 return self._contended(state, write, cell)
@@ -161,15 +161,28 @@ class KeyRules:
         state.expected = renewed(state.expected, write)
         return Effect.CHANGED
 
-    def _give_up(self, state: KeyState, time: int) -> Effect:
-        """The sink itself gave the key up: what is not settled is due at once."""
-        if not state.writes:
+    # what the sink says
+
+    def give_up(self, state: KeyState, said: GivenUp, skew: int) -> Effect:
+        """The sink says that it did not get a write into the target. What it put into its dead-letter topic is due at once.
+
+        A refused write keeps its time: an indexer may send it again. Writes that came before the one that is meant are meant,
+        too: the sink has passed them. Newer ones are not.
+        """
+        count = next((number for number, write in enumerate(state.writes) if not is_meant(said, write, skew)), len(state.writes))
+        if not count:
             return Effect.NONE
-        last = state.expected == state.writes[-1]
-        state.writes = [dead_lettered(write, time) for write in state.writes]
-        if last:
-            state.expected = state.writes[-1]
-        return Effect.CHANGED if state.raised else Effect.OPENED
+        dead = said.operation == Operation.DEAD_LETTERED
+        marked = [dead_lettered(write, said.time) if dead else refused(write) for write in state.writes[:count]]
+        newer = state.given_up is None or _rank(said) > _rank(state.given_up)
+        if not newer and marked == state.writes[:count]:
+            return Effect.NONE
+        if count == len(state.writes) and state.expected == state.writes[-1]:
+            state.expected = marked[-1]
+        state.writes[:count] = marked
+        if newer:
+            state.given_up = said
+        return Effect.CHANGED if state.raised or not dead else Effect.OPENED
 
     # observed writes
 
@@ -243,7 +256,7 @@ class KeyRules:
 
     def _after(self, state: KeyState, before: Write | None, *, expected_moved: bool = False) -> Effect:
         if not state.open:
-            state.raised, state.raised_on, state.floor = 0, None, 0
+            state.raised, state.raised_on, state.floor, state.given_up = 0, None, 0, None
             return Effect.CHANGED
         if state.opening == before and not expected_moved:
             return Effect.CHANGED
@@ -302,6 +315,8 @@ class KeyRules:
         if state.writes:
             if opening[1] & DEAD:
                 return Reason.DEAD_LETTERED
+            if opening[1] & REFUSED:
+                return Reason.REJECTED
             if opening[0] == TOUCHED:
                 return Reason.TOUCHED
             if observed is not None and self._incomparable(opening, observed):
@@ -339,6 +354,17 @@ def _is_contended(write: Write, newest: Write | None) -> bool:
         return write[0] == DELETE and bool(newest[1] & SHARED)
     known, token = token_of(newest), token_of(write)
     return newest[0] != DELETE or known[0] != token[0] or token <= known
+
+
+def is_meant(said: GivenUp, write: Write, skew: int) -> bool:
+    """Whether the sink had this write when it said so: it is the one that is named, or an older one."""
+    if said.operation == Operation.DEAD_LETTERED:  # of another epoch, positions say nothing: its writes came later
+        return token_of(write)[1:] <= (said.major, said.minor) and event_time_of(write) <= said.time
+    return event_time_of(write) <= said.time + skew
+
+
+def _rank(said: GivenUp) -> tuple[int, int, int, int]:
+    return said.time, said.major, said.minor, said.offset
 
 
 def _hold(state: KeyState, time: int) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from gapwatch.core.mapping import MASKED_VALUE, within
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Operation
-from gapwatch.model.suspect import Seen
+from gapwatch.model.suspect import GivenUp, Seen
 
 OLDER_WHEN_SETTLED: Final = 4  # identities of older versions that a settled key remembers, to name a regression
 BLANK: Final = bytes(16)
@@ -43,6 +43,7 @@ DUE_AT: Final = 48
 EXTRA: Final = 1  # flag: a tail with values and version follows the identity
 DEAD: Final = 2  # flag: the sink gave it up, so it is due whatever the delivery position says
 SHARED: Final = 4  # flag: another table may have a row of this key, too
+REFUSED: Final = 8  # flag: the target refused it, as the sink says; it may be sent again
 
 DELETE: Final = int(Operation.DELETE)
 TOUCHED: Final = int(Operation.TOUCHED)
@@ -86,6 +87,11 @@ def with_due(write: Write, due: int) -> Write:
 def dead_lettered(write: Write, due: int) -> Write:
     """Return the write as one that the sink gave up: due at `due`, whatever the delivery position says."""
     return write[:1] + bytes([write[1] | DEAD]) + write[2:DUE_AT] + _TIME.pack(min(due, due_of(write))) + write[HEAD_BYTES:]
+
+
+def refused(write: Write) -> Write:
+    """Return the write as one that the target refused: when it is due does not change."""
+    return write[:1] + bytes([write[1] | REFUSED]) + write[2:]
 
 
 def identity_of(write: Write) -> bytes:
@@ -173,10 +179,23 @@ class KeyState:
     not; ``raised_on``: the token of the newest observed write then. ``overflowed``: versions after the oldest were let go.
     ``floor``: the event time of the first of them, or since when the target shows what nothing explains, whatever was written
     after it (0: neither). ``shown``: what the target showed before ``observed``, unexplained, oldest
-    first: where the target's feed runs ahead of the source's, the versions that explain it are yet to come.
+    first: where the target's feed runs ahead of the source's, the versions that explain it are yet to come. ``given_up``: what
+    the sink said last of writes that are not settled.
     """
 
-    __slots__ = ("expected", "floor", "observed", "odd", "older", "overflowed", "raised", "raised_on", "shown", "writes")
+    __slots__ = (
+        "expected",
+        "floor",
+        "given_up",
+        "observed",
+        "odd",
+        "older",
+        "overflowed",
+        "raised",
+        "raised_on",
+        "shown",
+        "writes",
+    )
 
     def __init__(self) -> None:
         self.writes: list[Write] = []
@@ -189,6 +208,7 @@ class KeyState:
         self.overflowed = False
         self.floor = 0
         self.shown: list[Write] = []
+        self.given_up: GivenUp | None = None
 
     @property
     def open(self) -> bool:
@@ -223,6 +243,7 @@ class KeyState:
             del self.older[limit:]
 
     def packed(self) -> tuple[Any, ...]:
+        rare = () if self.given_up is None else (self.given_up,)
         return (
             self.writes,
             self.expected,
@@ -234,13 +255,15 @@ class KeyState:
             self.overflowed,
             self.floor,
             self.shown,
+            *rare,
         )
 
     @classmethod
     def unpacked(cls, fields: Sequence[Any]) -> KeyState:
         state = cls()
         state.writes, state.expected, state.observed, state.odd, state.older, state.raised, on, *rest = fields
-        state.overflowed, state.floor, state.shown = rest
+        state.overflowed, state.floor, state.shown, *rare = rest
+        state.given_up = msgspec.convert(rare[0], GivenUp) if rare else None
         state.raised_on = (on[0], on[1], on[2]) if on is not None else None
         return state
 
@@ -251,7 +274,7 @@ Held = bytes | KeyState
 def compact_pending(state: KeyState) -> Held:
     """Return an open key in its smallest form: a single write when there is nothing else to know."""
     plain = len(state.writes) == 1 and state.observed is None and not state.older and not state.raised and not state.overflowed
-    plain = plain and not state.floor
+    plain = plain and not state.floor and state.given_up is None
     return state.writes[0] if plain and state.expected == state.writes[0] else state
 
 

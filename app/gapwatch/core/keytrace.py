@@ -17,7 +17,7 @@ from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Batch, Control, Operation, Outcome, Section, Side, VerdictSection
 
 KEPT: Final = 20  # events, and verdicts, that are shown
-WRITES: Final = frozenset({Operation.UPSERT, Operation.DELETE, Operation.TOUCHED, Operation.LOOKED_UP, Operation.DEAD_LETTERED})
+WRITES: Final = frozenset({Operation.UPSERT, Operation.DELETE, Operation.TOUCHED, Operation.LOOKED_UP})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

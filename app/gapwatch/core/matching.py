@@ -16,6 +16,7 @@ import msgspec
 
 from gapwatch.core.batches import packed
 from gapwatch.core.cells import Cell, Limits
+from gapwatch.core.coverage import STEP_MS
 from gapwatch.core.hotpath import expect_all, is_plain, numbers, observe_all, one_by_one
 from gapwatch.core.judging import Judge, Said
 from gapwatch.core.pipelinestate import STATE_FORMAT, PipelineState
@@ -23,7 +24,7 @@ from gapwatch.core.segments import RECORD_BYTES_MAX
 from gapwatch.core.watermarks import FeedTimes, Span
 from gapwatch.errors import ProtocolError
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.model.stream import Batch, Control, FeedState, Operation, PackedBatch, PackedSection, Side, VerdictSection
+from gapwatch.model.stream import Batch, Control, FeedState, Letter, Operation, PackedBatch, PackedSection, Side, VerdictSection
 from gapwatch.model.suspect import PartitionStatus
 
 WAITING: Final = "waiting"
@@ -98,6 +99,8 @@ class KeyMatcher:
         self.applied, self._append_time = offset, append_time
         for judge in self._judges.values():
             judge.append_time = append_time
+        for pipeline in self._pipelines.values():
+            pipeline.hour.pass_to(append_time // STEP_MS, pipeline.closed)
         if missed:
             self._miss(said)
         if record is None:
@@ -112,6 +115,8 @@ class KeyMatcher:
                 self._admit(section, groups, said)
         for (name, side), sections in sorted(groups.items()):
             self._apply_sections(self._pipelines[name], side, sections, said)
+        if not isinstance(record, Control):
+            self._apply_letters(record.letters, said)
         for name in touched:
             self._judges[name].judge(said)
         if not isinstance(record, Control):
@@ -190,6 +195,11 @@ class KeyMatcher:
                 time < known and operation != Operation.SNAPSHOT
                 for time, operation in zip(times.tolist(), section.operations, strict=True)
             )
+
+    def _apply_letters(self, letters: Sequence[Letter], said: Said) -> None:
+        for letter in letters:
+            if letter.pipeline in self._judges:
+                self._judges[letter.pipeline].hear(letter, said)
 
     def _apply_verdicts(self, sections: Sequence[VerdictSection]) -> None:
         for section in sections:

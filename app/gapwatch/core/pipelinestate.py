@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 
 from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
+from gapwatch.core.coverage import LastHour, closed_of
 from gapwatch.core.duetimes import DueTimes
 from gapwatch.core.keyrules import KeyRules
 from gapwatch.core.keystate import (
@@ -27,7 +28,7 @@ from gapwatch.core.keystate import (
 from gapwatch.core.watermarks import FeedPartition, FeedTimes, Span
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
-from gapwatch.model.suspect import Counters, FeedStatus, Hole, PartitionStatus
+from gapwatch.model.suspect import Closed, Counters, FeedStatus, GivenUp, Hole, PartitionStatus
 
 STATE_FORMAT: Final = 3  # of what is stored of a partition; another one is not read
 HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
@@ -75,7 +76,9 @@ class PipelineState:
         self.skew = 0
         self.start = 0  # the source side's first watermark: what was observed before it is the baseline's
         self.late = 0
+        self.hour = LastHour()
         self.holes: list[Hole] = []
+        self.early: dict[bytes, GivenUp] = {}  # what the sink said of writes that the source's feed did not show yet
         self.moved: dict[tuple[str, int], FeedPartition] = {}  # source feed partitions whose delivery changed since the last look
         self.survey = Survey()
         self.delivery_known = spec.delivery.known
@@ -194,6 +197,7 @@ class PipelineState:
             holes=[*self.holes, *([self.cell.hole] if self.cell.hole is not None else [])],
             delays_ms=self._delays(),
             delivery_unknown=unknown,
+            last_hour=self.hour.closed(self.closed()),
             state_format=STATE_FORMAT,
         )
 
@@ -226,6 +230,10 @@ class PipelineState:
             unverifiable=dict(known.unverifiable),
             snapshot_reads=dict(known.snapshot_reads),
         )
+
+    def closed(self) -> Closed:
+        """Return how many expected writes are closed, since the state began."""
+        return closed_of(self.cell.counters)
 
     def _delays(self) -> list[tuple[int, int]]:
         return sorted((bound, count) for bound, count in zip((*DELAY_BOUNDS_MS, -1), self.cell.delays, strict=True) if count)
@@ -331,7 +339,9 @@ class PipelineState:
             "skew": self.skew,
             "start": self.start,
             "late": self.late,
+            "hour": self.hour.pack(),
             "holes": self.holes,
+            "early": list(self.early.items()),
             "names": self.names,
             "keys": self.cell.pack(),
         }
@@ -339,6 +349,8 @@ class PipelineState:
     def unpack(self, packed: Mapping[str, Any], records: Mapping[str, bytes]) -> None:
         self.grace, self.skew, self.start, self.late = packed["grace"], packed["skew"], packed["start"], packed["late"]
         self.holes = msgspec.convert(packed["holes"], list[Hole])
+        self.hour.unpack(packed.get("hour", []))  # a version that did not count by the hour left none
+        self.early = {key: msgspec.convert(given_up, GivenUp) for key, given_up in packed.get("early", ())}
         self.learn(packed["names"])
         self.cell.unpack(packed["keys"], records)
         self.schedule_long()

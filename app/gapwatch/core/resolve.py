@@ -207,7 +207,8 @@ def _field(
             )
         )
         return spec
-    maskable = column.storage in TOASTABLE and dataset.replica_identity != "f"
+    whole = dataset.replica_identity == "f" or pipeline.source.feed.kind is FeedKind.TOPIC
+    maskable = column.storage in TOASTABLE and not whole
     if found is None:
         return replace(spec, maskable=maskable)
     kind = found.type if spec.type is FieldType.INFERRED else spec.type
@@ -257,7 +258,7 @@ def _key_column(
     if info is None:
         problems.append(_no_column(f"pipelines.{pipeline.id}.source.key", column.path, pipeline.source.table))
         return column
-    found = encoding_of(info, config)
+    found = encoding_of(info, config) if pipeline.source.feed.kind is not FeedKind.TOPIC else None
     return column if found is None else replace(column, wire=column.wire or found.wire, wire_scale=_scale(column, found))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gapwatch.core.autorepair import remedy
-from gapwatch.core.coverage import ratio
+from gapwatch.core.coverage import closed_of, ratio, together
 from gapwatch.core.maintenance import Quiet
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
 from gapwatch.model.pipeline import PipelineSpec
@@ -49,6 +49,7 @@ class LedgerFacts:
     unreadable_stores: Sequence[str] = ()
     repair_stopped: str = ""  # why automatic repair stopped
     given_up: int = 0  # open gaps whose repair is not tried any more
+    accepted: int = 0  # gaps of the last hour's writes that somebody accepted
     grace_ms: int | None = None  # in force; None: the declared one
     repair_seen: datetime | None = None  # when role repair last said what it could not read
 
@@ -75,13 +76,10 @@ def standing(
     complete = all(number in records for number in range(partitions))
     holes = uncovered_holes(records.values(), facts)
     totals = _totals(records.values(), facts.masked_swept)
-    coverage = ratio(
-        settled=totals.settled + totals.cleared - totals.masked,
-        superseded=totals.superseded,
-        gap=totals.gap,
-        unverifiable=sum(totals.unverifiable.values()) + totals.masked,
-    )
-    judged = list(_judge(pipeline, partitions, records, facts, holes, coverage, totals, now))
+    closed = together(record.last_hour or closed_of(record.counters) for record in records.values())
+    masked = min(totals.masked, closed.masked)
+    coverage = ratio(closed, masked=masked, accepted=facts.accepted)
+    judged = list(_judge(pipeline, partitions, records, facts, holes, coverage, masked, now))
     worst = max(judged, key=lambda item: item.severity, default=_Judged(severity=Severity.HEALTHY, reason=""))
     if facts.quiet is not None:
         worst = _Judged(severity=Severity.SKIPPED, reason=facts.quiet.reason)
@@ -146,7 +144,7 @@ def _judge(
     facts: LedgerFacts,
     holes: Sequence[datetime],
     coverage: float | None,
-    totals: Totals,
+    masked: int,
     now: datetime,
 ) -> list[_Judged]:
     judged = _judge_gaps(pipeline, facts, now) + _judge_findings(facts, now)
@@ -168,7 +166,7 @@ def _judge(
     if facts.last_sweep is not None and facts.last_sweep.state.value == "inconclusive":
         judged.append(_Judged(severity=Severity.UNKNOWN, reason="the last sweep was inconclusive"))
     if coverage is not None and coverage < pipeline.coverage_target:
-        because = f"; {totals.masked} writes had fields that no event carried: sweep the content" if totals.masked else ""
+        because = f"; {masked} writes had fields that no event carried: sweep the content" if masked else ""
         reason = f"coverage {coverage:.4f} is below {pipeline.coverage_target}{because}"
         judged.append(_Judged(severity=Severity.WARNING, reason=reason))
     lagging = _oldest(record.oldest_in_transit for record in records.values())

@@ -192,6 +192,11 @@ class GapQueries(LedgerPart):
             holding_unknown=any(row.known < row.number for row in rows),
         )
 
+    def accepted_gaps(self, pipeline: str, since: datetime) -> int:
+        those = (gaps.c.pipeline == pipeline, gaps.c.first_seen >= since, gaps.c.detector == Detector.STREAM.value)
+        query = select(func.count()).where(*those, gaps.c.resolution == Resolution.ACCEPTED.value)
+        return int(self._db.read(lambda connection: connection.execute(query).scalar_one()))
+
     def gap_burst(self, pipeline: str, since: datetime, *, samples: int) -> GapBurst:
         """Return the open gaps that were first seen since then, with up to `samples` of them, the first ones."""
         those = (gaps.c.pipeline == pipeline, gaps.c.state != RESOLVED, gaps.c.first_seen >= since)

@@ -172,6 +172,11 @@ class FindingRecord:
     covered_by: str | None = None  # the sweep that covered the hole
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def ongoing(self) -> bool:
+        """Whether the hole still grows: what it may lose is not over, so no sweep can cover it yet."""
+        return self.is_hole and bool(self.details.get("ongoing"))
+
 
 class RunKind(StrEnum):
     SWEEP = "sweep"

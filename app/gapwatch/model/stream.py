@@ -30,7 +30,8 @@ class Operation(IntEnum):
     TOUCHED = 4  # changed, content unknown (a change stream's update without a document)
     UNCHANGED = 5  # an update whose mapped digest equals its own before image: opens nothing
     LOOKED_UP = 6  # UPSERT whose document may be newer than the event
-    DEAD_LETTERED = 7  # the sink itself gave the write up: due at once
+    DEAD_LETTERED = 7  # of a letter: the sink itself gave the write up
+    REJECTED = 8  # of a letter: the target refused an item of the sink's bulk
 
 
 class Outcome(IntEnum):
@@ -123,6 +124,26 @@ class VerdictSection(msgspec.Struct, array_like=True, gc=False):
     outcomes: bytes
 
 
+class Letter(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What the sink itself says of a write that it did not get into the target. Evidence: it moves no time and has no range.
+
+    ``feed``, ``partition``, ``offset`` are where it stands itself: in the sink's dead-letter topic, or among the indexer's acks.
+    DEAD_LETTERED names the source's write by ``(major, minor)``, and ``time`` is that write's event time; REJECTED names none,
+    and ``time`` is the indexer's clock before the bulk. ``reason``: a class or code of the error. Repeating it is harmless.
+    """
+
+    pipeline: str
+    key: bytes
+    operation: int
+    feed: str
+    partition: int
+    offset: int
+    major: int
+    minor: int
+    time: int
+    reason: str
+
+
 class Lost(msgspec.Struct, array_like=True, gc=False):
     """A stretch of one feed partition that nobody can judge: raw offsets ``[offset_from, offset_to)``, store times between."""
 
@@ -172,6 +193,7 @@ class Batch(msgspec.Struct, array_like=True, tag="b", gc=False):
     format: int
     sections: list[Section]
     verdicts: list[VerdictSection]
+    letters: list[Letter] = []
 
 
 class PackedBatch(msgspec.Struct, array_like=True, tag="b", gc=False):
@@ -180,6 +202,7 @@ class PackedBatch(msgspec.Struct, array_like=True, tag="b", gc=False):
     format: int
     sections: list[PackedSection]
     verdicts: list[VerdictSection]
+    letters: list[Letter] = []
 
 
 class Control(msgspec.Struct, array_like=True, tag="c", gc=False):

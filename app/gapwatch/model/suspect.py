@@ -13,7 +13,8 @@ class Reason:
     UNEXPLAINED = "unexplained"  # the target shows what no expected version explains
     TOUCHED = "touched"  # changed, content unknown
     MAPPING = "mapping"  # digests of different mappings cannot be compared
-    DEAD_LETTERED = "dead_lettered"
+    DEAD_LETTERED = "dead_lettered"  # the sink put the write into its dead-letter topic
+    REJECTED = "rejected"  # the target refused the write, as its indexer says
     HOLE = "hole"  # not a key: a stretch of the stream
 
 
@@ -31,6 +32,19 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     event_time: int
     digest: bytes = b""
     version: int | None = None  # the declared version column's, where the pipeline has one
+
+
+class GivenUp(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sink said of a write that it did not get into the target, and where: a ``stream.Letter`` without its key."""
+
+    operation: int
+    feed: str
+    partition: int
+    offset: int
+    major: int
+    minor: int
+    time: int
+    reason: str = ""
 
 
 class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag="suspect"):
@@ -55,6 +69,7 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag="suspect"):
     target_watermark: int
     since: int = 0  # event time from which the target is wrong, where that is before the opening write; 0: with it
     raised_again: bool = False
+    given_up: GivenUp | None = None  # what the sink said last of a write that is not settled
 
 
 class Hole(msgspec.Struct, frozen=True, kw_only=True, tag="hole"):
@@ -101,6 +116,16 @@ class Counters(msgspec.Struct, kw_only=True):
     forgotten: int = 0  # keys that made room for others: settled ones (a read more, never a verdict), unexplained ones (a hole)
 
 
+class Closed(msgspec.Struct, frozen=True):
+    """Expected writes that are in a class for good, counted over some time. ``masked`` ones are among the settled."""
+
+    settled: int = 0
+    superseded: int = 0
+    gap: int = 0
+    masked: int = 0
+    unverifiable: int = 0
+
+
 class PartitionStatus(msgspec.Struct, kw_only=True):
     """One pipeline in one partition of ``gapwatch.events``, once a second. 0 times: not known. None: there is none.
 
@@ -128,4 +153,5 @@ class PartitionStatus(msgspec.Struct, kw_only=True):
     holes: list[Hole]
     delays_ms: list[tuple[int, int]] = msgspec.field(default_factory=list)  # propagation: (upper bound or -1, count)
     delivery_unknown: bool = False
+    last_hour: Closed | None = None  # closed within it; None: a version that did not say so
     state_format: int = 0  # of the state that its writer stores; 0: a version that did not say so

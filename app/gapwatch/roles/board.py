@@ -189,6 +189,7 @@ class Board:
 
     def _facts(self, pipeline: str) -> LedgerFacts:
         ledger = self._ledger
+        baseline = _baseline(ledger.fact(Facts.baseline(pipeline)))  # first: it is stored after the holes that it covers
         summary = ledger.gap_summary(pipeline)
         said = [fact for fact in ledger.facts(Facts.repair(pipeline)).values() if self._fresh(pipeline, fact)]
         swept: Mapping[str, Any] | None = ledger.fact(Facts.swept(pipeline))
@@ -198,7 +199,7 @@ class Board:
         return LedgerFacts(
             summary=summary,
             findings=ledger.findings(pipeline),
-            baseline=_baseline(ledger.fact(Facts.baseline(pipeline))),
+            baseline=baseline,
             last_full_sweep_started=_time(swept["started_at"]) if swept else None,
             masked_swept=int(swept.get("masked", 0)) if swept else 0,
             last_sweep=sweeps[0] if sweeps else None,
@@ -206,6 +207,7 @@ class Board:
             undecided=sum(int(fact["undecided"]) for fact in said),
             quiet=quiet_at(self._settings.pipelines[pipeline].maintenance, paused, self._clock.now()),
             unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
+            accepted=ledger.accepted_gaps(pipeline, self._clock.now() - timedelta(hours=1)),
             grace_ms=grace_ms(ledger, self._settings.pipelines[pipeline]),
             repair_stopped=str(stopped["reason"]) if stopped else "",
             given_up=ledger.repair_counts().get((pipeline, True), 0),

@@ -55,12 +55,14 @@ async def _ask(name: str, check: Preflight) -> Sequence[Advice]:
 async def _raw_topics(settings: Settings, topics: TopicAdmin) -> list[Advice]:
     advice = []
     for spec in settings.pipelines.values():
-        if spec.source.feed.kind is not FeedKind.DEBEZIUM:
+        if spec.source.feed.kind not in (FeedKind.DEBEZIUM, FeedKind.TOPIC):
             continue
         for topic in (feed.topic for feed in spec.source.feeds):
             if not await topics.describe([topic]):
                 message = f"There is no topic {topic}."
                 remedy = "Correct the feed, or start its connector; a table without writes has no topic yet."
+                if spec.source.feed.kind is FeedKind.TOPIC:
+                    remedy = "Correct the feed, or make the topic: nothing is known of it before it is there."
                 advice.append(Advice(level="warning", subject=f"{spec.id}.source", message=message, remedy=remedy))
     return advice
 

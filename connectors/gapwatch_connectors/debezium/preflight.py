@@ -136,6 +136,7 @@ class ConnectorPreflight:
         if config.get("errors.tolerance") == "all" and not config.get("errors.deadletterqueue.topic.name"):
             message = f"Connector {name} drops records that it cannot write (errors.tolerance=all, and no dead-letter topic)."
             yield self._advice("target", "error", message, "Set errors.deadletterqueue.topic.name, or errors.tolerance to none.")
+        yield from self._letters(connector)
         if config.get("connector.class") == LOSSY_SINK:
             message = f"Connector {name} is of a class that swallows every failed batch and commits its offsets."
             yield self._advice("target", "warning", message, "Use com.mongodb.kafka.connect.MongoSinkConnector.")
@@ -146,6 +147,18 @@ class ConnectorPreflight:
             )
             remedy = f"Set offset.flush.interval.ms to {self._pipeline.grace_seconds * 1000:.0f} (the grace) or less."
             yield self._advice("target", "ok", message, remedy)
+
+    def _letters(self, connector: Connector) -> Iterator[Advice]:
+        """What the sink gives up is read as evidence, where the pipeline names the topic and records say where they came from."""
+        topic = connector.config.get("errors.deadletterqueue.topic.name", "")
+        if not topic:
+            return
+        if topic != self._pipeline.target.dead_letter_topic:
+            message = f"Connector {connector.name} puts what it gives up into {topic}, which the pipeline does not read."
+            yield self._advice("target", "warning", message, f"Write target.dead_letter_topic: {topic}.")
+        elif connector.config.get("errors.deadletterqueue.context.headers.enable", "false").lower() != "true":
+            message = f"Connector {connector.name} does not say where a dead letter came from, nor why it is one."
+            yield self._advice("target", "warning", message, "Set errors.deadletterqueue.context.headers.enable=true.")
 
 
 def _chosen(included: str, excluded: str, name: str) -> bool:

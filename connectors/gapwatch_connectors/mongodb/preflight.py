@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from pymongo.errors import OperationFailure
 
 from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice
+from gapwatch.ports import Advice, Measure
 from gapwatch_connectors.mongodb.connection import RIGHT, Document, Mongo
 from gapwatch_connectors.mongodb.feed import STEP_SECONDS, MongoChangeStream, first_batch
 from gapwatch_connectors.mongodb.keys import DocumentKeys
@@ -108,29 +109,32 @@ class MongoPreflight:
         return []
 
     async def _window(self) -> list[Advice]:
-        """Say when the oplog is full and holds little time: a position is then soon lost."""
-        seconds = await self.oplog_window_seconds()
-        if seconds is None or seconds >= WINDOW_SECONDS_MIN:
+        """Say how much time the oplog holds; a full one that holds little is a warning: a position is then soon lost."""
+        store, window = self._pipeline.target.store, await self._oplog()
+        if window is None:
             return []
-        message = f"The oplog of store {self._pipeline.target.store} holds {seconds} s: a longer outage loses the change stream."
+        seconds, full = window
+        held = Measure(metric="oplog_window_seconds", of=store, value=seconds)
+        if not full or seconds >= WINDOW_SECONDS_MIN:
+            return [replace(self._advice("ok", f"The oplog of store {store} reaches back {seconds} s."), measure=held)]
+        message = f"The oplog of store {store} holds {seconds} s: a longer outage loses the change stream."
         remedy = "Give it more room: replSetResizeOplog with a larger size, or minRetentionHours."
-        return [self._advice("warning", message, remedy)]
+        return [replace(self._advice("warning", message, remedy), measure=held)]
 
-    async def oplog_window_seconds(self) -> int | None:
-        """Return how much time a full oplog holds; None while it is not full, or where it may not be read."""
+    async def _oplog(self) -> tuple[int, bool] | None:
+        """Return how many seconds the oplog holds, and whether it is full (else its window still grows); None: unreadable."""
         oplog = self._mongo.database("local")["oplog.rs"]
         with self._mongo.wrapped():
             try:
                 stats: Document = await self._mongo.database("local").command("collStats", "oplog.rs")
-                if stats.get("size", 0) < FULL_SHARE * stats.get("maxSize", 0):
-                    return None
+                full = stats.get("size", 0) >= FULL_SHARE * stats.get("maxSize", 0)
                 ends = [await oplog.find_one({}, {"ts": 1}, sort=[("$natural", direction)]) for direction in (1, -1)]
             except OperationFailure as error:
                 if error.code not in RIGHT:
                     raise
                 return None
         first, last = ends
-        return int(last["ts"].time - first["ts"].time) if first and last else None
+        return (int(last["ts"].time - first["ts"].time), full) if first and last else None
 
     async def _index(self) -> list[Advice]:
         """A key that is not the id is looked up, and kept unique, by an index of its own."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
 from gapwatch.errors import ConfigError, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice, DatasetInfo
+from gapwatch.ports import Advice, DatasetInfo, Measure
 from gapwatch_connectors.postgres.catalogue import Slot, Table, read_slots, read_table
 from gapwatch_connectors.postgres.connection import Connection, Connections
 from gapwatch_connectors.postgres.lookups import lookups_of
@@ -75,7 +76,7 @@ class PostgresPreflight:
     def _identity(self, table: Table) -> list[Advice]:
         """Judge the replica identity: without one, updates and deletes do not say which row they mean."""
         kind, name = table.replica_identity, self._table
-        if kind == "f":
+        if kind == "f" or self._pipeline.source.feed.kind is FeedKind.TOPIC:
             return []
         full = f"ALTER TABLE {name} REPLICA IDENTITY FULL"
         if kind == "n" or not table.identity_columns:
@@ -117,10 +118,21 @@ class PostgresPreflight:
             message = f"Replication slot {slot.name} is lost: Postgres removed log that it still needed."
             remedy = "Drop it, let the connector make a new one, and sweep; raise max_slot_wal_keep_size."
             return [self._advice("error", message, remedy, "slot_lost")]
+        if slot.retained_bytes is None:
+            return []
+        held = Measure(metric="replication_slot_retained_bytes", of=self._pipeline.id, value=slot.retained_bytes)
         if slot.wal_status == "unreserved":
-            message = f"Replication slot {slot.name} is about to be lost: it holds back {slot.retained_bytes or 0} bytes of log."
-            return [self._advice("warning", message, "Let its connector catch up, or raise max_slot_wal_keep_size.")]
-        return []
+            message = f"Replication slot {slot.name} is about to be lost: it holds back {slot.retained_bytes} bytes of log."
+            return [
+                replace(
+                    self._advice("warning", message, "Let its connector catch up, or raise max_slot_wal_keep_size."), measure=held
+                )
+            ]
+        return [
+            replace(
+                self._advice("ok", f"Replication slot {slot.name} holds back {slot.retained_bytes} bytes of log."), measure=held
+            )
+        ]
 
     async def _published(self, connection: Connection, publication: str, table: Table) -> list[Advice]:
         """Look for the table in the publication: whole rows, all of them, every kind of write."""

@@ -14,6 +14,7 @@ from tests.unit.config.test_load import GOOD, ROOT, problems, settings
 
 FIELD = "customer: customer"
 GRACE = "    grace: 5s"
+DEBEZIUM = "{ debezium: shop.public.orders }"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,32 @@ GRACE = "    grace: 5s"
         (FIELD, "a..b: customer", "fields.a..b: It is no path: a part of it is empty."),
         ("{ group: connect-orders }", "nothing", "delivery: It should be 'none' or a mapping."),
         ("{ group: connect-orders }", "{ grup: x }", "delivery.grup: There is no such key. Did you mean `group`?"),
-        ("{ debezium: shop.public.orders }", "{ debezium: shop.public.orders, format: avro }", "It should be 'unwrapped'."),
+        (
+            "{ debezium: shop.public.orders }",
+            "{ debezium: shop.public.orders, format: avro }",
+            "It should be 'unwrapped' or 'json'.",
+        ),
+        (DEBEZIUM, "{ debezium: shop.public.orders, format: json }", "feed.format: Debezium's records are not plain JSON."),
+        (DEBEZIUM, "{ debezium: shop.public.orders, wrappers: [a] }", "feed.wrappers: A feed of kind debezium has no wrappers."),
+        (
+            DEBEZIUM,
+            "{ topic: x, debezium: y }",
+            "source.feed: A feed is exactly one thing. Write { debezium: TOPIC } or { topic: ",
+        ),
+        (DEBEZIUM, "{ topic: x y }", "source.feed.topic: It is no name of a topic."),
+        (DEBEZIUM, "{ topic: watch.events }", "source.feed.topic: This is one of Gapwatch's own topics."),
+        (DEBEZIUM, "{ topic: x, format: unwrapped }", "source.feed.format: A plain topic has no format unwrapped."),
+        (DEBEZIUM, "{ topic: x, wrappers: [] }", "source.feed.wrappers: "),
+        (DEBEZIUM, "{ topic: x, wrappers: [''] }", "source.feed.wrappers"),
+        (DEBEZIUM, "{ topic: x, wrappers: [a, a] }", "source.feed.wrappers: 'a' stands there twice."),
+        (
+            DEBEZIUM,
+            "{ topic: x, wrappers: [amount] }",
+            "source.feed.wrappers: `amount` is mapped as well: a record could mean either.",
+        ),
+        (DEBEZIUM, "{ topic: x, wrappers: [id] }", "source.feed.wrappers: `id` is mapped as well"),
+        (DEBEZIUM, "{ topic: x }, transactions: y", "source.transactions: Only Debezium writes one"),
+        ("{ change_stream: true }", "{ topic: x, wrappers: [total] }", "target.feed.wrappers: `total` is mapped as well"),
         ("{ change_stream: true }", "{ change_stream: true, format: unwrapped }", "A feed of kind change_stream has no format."),
         ("debezium: shop.public.orders", "debezium: shop orders", "feed.debezium: It is no name of a topic."),
         ("debezium: shop.public.orders", "debezium: watch.events", "This is one of Gapwatch's own topics."),

@@ -12,7 +12,7 @@ import yaml
 
 from gapwatch.config import json_schema, mask_url, parse, render
 from gapwatch.errors import ConfigError
-from gapwatch.model.pipeline import FeedKind, FieldType, KeyType, Policy, Settings
+from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldType, KeyType, Policy, Settings
 
 ROOT = Path(__file__).parents[3]
 GOOD = """\
@@ -273,3 +273,20 @@ def test_probes_are_served_where_the_file_or_the_environment_says() -> None:
     assert problems(GOOD, {"GAPWATCH_PROBES__LISTEN": "8641"}) == [
         "GAPWATCH_PROBES__LISTEN: probes.listen: '8641' is no address. Write address:port, like 127.0.0.1:8640."
     ]
+
+
+@pytest.mark.parametrize(
+    ("feed", "wrappers"),
+    [("{ topic: orders }", ()), ("{ topic: orders, format: json, wrappers: [order, orders] }", ("order", "orders"))],
+)
+def test_a11_a_plain_topic_is_read_and_rendered_as_it_was(feed: str, wrappers: tuple[str, ...]) -> None:
+    found = settings(GOOD.replace("{ debezium: shop.public.orders }", feed))
+    source = found.pipelines["orders"].source
+    assert source.feed == FeedSpec(kind=FeedKind.TOPIC, topic="orders", format="json", wrappers=wrappers)
+    assert source.table == "public.orders"
+    assert parse(render(found), {}).pipelines["orders"].source == source
+
+
+def test_a11_a_target_may_be_followed_by_a_plain_topic() -> None:
+    found = settings(GOOD.replace("feed: { change_stream: true }", "feed: { topic: written }"))
+    assert found.pipelines["orders"].target.feed == FeedSpec(kind=FeedKind.TOPIC, topic="written", format="json")

@@ -25,7 +25,7 @@ from gapwatch.model.pipeline import (
     TargetSpec,
 )
 from gapwatch.model.stream import Outcome
-from gapwatch.model.suspect import Counters, Hole, PartitionStatus
+from gapwatch.model.suspect import Closed, Counters, Hole, PartitionStatus
 from gapwatch.model.view import PipelineView
 from tests.ledger_samples import run
 from tests.simulation.bench import Bench
@@ -190,6 +190,28 @@ def test_low_coverage_is_shown() -> None:
     poor = view(record(0, counters=counters), record(1))
     assert poor.status == "WARNING"
     assert poor.coverage == pytest.approx(95 / 105)
+
+
+def test_coverage_is_that_of_the_last_hour_where_the_matchers_say_so() -> None:
+    counters = Counters(expected=100, settled=90, unverifiable={"not_read": 10})
+    hour = Closed(settled=9, gap=1)
+    assert view(record(0, counters=counters, last_hour=hour), record(1, last_hour=Closed())).coverage == 1
+    accepted = view(record(0, counters=counters, last_hour=hour), record(1), facts=replace(FACTS, accepted=1))
+    assert (accepted.coverage, accepted.status) == (1, "HEALTHY")
+    idle = view(record(0, counters=counters, last_hour=Closed()), record(1, last_hour=Closed()))
+    assert (idle.coverage, idle.status) == (None, "HEALTHY")
+    poor = Closed(settled=9, unverifiable=1)
+    assert view(record(0, last_hour=poor), record(1, last_hour=Closed())).status == "WARNING"
+
+
+def test_masked_writes_of_the_last_hour_are_named_until_a_sweep_has_read_them() -> None:
+    counters = Counters(expected=100, settled=100, masked=30)
+    records = record(0, counters=counters, last_hour=Closed(settled=50, masked=20)), record(1, last_hour=Closed())
+    seen = view(*records)
+    assert seen.coverage == pytest.approx(30 / 50)
+    assert any("20 writes had fields that no event carried" in reason for reason in seen.reasons)
+    assert view(*records, facts=replace(FACTS, masked_swept=15)).coverage == pytest.approx(35 / 50)
+    assert view(*records, facts=replace(FACTS, masked_swept=30)).coverage == 1
 
 
 def test_a_paused_pipeline_is_skipped_explicitly() -> None:

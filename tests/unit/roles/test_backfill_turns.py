@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.gap import RunState
+from gapwatch.model.gap import RunState, State
 from gapwatch.model.stream import Side
 from tests.unit.roles.test_autorepairer import Story
+from tests.unit.roles.test_old_reads import Slow
 
 
 @pytest.fixture
@@ -47,6 +48,39 @@ def test_a_key_whose_batch_was_full_is_read_again_after_the_pause(ledger: SqlLed
     assert [story.rig.number(item.key) for item in story.rig.writes] == [1, 2], "the row was gone long before its turn"
     assert (run.counts["written"], run.counts["batches"]) == (2, 2)
     assert 3 not in story.rig.target
+
+
+def test_d7_what_the_sink_wrote_while_a_key_waited_for_its_turn_is_already_newer(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1, 2, 3)
+    batch = replace(story.spec.sweep.batch, bytes=1)
+    story.rig.spec = replace(story.spec, sweep=replace(story.spec.sweep, batch=batch))
+
+    def between(what: str) -> None:
+        if what == "write" and not story.rig.writes:
+            story.rig.source_writes(3)
+            story.rig.sink_delivers(3)
+
+    story.rig.between = between
+    run = story.carry_out()
+    counts = {name: run.counts[name] for name in ("written", "already_newer", "already_right", "failed")}
+    assert counts == {"written": 2, "already_newer": 1, "already_right": 0, "failed": 0}
+    assert story.rig.agrees(3)
+    assert story.gaps(State.OPEN) == []
+
+
+def test_a_batch_is_filled_while_more_keys_are_judged_however_slow_the_stores_are(ledger: SqlLedger) -> None:
+    story = Slow(ledger, range(6))  # one more key is due every 0.8 s …
+    assert story.step() is not None
+
+    def between(what: str) -> None:
+        if what == "fetch OBSERVED":
+            story.clock._ms += 900  # … and to read some takes longer
+
+    async def nothing() -> None: ...
+
+    story.rig.between = between
+    run = story.carry_out_with(nothing)
+    assert (run.counts["written"], run.counts["batches"]) == (6, 1)
 
 
 def test_what_is_not_read_again_is_not_called_changed(ledger: SqlLedger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,10 +13,11 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message
 
 from gapwatch.core.batches import unpack
 from gapwatch.core.feeds import FeedProgress
+from gapwatch.core.keys import partition_of
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import FindingRecord
 from gapwatch.model.pipeline import FieldSpec, FieldType, Settings
-from gapwatch.model.stream import Batch, Control, Section
+from gapwatch.model.stream import Batch, Control, Letter, Section
 from gapwatch.roles.ingest.intake import Intake
 from gapwatch.roles.ingest.outlet import Outlet
 from gapwatch.roles.ingest.parts import IngestDependencies, Owned, Shared
@@ -27,12 +29,13 @@ AT = Partition(TOPIC, 0)
 class Rig:
     """The intake with its outlet; what would go to Kafka and to the ledger is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, letters: str = "") -> None:
         self.sent: list[tuple[str, int, bytes | None]] = []
         self.findings: list[FindingRecord] = []
         self.begun: dict[int, int] = {}  # epochs by the offset where they begin
         self.unparsable: list[str] = []
         spec = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
+        spec = replace(spec, target=replace(spec.target, dead_letter_topic=letters))
         settings = Settings(bootstrap_servers="", pipelines={"orders": spec})
         dependencies = SimpleNamespace(
             settings=settings,
@@ -61,9 +64,14 @@ class Rig:
         self.findings.append(record)
         return True
 
-    async def take(self, *messages: Message) -> None:
-        await self.intake.take(AT, messages)
+    async def take(self, *messages: Message, at: Partition = AT) -> None:
+        await self.intake.take(at, messages)
         await self.outlet.send_sections(self.shared.owned.values())
+
+    @property
+    def letters(self) -> list[tuple[int, Letter]]:
+        batches = [(at, unpack(value or b"")) for topic, at, value in self.sent if topic.endswith(".events")]
+        return [(at, letter) for at, batch in batches if isinstance(batch, Batch) for letter in batch.letters]
 
     @property
     def sections(self) -> list[Section]:
@@ -160,3 +168,23 @@ async def test_partitions_that_are_not_ours_are_left_alone() -> None:
     await rig.intake.take(Partition(TOPIC, 1), [message(5)])
     assert rig.progress.position == 5
     assert rig.sent == []
+
+
+async def test_what_the_sink_says_goes_to_its_keys_and_moves_no_time() -> None:
+    """Dead letters come in no order that anybody could break, one that nobody can read is no hole, and no feed speaks of them."""
+    rig, dead = Rig(letters="dead"), Partition("dead", 0)
+    progress = FeedProgress(topic="dead", partition=0, partitions=1, epoch=1, position=0, sent=0, disorder_ms=0)
+    rig.shared.owned[dead] = Owned(progress=progress, topic_id="id")
+    await rig.take(message(5), message(6), at=dead)
+    await rig.take(message(7, lsn=3, time=COMMITTED + 9_000), message(8, value=b"{"), message(9), at=dead)
+    assert [(letter.offset, letter.major) for _, letter in rig.letters] == [(5, 5), (6, 6), (7, 3), (9, 9)]
+    assert all(at == partition_of(letter.key, rig.shared.on.settings.topics.partitions) for at, letter in rig.letters)
+    assert (rig.findings, rig.unparsable, progress.lost, progress.watermark) == ([], ["unparsable_json"], [], 0)
+    rig.sent.clear()
+    await rig.outlet.pulse()
+    controls = [unpack(value or b"") for _, _, value in rig.sent]
+    assert {state.feed for control in controls if isinstance(control, Control) for state in control.feeds} & {TOPIC, "dead"} == {
+        TOPIC
+    }
+    assert rig.letters == []
+    assert progress.sent == 10

@@ -1,18 +1,22 @@
 """What raw records say: decoders from Kafka records of each feed kind to canonical events.
 
 Built once per pipeline and side with :func:`decoder_for`, and for whole batches with :class:`BatchDecoder`;
-:func:`heartbeat_row` reads heartbeat topics, and :func:`dead_letter_decoder_for` that of the pipeline's own sink.
+:func:`heartbeat_row` reads heartbeat topics, and :func:`letter_decoders_for` what the pipeline's own sink says.
 """
+
+from collections.abc import Mapping
+from typing import Final
 
 from gapwatch.core.envelopes.batches import BatchDecoder as BatchDecoder
 from gapwatch.core.envelopes.batches import LoopDecoder as LoopDecoder
 from gapwatch.core.envelopes.change_stream import ChangeStreamDecoder
 from gapwatch.core.envelopes.columns import EventColumns as EventColumns
 from gapwatch.core.envelopes.columns import Refused as Refused
-from gapwatch.core.envelopes.dead_letters import DeadLetterDecoder
 from gapwatch.core.envelopes.debezium import DebeziumDecoder
 from gapwatch.core.envelopes.heartbeats import heartbeat_row as heartbeat_row
 from gapwatch.core.envelopes.heartbeats import message_content as message_content
+from gapwatch.core.envelopes.letters import DeadLetterDecoder, RejectedDecoder
+from gapwatch.core.envelopes.letters import LetterDecoder as LetterDecoder
 from gapwatch.core.envelopes.records import Decoder as Decoder
 from gapwatch.core.envelopes.records import Event as Event
 from gapwatch.core.envelopes.records import HeartbeatRow as HeartbeatRow
@@ -25,6 +29,8 @@ from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConfigError, ConfigProblem
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import Side
+
+PLAIN: Final = ("", "json")  # formats of a topic whose records hold no position of their own
 
 
 def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) -> LoopDecoder:
@@ -43,7 +49,7 @@ def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) ->
             return TailDecoder(mapping, side)
         case FeedKind.ACKS:
             return AcksDecoder(mapping, side)
-        case FeedKind.TOPIC if feed.format in ("", "json"):
+        case FeedKind.TOPIC if feed.format in PLAIN:
             return TopicDecoder(mapping, side)
         case FeedKind.TOPIC if feed.format == "debezium":
             return DebeziumDecoder(mapping, side)
@@ -53,6 +59,14 @@ def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) ->
     raise ConfigError([ConfigProblem(place, f"A feed of kind {described} cannot be decoded.", remedy=remedy)])
 
 
-def dead_letter_decoder_for(pipeline: PipelineSpec, mapping: CompiledMapping) -> Decoder:
-    """Return the decoder of ``target.dead_letter_topic``: its events belong to the expected side, as DEAD_LETTERED."""
-    return DeadLetterDecoder(decoder_for(pipeline, Side.EXPECTED, mapping))
+def letter_decoders_for(pipeline: PipelineSpec) -> Mapping[str, LetterDecoder]:
+    """Return, by topic, what reads the pipeline's own sink: its dead letters, and its acks of refused items."""
+    found: dict[str, LetterDecoder] = {}
+    tables = [table for table in pipeline.by_table() if table.source.feed.kind is not FeedKind.NONE]
+    if pipeline.target.dead_letter_topic and tables:
+        sources = {table.source.feed.topic: decoder_for(table, Side.EXPECTED, CompiledMapping(table)) for table in tables}
+        plain = {feed.topic for feed in pipeline.source.feeds if feed.kind is FeedKind.TOPIC and feed.format in PLAIN}
+        found[pipeline.target.dead_letter_topic] = DeadLetterDecoder(pipeline.id, sources, by_offset=frozenset(plain))
+    if pipeline.target.feed.kind is FeedKind.ACKS:
+        found[pipeline.target.feed.topic] = RejectedDecoder(CompiledMapping(pipeline))
+    return found

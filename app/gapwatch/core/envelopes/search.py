@@ -11,7 +11,8 @@ no key.
 - ``{"op": "index", "id": "42", "time": 1726000000123, "document": {…}}``: the item was accepted; the whole document;
 - ``{"op": "update", "id": "42", "time": …}``: accepted, the document is not known; the key is then read;
 - ``{"op": "delete", "id": "42", "time": …}``;
-- ``{"op": "rejected", "id": "42", "time": …, "error": "mapper_parsing_exception"}``: not done, so nothing was observed;
+- ``{"op": "rejected", "id": "42", "time": …, "status": 400, "error": "mapper_parsing_exception"}``: not done, so nothing was
+  observed; ``core/envelopes/letters`` reads it as evidence of why;
 - ``{"heartbeat": 1726000000123, "indexer": "a", "of": 2}``: all acks of this indexer for what was written before that time stand
   before this record in this partition. Every indexer sends one to *every* partition; ``of`` says how many indexers there are.
 """
@@ -64,8 +65,8 @@ class TailDecoder:
         version = {"_version": _digits(VERSION, headers[VERSION])} if VERSION in headers else {}
         return self._events.events(
             Operation.UPSERT,
-            _object(record.key),
-            {**_object(record.value), **version},
+            object_of(record.key),
+            {**object_of(record.value), **version},
             major=_digits(POSITION, major),
             minor=_digits(POSITION, minor),
             event_time=_digits(TIME, headers.get(TIME, b"")),
@@ -93,7 +94,7 @@ class AcksDecoder:
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
         if not record.value:
             raise RecordError("document_missing", "An ack has no value.")
-        ack = _object(record.value)
+        ack = object_of(record.value)
         if "heartbeat" in ack:
             return self._heartbeat(record.partition, ack)
         operation = OPERATIONS.get(ack.get("op", ""))
@@ -112,15 +113,15 @@ class AcksDecoder:
         if document is not None and "version" in ack:
             document = {**document, "_version": ack["version"]}
         return self._events.events(
-            operation, {"_id": identifier}, document, major=record.offset, minor=0, event_time=_whole(ack, "time")
+            operation, {"_id": identifier}, document, major=record.offset, minor=0, event_time=whole(ack, "time")
         )
 
     def _heartbeat(self, partition: int, ack: Mapping[str, Any]) -> Sequence[Marker]:
         """All indexers must have told: the time of the one that is furthest behind holds. Of those that are gone, none counts."""
-        of = _whole(ack, "of") if "of" in ack else 1
+        of = whole(ack, "of") if "of" in ack else 1
         heard = self._heard.setdefault(partition, {})
         name = str(ack.get("indexer", ""))
-        heard[name] = max(heard.get(name, 0), _whole(ack, "heartbeat"))
+        heard[name] = max(heard.get(name, 0), whole(ack, "heartbeat"))
         if not 1 <= of <= INDEXERS_MAX:
             raise RecordError("unreadable_ack", f"A heartbeat speaks of {of} indexers: it must be 1 to {INDEXERS_MAX}.")
         newest = sorted(heard.values(), reverse=True)[:of]
@@ -129,7 +130,8 @@ class AcksDecoder:
         return (Marker(newest[-1]),) if len(newest) == of else ()
 
 
-def _object(raw: bytes) -> Mapping[str, Any]:
+def object_of(raw: bytes) -> Mapping[str, Any]:
+    """Return the JSON object that a record's key or value is; raises RecordError where it is none."""
     try:
         value = parse_json(raw)
     except ValueError as error:
@@ -145,7 +147,8 @@ def _digits(header: str, value: bytes) -> int:
     return int(value)
 
 
-def _whole(ack: Mapping[str, Any], name: str) -> int:
+def whole(ack: Mapping[str, Any], name: str) -> int:
+    """Return a whole number of an ack; raises RecordError where there is none."""
     value = ack.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RecordError("unreadable_ack", f"An ack holds no whole number in `{name}`.")

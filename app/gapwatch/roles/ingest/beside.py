@@ -60,6 +60,8 @@ class Beside:
                         topic = shared.heartbeat_topics.get(at.topic, "")
                         end = ends.setdefault(at, StandingEnd(shared.still_ms))
                         time = end.proven(found.ends[at], found.clock, proven.get(topic, 0))
+                        if at.topic in shared.by_append:  # what had been appended by then was read; it has no other time
+                            time = found.clock - item.progress.disorder_ms
                         item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
                         if topic in shared.rows:
                             follower = followers.setdefault(at, Follower())

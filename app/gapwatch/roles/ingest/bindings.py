@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gapwatch.core.envelopes import BatchDecoder, decoder_for
+from gapwatch.core.envelopes import PLAIN, BatchDecoder, LetterDecoder, decoder_for, letter_decoders_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import Side
@@ -21,6 +21,12 @@ class Binding:
     decoder: BatchDecoder
     fingerprint: int
     kind: FeedKind
+
+    @property
+    def by_append(self) -> bool:
+        """Whether records have no time but that of their append: a plain topic's."""
+        feed = self.pipeline.target.feed if self.side is Side.OBSERVED else self.pipeline.source.feed
+        return feed.kind is FeedKind.TOPIC and feed.format in PLAIN
 
 
 def bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[Binding]]:
@@ -49,6 +55,24 @@ def _bind(found: dict[str, list[Binding]], pipeline: PipelineSpec, side: Side, t
             kind=feed.kind,
         )
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterBinding:
+    """What one pipeline's sink says, read from one topic: evidence, which moves no time."""
+
+    pipeline: PipelineSpec
+    topic: str
+    decoder: LetterDecoder
+
+
+def letter_bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[LetterBinding]]:
+    """Return the bindings of sinks by topic; pipelines are resolved."""
+    found: dict[str, list[LetterBinding]] = {}
+    for pipeline in pipelines.values():
+        for topic, decoder in letter_decoders_for(pipeline).items():
+            found.setdefault(topic, []).append(LetterBinding(pipeline=pipeline, topic=topic, decoder=decoder))
+    return found
 
 
 def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[str, str]) -> dict[str, str]:

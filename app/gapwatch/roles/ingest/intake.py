@@ -10,11 +10,12 @@ import structlog
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Message
 
 from gapwatch.core.batches import SectionBuilder
-from gapwatch.core.envelopes import EventColumns, Marker, Refused, Truncate
+from gapwatch.core.envelopes import EventColumns, Marker, RawRecord, Refused, Truncate
 from gapwatch.core.keys import by_partition
+from gapwatch.errors import RecordError
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import Finding
-from gapwatch.roles.ingest.bindings import Binding
+from gapwatch.roles.ingest.bindings import Binding, LetterBinding
 from gapwatch.roles.ingest.letters import dead_letter
 from gapwatch.roles.ingest.outlet import Outlet
 from gapwatch.roles.ingest.parts import Owned, Shared
@@ -48,10 +49,23 @@ class Intake:
             for _, item in columns.others:
                 await self._other(binding, owned, item)
         await self._follow(owned, read, messages[0].offset() or 0)
+        for letters in self._shared.letters.get(at.topic, ()):
+            self._hear(letters, owned, messages)
         owned.progress.read_to((messages[-1].offset() or 0) + 1)
         kind, time = messages[-1].timestamp()
         if kind == TIMESTAMP_CREATE_TIME:
             owned.progress.created = max(owned.progress.created, time)
+
+    def _hear(self, binding: LetterBinding, owned: Owned, messages: Sequence[Message]) -> None:
+        """Take what the sink says. What nobody can read of it is no hole: the write itself is in the source's topic."""
+        for message in messages:
+            record = RawRecord.of(message)
+            try:
+                owned.letters += binding.decoder.decode(record)
+            except RecordError as error:
+                self._shared.on.on_unparsable(error.reason)
+                where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+                log.warning("letter_unparsable", pipeline=binding.pipeline.id, reason=error.reason, **where)
 
     async def _follow(self, owned: Owned, read: Read, offset: int) -> None:
         """Hand all events from `offset` on to the builders, beginning a new epoch wherever the history is broken."""

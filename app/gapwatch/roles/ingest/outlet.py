@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from gapwatch.core.batches import batches, pack
+from gapwatch.core.batches import batches, letter_batches, pack
 from gapwatch.core.feeds import Metadata
+from gapwatch.core.keys import partition_of
 from gapwatch.kafka.clients import Committed, Partition
 from gapwatch.model.stream import (
     FORMAT,
@@ -26,6 +27,7 @@ from gapwatch.model.stream import (
     UNKNOWN_DELIVERY,
     Control,
     FeedState,
+    Letter,
     PipelineTimes,
     Section,
     Side,
@@ -59,6 +61,18 @@ class Outlet:
                     item.ahead[place] = item.progress.position
         for partition, sections in by_partition.items():
             for batch in batches(sections):
+                self._futures.append(await self._on.producer.send(self._topics.events, None, pack(batch), partition=partition))
+        await self._send_letters(owned)
+
+    async def _send_letters(self, owned: Collection[Owned]) -> None:
+        """Send what sinks say to the partitions of its keys. It has no range: repeating it is harmless."""
+        by_partition: dict[int, list[Letter]] = {}
+        for item in owned:
+            for letter in item.letters:
+                by_partition.setdefault(partition_of(letter.key, self._topics.partitions), []).append(letter)
+            item.letters.clear()
+        for partition, letters in by_partition.items():
+            for batch in letter_batches(letters):
                 self._futures.append(await self._on.producer.send(self._topics.events, None, pack(batch), partition=partition))
 
     async def pulse(self) -> None:

@@ -32,7 +32,7 @@ class Ownership:
         """Subscribe to what exists of the wanted topics; the rest are feeds of zero partitions for now."""
         shared, clock = self._shared, self._on.clock.now_ms()
         proven = {topic: rows.proven for topic, rows in shared.rows.items()}
-        facts = await self._on.topics.describe(sorted(shared.bindings))
+        facts = await self._on.topics.describe(sorted({*shared.bindings, *shared.letters}))
         shared.missing = set(shared.bindings) - set(facts)
         shared.missing_seen, shared.missing_proven = clock, proven
         wanted = sorted(facts)
@@ -59,9 +59,9 @@ class Ownership:
         return {at: owned[at].progress.position for at in committed}
 
     async def _own(self, at: Partition, position: Committed | None, fact: TopicFacts, start: int, end: int) -> Owned:
-        bindings = self._shared.bindings[at.topic]
+        bindings = self._shared.bindings.get(at.topic, ())  # none of a topic that only the sink's letters come from
         known = Metadata.decode(position.metadata) if position is not None else None
-        disorder = max(int(binding.pipeline.disorder_seconds * 1000) for binding in bindings)
+        disorder = max((int(binding.pipeline.disorder_seconds * 1000) for binding in bindings), default=0)
         offset = position.offset if position is not None else start
         same_topic = known is not None and known.topic_id == fact.topic_id
         same_log = same_topic and offset <= end

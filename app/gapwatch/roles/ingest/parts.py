@@ -17,8 +17,9 @@ from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec, Settings
+from gapwatch.model.stream import Letter
 from gapwatch.ports import Clock, Ledger
-from gapwatch.roles.ingest.bindings import Binding, bindings_of, heartbeat_topics
+from gapwatch.roles.ingest.bindings import Binding, LetterBinding, bindings_of, heartbeat_topics, letter_bindings_of
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +53,7 @@ class Owned:
     delivery: dict[str, tuple[int, int]] = field(default_factory=dict)  # pipeline → position, clock
     # pipeline, side, events partition → end of the ranges sent since the last control
     ahead: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    letters: list[Letter] = field(default_factory=list)  # what the sink says, to be sent
 
 
 class Shared:
@@ -60,6 +62,10 @@ class Shared:
     def __init__(self, dependencies: IngestDependencies) -> None:
         self.on = dependencies
         self.bindings: Mapping[str, Sequence[Binding]] = bindings_of(dependencies.pipelines)
+        self.by_append = frozenset(
+            topic for topic, bound in self.bindings.items() if all(binding.by_append for binding in bound)
+        )  # plain topics
+        self.letters: Mapping[str, Sequence[LetterBinding]] = letter_bindings_of(dependencies.pipelines)
         self.owned: dict[Partition, Owned] = {}
         self.missing: set[str] = set(self.bindings)  # wanted topics that do not exist
         self.missing_seen = 0

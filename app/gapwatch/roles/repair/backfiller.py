@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -41,8 +41,10 @@ log = structlog.get_logger(__name__)
 
 VERIFY_ROUNDS_MAX = 4
 PATIENCE_SECONDS = 600.0
-GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged
+GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged …
+GATHER_SECONDS_MAX = 10.0  # … and how long while there are more all the time
 FRESH_MILLISECONDS = 250  # what was read longer ago is read once more before it is written
+MOVED = "moved"
 CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its judgement and its turn
 ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
@@ -71,6 +73,20 @@ class _Written:
     row: StoredRecord | None  # None: the document is to go, as its row has gone
 
 
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """One run as it is worked through: what was planned, which of its gaps are open, and what became of the keys so far."""
+
+    run: Run
+    stores: PipelineStores
+    gaps: Mapping[Key, str | None]
+    planned: Mapping[Key, Kind]
+    held: Mapping[Key, Gap]
+    tally: Tally
+    ours: frozenset[Key] = frozenset()  # written by an earlier holder of the run
+    came_back: Counter[tuple[Key, str]] = field(default_factory=Counter)  # how often, and why, before its turn
+
+
 class Backfiller:
     """Carries out one backfill run that the caller has taken from the ledger."""
 
@@ -88,7 +104,7 @@ class Backfiller:
         held = await self._holding.take(run, gaps)
         ours = True
         try:
-            stopped = await self._apply(run, stores, gaps, planned, tally, held)
+            stopped = await self._apply(_Work(run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally))
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
         except ConflictError:
@@ -109,18 +125,10 @@ class Backfiller:
         rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.id, limit=ROWS_MAX)
         return frozenset(row.key for row in rows if row.key is not None and row.outcome == ItemOutcome.WRITTEN.value)
 
-    async def _apply(
-        self,
-        run: Run,
-        stores: PipelineStores,
-        gaps: Mapping[Key, str | None],
-        planned: Mapping[Key, Kind],
-        tally: Tally,
-        held: Mapping[Key, Gap],
-    ) -> bool:
+    async def _apply(self, work: _Work) -> bool:
         """Work through the plan; True when the error rate stopped it."""
-        ours = await self._written_before(run)
-        spec = stores.spec
+        run, stores, tally, spec = work.run, work.stores, work.tally, work.stores.spec
+        work.ours = await self._written_before(run)
 
         async def same() -> PipelineStores:
             return stores
@@ -132,24 +140,24 @@ class Backfiller:
             clock=self._on.clock,
             batch=spec.sweep.batch.documents,
         )
-        for key in gaps:
-            judge.add(key, proof=proof_of(held[key]) if key in held else None)
+        for key in work.gaps:
+            judge.add(key, proof=proof_of(work.held[key]) if key in work.held else None)
         clock, full = self._on.clock, spec.sweep.batch.documents
         newest = oldest = clock.monotonic()
-        came_back: Counter[tuple[Key, str]] = Counter()
         ready: list[Decided] = []  # keys are judged as their deliveries come, and written in batches
         while ready or (len(judge) and clock.monotonic() < newest + PATIENCE_SECONDS):
             if decided := await judge.step():
                 newest = clock.monotonic()
                 oldest = oldest if ready else newest
                 ready += decided
-            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + GATHER_SECONDS):
+            patience = GATHER_SECONDS_MAX if decided else GATHER_SECONDS
+            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + patience):
                 if not decided:
                     await clock.sleep(0.1)
                 await self._renew(run, tally)
                 continue
-            batch, ready = await self._unmoved(stores, ready[:full], judge, came_back), ready[full:]
-            ready = [*await self._handle(run, stores, batch, planned, gaps, tally, ours, held), *ready]
+            batch, ready = await self._unmoved(work, ready[:full], judge), ready[full:]
+            ready = [*await self._handle(work, batch), *ready]
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
             await self._renew(run, tally)
@@ -157,18 +165,13 @@ class Backfiller:
             tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough", key=key)
         return False
 
-    async def _unmoved(
-        self, stores: PipelineStores, decided: Sequence[Decided], judge: KeyJudge, came_back: Counter[tuple[Key, str]]
-    ) -> list[Decided]:
-        """Return what still stands as it was judged, as read now; what moved on, or was not read, goes back under judgement.
-
-        `came_back` counts how often a key did so, and why.
-        """
-        clock = self._on.clock
+    async def _unmoved(self, work: _Work, decided: Sequence[Decided], judge: KeyJudge) -> list[Decided]:
+        """Return what still stands as it was judged, as read now; what moved on, or was not read, goes back under judgement."""
+        clock, came_back = self._on.clock, work.came_back
         old = {item.case.key for item in decided if clock.now_ms() - item.reads.reads.started_ms > FRESH_MILLISECONDS}
         if not old:
             return list(decided)
-        batch = await read_batch(stores, old, clock)
+        batch = await read_batch(work.stores, old, clock)
         standing: list[Decided] = []
         for item in decided:
             key = item.case.key
@@ -176,7 +179,7 @@ class Backfiller:
                 standing.append(item if key not in old else replace(item, reads=reads))
                 continue
             unread = reads.reads.unread
-            why = "unread" if unread else "moved"
+            why = "unread" if unread else MOVED
             came_back[key, why] += 1
             if came_back[key, why] <= CAME_BACK_MAX:
                 judge.again(item)
@@ -184,18 +187,9 @@ class Backfiller:
                 standing.append(replace(item, judgement=Unverifiable(reason=unread) if unread else Superseded()))
         return standing
 
-    async def _handle(
-        self,
-        run: Run,
-        stores: PipelineStores,
-        decided: Sequence[Decided],
-        planned: Mapping[Key, Kind],
-        gaps: Mapping[Key, str | None],
-        tally: Tally,
-        ours: frozenset[Key],
-        held: Mapping[Key, Gap],
-    ) -> Sequence[Decided]:
+    async def _handle(self, work: _Work, decided: Sequence[Decided]) -> Sequence[Decided]:
         """Settle keys in their order, up to one batch that is written; return the others, whose reads are too old by then."""
+        run, stores, gaps, tally, held = work.run, work.stores, work.gaps, work.tally, work.held
         kinds = frozenset(Kind(name) for name in run.request["kinds"])
         to_write: list[_Written] = []
         agreeing: list[Decided] = []
@@ -204,7 +198,7 @@ class Backfiller:
         size = 0
         for place, item in enumerate(decided):
             key = item.case.key
-            decision = decide(item.judgement, kinds, planned=planned[key])
+            decision = decide(item.judgement, kinds, planned=work.planned[key])
             if decision.outcome is ItemOutcome.VANISHED and await self._is_our_insert(stores, item, held.get(key)):
                 decision = Decision(step=Step.DELETE, outcome=ItemOutcome.VANISHED)
             outcome, reason = decision.outcome, decision.reason
@@ -224,10 +218,12 @@ class Backfiller:
                     continue
             elif isinstance(item.judgement, Cleared):
                 agreeing.append(item)
+                if work.came_back[key, MOVED]:  # it agrees by a write that came while it waited for its turn
+                    outcome = ItemOutcome.ALREADY_NEWER
             self._count(tally, stores, key, outcome, reason)
             audit.append(self._audit_row(run, stores, key, gaps.get(key), outcome, reason))
         revisions = {key: gap.revision for key, gap in held.items()}
-        await self._on.book.close(stores, agreeing, backfilled=ours, against=revisions)
+        await self._on.book.close(stores, agreeing, backfilled=work.ours, against=revisions)
         await asyncio.to_thread(self._on.ledger.audit, audit)
         if to_write:
             await self._write(run, stores, to_write, tally)

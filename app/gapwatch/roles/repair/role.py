@@ -212,6 +212,7 @@ class RepairRole:
             clock=on.clock,
             host=on.host,
             on_finding=self._count_finding,
+            on_measure=self._on.metrics.measured,
         )
         return Watcher(dependencies, self._findings)
 

@@ -7,7 +7,7 @@ pipeline runs at a time, on any number of workers: the ledger hands it out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import uncovered_holes_within
 from gapwatch.core.sweep import Scope
 from gapwatch.errors import ConflictError, FeedError, NotFoundError, StoreError, UsageError
-from gapwatch.model.gap import Finding, Run, RunKind, RunState
+from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
 HOLE_SPACING_SECONDS = 15.0  # a feed that stays broken makes a new hole all the time
+ONGOING_SPACING_SECONDS = 60.0  # between sweeps for a hole that still grows, at least …
+ONGOING_SPACING_FACTOR = 10  # … and so many times as long as the last one took: a tenth of the time goes to them, no more
 # A sweep and a replay renew their leases every second; a backfill between batches, each of which may wait for its stores.
 LEASE_SECONDS = {RunKind.SWEEP: 20.0, RunKind.BACKFILL: 60.0, RunKind.REPLAY: 20.0}
 RUNS_AT_ONCE = 4  # of a kind in one process
@@ -167,12 +169,29 @@ class SweepScheduler:
             return "baseline"
         swept = ledger.fact(Facts.swept(pipeline.id))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
-        if uncovered_holes_within(records, ledger.findings(pipeline.id), covered, ended_before=now):
-            waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
+        findings = ledger.findings(pipeline.id)
+        over = [record for record in findings if not record.ongoing]
+        waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
+        if uncovered_holes_within(records, over, covered, ended_before=now):
             return "hole" if waited else ""
-        if any(record.finding is Finding.MAPPING_CHANGED for record in ledger.findings(pipeline.id)):
+        ongoing = [record for record in findings if record.ongoing]
+        if waited and uncovered_holes_within((), ongoing, covered, ended_before=now) and self._looks_again(ongoing, now):
+            return "hole"
+        if any(record.finding is Finding.MAPPING_CHANGED for record in findings):
             return Finding.MAPPING_CHANGED.value
         return "schedule" if self._scheduled(pipeline, last, now) else ""
+
+    def _looks_again(self, ongoing: Sequence[FindingRecord], now: datetime) -> bool:
+        """Whether to sweep while holes grow: at once for a new one, then now and then. Their end asks for one by itself."""
+        recent = self._on.ledger.runs(pipeline=ongoing[0].pipeline, kind=RunKind.SWEEP, limit=RECENT)
+        full = (run for run in recent if run.state is RunState.SUCCEEDED and run.request.get("range", "full") == "full")
+        last = next(full, None)
+        if last is None or last.started_at is None or last.ended_at is None:
+            return True
+        if any(record.first_seen >= last.started_at for record in ongoing):
+            return True
+        least = timedelta(seconds=ONGOING_SPACING_SECONDS)
+        return now - last.ended_at >= max(least, ONGOING_SPACING_FACTOR * (last.ended_at - last.started_at))
 
     def _is_quiet(self, pipeline: PipelineSpec, now: datetime) -> bool:
         """Whether the pipeline is left alone now: what runs is ended, and once that is over, a sweep is asked for."""
@@ -338,11 +357,11 @@ class RunRunner:
         records = on.board.records(run.pipeline)
         findings = on.ledger.findings(run.pipeline)
         hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
-        if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:
-            _set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)
         on.ledger.clear_unverifiable(run.pipeline, before=started)
         for finding in findings:
-            hole_before = finding.is_hole and (finding.time_to or finding.last_seen) < started
+            hole_before = finding.is_hole and not finding.ongoing and (finding.time_to or finding.last_seen) < started
             if hole_before or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
         on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})
+        if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
+            _set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)

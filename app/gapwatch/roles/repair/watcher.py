@@ -2,7 +2,8 @@
 
 The stores are asked several times in ``stall_after``, the rest every five seconds. What a check finds becomes a stream
 finding; what it no longer finds is cleared. A check that could not be made clears nothing. Findings that can mean loss are
-holes: they keep a time range and only a sweep covers them.
+holes: they keep a time range and only a sweep covers them. One that lasts (a slot that is still gone) is one finding whose
+hole grows with every check; it can be covered once it is over.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Hole
-from gapwatch.ports import Advice, Clock, Ledger, Preflight
+from gapwatch.ports import Advice, Clock, Ledger, Measure, Preflight
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.stores import StoreProvider
 
@@ -46,6 +47,7 @@ class WatcherDependencies:
     clock: Clock
     host: str
     on_finding: Callable[[str, str], None]  # pipeline, finding
+    on_measure: Callable[[str, str, float | None], None] = lambda metric, of, value: None  # None: it is not known any more
 
 
 class FindingBook:
@@ -98,6 +100,7 @@ class Watcher:
     def __init__(self, dependencies: WatcherDependencies, book: FindingBook) -> None:
         self._on = dependencies
         self._book = book
+        self._measured: dict[str, set[tuple[str, str]]] = {}  # by pipeline: metrics, and of what
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
@@ -127,15 +130,31 @@ class Watcher:
     async def check(self, pipeline: PipelineSpec) -> None:
         """Make every check of one pipeline and store what was found."""
         found: list[FindingRecord] = []
+        measures: list[Measure] = []
         checked_all = True
         for check in self._on.checks(pipeline.id):
             try:
                 async with asyncio.timeout(CHECK_SECONDS_MAX):
-                    found += [record for advice in await check.check() if (record := self._finding(pipeline, advice))]
+                    said = await check.check()
+                found += [record for advice in said if (record := self._finding(pipeline, advice))]
+                measures += [advice.measure for advice in said if advice.measure is not None]
             except (GapwatchError, TimeoutError) as error:
                 checked_all = False
                 log.warning("check_failed", pipeline=pipeline.id, check=type(check).__name__, error=str(error))
+        self._show(pipeline, measures, all_known=checked_all)
         await self._store(pipeline, found, clear=checked_all)
+
+    def _show(self, pipeline: PipelineSpec, measures: Sequence[Measure], *, all_known: bool) -> None:
+        """Show what was measured, of several the largest; what is measured no more is shown no more."""
+        values: dict[tuple[str, str], float] = {}
+        for one in measures:
+            values[one.metric, one.of] = max(one.value, values.get((one.metric, one.of), 0))
+        shown = self._measured.get(pipeline.id, set())
+        for metric, of in shown - values.keys() if all_known else ():
+            self._on.on_measure(metric, of, None)
+        for (metric, of), value in values.items():
+            self._on.on_measure(metric, of, value)
+        self._measured[pipeline.id] = set(values) if all_known else shown | values.keys()
 
     async def _unreadable(self, pipeline: PipelineSpec) -> list[str]:
         try:
@@ -179,6 +198,7 @@ class Watcher:
             time_from=self._read_through(pipeline, side) if is_hole else None,
             time_to=None if not is_hole else time_of(advice.hole_to_ms) if advice.hole_to_ms else now,
             is_hole=is_hole,
+            details={"ongoing": True} if is_hole and not advice.hole_to_ms else {},
         )
 
     def _read_through(self, pipeline: PipelineSpec, side: str) -> datetime | None:
@@ -196,6 +216,11 @@ class Watcher:
         if clear:
             current = {record.id for record in found}
             for record in known.values():
-                if record.id.startswith(PREFIX) and record.id not in current and not record.is_hole:
+                if not record.id.startswith(PREFIX) or record.id in current:
+                    continue
+                if not record.is_hole:
                     await self._book.clear(record)
+                elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
+                    now = self._on.clock.now()
+                    await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
         self._on.board.feed_ended(pipeline.id, ended=any(record.finding in ENDED for record in found))

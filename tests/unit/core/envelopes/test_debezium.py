@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from gapwatch.core.digests import BLANK, identity
-from gapwatch.core.envelopes import Decoder, Event, Truncate, dead_letter_decoder_for, decoder_for
+from gapwatch.core.envelopes import Decoder, Event, LetterDecoder, Truncate, decoder_for, letter_decoders_for
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import MASKED_VALUE, CompiledMapping
 from gapwatch.errors import ConfigError, KeyMisfit, RecordError
 from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldType, KeyColumn, KeyType, Match, PipelineSpec
-from gapwatch.model.stream import Operation, Side
+from gapwatch.model.stream import Letter, Operation, Side
 from tests.unit.core.samples import COMMITTED, TOPIC, change, field, pipeline, record, with_schema
 
 PLACEHOLDER = "__debezium_unavailable_value"
@@ -421,23 +421,42 @@ def test_missing_added_fields_are_named(missing: str) -> None:
 # ── dead letters, feeds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_dead_letter_is_the_write_that_the_sink_gave_up() -> None:
-    spec = pipeline(*FIELDS)
-    decoder = dead_letter_decoder_for(spec, CompiledMapping(spec))
-    headers = {"__connect.errors.topic": TOPIC, "__connect.errors.partition": "3", "__connect.errors.offset": "41"}
-    event = only(decoder, change("c", after=ROW), topic="orders.dlq", headers=headers)
-    assert event == Event(
-        KEY.encode([1]), Operation.DEAD_LETTERED, 24_023_119, 24_023_128, COMMITTED, b"", None, None, None, None
-    )
-    assert decoder.decode(record(None, key={"id": 1}, topic="orders.dlq", headers=headers)) == []
+LETTERS = "orders.dlq"
+ORIGIN = {"__connect.errors.topic": TOPIC, "__connect.errors.partition": "3", "__connect.errors.offset": "41"}
 
 
-def test_a_dead_letter_of_a_plain_topic_keeps_its_original_position() -> None:
-    spec = pipeline(*FIELDS, source_feed=FeedSpec(kind=FeedKind.TOPIC, topic="orders", format="json"))
-    decoder = dead_letter_decoder_for(spec, CompiledMapping(spec))
-    headers = {"__connect.errors.topic": "orders", "__connect.errors.partition": "3", "__connect.errors.offset": "41"}
-    assert only(decoder, {"id": 1, "customer": "a", "amount": 1}, topic="orders.dlq", headers=headers).major == 41
-    assert only(decoder, {"id": 1, "customer": "a", "amount": 1}, topic="orders.dlq", offset=17).major == 17
+def letters_of(feed: FeedSpec | None = None) -> LetterDecoder:
+    spec = pipeline(*FIELDS, source_feed=feed)
+    return letter_decoders_for(replace(spec, target=replace(spec.target, dead_letter_topic=LETTERS)))[LETTERS]
+
+
+def test_a_dead_letter_names_the_write_that_the_sink_gave_up_and_where_it_says_so() -> None:
+    decoder = letters_of()
+    error = "org.apache.kafka.connect.errors.DataException"
+    headers = ORIGIN | {"__connect.errors.stage": "TASK_PUT", "__connect.errors.exception.class.name": error}
+    found = decoder.decode(record(change("c", after=ROW), topic=LETTERS, partition=2, offset=7, headers=headers))
+    place = (LETTERS, 2, 7, 24_023_119, 24_023_128, COMMITTED)
+    assert found == [Letter("orders", KEY.encode([1]), Operation.DEAD_LETTERED, *place, f"TASK_PUT {error}")]
+    assert decoder.decode(record(None, key={"id": 1}, topic=LETTERS, headers=headers)) == []
+
+
+def test_a_dead_letter_without_headers_is_known_by_the_position_in_it() -> None:
+    (letter,) = letters_of().decode(record(change("c", after=ROW), topic=LETTERS))
+    assert (letter.major, letter.minor, letter.reason) == (24_023_119, 24_023_128, "")
+
+
+def test_a_dead_letter_of_another_topic_of_the_same_sink_says_nothing() -> None:
+    headers = ORIGIN | {"__connect.errors.topic": "shop.public.others"}
+    assert letters_of().decode(record(change("c", after=ROW), topic=LETTERS, headers=headers)) == ()
+
+
+def test_a_dead_letter_of_a_plain_topic_keeps_its_original_position_and_needs_it() -> None:
+    decoder = letters_of(FeedSpec(kind=FeedKind.TOPIC, topic=TOPIC, format="json"))
+    row = {"id": 1, "customer": "a", "amount": 1}
+    assert [letter.major for letter in decoder.decode(record(row, topic=LETTERS, headers=ORIGIN))] == [41]
+    with pytest.raises(RecordError, match="does not say where it came from") as caught:
+        decoder.decode(record(row, topic=LETTERS, offset=17))
+    assert caught.value.reason == "origin_unknown"
 
 
 def test_a_feed_without_a_decoder_is_refused() -> None:

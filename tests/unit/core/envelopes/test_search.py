@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gapwatch.core.envelopes import Event, Marker, RawRecord, decoder_for
+from gapwatch.core.envelopes import Event, Marker, RawRecord, decoder_for, letter_decoders_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, RecordError
 from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldType
-from gapwatch.model.stream import Operation, Side
+from gapwatch.model.stream import Letter, Operation, Side
 from gapwatch_connectors.opensearch.acks import acks_of, heartbeat
 from tests.unit.core.samples import APPENDED, field, pipeline
 
@@ -160,3 +160,28 @@ def test_an_indexer_that_was_replaced_does_not_hold_the_watermark_for_ever() -> 
 def test_a6_a_malformed_ack_is_refused(value: Any) -> None:
     with pytest.raises(RecordError):
         decoded(FeedKind.ACKS, ack(value))
+
+
+def test_a_refused_item_of_a_bulk_is_a_letter_with_status_and_error_and_no_observed_write() -> None:
+    body: list[dict[str, Any]] = [{"index": {"_id": "42"}}, {"customer": "a"}, {"index": {"_id": "43"}}, {"customer": "b"}]
+    refusal = {"_id": "42", "status": 400, "error": {"type": "mapper_parsing_exception", "reason": "says the value: a"}}
+    taken = {"_id": "43", "status": 201, "_version": 1}
+    records = [
+        ack(one.value, offset=at) for at, one in enumerate(acks_of(body, {"items": [{"index": refusal}, {"index": taken}]}, 5))
+    ]
+    spec = pipeline(*FIELDS, target_feed=FeedSpec(kind=FeedKind.ACKS, topic="t"))
+    decoder = letter_decoders_for(spec)["t"]
+    [letter] = [letter for record in records for letter in decoder.decode(record)]
+    assert letter == Letter(
+        "orders",
+        CompiledMapping(spec).source.codec.encode([42]),
+        Operation.REJECTED,
+        "t",
+        0,
+        0,
+        0,
+        0,
+        5,
+        "400 mapper_parsing_exception",
+    )
+    assert [event.key for event in decoded(FeedKind.ACKS, records[0])] == []

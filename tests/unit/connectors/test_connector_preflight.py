@@ -1,0 +1,54 @@
+"""What is said of a sink connector's dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gapwatch.model.pipeline import DeliverySpec
+from gapwatch_connectors.debezium.client import Connector, ConnectRest
+from gapwatch_connectors.debezium.preflight import ConnectorPreflight
+from tests.unit.core.samples import pipeline
+
+TOPIC, HEADERS = "errors.deadletterqueue.topic.name", "errors.deadletterqueue.context.headers.enable"
+
+
+async def said(config: Mapping[str, str], *, dead_letter_topic: str) -> list[str]:
+    spec = pipeline()
+    target = replace(spec.target, dead_letter_topic=dead_letter_topic)
+    check = ConnectorPreflight(replace(spec, target=target, delivery=DeliverySpec(group="connect-sink")), "http://localhost:1")
+    states: Any = {"name": "sink", "state": "RUNNING", "task_states": ("RUNNING",), "trace": ""}
+    source = cast("Connector", SimpleNamespace(**states, config={}))
+    sink = cast("Connector", SimpleNamespace(**states, config=config))
+
+    async def source_of(_: str) -> Connector:
+        return source
+
+    async def sink_of(_: str) -> Connector:
+        return sink
+
+    check._rest = cast("ConnectRest", SimpleNamespace(source_of=source_of, sink_of=sink_of))
+    advice = await check.check()
+    return [f"{one.message} {one.remedy}" for one in advice if one.subject == "orders.target" and one.level != "ok"]
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "expected"),
+    [
+        ({}, "dead", []),
+        ({TOPIC: "dead"}, "", ["gives up into dead, which the pipeline does not read. Write target.dead_letter_topic: dead."]),
+        ({TOPIC: "dead"}, "other", ["Write target.dead_letter_topic: dead."]),
+        ({TOPIC: "dead"}, "dead", ["Set errors.deadletterqueue.context.headers.enable=true."]),
+        ({TOPIC: "dead", HEADERS: "true"}, "dead", []),
+    ],
+)
+async def test_dead_letters_are_to_be_read_and_to_say_where_they_came_from(
+    config: dict[str, str], named: str, expected: list[str]
+) -> None:
+    found = await said(config, dead_letter_topic=named)
+    assert len(found) == len(expected)
+    assert all(end in text for text, end in zip(found, expected, strict=True))

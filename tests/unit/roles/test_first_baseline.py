@@ -1,0 +1,123 @@
+"""While the first baseline is stored, step by step, nobody who looks at that moment sees a hole that it covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.pipeline import Settings, TopicsSpec
+from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner
+from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
+
+SPEC = spec_of_rig()
+
+
+class Recording:
+    """A ledger that only notes what is written."""
+
+    def __init__(self, ledger: SqlLedger) -> None:
+        self.steps: list[Callable[[], Any]] = []
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._ledger, name)
+        if name in ("set_fact", "clear_finding", "clear_unverifiable"):
+            return lambda *args, **more: self.steps.append(partial(found, *args, **more))
+        return found
+
+
+class Slow:
+    """A ledger whose `turn`-th read comes after somebody else has written everything that is left."""
+
+    def __init__(self, ledger: SqlLedger, turn: int, meanwhile: Callable[[], None]) -> None:
+        self._ledger, self._turn, self._meanwhile = ledger, turn, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        def read(*args: Any, **more: Any) -> Any:
+            self._turn -= 1
+            if self._turn == 0:
+                self._meanwhile()
+            return getattr(self._ledger, name)(*args, **more)
+
+        return read
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Callable[[], SqlLedger]]:
+    opened: list[SqlLedger] = []
+
+    def make() -> SqlLedger:
+        opened.append(open_ledger(f"sqlite:///{tmp_path}/{len(opened)}.db"))
+        return opened[-1]
+
+    yield make
+    for ledger in opened:
+        ledger.close()
+
+
+def board(ledger: Any, clock: VirtualClock) -> Board:
+    settings = Settings(bootstrap_servers="", topics=TopicsSpec(), database="", stores={}, pipelines={SPEC.id: SPEC})
+    return Board(settings, ledger, _NoStatus(), clock)
+
+
+def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any]]:
+    """Return the steps by which the first sweep's success is stored; what came before it is a hole."""
+    before = clock.now()
+    hole = FindingRecord(
+        id="hole_1",
+        pipeline=SPEC.id,
+        finding=Finding.INGEST_HOLE,
+        side="expected",
+        feed="t",
+        first_seen=before,
+        last_seen=before,
+        message="m",
+        remedy="r",
+        time_from=before - timedelta(days=1),
+        time_to=before,
+        is_hole=True,
+    )
+    ledger.raise_finding(hole)
+    recording = Recording(ledger)
+    dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=recording, board=board(ledger, clock), clock=clock)
+    run = Run(
+        id="run_1",
+        pipeline=SPEC.id,
+        kind=RunKind.SWEEP,
+        state=RunState.SUCCEEDED,
+        requested_at=clock.now(),
+        request={"range": "full", "content": True},
+        requested_by="gapwatch",
+    )
+    RunRunner(cast(RunnerDependencies, dependencies))._settle(replace(run, started_at=clock.now(), ended_at=clock.now()), 0)
+    return recording.steps
+
+
+def test_no_hole_is_shown_while_the_baseline_that_covers_it_is_stored(made: Callable[[], SqlLedger]) -> None:
+    steps = len(first_sweep(made(), VirtualClock()))
+    assert steps >= 4
+    for done in range(steps + 1):
+        for turn in range(1, 12):
+            ledger, clock = made(), VirtualClock()
+            writing = first_sweep(ledger, clock)
+            for step in writing[:done]:
+                step()
+
+            def rest(left: list[Callable[[], Any]] = writing[done:]) -> None:
+                for step in left:
+                    step()
+
+            facts = board(Slow(ledger, turn, rest), clock)._facts(SPEC.id)
+            covered = facts.last_full_sweep_started is not None and facts.findings == []
+            assert facts.baseline is None or covered, f"after {done} steps, and the rest before read {turn}"
+    assert ledger.fact(Facts.baseline(SPEC.id)) is not None

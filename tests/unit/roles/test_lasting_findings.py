@@ -1,0 +1,186 @@
+"""A loss that lasts is one finding whose hole grows: few sweeps meanwhile, and one that covers it once it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gapwatch.errors import StoreUnreachable
+from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.metrics import Metrics
+from gapwatch.model.gap import FindingRecord, Run, RunKind, RunState
+from gapwatch.model.suspect import PartitionStatus
+from gapwatch.ports import Advice, Measure
+from gapwatch.roles.board import Facts
+from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner
+from gapwatch.roles.repair.watcher import POLL_SECONDS, FindingBook, Watcher, WatcherDependencies
+from tests.simulation.stores import VirtualClock, spec_of_rig
+from tests.unit.core.test_standing import record
+from tests.unit.roles.test_sweep_schedule import scheduler
+
+LOST = Advice(level="error", subject="orders.source", message="There is no slot.", finding="slot_lost")
+SPEC = spec_of_rig()
+
+
+class World:
+    """A ledger, the watcher's checks with what they find, and the scheduler beside it; sweeps take so long and succeed."""
+
+    def __init__(self, ledger: SqlLedger) -> None:
+        self.ledger = ledger
+        self.clock = VirtualClock()
+        self.found: Sequence[Advice] = ()
+        self.away = False
+        self.sweeps: list[Run] = []
+        records: list[PartitionStatus] = [record(0, pipeline=SPEC.id, partitions=1)]
+        self.records = records
+        board = SimpleNamespace(records=lambda _: records, feed_ended=lambda *_, **__: None)
+        watching: dict[str, Any] = {"pipelines": {SPEC.id: SPEC}, "ledger": ledger, "board": board, "clock": self.clock}
+        watching |= {"stores": None, "checks": lambda _: [self], "undecided": lambda _: 0, "host": "here"}
+        book = FindingBook(ledger, self.clock, lambda *_: None)
+        self.metrics = Metrics("0")
+        watching |= {"on_finding": lambda *_: None, "on_measure": self.metrics.measured}
+        self.watcher = Watcher(WatcherDependencies(**watching), book)
+        self.scheduler = scheduler(ledger, self.clock, SPEC)
+        running = SimpleNamespace(ledger=ledger, board=board, pipelines={SPEC.id: SPEC})
+        self.runner = RunRunner(cast("RunnerDependencies", running))
+        self.sweep(0.1)
+
+    async def check(self) -> Sequence[Advice]:
+        if self.away:
+            raise StoreUnreachable("It does not answer.")
+        return self.found
+
+    async def close(self) -> None: ...
+
+    @property
+    def holes(self) -> list[FindingRecord]:
+        return list(self.ledger.findings(SPEC.id))
+
+    def sweep(self, seconds: float) -> None:
+        started, run_id = self.clock.now(), f"run{len(self.sweeps)}"
+        self.ledger.create_run(Run(id=run_id, pipeline=SPEC.id, kind=RunKind.SWEEP, state=RunState.QUEUED, requested_at=started))
+        taken = self.ledger.take_run(RunKind.SWEEP, "me", seconds=60)
+        assert taken is not None
+        ended = replace(
+            taken,
+            state=RunState.SUCCEEDED,
+            started_at=started,
+            ended_at=started + timedelta(seconds=seconds),
+            request={"range": "full", "content": True},
+        )
+        self.clock._ms += int(seconds * 1000)
+        self.ledger.update_run(ended, holder="me")
+        self.runner._settle(ended, 0)
+        self.sweeps.append(ended)
+
+    async def live(self, seconds: float, *, sweep_seconds: float = 0.1) -> None:
+        """Let the watcher check every five seconds, and carry out what the scheduler asks for, for so long."""
+        end = self.clock.now() + timedelta(seconds=seconds)
+        while self.clock.now() < end:
+            await self.watcher.check(SPEC)
+            for _ in range(int(POLL_SECONDS)):
+                if self.scheduler._wanted(SPEC, self.records) == "hole":
+                    self.sweep(sweep_seconds)
+                await self.clock.sleep(1)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    ledger = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+    yield World(ledger)
+    ledger.close()
+
+
+async def test_a_slot_that_stays_lost_is_one_finding_with_few_sweeps_and_one_after_it(world: World) -> None:
+    await world.live(60)
+    world.found = [LOST]
+    await world.live(30)
+    (first,) = world.holes
+    assert len(world.sweeps) == 2, "one at once, beside the one from before"
+    await world.live(600)
+    (later,) = world.holes
+    assert (later.id, later.first_seen, later.time_from, later.ongoing) == (first.id, first.first_seen, first.time_from, True)
+    assert later.time_to is not None
+    assert first.time_to is not None
+    assert later.time_to - first.time_to >= timedelta(seconds=590)
+    assert len(world.sweeps) in range(10, 13), "about one a minute"
+    world.found, before = [], len(world.sweeps)
+    over = world.clock.now()
+    await world.live(60)
+    assert world.holes == []
+    assert len(world.sweeps) == before + 1
+    assert world.sweeps[-1].started_at is not None
+    (closed,) = [one for one in world.ledger.findings(SPEC.id, open_only=False) if one.id == first.id]
+    assert (closed.covered_by, closed.first_seen) == (world.sweeps[-1].id, first.first_seen)
+    assert closed.time_to is not None
+    assert over <= closed.time_to < world.sweeps[-1].started_at, "what was written until it was seen to be over is covered, too"
+    await world.live(300)
+    assert len(world.sweeps) == before + 1
+
+
+async def test_long_sweeps_take_a_tenth_of_the_time_while_a_slot_stays_lost(world: World) -> None:
+    world.found = [LOST]
+    await world.live(3_600, sweep_seconds=30)
+    assert len(world.sweeps) - 1 in range(9, 13)
+    assert len(world.holes) == 1
+
+
+async def test_a_check_that_could_not_be_made_ends_no_loss(world: World) -> None:
+    world.found = [LOST]
+    await world.live(30)
+    world.away = True
+    await world.live(300)
+    (hole,) = world.holes
+    assert hole.ongoing
+    world.away, world.found = False, []
+    await world.live(60)
+    assert world.holes == []
+
+
+async def test_a_loss_that_comes_again_is_another_finding_and_is_swept_at_once(world: World) -> None:
+    world.found = [LOST]
+    await world.live(30)
+    (first,) = world.holes
+    world.found = []
+    await world.live(60)
+    world.found = [LOST]
+    before = len(world.sweeps)
+    await world.live(30)
+    (second,) = world.holes
+    assert second.first_seen > first.first_seen
+    assert len(world.sweeps) == before + 1
+    assert world.ledger.fact(Facts.swept(SPEC.id)) is not None
+
+
+async def test_what_is_known_to_have_ended_is_covered_by_the_next_sweep(world: World) -> None:
+    """Partitions that were added: the hole has an end, however long the finding is shown."""
+    ended = world.clock.now_ms()
+    world.found = [replace(LOST, finding="partitions_added", hole_to_ms=ended)]
+    await world.live(30)
+    assert world.holes == []
+    assert len(world.sweeps) == 2
+    await world.live(300)
+    assert len(world.sweeps) == 2
+
+
+async def test_what_a_check_measured_is_shown_until_it_measures_it_no_more(world: World) -> None:
+    def shown() -> float | None:
+        return world.metrics.registry.get_sample_value("gapwatch_replication_slot_retained_bytes", {"pipeline": SPEC.id})
+
+    held = [Measure(metric="replication_slot_retained_bytes", of=SPEC.id, value=value) for value in (7, 9, 8)]
+    world.found = [Advice(level="ok", subject="orders.source", message="It is there.", measure=one) for one in held]
+    assert shown() is None
+    await world.watcher.check(SPEC)
+    assert shown() == 9
+    world.away = True
+    await world.watcher.check(SPEC)
+    assert shown() == 9, "nobody knows better"
+    world.away, world.found = False, [LOST]
+    await world.watcher.check(SPEC)
+    assert shown() is None
