@@ -22,12 +22,15 @@ Key = bytes  # canonical bytes, made by core/keys.KeyCodec
 
 
 class Absent:
-    """Proved absent: the store answered, and the key is not there."""
+    """Proved absent: the store answered, and the key is not there, or by the pipeline's rules counts as if (``why``)."""
 
-    __slots__ = ()
+    __slots__ = ("why",)
+
+    def __init__(self, why: str = "") -> None:
+        self.why = why
 
     def __repr__(self) -> str:
-        return "ABSENT"
+        return f"Absent({self.why!r})" if self.why else "ABSENT"
 
 
 class Unread:
@@ -60,6 +63,7 @@ class StoredRecord:
     target_id: str | None = None
     table: str = ""  # where the source has several, the one that holds it
     raw: Any = None
+    ignored: str = ""  # why the target may hold it or not
 
 
 Read = StoredRecord | Absent | Unread

@@ -77,6 +77,7 @@ class Copier:
     database: str
     collection: str
     rules: dict[Any, Rule] = field(default_factory=dict)
+    sink: Callable[[Change], Operation] = Change.applied
     applied: int = 0
     error: BaseException | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -167,7 +168,7 @@ class Copier:
                 continue
             rule = self.rules.get((change.operation, change.key)) or self.rules.get(change.seq)
             if rule is None:
-                operations.append(change.applied())
+                operations.append(self.sink(change))
                 continue
             for delay, operation in rule(change):
                 if operation is None:

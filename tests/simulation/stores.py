@@ -37,6 +37,7 @@ from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.viewed import viewed
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 from tests.unit.core import samples
@@ -93,6 +94,7 @@ class Rig:
     unseen: set[int] = field(default_factory=set)  # source rows that changed since anybody read them
     agreed: set[int] = field(default_factory=set)  # read as agreeing since the repair last wrote them
     on_write: Callable[[WriteItem], None] = lambda item: None
+    clock: Clock = field(default_factory=VirtualClock)  # by which records expire
 
     def __post_init__(self) -> None:
         self.mapping = CompiledMapping(self.spec)
@@ -103,7 +105,8 @@ class Rig:
     @property
     def stores(self) -> PipelineStores:
         codec = self.mapping.source.codec
-        source, target = ModelReader(self, Side.EXPECTED), ModelReader(self, Side.OBSERVED)
+        counting = self.mapping.counting
+        source, target = (viewed(ModelReader(self, side), counting, side, self.clock) for side in Side)
         return PipelineStores(
             spec=self.spec, mapping=self.mapping, codec=codec, source=source, target=target, writer=ModelWriter(self)
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from gapwatch.config import forms
 from gapwatch.config.checks import address_problem, field_problems, option_problem, path_problems, topic_problem
+from gapwatch.config.counting import kept_of, target_rule_problems, where_problems
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.plain import plain_feed, plain_problems
 from gapwatch.config.source import Document, Place
@@ -241,7 +242,8 @@ class _Builder:
     def _source(self) -> SourceSpec:
         form = self._form.source
         kind = self._store("source", form.store, StoreType.POSTGRES, StoreType.MONGODB)
-        self._unsupported("source", form, ("on_leave", "where"))
+        for option, problem in where_problems(form):
+            self._add(("source", option), problem)
         if kind is StoreType.MONGODB:
             self._unsupported("source", form, ("tables", "topic_pattern", "transactions"))
             return self._collection_source(form)
@@ -264,6 +266,8 @@ class _Builder:
             feed=self._feed("source", form.feed),
             version=form.version,
             changed_at=form.changed_at,
+            where=form.where or "",
+            on_leave=form.on_leave or "delete",
             transactions=form.transactions or "",
         )
 
@@ -277,6 +281,8 @@ class _Builder:
             feed=FeedSpec(kind=FeedKind.DEBEZIUM),
             version=form.version,
             changed_at=form.changed_at,
+            where=form.where or "",
+            on_leave=form.on_leave or "delete",
             transactions=form.transactions or "",
             tables=source_tables(form),
             topic_pattern=form.topic_pattern or "",
@@ -303,12 +309,16 @@ class _Builder:
             feed=FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, "source")),
             version=form.version,
             changed_at=form.changed_at,
+            where=form.where or "",
+            on_leave=form.on_leave or "delete",
         )
 
     def _target(self) -> TargetSpec:
         form = self._form.target
         kind = self._store("target", form.store, StoreType.MONGODB, StoreType.OPENSEARCH)
-        self._unsupported("target", form, ("deleted_when", "keep"))
+        for option, problem in target_rule_problems(self._form):
+            self._add(("target", option), problem)
+        kept = kept_of(form)
         if kind is StoreType.OPENSEARCH:
             for place, message, remedy in target_problems(form, self._form.fields):
                 self._problem(("target", *place), message, remedy)
@@ -330,6 +340,9 @@ class _Builder:
             version=form.version,
             routing=form.routing or "",
             changed_at=form.changed_at,
+            deleted_when=form.deleted_when or "",
+            keep_seconds=kept.seconds if kept is not None else 0.0,
+            keep_by=kept.path if kept is not None else "",
         )
 
     def _feed(self, side: str, form: forms.Feed | None, store: StoreType | None = None) -> FeedSpec:

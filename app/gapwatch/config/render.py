@@ -154,10 +154,12 @@ def _grace(spec: PipelineSpec) -> dict[str, Any]:
 def _source(spec: SourceSpec) -> dict[str, Any]:
     version = {name: value for name in ("version", "changed_at", "transactions") if (value := getattr(spec, name))}
     dataset = "collection" if spec.feed.kind is FeedKind.CHANGE_STREAM else "table"
-    where = {dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
+    where: dict[str, Any] = {dataset: spec.table, "key": _key(spec.key), "feed": _feed(spec.feed)}
     if spec.tables:
         tables = [one.table for one in spec.tables]
         where = {"tables": tables, "topic_pattern": spec.topic_pattern, "key": _key(spec.key)}
+    if spec.where:
+        where |= {"where": spec.where, "on_leave": spec.on_leave}
     return {"store": spec.store, **where, "replica_identity": spec.replica_identity, **version}
 
 
@@ -169,6 +171,8 @@ def _target(spec: TargetSpec, store: StoreType) -> dict[str, Any]:
         "changed_at": spec.changed_at,
         "dead_letter_topic": spec.dead_letter_topic,
         "routing": spec.routing,
+        "deleted_when": spec.deleted_when,
+        "keep": f"{duration(spec.keep_seconds)} by {spec.keep_by}" if spec.keep_by else "",
     }
     return {**tree, **{name: value for name, value in options.items() if value}}
 

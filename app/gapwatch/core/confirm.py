@@ -24,6 +24,7 @@ class Presence(Enum):
     ABSENT = "absent"
     UNREAD = "unread"
     SEVERAL = "several"  # two or more target documents, or rows of several source tables, carry the key
+    EXEMPT = "exempt"  # by the pipeline's rules the target may hold it or not: expired, or left the filter and ignored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class Reads:
     after: Reading
     differing: tuple[str, ...]  # of `target` against `after`; empty when either is not PRESENT
     started_ms: int
+    closing: bool = False  # the time that the target keeps the document is about to end: it may be gone already
 
     @property
     def unread(self) -> str:
@@ -95,7 +97,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cleared:
-    reason: str  # late_arrival | no_change | never_present | in_agreement
+    reason: str  # late_arrival | no_change | never_present | in_agreement | skipped_by_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,8 @@ Judgement = Cleared | Difference | WaitAndReadAgain | Retry | Superseded | Unver
 def satisfied(reads: Reads, match: Match) -> bool:
     """Whether the target, as read, satisfies the source as read last."""
     source, target = reads.after.presence, reads.target.presence
+    if Presence.EXEMPT in (source, target):
+        return True
     if source is Presence.ABSENT or target is Presence.ABSENT:
         return source is target
     if Presence.SEVERAL in (source, target):
@@ -172,6 +176,9 @@ def judge(
         return _not_read(reads, progress, counts=others_were_read)
     if satisfied(reads, match):
         return Cleared(reason=_why_cleared(suspect, reads))
+    if reads.closing:  # nothing is proved until its end is surely past, or was moved by another write
+        waiting = replace(progress, baseline=reads.after, waiting_since_ms=reads.started_ms)
+        return WaitAndReadAgain(progress=waiting, since_ms=reads.started_ms)
     if not reads.source_stood_still:
         return _moved_on(reads, progress)
     if progress.baseline is not None:
@@ -236,6 +243,8 @@ def equals_identity(known: bytes, read: bytes) -> bool:
 
 
 def _why_cleared(suspect: Suspect | None, reads: Reads) -> str:
+    if Presence.EXEMPT in (reads.after.presence, reads.target.presence):
+        return "skipped_by_policy"
     if suspect is None:
         return "in_agreement"
     newest, seen = suspect.newest_expected, suspect.newest_observed

@@ -165,6 +165,8 @@ def resolution_of(known: Gap, reads: Reads, *, written_by_backfill: bool) -> Res
     """Say how a gap whose key now agrees on both sides came to an end."""
     if written_by_backfill:
         return Resolution.BACKFILLED
+    if Presence.EXEMPT in (reads.after.presence, reads.target.presence):
+        return Resolution.SUPERSEDED
     if reads.after.presence is Presence.ABSENT and known.kind not in (Kind.EXTRA, Kind.UNDELETED):
         return Resolution.DELETED_AT_SOURCE
     return Resolution.LATE_ARRIVAL

@@ -52,6 +52,19 @@ def dig(document: Any, path: Sequence[str]) -> Any:
     return document
 
 
+def getter(path: str) -> Callable[[Mapping[str, Any]], Any]:
+    """Build the reader of a column, or of a dotted path inside a document; MISSING where there is nothing."""
+    if "." not in path:
+        return lambda record: record.get(path, MISSING)
+    steps = tuple(path.split("."))
+
+    def get(record: Mapping[str, Any]) -> Any:
+        value = record.get(path, MISSING)
+        return dig(record, steps) if value is MISSING else value
+
+    return get
+
+
 class KeyCodec:
     """Encodes and decodes the key of one side of a pipeline.
 

@@ -19,10 +19,11 @@ import xxhash
 
 from gapwatch.core import temporal
 from gapwatch.core.canonical import ABSENT, NULL, ODD, VALUE, VERSION, Form, compile_form, number_text, plain_number
+from gapwatch.core.counting import Counting, declared, read_beside
 from gapwatch.core.digests import digest, identity, mask_digest
-from gapwatch.core.keys import KeyCodec, dig
+from gapwatch.core.keys import KeyCodec
+from gapwatch.core.keys import getter as getter
 from gapwatch.core.resolve import resolve as resolve
-from gapwatch.core.values import MISSING
 from gapwatch.errors import ConfigError, ConfigProblem
 from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec
 from gapwatch.model.stream import Side
@@ -113,6 +114,7 @@ class CompiledMapping:
         self.pipeline = pipeline
         self.fields = pipeline.fields
         self.names = tuple(spec.target for spec in self.fields)
+        self.counting = Counting(pipeline)
         self.source = _side(pipeline, Side.EXPECTED)
         self.target = _side(pipeline, Side.OBSERVED)
         self.source_columns = tuple(
@@ -120,6 +122,7 @@ class CompiledMapping:
                 [column.path for column in pipeline.source.key]
                 + [spec.source for spec in self.fields]
                 + ([pipeline.source.version] if pipeline.source.version else [])
+                + list(read_beside(pipeline, Side.EXPECTED))
             )
         )
         self.target_paths = tuple(
@@ -127,6 +130,7 @@ class CompiledMapping:
                 [column.path for column in pipeline.target.key]
                 + list(self.names)
                 + ([pipeline.target.version] if pipeline.target.version else [])
+                + list(read_beside(pipeline, Side.OBSERVED))
             )
         )
         toleranced = [index for index, spec in enumerate(self.fields) if spec.tolerance is not None]
@@ -272,19 +276,6 @@ def placeholder_texts(placeholder: str) -> frozenset[str]:
 _TEXTS: dict[str, frozenset[str]] = {}
 
 
-def getter(path: str) -> Callable[[Mapping[str, Any]], Any]:
-    """Build the reader of a column, or of a dotted path inside a document; MISSING where there is nothing."""
-    if "." not in path:
-        return lambda record: record.get(path, MISSING)
-    steps = tuple(path.split("."))
-
-    def get(record: Mapping[str, Any]) -> Any:
-        value = record.get(path, MISSING)
-        return dig(record, steps) if value is MISSING else value
-
-    return get
-
-
 def whole_number(value: Any) -> int | None:
     """Return a version as int; None where it is no whole number."""
     if type(value) is int:
@@ -339,7 +330,7 @@ def _check(pipeline: PipelineSpec) -> None:
 
 
 def _layout(pipeline: PipelineSpec) -> list[Any]:
-    """Return what makes digests comparable: the canonical form's version, the key's types and columns, and the fields."""
+    """Return what makes digests comparable: the canonical form's version, the key, the fields, and the rules of what counts."""
     keys = [column.type.value for column in pipeline.source.key]
     fields = [
         (
@@ -361,7 +352,8 @@ def _layout(pipeline: PipelineSpec) -> list[Any]:
         )
         for spec in pipeline.fields
     ]
-    return [VERSION, keys, [column.path for column in pipeline.source.key], fields]
+    rules = declared(pipeline)  # most pipelines have none: their fingerprint is that of a mapping alone
+    return [VERSION, keys, [column.path for column in pipeline.source.key], fields, *([rules] if rules else [])]
 
 
 def value_text(part: Part) -> str | None:

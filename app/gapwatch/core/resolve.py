@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
+from gapwatch.core.conditions import parse, paths_of
+from gapwatch.core.counting import problems as counting_problems
 from gapwatch.errors import ConfigError, ConfigProblem
 from gapwatch.model.pipeline import FeedKind, FieldSpec, FieldType, KeyColumn, PipelineSpec
 
@@ -113,6 +115,7 @@ def resolve(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[
     problems: list[ConfigProblem] = []
     fields = tuple(_field(pipeline, spec, columns, dataset, config, problems) for spec in pipeline.fields)
     key = tuple(_key_column(pipeline, column, columns, config, problems) for column in pipeline.source.key)
+    where = tuple(_where_field(pipeline, path, columns, config, problems) for path in paths_of(pipeline.source.where))
     if problems:
         raise ConfigError(problems)
     feed = replace(
@@ -121,7 +124,11 @@ def resolve(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[
         full_before=dataset.replica_identity == "f",
         post_images=_post_images(pipeline, dataset, config),
     )
-    return replace(pipeline, fields=fields, source=replace(pipeline.source, key=key, feed=feed))
+    resolved = replace(pipeline, fields=fields, source=replace(pipeline.source, key=key, feed=feed, where_fields=where))
+    problems += counting_problems(resolved)
+    if problems:
+        raise ConfigError(problems)
+    return resolved
 
 
 def joined(pipeline: PipelineSpec, tables: Sequence[PipelineSpec]) -> PipelineSpec:
@@ -138,27 +145,31 @@ def joined(pipeline: PipelineSpec, tables: Sequence[PipelineSpec]) -> PipelineSp
         return tables[0]
     columns = list(zip(*(one.fields for one in tables), strict=True))
     problems = [problem for column in columns if (problem := _of_several_types(pipeline, column, tables)) is not None]
+    of_where = list(zip(*(one.source.where_fields for one in tables), strict=True))
+    problems += [problem for column in of_where if (problem := _of_several_types(pipeline, column, tables, "source.where"))]
     if problems:
         raise ConfigError(problems)
     maskable = [any(spec.maskable for spec in column) for column in columns]
     fields = [tuple(replace(spec, maskable=may) for spec, may in zip(one.fields, maskable, strict=True)) for one in tables]
     found = tuple(
-        replace(known, feed=one.source.feed, key=one.source.key, fields=own)
+        replace(known, feed=one.source.feed, key=one.source.key, fields=own, where_fields=one.source.where_fields)
         for known, one, own in zip(pipeline.source.tables, tables, fields, strict=True)
     )
     feed = replace(pipeline.source.feed, placeholder=tables[0].source.feed.placeholder)
-    return replace(pipeline, fields=fields[0], source=replace(pipeline.source, key=tables[0].source.key, feed=feed, tables=found))
+    first = tables[0].source
+    source = replace(pipeline.source, key=first.key, feed=feed, tables=found, where_fields=first.where_fields)
+    return replace(pipeline, fields=fields[0], source=source)
 
 
 def _of_several_types(
-    pipeline: PipelineSpec, column: Sequence[FieldSpec], tables: Sequence[PipelineSpec]
+    pipeline: PipelineSpec, column: Sequence[FieldSpec], tables: Sequence[PipelineSpec], place: str = ""
 ) -> ConfigProblem | None:
     """Return what is wrong where a field is compared differently from table to table."""
     meant = [(spec.type, spec.wire == "float32", spec.wire if spec.type is FieldType.ARRAY else "") for spec in column]
     for number, one in enumerate(meant):
         if one != meant[0]:
             return ConfigProblem(
-                f"pipelines.{pipeline.id}.fields.{column[0].target}",
+                f"pipelines.{pipeline.id}.{place or f'fields.{column[0].target}'}",
                 f"Column {column[0].source} has not the same type in {tables[0].source.table} and {tables[number].source.table}.",
                 remedy="Declare the field's type, or watch the tables by pipelines of their own.",
             )
@@ -202,6 +213,32 @@ def _field(
         return replace(spec, maskable=maskable)
     kind = found.type if spec.type is FieldType.INFERRED else spec.type
     return replace(spec, type=kind, maskable=maskable, wire=spec.wire or found.wire, wire_scale=_scale(spec, found))
+
+
+def _where_field(
+    pipeline: PipelineSpec,
+    path: str,
+    columns: Mapping[str, Column],
+    config: Mapping[str, str],
+    problems: list[ConfigProblem],
+) -> FieldSpec:
+    """Return what a column of the source's condition is: by the catalogue, or as it is mapped where there is none."""
+    if not columns:
+        mapped = next((spec for spec in pipeline.fields if spec.source == path), FieldSpec(target=path, source=path))
+        return replace(mapped, target=path, maskable=False)
+    spec = FieldSpec(target=path, source=path, maskable=False)
+    place = f"pipelines.{pipeline.id}.source.where"
+    column = columns.get(path)
+    if column is None:
+        problems.append(_no_column(place, path, pipeline.source.table))
+        return spec
+    found = encoding_of(column, config)
+    if found is not None:
+        return replace(spec, type=found.type, wire=found.wire, wire_scale=found.scale)
+    if any(clause.path == path and clause.constants for clause in parse(pipeline.source.where)):
+        said = f"Column {path} ({column.type_name}) can only be asked for null."
+        problems.append(ConfigProblem(place, said, remedy="Compare another column, or ask for null."))
+    return spec
 
 
 def _scale(spec: FieldSpec | KeyColumn, found: Encoding) -> int | None:

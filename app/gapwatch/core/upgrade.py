@@ -12,7 +12,7 @@ SHOWN_MAX: Final = 5
 
 def changes(before: Sequence[Any], after: Sequence[Any]) -> list[str]:
     """Return what changed from one layout (``CompiledMapping.layout``) to another, as parts of a sentence."""
-    (version, types, columns, fields), (new_version, new_types, new_columns, new_fields) = before, after
+    (version, types, columns, fields, *rules), (new_version, new_types, new_columns, new_fields, *new_rules) = before, after
     found = []
     if version != new_version:
         found.append(f"the canonical form ({version} → {new_version})")
@@ -26,6 +26,7 @@ def changes(before: Sequence[Any], after: Sequence[Any]) -> list[str]:
         said = ", ".join(f"{option} {_text(one)} → {_text(other)}" for option, one, other in pairs if one != other)
         if said:
             found.append(f"field {name} ({said})")
+    found += _of_rules(rules[0] if rules else {}, new_rules[0] if new_rules else {})
     if not found and list(known) != list(now):
         found.append("the order of the fields")
     return sorted(found)
@@ -39,6 +40,16 @@ def shortened(found: Sequence[str]) -> str:
 
 def _by_target(fields: Sequence[Sequence[Any]]) -> dict[str, Mapping[str, Any]]:
     return {values[0]: dict(zip(FIELD_LAYOUT, values, strict=False)) for values in fields}
+
+
+def _of_rules(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return what changed of the rules that say which records count."""
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{name} ({before.get(name, 'none')} → {after.get(name, 'none')})"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
 
 
 def _key(columns: Sequence[str], types: Sequence[str]) -> str:

@@ -170,6 +170,7 @@ class SourceTable:
     feed: FeedSpec
     key: tuple[KeyColumn, ...] = ()
     fields: tuple[FieldSpec, ...] = ()
+    where_fields: tuple[FieldSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +179,9 @@ class SourceSpec:
     table: str  # "schema.table" or "database.collection"; empty where there are several `tables`
     key: tuple[KeyColumn, ...]
     feed: FeedSpec
-    where: str = ""
-    on_leave: str = "delete"
+    where: str = ""  # a condition of `core/conditions`; rows that do not satisfy it are absent
+    where_fields: tuple[FieldSpec, ...] = ()  # what `resolve` found of the columns that it names, in its order
+    on_leave: str = "delete"  # or "ignore": what has left the filter may stay at the target, or go
     replica_identity: str = "require"
     version: str = ""  # column that rises with each write, where there is one
     changed_at: str = ""  # column with the time of the last write, for lookback sweeps
@@ -213,6 +215,10 @@ class TargetSpec:
     version: str = ""
     routing: str = ""  # path of the mapped field that routes a document (OpenSearch)
     changed_at: str = ""  # path of the field with the time of the last write, for lookback sweeps
+    deleted_when: str = ""  # a condition of `core/conditions`; documents that satisfy it are absent
+    keep_seconds: float = 0.0  # so long the target keeps a document, from the time in `keep_by`; 0: for ever
+    keep_by: str = ""  # path of a mapped field
+    also_read: tuple[str, ...] = ()  # paths that are read besides the mapped ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +295,14 @@ class PipelineSpec:
             replace(
                 self,
                 fields=one.fields or self.fields,
-                source=replace(self.source, table=one.table, feed=one.feed, key=one.key or self.source.key, tables=()),
+                source=replace(
+                    self.source,
+                    table=one.table,
+                    feed=one.feed,
+                    key=one.key or self.source.key,
+                    where_fields=one.where_fields or self.source.where_fields,
+                    tables=(),
+                ),
             )
             for one in self.source.tables
         ) or (self,)

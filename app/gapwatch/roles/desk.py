@@ -387,12 +387,23 @@ def _verdict_sentence(stores: PipelineStores, reads: KeyReads | None, gap: Gap |
     if gap is not None and gap.state is not State.RESOLVED:
         if agree:
             return f"A gap ({gap.kind.value}) is open, but both stores agree now: it will be resolved at the next re-reading."
-        return f"A gap: {gap.kind.value}, cause {gap.cause.value}, since {gaps.rfc3339(gap.event_time or gap.first_seen)}."
+        since = gaps.rfc3339(gap.event_time or gap.first_seen)
+        return f"A gap: {gap.kind.value}, cause {gap.cause.value}, since {since}{_by_rule(reads)}."
     if agree:
+        if Presence.EXEMPT in (reads.reads.after.presence, reads.reads.target.presence):
+            return f"No gap: {reads.reads.after.reason or reads.reads.target.reason}; the target may hold it or not."
         if reads.reads.after.presence is Presence.ABSENT:
-            return "No gap: neither store has this key."
+            return f"No gap: neither store has this key{_by_rule(reads)}."
         return "No gap: the target holds what the source holds."
-    return f"Not a gap yet: the stores differ now, but {_why_not_yet(trace)}."
+    if reads.reads.closing:
+        return "Not a gap: the stores differ, but the document's time at the target (target.keep) is about to end."
+    return f"Not a gap yet: the stores differ now{_by_rule(reads)}, but {_why_not_yet(trace)}."
+
+
+def _by_rule(reads: KeyReads) -> str:
+    """Say in brackets why a side counts as absent that has the key."""
+    said = [side.reason for side in (reads.reads.after, reads.reads.target) if side.presence is Presence.ABSENT and side.reason]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _why_not_yet(trace: KeyTrace | None) -> str:

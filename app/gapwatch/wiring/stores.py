@@ -13,14 +13,18 @@ from typing import Any
 import msgspec
 import structlog
 
+from gapwatch.clock import SystemClock
+from gapwatch.core.conditions import paths_of
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import joined, resolve
 from gapwatch.errors import StoreError
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.pipeline import DeliverySpec, FeedKind, FieldSpec, PipelineSpec, Settings, SourceTable
+from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, Preflight
 from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.viewed import viewed
 from gapwatch_connectors.debezium import ConnectorPreflight, ConnectRest
 from gapwatch_connectors.registry import connector_of
 
@@ -57,12 +61,14 @@ class Stores:
         source_store = self._settings.stores[spec.source.store]
         target_store = self._settings.stores[spec.target.store]
         source, target = connector_of(source_store.type), connector_of(target_store.type)
+        mapping, clock = CompiledMapping(resolved), SystemClock()
+        read, shown = source.source_reader(resolved, source_store.url), target.target_reader(resolved, target_store.url)
         return PipelineStores(
             spec=resolved,
-            mapping=CompiledMapping(resolved),
+            mapping=mapping,
             codec=KeyCodec(resolved.source.key),
-            source=source.source_reader(resolved, source_store.url),
-            target=target.target_reader(resolved, target_store.url),
+            source=viewed(read, mapping.counting, Side.EXPECTED, clock),
+            target=viewed(shown, mapping.counting, Side.OBSERVED, clock),
             writer=target.target_writer(resolved, target_store.url),
         )
 
@@ -87,6 +93,7 @@ async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: Pipelin
             "fields": msgspec.to_builtins(resolved.fields),
             "feed": msgspec.to_builtins(resolved.source.feed),
             "tables": msgspec.to_builtins(resolved.source.tables),
+            "where": msgspec.to_builtins(resolved.source.where_fields),
         }
         await asyncio.to_thread(ledger.set_fact, fact, stored)
         return resolved
@@ -102,8 +109,11 @@ async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: Pipelin
             raise
         if [table.table for table in tables] != [table.table for table in spec.source.tables]:
             raise
+        where = msgspec.convert(known.get("where", []), tuple[FieldSpec, ...], strict=False)
+        if tuple(field.source for field in where) != paths_of(spec.source.where):
+            raise
         feed = msgspec.convert(known["feed"], type(spec.source.feed), strict=False)
-        return replace(spec, fields=fields, source=replace(spec.source, feed=feed, tables=tables))
+        return replace(spec, fields=fields, source=replace(spec.source, feed=feed, tables=tables, where_fields=where))
 
 
 async def _described(settings: Settings, spec: PipelineSpec) -> PipelineSpec:

@@ -15,9 +15,11 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING
 
 from gapwatch.clock import SystemClock
+from gapwatch.core.counting import read_beside
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
+from gapwatch.model.stream import Side
 from gapwatch.ports import (
     ABSENT,
     Clock,
@@ -58,6 +60,9 @@ class MongoReader:
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
             self._projection = _projection(CompiledMapping(pipeline).target_paths)
         self._key_projection = _projection(self._keys.paths)
+        self._scan_projection = _projection(
+            [*self._keys.paths, *read_beside(pipeline, Side.OBSERVED)]
+        )  # of keys, and whether they count
         self._changed_at = pipeline.target.changed_at
 
     async def ping(self) -> None:
@@ -156,7 +161,7 @@ class MongoReader:
     ) -> AsyncIterator[ScanChunk]:
         """Read page by page in the order of ``_id``, which is one order over all types."""
         identity = _identity(await self._catalogue())  # "" for no collection: it holds nothing, which `is_empty` proves
-        projection = self._projection if content else self._key_projection
+        projection = self._projection if content else self._scan_projection
         bounds = self._bounds(lower, upper)
         after: str | None = cursor
         while True:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gapwatch.core.counting import read_beside
 from gapwatch.model.pipeline import PipelineSpec, TargetSpec
+from gapwatch.model.stream import Side
 
 
 def as_target(pipeline: PipelineSpec) -> PipelineSpec:
@@ -17,6 +19,7 @@ def as_target(pipeline: PipelineSpec) -> PipelineSpec:
         feed=source.feed,
         version=source.version,
         changed_at=source.changed_at,
+        also_read=read_beside(pipeline, Side.EXPECTED),
     )
     fields = {field.source: replace(field, target=field.source) for field in pipeline.fields}  # two may come from one
     return replace(pipeline, target=target, fields=tuple(fields.values()))

@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from gapwatch.clock import SystemClock
+from gapwatch.core.counting import read_beside
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, PipelineSpec
+from gapwatch.model.stream import Side
 from gapwatch.ports import (
     ABSENT,
     Clock,
@@ -76,6 +78,7 @@ class OpenSearchReader:
         self._routed = bool(pipeline.target.routing)
         self._changed_at = pipeline.target.changed_at
         self._versioned = pipeline.target.version == VERSION
+        self._beside = list(read_beside(pipeline, Side.OBSERVED))
         self._source: Json = True
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
             self._source = [name for name in CompiledMapping(pipeline).target_paths if name not in (ID, VERSION)]
@@ -211,7 +214,7 @@ class OpenSearchReader:
             "sort": IN_ORDER,
             "seq_no_primary_term": True,
             "version": True,
-            "_source": self._source if content else False,
+            "_source": self._source if content else self._beside or False,
         }
         async with self._point_in_time(index, shard) as point:
             read, total = 0, math.inf

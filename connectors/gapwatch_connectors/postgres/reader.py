@@ -11,10 +11,12 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from gapwatch.clock import SystemClock
+from gapwatch.core.counting import read_beside
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
+from gapwatch.model.stream import Side
 from gapwatch.ports import (
     ABSENT,
     Clock,
@@ -42,7 +44,8 @@ SORTED: Final = frozenset({KeyType.INT, KeyType.UUID, KeyType.OBJECTID})  # the 
 class PostgresReader:
     """Implements :class:`gapwatch.ports.DatasetReader` for a pipeline's source table.
 
-    A row that does not satisfy the source's ``where`` is absent. A scan's cursor is a list of texts, one a key column.
+    Rows outside the source's ``where`` are read as well: which count is judged by whoever reads, on the columns that are read
+    beside the key also in a scan of keys. A scan's cursor is a list of texts, one a key column.
     """
 
     in_key_order = True
@@ -56,7 +59,7 @@ class PostgresReader:
         self._key = pipeline.source.key
         self._codec = KeyCodec(pipeline.source.key)
         self._names = tuple(column.path for column in pipeline.source.key)
-        self._where = pipeline.source.where
+        self._beside = read_beside(pipeline, Side.EXPECTED)
         self._changed_at = pipeline.source.changed_at
         self._connections = connections or Connections(self._store, url)
         self._clock = clock or SystemClock()
@@ -164,21 +167,16 @@ class PostgresReader:
 
     def _selected(self, table: Table, *, content: bool) -> tuple[str, ...]:
         if not content:
-            return self._names
+            return tuple(dict.fromkeys([*self._names, *self._beside]))
         return tuple(table.columns) if self._columns is None else self._columns
 
     def _select(self, columns: Sequence[sql.Composable], conditions: Sequence[sql.Composable]) -> sql.Composed:
-        everything = [*conditions, *self._filter()]
         query = sql.SQL("SELECT {} FROM {} t").format(
             sql.SQL(", ").join(columns), sql.Identifier(self._schema, self._relation_name)
         )
-        if everything:
-            query += sql.SQL(" WHERE ") + sql.SQL(" AND ").join(everything)
+        if conditions:
+            query += sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions)
         return query
-
-    def _filter(self) -> list[sql.Composable]:
-        # The condition is the configuration's own SQL, as trusted as the table's name; `%` is the driver's sign.
-        return [sql.SQL("(" + self._where.replace("%", "%%") + ")")] if self._where else []
 
     async def _rows(
         self, connection: Connection, query: sql.Composed, parameters: Sequence[Any], *, binary: bool = False

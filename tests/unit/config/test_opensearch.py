@@ -78,7 +78,7 @@ def test_h3_its_secrets_show_nowhere() -> None:
         ("{ seq_no: true }", "{ acks: watch.events }", "target.feed.acks: This is one of Gapwatch's own topics."),
         ("{ seq_no: true }", "{ acks: a, seq_no: true }", "target.feed: A feed is exactly one thing."),
         ("routing: customer", "routing: region", "target.routing: `region` is no mapped field."),
-        ("routing: customer", "keep: 30d", "target.keep: `keep` is not supported yet."),
+        ("routing: customer", "keep: 30d", "target.keep: '30d' does not say how long, and from when."),
         ("{ group: indexer }", "{ acks: done }", "delivery.acks: Delivery by an acks topic is not supported yet."),
         (
             "source: { store: shop, table",

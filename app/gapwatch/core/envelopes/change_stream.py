@@ -33,8 +33,9 @@ OP: Final = "gapwatch-op"
 TIME: Final = "gapwatch-time"
 POSITION: Final = "gapwatch-position"
 WATERMARK: Final = "gapwatch-watermark"
+INSERT: Final = b"insert"
 OPERATIONS: Final = {
-    b"insert": Operation.UPSERT,
+    INSERT: Operation.UPSERT,
     b"replace": Operation.UPSERT,
     b"update": Operation.UPSERT,
     b"update_lookup": Operation.LOOKED_UP,
@@ -55,7 +56,7 @@ class ChangeStreamDecoder:
 
     def loop(self, record: RawRecord) -> Loop | None:
         """Return the compiled loop; all records are written alike."""
-        return self._loop
+        return None if self._events.filtered else self._loop
 
     @cached_property
     def _loop(self) -> Loop | None:
@@ -82,15 +83,15 @@ class ChangeStreamDecoder:
             if operation is Operation.UPSERT:
                 raise RecordError("document_missing", f"A change of our reader says {headers[OP]!r} and has no document.")
             operation = Operation.TOUCHED  # looked up, and deleted meanwhile
-        event = self._events.event(
+        return self._events.events(
             operation,
             extjson.decode_document(record.key),
             document,
             major=_number(POSITION, major),
             minor=_number(POSITION, minor),
             event_time=_number(TIME, headers.get(TIME, b"")),
+            created=headers[OP] == INSERT,
         )
-        return (event,)
 
 
 def _number(header: str, value: bytes) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gapwatch.core.canonical import Form, compile_form
+from gapwatch.core.conditions import holds
 from gapwatch.core.envelopes import schemas
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.compiled.loop import Loop
@@ -50,6 +51,7 @@ class _Columns(NamedTuple):
     forms: tuple[Form, ...]
     wires: tuple[tuple[str, int | None], ...]
     key_readers: tuple[Callable[[Any], Any], ...]
+    conditions: tuple[Form, ...]  # of the fields that say whether a record counts
 
 
 class _Added(msgspec.Struct):
@@ -102,6 +104,8 @@ class DebeziumDecoder:
         mongo, columns = frame.source.connector == "mongodb", self._mapping.side(self._side).codec.columns
         if not mongo and "schema" in (column.path for column in columns):
             return None  # such a key looks as if its schema stood beside it
+        if self._mapping.counting.condition(self._side) is not None:
+            return None  # which records count is judged by the general decoder alone
         encoded = None if mongo else self._rows.encoded(frame, record.key)
         form: tuple[object, ...] = (frame.written_schema is not None, _is_wrapped(record.key))
         if encoded is not None:
@@ -151,15 +155,27 @@ class DebeziumDecoder:
         if operation is Operation.DELETE:
             return (_without_content(key, operation, major, minor, event_time),)
         assert row is not None
+        before = None
+        if operation is Operation.UPSERT and self._full_before and frame.op == "u":
+            before = self._rows.read(frame.envelope.before)
+        told = self._told(operation, frame.op, row, before, columns)
+        if told is not operation:
+            return () if told is None else (_without_content(key, told, major, minor, event_time),)
         parts = self._rows.parts(row, columns)
-        if operation is Operation.UPSERT and self._full_before and frame.op == "u" and self._same(frame, parts, row, columns):
+        if before is not None and self._same(before, parts, row, columns):
             return (_without_content(key, Operation.UNCHANGED, major, minor, event_time),)
         return (self._event(key, operation, parts, row, major, minor, event_time),)
 
-    def _same(self, frame: Frame, parts: Sequence[Part], row: tuple[Any, ...], columns: _Columns) -> bool:
-        """Whether an update left every mapped field (and the version) as it was; only asked where ``before`` is complete."""
-        before = self._rows.read(frame.envelope.before)
-        if before is None or None in parts:
+    def _told(
+        self, operation: Operation, op: str, row: tuple[Any, ...], before: tuple[Any, ...] | None, columns: _Columns
+    ) -> Operation | None:
+        """Return what the event says of its key, as the record counts or not after it, and did before, where that is known."""
+        created = op == "c" or (before is not None and self._rows.counted(before, columns) is False)
+        return self._mapping.counting.told(self._side, operation, counted=self._rows.counted(row, columns), created=created)
+
+    def _same(self, before: tuple[Any, ...], parts: Sequence[Part], row: tuple[Any, ...], columns: _Columns) -> bool:
+        """Whether an update left every mapped field (and the version) as it was, in a row that counted before."""
+        if None in parts or self._rows.counted(before, columns) is not True:
             return False
         return self._rows.version(before) == self._rows.version(row) and self._rows.parts(before, columns) == parts
 
@@ -220,6 +236,9 @@ class DebeziumDecoder:
         key = self._rows.key(record.key, row, columns)
         if operation is Operation.DELETE:
             return (_without_content(key, operation, *position, added.ts_ms),)
+        told = self._told(operation, added.op or "", row, None, columns)
+        if told is not operation:
+            return () if told is None else (_without_content(key, told, *position, added.ts_ms),)
         return (self._event(key, operation, self._rows.parts(row, columns), row, *position, added.ts_ms),)
 
     def _read_added(self, raw: bytes) -> _Added:
@@ -246,16 +265,21 @@ class _Rows:
         self._observed = side is Side.OBSERVED
         pipeline = mapping.pipeline
         self._specs = mapping.fields
+        self._side = side
+        self._counting = mapping.counting
+        self._condition = mapping.counting.condition(side)
         self._codec = mapping.side(side).codec
         version = pipeline.target.version if self._observed else pipeline.source.version
         paths = mapping.side(side).paths
         keys = [column.path for column in self._codec.columns]
-        names = list(dict.fromkeys([*paths, *keys, *([version] if version else [])]))
+        beside = self._condition.paths if self._condition is not None else ()
+        names = list(dict.fromkeys([*paths, *keys, *([version] if version else []), *beside]))
         self._names = names
         self._decoder = msgspec.json.Decoder(_struct("Row", names), float_hook=Decimal)
         self._key_decoder = msgspec.json.Decoder(_struct("Key", keys), float_hook=Decimal)
         self._field_at = tuple(names.index(path) for path in paths)
         self._key_at = tuple(names.index(path) for path in keys)
+        self._beside_at = tuple(names.index(path) for path in beside)
         self._version_at = names.index(version) if version else None
         self._placeholder = pipeline.source.feed.placeholder
         self.placeholder_texts = placeholder_texts(self._placeholder)
@@ -288,7 +312,14 @@ class _Rows:
             wire, scale = schemas.wire_of(described.get(self._names[at]), spec)
             wires.append((wire, scale))
             forms.append(compile_form(replace(spec, wire_scale=scale), wire=wire, event=True))
-        return _Columns(tuple(forms), tuple(wires), self._compile_key(described))
+        return _Columns(tuple(forms), tuple(wires), self._compile_key(described), self._compile_condition(described))
+
+    def _compile_condition(self, described: Mapping[str, Any]) -> tuple[Form, ...]:
+        forms = []
+        for spec in self._condition.specs if self._condition is not None else ():
+            wire, scale = schemas.wire_of(described.get(spec.source), spec)
+            forms.append(compile_form(replace(spec, wire_scale=scale), wire=wire, event=True))
+        return tuple(forms)
 
     def _compile_key(self, described: Mapping[str, Any]) -> tuple[Callable[[Any], Any], ...]:
         readers = []
@@ -346,6 +377,18 @@ class _Rows:
             schema=frame.written_schema,
             key_schema=key_schema,
         )
+
+    def counted(self, row: tuple[Any, ...], columns: _Columns) -> bool | None:
+        """Say whether a row counts; None where the event does not carry the column that decides."""
+        if self._condition is None:
+            return True
+        parts: list[Part] = []
+        for form, at in zip(columns.conditions, self._beside_at, strict=True):
+            value = row[at]
+            if value is msgspec.UNSET:
+                raise RecordError("column_missing", f"Column {self._names[at]} says whether the row counts, and is not there.")
+            parts.append(None if not self._observed and self.masked(value) else form(value))
+        return self._counting.counted(self._side, holds(self._condition.tests, parts))
 
     def parts(self, row: tuple[Any, ...], columns: _Columns) -> list[Part]:
         """Return the canonical bytes per field; None where a source event says that the log did not carry the value."""

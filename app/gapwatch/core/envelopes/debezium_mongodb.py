@@ -44,6 +44,8 @@ class MongoEvents:
     def loop(self, *, wrapped: bool, wrapped_key: bool) -> Loop | None:
         """Return the compiled loop over envelopes with schemas or without; None where there is none."""
         events = self._events
+        if events.filtered:
+            return None
         return debezium_mongodb_loop(
             events.mapping, events.side.side, wrapped=wrapped, wrapped_key=wrapped_key, post_images=self._post_images
         )
@@ -56,15 +58,15 @@ class MongoEvents:
             raise RecordError("position_missing", "The event has no source.ts_ms or no source.ord; it cannot be ordered.")
         document = _document(frame.envelope.after, self._events.names)
         operation = self._operation(frame, document)
-        event = self._events.event(
+        return self._events.events(
             operation,
             _identifier(record.key),
             document,
             major=cluster_position(source.ts_ms, source.ord),
             minor=0 if source.txn_number is None else record.offset,
             event_time=source.ts_ms,
+            created=frame.op == "c",
         )
-        return (event,)
 
     def _operation(self, frame: Frame, document: Mapping[str, Any] | None) -> Operation:
         if frame.op == "d":
@@ -88,15 +90,15 @@ class MongoEvents:
         if op == "u" and operation is Operation.UPSERT and not self._post_images:
             operation = Operation.LOOKED_UP
         identifier = _identifier(record.key)
-        event = self._events.event(
+        return self._events.events(
             operation,
             identifier,
             None if operation is Operation.DELETE else {**identifier, **document},
             major=cluster_position(ts_ms, ordinal),
             minor=record.offset,
             event_time=ts_ms,
+            created=op == "c",
         )
-        return (event,)
 
 
 class _Key(msgspec.Struct):

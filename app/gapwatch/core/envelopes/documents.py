@@ -33,12 +33,15 @@ class DocumentEvents:
         paths = [*self.side.paths, *([version] if version else [])]
         if not self.keyed_by_id:
             paths += [column.path for column in self.side.codec.columns]
+        condition = mapping.counting.condition(side)
+        self.filtered = condition is not None
+        paths += condition.paths if condition is not None else ()
         self.names = frozenset([*paths, *(path.split(".")[0] for path in paths)])  # the members that are read at all
         self.shape = Shape(
             masks=bool(mapping.mask_at), values=bool(mapping.value_at), versions=bool(version), target_ids=self.names_targets
         )
 
-    def event(
+    def events(
         self,
         operation: Operation,
         identifier: Mapping[str, Any],
@@ -47,21 +50,38 @@ class DocumentEvents:
         major: int,
         minor: int,
         event_time: int,
-    ) -> Event:
-        """Return the event of one write. `identifier` is the document key; `document` None where the content is not known.
+        created: bool = False,
+    ) -> tuple[Event, ...]:
+        """Return the event of one write; none of a snapshot's read of what does not count.
+
+        Args:
+            operation: What was done.
+            identifier: The document key.
+            document: None where the content is not known.
+            major: The position.
+            minor: The position within that.
+            event_time: When it was committed.
+            created: Whether there was no such document before.
 
         Raises:
             KeyMisfit: The key is not in either of the two, or does not fit.
         """
         key = self.side.codec.extract(identifier if self.keyed_by_id or document is None else {**identifier, **document})
         target_id = identity_text(identifier.get("_id", MISSING)) if self.names_targets else None
+        if self.filtered and document is not None and operation in WITH_CONTENT:
+            counts = self.mapping.counting.counts(self.side.side, document)
+            told = self.mapping.counting.told(self.side.side, operation, counted=counts, created=created)
+            if told is None:
+                return ()
+            operation = told
         if document is None or operation not in WITH_CONTENT:
-            return Event(key, operation, major, minor, event_time, b"", None, None, None, target_id)
+            return (Event(key, operation, major, minor, event_time, b"", None, None, None, target_id),)
         content = self.mapping.content(self.side.parts(document))
         version = self.side.version(document)
         if version is None and self._needs_version:
             raise RecordError("version_missing", "The document's version field holds no whole number.")
-        return Event(key, operation, major, minor, event_time, content.digest, content.masks, content.values, version, target_id)
+        digest, masks, values = content.digest, content.masks, content.values
+        return (Event(key, operation, major, minor, event_time, digest, masks, values, version, target_id),)
 
 
 def identity_text(value: Any) -> bytes | None:

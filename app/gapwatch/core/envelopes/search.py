@@ -63,7 +63,7 @@ class TailDecoder:
             raise RecordError("unknown_operation", f"Header {OP} is {headers.get(OP)!r}, or the record is not whole.")
         major, _, minor = headers.get(POSITION, b"").partition(b":")
         version = {"_version": _digits(VERSION, headers[VERSION])} if VERSION in headers else {}
-        event = self._events.event(
+        return self._events.events(
             Operation.UPSERT,
             object_of(record.key),
             {**object_of(record.value), **version},
@@ -71,7 +71,6 @@ class TailDecoder:
             minor=_digits(POSITION, minor),
             event_time=_digits(TIME, headers.get(TIME, b"")),
         )
-        return (event,)
 
 
 class AcksDecoder:
@@ -113,10 +112,9 @@ class AcksDecoder:
             raise RecordError("document_missing", "An ack says index and has no document.")
         if document is not None and "version" in ack:
             document = {**document, "_version": ack["version"]}
-        event = self._events.event(
+        return self._events.events(
             operation, {"_id": identifier}, document, major=record.offset, minor=0, event_time=whole(ack, "time")
         )
-        return (event,)
 
     def _heartbeat(self, partition: int, ack: Mapping[str, Any]) -> Sequence[Marker]:
         """All indexers must have told: the time of the one that is furthest behind holds. Of those that are gone, none counts."""

@@ -54,7 +54,7 @@ class TopicDecoder:
             return self._several(record, inner)
         if value is not None and not isinstance(inner, Mapping):
             raise RecordError("unparsable_document", "The record's value is no JSON object.")
-        return (self._event(record, self._identifier(record.key) if record.key else {}, inner, minor=0),)
+        return self._told(record, self._identifier(record.key) if record.key else {}, inner, minor=0)
 
     def _unwrapped(self, value: Any) -> Any:
         """Return what a wrapper holds, or the value as it is; a list is several documents only inside a wrapper."""
@@ -71,13 +71,13 @@ class TopicDecoder:
             raise RecordError("unparsable_document", "What the record's list holds is not all JSON objects.")
         if len(documents) > DOCUMENTS_PER_RECORD_MAX:
             raise RecordError("too_many_documents", f"{len(documents)} documents in one record.")
-        return [self._event(record, document, document, minor=place) for place, document in enumerate(documents)]
+        return [event for place, one in enumerate(documents) for event in self._told(record, one, one, minor=place)]
 
-    def _event(
+    def _told(
         self, record: RawRecord, identifier: Mapping[str, Any], document: Mapping[str, Any] | None, *, minor: int
-    ) -> Event:
+    ) -> tuple[Event, ...]:
         operation = Operation.DELETE if document is None else Operation.UPSERT
-        return self._events.event(operation, identifier, document, major=record.offset, minor=minor, event_time=record.timestamp)
+        return self._events.events(operation, identifier, document, major=record.offset, minor=minor, event_time=record.timestamp)
 
     def _identifier(self, key: bytes) -> Mapping[str, Any]:
         try:

@@ -27,6 +27,7 @@ from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, s
 from gapwatch.core.gaps import proof_of
 from gapwatch.errors import ConflictError, RecordError, StoreError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
+from gapwatch.model.stream import Side
 from gapwatch.ports import ABSENT, Absent, Clock, Key, Ledger, Read, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
@@ -48,6 +49,7 @@ CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its 
 ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
 ID = "_id"
+SOFT_DELETED = "soft_deleted"
 WRITE_ACTION = "backfill_write"
 
 
@@ -204,7 +206,8 @@ class Backfiller:
                 try:
                     written = _prepare(stores, item.reads, key, gaps.get(key))
                 except RecordError as error:
-                    outcome, reason = ItemOutcome.FAILED, str(error)
+                    refused = error.reason == SOFT_DELETED
+                    outcome, reason = ItemOutcome.REFUSED if refused else ItemOutcome.FAILED, str(error)
                 else:
                     weight = len(repr(written.item.document))
                     if not fits(len(to_write), size, weight, stores.spec.sweep.batch):
@@ -422,6 +425,10 @@ def _prepare(stores: PipelineStores, reads: KeyReads, key: Key, gap_id: str | No
         assert isinstance(reads.target, StoredRecord), "only a document that is there is deleted"
         return _Written(item=WriteItem(key=key, document=None, replaces=reads.target), gap_id=gap_id, row=None)
     document = stores.writer.document(key, reads.source, stores.spec.fields)
+    if isinstance(reads.target, Absent) and reads.target.why:
+        raise RecordError(SOFT_DELETED, f"Not written over: {reads.target.why}.")
+    if not stores.mapping.counting.counts(Side.OBSERVED, document):
+        raise RecordError(SOFT_DELETED, "The row makes a document that is marked as deleted (target.deleted_when).")
     replaces = reads.target if isinstance(reads.target, StoredRecord) else ABSENT
     return _Written(item=WriteItem(key=key, document=document, replaces=replaces), gap_id=gap_id, row=reads.source)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from gapwatch.core.confirm import Presence, Reading, Reads
+from gapwatch.core.counting import Age
 from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.errors import StoreError
+from gapwatch.model.stream import Side
 from gapwatch.ports import Absent, Clock, DatasetReader, Key, Read, StoredRecord, Unread
 from gapwatch.roles.stores import PipelineStores
+
+EXPIRED: Final = "its time at the target is over (target.keep)"
 
 Fetched = Mapping[Key, Read | tuple[StoredRecord, ...]]
 
@@ -65,14 +70,39 @@ def _key_reads(
     first, _ = source_reading(mapping, before)
     seen, seen_canonical = target_reading(mapping, target)
     last, last_canonical = source_reading(mapping, after)
+    age = _age(mapping, target, after, started_ms)
+    if age is Age.EXPIRED:
+        first, last, last_canonical = _exempt(first), _exempt(last), None
     differing: tuple[str, ...] = ()
     if seen_canonical is not None and last_canonical is not None:
         differing = tuple(mapping.differing(last_canonical, seen_canonical))
     return KeyReads(
-        reads=Reads(before=first, target=seen, after=last, differing=differing, started_ms=started_ms),
+        reads=Reads(
+            before=first,
+            target=seen,
+            after=last,
+            differing=differing,
+            started_ms=started_ms,
+            closing=age is Age.CLOSE,
+        ),
         source=_single(after),
         target=target,
     )
+
+
+def _age(
+    mapping: CompiledMapping, target: Read | tuple[StoredRecord, ...], source: Read | tuple[StoredRecord, ...], now_ms: int
+) -> Age:
+    """Return how the time that the target keeps a document stands: by the row, and where there is none by the document itself."""
+    if isinstance(source, StoredRecord):
+        return mapping.counting.age(Side.EXPECTED, source.fields, now_ms)
+    if isinstance(source, Absent) and isinstance(target, StoredRecord):
+        return mapping.counting.age(Side.OBSERVED, target.fields, now_ms)
+    return Age.LIVE
+
+
+def _exempt(reading: Reading) -> Reading:
+    return reading if reading.presence is Presence.UNREAD else replace(reading, presence=Presence.EXEMPT, reason=EXPIRED)
 
 
 def _single(read: Read | tuple[StoredRecord, ...]) -> Read:
@@ -81,6 +111,8 @@ def _single(read: Read | tuple[StoredRecord, ...]) -> Read:
 
 def source_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...]) -> tuple[Reading, Canonical | None]:
     single = _single(read)
+    if isinstance(single, StoredRecord) and single.ignored:
+        return Reading(presence=Presence.EXEMPT, revision=single.revision, reason=single.ignored), None
     if isinstance(single, StoredRecord):
         canonical = mapping.canonical_source(single.fields)
         version = mapping.version_of_source(single.fields)
@@ -120,7 +152,7 @@ def _present(record: StoredRecord, canonical: Canonical, version: int | None, *,
 
 def _not_present(read: Absent | Unread) -> Reading:
     if isinstance(read, Absent):
-        return Reading(presence=Presence.ABSENT)
+        return Reading(presence=Presence.ABSENT, reason=read.why)
     return Reading(presence=Presence.UNREAD, reason=read.reason)
 
 
