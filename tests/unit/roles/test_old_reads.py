@@ -138,7 +138,7 @@ def test_an_agreement_read_long_ago_resolves_no_gap_that_was_confirmed_since(led
         judgement = judge(suspect, reads.reads, Progress(), story.spec.match)
         assert isinstance(judgement, Difference)
         decided = Decided(case=Case(key=suspect.key, suspect=suspect), judgement=judgement, reads=reads)
-        while not await story.book.open(story.rig.stores, [decided], Detector.STREAM):  # the repair changed it just then
+        while not await story.book.open(story.rig.stores, [decided], Detector.STREAM):  # noqa: ASYNC110 - the repair changed it
             await asyncio.sleep(0)
         confirmed.append(story.clock.now_ms())  # now the verdict `gap` goes out, and the key leaves the matcher's state
 
