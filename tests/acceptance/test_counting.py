@@ -166,8 +166,8 @@ def test_m21_the_stream_judges_leaving_entering_and_soft_deleted_rows_as_declare
     wait_found(scene, {})
 
 
-def test_m21_the_stream_takes_what_is_expired_for_no_loss_and_the_rest_for_one(scene: Scene, orders: Orders) -> None:
-    insert(scene, "live", placed=ago(3_600), rule=lose)
+def test_m2_m21_the_stream_takes_what_is_expired_for_no_loss_and_the_rest_for_one(scene: Scene, orders: Orders) -> None:
+    lost = insert(scene, "live", placed=ago(3_600), rule=lose)
     removed = insert(scene, "live", placed=ago(KEPT - 8))
     young = insert(scene, "live", placed="now()", rule=lose)
     wait_for(lambda: documents(orders) == {removed}, "the document", 20)
@@ -175,6 +175,11 @@ def test_m21_the_stream_takes_what_is_expired_for_no_loss_and_the_rest_for_one(s
     cleared = scene.service.metric("gapwatch_suspects_cleared_total", pipeline="orders", reason="skipped_by_policy")
     assert cleared is not None
     assert cleared >= 1
+    [skipped] = [gap for gap in scene.service.gaps(state="resolved") if gap["key"]["id"] == lost]
+    assert (skipped["kind"], skipped["cause"], skipped["resolution"]) == ("missing", "skipped_by_policy", "accepted")
+    _, shown = scene.service.answer("gaps", "show", skipped["id"])
+    assert {row["side"] for row in shown["evidence"]} == {"expected", "source", "target"}
+    assert [row["reason"] for row in shown["evidence"] if row["side"] == "source"] == [skipped["note"]]
     during(5, lambda: None)  # until the document is surely expired, as the target would see it
     wait_for(lambda: _expired(scene, removed), "the document to expire", 40)
     orders.delete_one({"_id": removed})

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
 from gapwatch.ledger import Limit, Retention, SqlLedger
 from gapwatch.model.gap import (
+    Cause,
     Detector,
     Finding,
     Gap,
@@ -29,7 +30,7 @@ from gapwatch.model.gap import (
     RunState,
     State,
 )
-from gapwatch.ports import GapFilter, Ledger
+from gapwatch.ports import GapChange, GapFilter, Ledger
 from tests.ledger_samples import T0, at, audit_row, change, finding, gap, opening, run
 
 pytestmark = pytest.mark.integration
@@ -338,6 +339,17 @@ def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> No
     assert summary.holding_since == at(2)
     ledger.store_gaps([opening(gap(7, event_time=at(30), held_since=at(1)))])
     assert ledger.gap_summary("orders").holding_since == at(1), "the target was wrong before the write that opened it"
+
+
+def test_what_is_on_record_only_was_not_detected_and_nobody_accepted_it(ledger: SqlLedger) -> None:
+    row = gap(1, first_seen=at(10), cause=Cause.SKIPPED_BY_POLICY)
+    done = replace(row, state=State.RESOLVED, resolution=Resolution.ACCEPTED, resolved_at=at(60), revision=1)
+    told = GapChange(gap=done, against=None, event="resolved")
+    assert [*ledger.store_gaps([told]), *ledger.store_gaps([told])] == [True, False]
+    assert ledger.gap_counts() == {}
+    assert ledger.resolution_counts() == {("orders", "accepted"): 1}
+    assert ledger.accepted_gaps("orders", at(0)) == 0
+    assert [found.cause for found in ledger.gaps(GapFilter()).gaps] == [Cause.SKIPPED_BY_POLICY]
 
 
 def test_accepted_gaps_are_counted_by_when_the_stream_found_them(ledger: SqlLedger) -> None:

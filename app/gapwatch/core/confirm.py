@@ -14,6 +14,7 @@ from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import GivenUp, Reason, Seen, Suspect
 
+SKIPPED = Cause.SKIPPED_BY_POLICY.value
 READS_MAX = 10  # attempts on a moving source before `superseded`, and counted failures before `unverifiable`
 
 
@@ -244,7 +245,7 @@ def equals_identity(known: bytes, read: bytes) -> bool:
 
 def _why_cleared(suspect: Suspect | None, reads: Reads) -> str:
     if Presence.EXEMPT in (reads.after.presence, reads.target.presence):
-        return "skipped_by_policy"
+        return SKIPPED
     if suspect is None:
         return "in_agreement"
     newest, seen = suspect.newest_expected, suspect.newest_observed

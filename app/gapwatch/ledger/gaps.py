@@ -194,7 +194,8 @@ class GapQueries(LedgerPart):
 
     def accepted_gaps(self, pipeline: str, since: datetime) -> int:
         those = (gaps.c.pipeline == pipeline, gaps.c.first_seen >= since, gaps.c.detector == Detector.STREAM.value)
-        query = select(func.count()).where(*those, gaps.c.resolution == Resolution.ACCEPTED.value)
+        by_hand = (gaps.c.resolution == Resolution.ACCEPTED.value, gaps.c.cause != Cause.SKIPPED_BY_POLICY.value)
+        query = select(func.count()).where(*those, *by_hand)
         return int(self._db.read(lambda connection: connection.execute(query).scalar_one()))
 
     def gap_burst(self, pipeline: str, since: datetime, *, samples: int) -> GapBurst:
@@ -266,7 +267,7 @@ def _order(gap: Gap) -> tuple[str, bytes, str]:
 def _count(totals: dict[tuple[str, str, str, str], int], change: GapChange, state_before: str | None) -> None:
     gap = change.gap
     is_open, was_open = gap.state is not State.RESOLVED, state_before not in (None, State.RESOLVED)
-    if state_before is None or (is_open and not was_open):
+    if is_open and not was_open:  # not what is on record only, and asks for nothing
         key = ("detected", gap.pipeline, gap.kind.value, gap.detector.value)
         totals[key] = totals.get(key, 0) + 1
     if not is_open and state_before != State.RESOLVED:

@@ -112,6 +112,8 @@ class World:
     async def close(self, _: Any, decided: Sequence[Decided]) -> list[bytes]:
         return [item.case.key for item in decided]
 
+    async def skipped(self, *_: Any) -> None: ...
+
     async def publish(self, verdicts: Sequence[Any]) -> None:
         self.verdicts += verdicts
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import structlog
 
 from gapwatch.core import gaps
-from gapwatch.core.confirm import Cleared, Difference
-from gapwatch.model.gap import Detector, Gap, Resolution, State
+from gapwatch.core.confirm import SKIPPED, Cleared, Difference, Presence
+from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.ports import Clock, GapChange, Key, Ledger, StoredRecord
 from gapwatch.roles.repair.judging import Decided
-from gapwatch.roles.repair.reads import KeyReads
+from gapwatch.roles.repair.reads import EXPIRED, KeyReads
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -66,6 +67,23 @@ class Book:
             keys.append(item.case.key)
         stored = await self._store(keys, changes)
         return events | {key: change.event for key, change in zip(keys, changes, strict=True) if key in stored}
+
+    async def skipped(self, stores: PipelineStores, decided: Sequence[Decided]) -> None:
+        """Put on record what the target need not keep: a document that is missing, of a write that the stream showed.
+
+        It is there once, as accepted, with its cause and its evidence; it asks for nothing, and no total counts it as detected.
+        """
+        now, changes = self._clock.now(), []
+        for item in decided:
+            explained = isinstance(item.judgement, Cleared) and item.judgement.reason == SKIPPED
+            if not explained or item.case.suspect is None or item.reads.reads.target.presence is not Presence.ABSENT:
+                continue
+            lacking = replace(item, judgement=Difference(kind=Kind.MISSING, cause=Cause.SKIPPED_BY_POLICY, fields=()))
+            gap = gaps.resolved(
+                self._gap(stores, lacking, Detector.STREAM, "", None, now), Resolution.ACCEPTED, now, note=EXPIRED
+            )
+            changes.append(GapChange(gap=gap, against=None, event="resolved"))
+        await self._store([change.gap.key for change in changes], changes)
 
     async def close(
         self,

@@ -171,6 +171,7 @@ class Confirmer:
         outcomes |= dict.fromkeys(events, Outcome.GAP)
         for key in await self._on.book.close(stores, agreeing):
             outcomes[key] = Outcome.CLEARED
+        await self._on.book.skipped(stores, agreeing)
         for item in decided:
             await self._store_other(stores.spec.id, item, outcomes)
         self._report(stores.spec.id, decided, outcomes, {key for key, event in events.items() if event in NEW})
