@@ -194,6 +194,8 @@ def evidence(
             "time": rfc3339(now),
             "read": reading.presence.value,
         }
+        if reading.reason:  # by which rule it counts as absent
+            row["reason"] = reading.reason
         if reading.target_ids:
             row["target_ids"] = list(reading.target_ids)
         if reading.tables:

@@ -145,6 +145,8 @@ def test_m21_a_sweep_and_a_repair_follow_the_rules(ledger: SqlLedger) -> None:
     assert sorted(rig.target) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12]
     assert (rig.target[3]["gone"], rig.target[4]["gone"]) == (True, True)
     (gap,) = made.gaps(State.OPEN)
+    said = {row["side"]: (row["read"], row.get("reason")) for row in gap.evidence}
+    assert said == {"source": ("present", None), "target": ("absent", SOFT_DELETED.why)}
     assert gap.note == "repair refused: Not written over: its document is marked as deleted (target.deleted_when)."
 
 
