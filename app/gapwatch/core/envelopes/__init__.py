@@ -9,6 +9,8 @@ from gapwatch.core.envelopes.batches import LoopDecoder as LoopDecoder
 from gapwatch.core.envelopes.change_stream import ChangeStreamDecoder
 from gapwatch.core.envelopes.columns import EventColumns as EventColumns
 from gapwatch.core.envelopes.columns import Refused as Refused
+from gapwatch.core.envelopes.compiled.native import INTERFACE as INTERFACE
+from gapwatch.core.envelopes.compiled.native import NativeModule as NativeModule
 from gapwatch.core.envelopes.dead_letters import DeadLetterDecoder
 from gapwatch.core.envelopes.debezium import DebeziumDecoder
 from gapwatch.core.envelopes.heartbeats import heartbeat_row as heartbeat_row
@@ -27,8 +29,8 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import Side
 
 
-def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) -> LoopDecoder:
-    """Return the decoder of one side's feed; `mapping` is compiled from the resolved `pipeline`.
+def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping, native: NativeModule | None = None) -> LoopDecoder:
+    """Return the decoder of one side's feed; `mapping` is compiled from the resolved `pipeline`, `native` the compiled module.
 
     Raises:
         ConfigError: There is no decoder for that kind of feed.
@@ -36,7 +38,7 @@ def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) ->
     name, feed = ("source", pipeline.source.feed) if side is Side.EXPECTED else ("target", pipeline.target.feed)
     match feed.kind:
         case FeedKind.DEBEZIUM:
-            return DebeziumDecoder(mapping, side)
+            return DebeziumDecoder(mapping, side, native)
         case FeedKind.CHANGE_STREAM:
             return ChangeStreamDecoder(mapping, side)
         case FeedKind.SEQ_NO:
@@ -46,7 +48,7 @@ def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) ->
         case FeedKind.TOPIC if feed.format in ("", "json"):
             return TopicDecoder(mapping, side)
         case FeedKind.TOPIC if feed.format == "debezium":
-            return DebeziumDecoder(mapping, side)
+            return DebeziumDecoder(mapping, side, native)
     place = f"pipelines.{pipeline.id}.{name}.feed"
     described = f"{feed.kind.value} {feed.format}".strip()
     remedy = "Use debezium, change_stream, seq_no, acks, or topic with format json or debezium."
