@@ -15,7 +15,7 @@ from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
 
-EXAMPLES = 1_500
+EXAMPLES = 500
 
 
 def read_by(spec: PipelineSpec, side: Side, records: Sequence[RawRecord], native: Any) -> list[Any]:
