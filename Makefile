@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from
 INPUTS := pyproject.toml requirements/dev.lock scripts/setup
 
-.PHONY: help setup demo run test page alerts check bench bench-peers soak simulate simulate-scale lint format types imports docs secrets lock clean
+.PHONY: help setup demo run test page alerts check native bench bench-peers soak simulate simulate-scale lint format types imports docs secrets lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ alerts: $(STAMP) ## the alert rules, with promtool and amtool
 	@scripts/alerts $(ARGS)
 
 check: lint types imports docs page alerts test ## what CI runs
+
+native: $(STAMP) ## build the native hot path into .venv and test it (needs cargo)
+	@scripts/native $(ARGS)
 
 bench: $(STAMP) ## benchmarks, as ratios to the raw limits of the same run
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import msgspec
@@ -10,6 +11,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from benchmarks import work
 from benchmarks.figures import report
+from gapwatch import native
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import unpack
 from gapwatch.core.mapping import CompiledMapping
@@ -48,6 +50,7 @@ async def ingest(servers: str, keys: int, database: str) -> dict[str, float]:
             skew_ms=no_skew,
             on_unparsable=lambda reason: sys.exit(f"unparsable: {reason}"),
             on_finding=lambda pipeline, finding: sys.exit(f"finding: {finding}"),
+            native=native.find(os.environ).module,
         )
     )
     stop = asyncio.Event()

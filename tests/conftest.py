@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from gapwatch.embedded import EmbeddedStack
 
+os.environ.setdefault("GAPWATCH_NATIVE", "0")  # the twin in Python, whatever is installed; `make native` tests the module
 settings.register_profile("ours", deadline=None)  # two busy cores say nothing about a property
 settings.load_profile("ours")
 if (

@@ -19,7 +19,7 @@ from gapwatch.errors import ConfigProblem
 Place = tuple[str | int, ...]
 ENVIRONMENT_PREFIX = "GAPWATCH_"
 # Variables with a meaning of their own, which are no part of the configuration file.
-OTHER_VARIABLES = frozenset({"CONFIG", "URL", "TOKEN", "CACHE", "DEBUG", "EMBEDDED"})
+OTHER_VARIABLES = frozenset({"CONFIG", "URL", "TOKEN", "CACHE", "DEBUG", "EMBEDDED", "NATIVE"})
 # What Kubernetes puts into every container for a service called gapwatch or gapwatch-something.
 _SERVICE_LINK = re.compile(r".*(?:^|_)(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)")
 _REFERENCE = re.compile(r"\$\$|\$\{([^}]*)(\}?)")

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from gapwatch import __version__
+from gapwatch import __version__, native
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import GapwatchError, StoreUnreachable, UsageError
@@ -56,6 +56,8 @@ class Parts:
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
         self._preflights: dict[str, Sequence[Preflight]] = {}
+        self._hot_path = native.find(os.environ)
+        self._hot_path_told = False
 
     async def close(self) -> None:
         await self.stores.close()
@@ -120,7 +122,15 @@ class Parts:
         )
         await role.run(stop)
 
+    def _tell_hot_path(self) -> None:
+        """Say once which hot path ingest takes; warn where there is a module that cannot be used."""
+        if not self._hot_path_told:
+            self._hot_path_told = True
+            say = log.warning if self._hot_path.misfit else log.info
+            say("hot_path", used=self._hot_path.name, reason=self._hot_path.reason)
+
     async def ingest(self, stop: asyncio.Event) -> None:
+        self._tell_hot_path()
         await ensure_topics(self.settings)
         settings = await resolved_settings(self.settings, self.ledger, self.clock)
         role = IngestRole(
@@ -140,6 +150,7 @@ class Parts:
                 on_finding=self.count_finding,
                 transactions=lambda: self.consumer("transactions", None, **{"enable.partition.eof": True}),
                 on_transactions=lambda outcome, count: self.metrics.transactions.labels(outcome=outcome).inc(count),
+                native=self._hot_path.module,
             )
         )
         await role.run(stop)

@@ -46,6 +46,7 @@ class Rig:
             name="one",
             on_finding=lambda *_: None,
             on_unparsable=self.unparsable.append,
+            native=None,
         )
         self.shared = Shared(cast("IngestDependencies", dependencies))
         self.outlet = Outlet(self.shared)

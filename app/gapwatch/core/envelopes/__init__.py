@@ -12,6 +12,8 @@ from gapwatch.core.envelopes.batches import LoopDecoder as LoopDecoder
 from gapwatch.core.envelopes.change_stream import ChangeStreamDecoder
 from gapwatch.core.envelopes.columns import EventColumns as EventColumns
 from gapwatch.core.envelopes.columns import Refused as Refused
+from gapwatch.core.envelopes.compiled.native import INTERFACE as INTERFACE
+from gapwatch.core.envelopes.compiled.native import NativeModule as NativeModule
 from gapwatch.core.envelopes.debezium import DebeziumDecoder
 from gapwatch.core.envelopes.heartbeats import heartbeat_row as heartbeat_row
 from gapwatch.core.envelopes.heartbeats import message_content as message_content
@@ -33,8 +35,8 @@ from gapwatch.model.stream import Side
 PLAIN: Final = ("", "json")  # formats of a topic whose records hold no position of their own
 
 
-def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) -> LoopDecoder:
-    """Return the decoder of one side's feed; `mapping` is compiled from the resolved `pipeline`.
+def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping, native: NativeModule | None = None) -> LoopDecoder:
+    """Return the decoder of one side's feed; `mapping` is compiled from the resolved `pipeline`, `native` the compiled module.
 
     Raises:
         ConfigError: There is no decoder for that kind of feed.
@@ -42,7 +44,7 @@ def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) ->
     name, feed = ("source", pipeline.source.feed) if side is Side.EXPECTED else ("target", pipeline.target.feed)
     match feed.kind:
         case FeedKind.DEBEZIUM:
-            return DebeziumDecoder(mapping, side)
+            return DebeziumDecoder(mapping, side, native)
         case FeedKind.CHANGE_STREAM:
             return ChangeStreamDecoder(mapping, side)
         case FeedKind.SEQ_NO:
@@ -52,7 +54,7 @@ def decoder_for(pipeline: PipelineSpec, side: Side, mapping: CompiledMapping) ->
         case FeedKind.TOPIC if feed.format in PLAIN:
             return TopicDecoder(mapping, side)
         case FeedKind.TOPIC if feed.format == "debezium":
-            return DebeziumDecoder(mapping, side)
+            return DebeziumDecoder(mapping, side, native)
     place = f"pipelines.{pipeline.id}.{name}.feed"
     described = f"{feed.kind.value} {feed.format}".strip()
     remedy = "Use debezium, change_stream, seq_no, acks, or topic with format json or debezium."

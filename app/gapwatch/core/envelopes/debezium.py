@@ -19,6 +19,7 @@ from gapwatch.core.conditions import holds
 from gapwatch.core.envelopes import schemas
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.compiled.loop import Loop
+from gapwatch.core.envelopes.compiled.native import NativeModule, accelerated, rows_plan
 from gapwatch.core.envelopes.compiled.rows import Encoded, rows_loop
 from gapwatch.core.envelopes.debezium_mongodb import MongoEvents
 from gapwatch.core.envelopes.debezium_parts import (
@@ -68,16 +69,17 @@ class _Added(msgspec.Struct):
 class DebeziumDecoder:
     """Decodes one Debezium feed of one side; the record itself says whether it is an envelope and of which connector."""
 
-    def __init__(self, mapping: CompiledMapping, side: Side) -> None:
+    def __init__(self, mapping: CompiledMapping, side: Side, native: NativeModule | None = None) -> None:
         pipeline = mapping.pipeline
         self._mapping = mapping
+        self._native = native
         self._side = side
         self._observed = side is Side.OBSERVED
         feed = (pipeline.target if self._observed else pipeline.source).feed
         self._unwrapped = feed.format == UNWRAPPED
         self._full_before = feed.full_before
         self._rows = _Rows(mapping, side)
-        self._mongo = MongoEvents(mapping, side, post_images=feed.post_images)
+        self._mongo = MongoEvents(mapping, side, post_images=feed.post_images, native=native)
         self._added = msgspec.json.Decoder(_Added)
         self._loops: dict[tuple[object, ...], Loop | None] = {}  # by the form of their records
         self._announced: dict[tuple[str, int], bytes | None] = {}
@@ -119,15 +121,14 @@ class DebeziumDecoder:
     def _made_loop(self, encoded: Encoded | None, key: bytes, frame: Frame) -> Loop | None:
         if encoded is None:
             return self._mongo.loop(wrapped=frame.written_schema is not None, wrapped_key=_is_wrapped(key))
-        return rows_loop(
-            self._mapping,
-            self._side,
-            encoded,
-            masked=self._rows.masked,
-            texts=self._rows.placeholder_texts,
-            full_before=self._full_before,
-            target_ids=self.shape.target_ids,
-        )
+        around: dict[str, Any] = {
+            "masked": self._rows.masked,
+            "texts": self._rows.placeholder_texts,
+            "full_before": self._full_before,
+            "target_ids": self.shape.target_ids,
+        }
+        pure = rows_loop(self._mapping, self._side, encoded, **around)
+        return accelerated(self._native, lambda: rows_plan(self._mapping, self._side, encoded, **around), pure)
 
     def looped(self) -> None:
         """Say that a compiled loop has read records since: they had an envelope."""

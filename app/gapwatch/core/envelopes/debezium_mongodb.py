@@ -15,6 +15,7 @@ from gapwatch.core.envelopes import extjson
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.compiled.documents import debezium_mongodb_loop
 from gapwatch.core.envelopes.compiled.loop import Loop
+from gapwatch.core.envelopes.compiled.native import NativeModule, accelerated, documents_plan
 from gapwatch.core.envelopes.debezium_parts import NULL, Frame, cluster_position, is_snapshot
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, RawRecord
@@ -31,9 +32,11 @@ class MongoEvents:
         side: Which side the feed belongs to.
         post_images: Updates carry the document of that very change (``capture.mode.full.update.type=post_image``) rather than
             one looked up afterwards.
+        native: The compiled module, where there is one.
     """
 
-    def __init__(self, mapping: CompiledMapping, side: Side, *, post_images: bool) -> None:
+    def __init__(self, mapping: CompiledMapping, side: Side, *, post_images: bool, native: NativeModule | None = None) -> None:
+        self._native = native
         self._events = DocumentEvents(mapping, side)
         self._post_images = post_images
 
@@ -46,9 +49,10 @@ class MongoEvents:
         events = self._events
         if events.filtered:
             return None
-        return debezium_mongodb_loop(
-            events.mapping, events.side.side, wrapped=wrapped, wrapped_key=wrapped_key, post_images=self._post_images
-        )
+        mapping, side = events.mapping, events.side.side
+        form = {"wrapped": wrapped, "wrapped_key": wrapped_key, "post_images": self._post_images}
+        pure = debezium_mongodb_loop(mapping, side, **form)
+        return None if pure is None else accelerated(self._native, lambda: documents_plan(mapping, side, **form), pure)
 
     def decode(self, record: RawRecord, frame: Frame) -> Sequence[Event]:
         source = frame.source

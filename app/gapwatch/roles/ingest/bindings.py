@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gapwatch.core.envelopes import PLAIN, BatchDecoder, LetterDecoder, decoder_for, letter_decoders_for
+from gapwatch.core.envelopes import PLAIN, BatchDecoder, LetterDecoder, NativeModule, decoder_for, letter_decoders_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import Side
@@ -29,17 +29,19 @@ class Binding:
         return feed.kind is FeedKind.TOPIC and feed.format in PLAIN
 
 
-def bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[Binding]]:
-    """Return all bindings by topic; pipelines are resolved."""
+def bindings_of(pipelines: Mapping[str, PipelineSpec], native: NativeModule | None = None) -> dict[str, list[Binding]]:
+    """Return all bindings by topic; pipelines are resolved. `native`: the compiled module, where there is one."""
     found: dict[str, list[Binding]] = {}
     for pipeline in pipelines.values():
         for table in pipeline.by_table():
-            _bind(found, pipeline, Side.EXPECTED, table)
-        _bind(found, pipeline, Side.OBSERVED, pipeline)
+            _bind(found, pipeline, Side.EXPECTED, table, native)
+        _bind(found, pipeline, Side.OBSERVED, pipeline, native)
     return found
 
 
-def _bind(found: dict[str, list[Binding]], pipeline: PipelineSpec, side: Side, table: PipelineSpec) -> None:
+def _bind(
+    found: dict[str, list[Binding]], pipeline: PipelineSpec, side: Side, table: PipelineSpec, native: NativeModule | None
+) -> None:
     """Add the binding of one feed; `table` is the pipeline as its records are encoded."""
     feed = table.source.feed if side is Side.EXPECTED else table.target.feed
     if feed.kind is FeedKind.NONE:
@@ -50,7 +52,7 @@ def _bind(found: dict[str, list[Binding]], pipeline: PipelineSpec, side: Side, t
             pipeline=pipeline,
             side=side,
             topic=feed.topic,
-            decoder=BatchDecoder(decoder_for(table, side, mapping)),
+            decoder=BatchDecoder(decoder_for(table, side, mapping, native)),
             fingerprint=mapping.fingerprint,
             kind=feed.kind,
         )

@@ -10,6 +10,7 @@ from datetime import timedelta
 import structlog
 
 from gapwatch.core.batches import SectionBuilder
+from gapwatch.core.envelopes import NativeModule
 from gapwatch.core.feeds import FeedProgress, HeartbeatRows
 from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
@@ -41,6 +42,7 @@ class IngestDependencies:
     on_finding: Callable[[str, str], None]
     transactions: Callable[[], RawConsumer] | None = None  # makes one of no group, with partition ends
     on_transactions: Callable[[str, int], None] = lambda outcome, count: None
+    native: NativeModule | None = None  # the compiled hot path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class Shared:
 
     def __init__(self, dependencies: IngestDependencies) -> None:
         self.on = dependencies
-        self.bindings: Mapping[str, Sequence[Binding]] = bindings_of(dependencies.pipelines)
+        self.bindings: Mapping[str, Sequence[Binding]] = bindings_of(dependencies.pipelines, dependencies.native)
         self.by_append = frozenset(
             topic for topic, bound in self.bindings.items() if all(binding.by_append for binding in bound)
         )  # plain topics

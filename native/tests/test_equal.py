@@ -1,0 +1,68 @@
+"""The compiled module says of every record what the Python loops and the general decoder say. Run by ``make native``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gapwatch_native
+from hypothesis import given, settings
+from tests.property.test_compiled import Told, mongo_cases, row_cases, said
+
+from gapwatch.core.envelopes import INTERFACE, BatchDecoder, Event, EventColumns, RawRecord, Refused, decoder_for
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.errors import RecordError
+from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.stream import Side
+
+EXAMPLES = 500
+
+
+def read_by(spec: PipelineSpec, side: Side, records: Sequence[RawRecord], native: Any) -> list[Any]:
+    """Return all that a decoder with or without the module says of two batches."""
+    batches = BatchDecoder(decoder_for(spec, side, CompiledMapping(spec), native))
+    told = []
+    for part in (records[: len(records) // 2], records[len(records) // 2 :]):
+        columns = batches.decode([Told(record) for record in part])
+        told.append((columns.all(), [said(item) for item in columns.others]))
+    return told
+
+
+def read_one_by_one(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> list[Any]:
+    general = decoder_for(spec, side, CompiledMapping(spec))
+    told = []
+    for part in (records[: len(records) // 2], records[len(records) // 2 :]):
+        columns = EventColumns(general.shape)
+        for record in part:
+            try:
+                for item in general.decode(record):
+                    if isinstance(item, Event):
+                        columns.add(item, record.offset, record.timestamp)
+                    else:
+                        columns.others.append((record.offset, item))
+            except RecordError as error:
+                columns.others.append((record.offset, Refused(record, error)))
+        told.append((columns.all(), [said(item) for item in columns.others]))
+    return told
+
+
+def agree(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> None:
+    native = read_by(spec, side, records, gapwatch_native)
+    assert native == read_by(spec, side, records, None)
+    assert native == read_one_by_one(spec, side, records)
+
+
+def test_the_module_is_the_one_that_this_version_uses() -> None:
+    assert gapwatch_native.INTERFACE == INTERFACE
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(row_cases())
+def test_rows_are_read_alike(case: tuple[PipelineSpec, Side, list[RawRecord]]) -> None:
+    agree(*case)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(mongo_cases())
+def test_documents_are_read_alike(case: tuple[PipelineSpec, Side, list[RawRecord]]) -> None:
+    agree(*case)
