@@ -13,6 +13,7 @@ import structlog
 from gapwatch.core import gaps
 from gapwatch.core.confirm import SKIPPED, Cleared, Difference, Presence
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
+from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, GapChange, Key, Ledger, StoredRecord
 from gapwatch.roles.repair.judging import Decided
 from gapwatch.roles.repair.reads import EXPIRED, KeyReads
@@ -69,14 +70,16 @@ class Book:
         return events | {key: change.event for key, change in zip(keys, changes, strict=True) if key in stored}
 
     async def skipped(self, stores: PipelineStores, decided: Sequence[Decided]) -> None:
-        """Put on record what the target need not keep: a document that is missing, of a write that the stream showed.
+        """Put on record what the target need not keep: a document that is missing, of a write of the source that it never showed.
 
         It is there once, as accepted, with its cause and its evidence; it asks for nothing, and no total counts it as detected.
+        A document that was there and went when its time was over is as it should be, and on no record.
         """
         now, changes = self._clock.now(), []
         for item in decided:
             explained = isinstance(item.judgement, Cleared) and item.judgement.reason == SKIPPED
-            if not explained or item.case.suspect is None or item.reads.reads.target.presence is not Presence.ABSENT:
+            lost = item.case.suspect is not None and item.case.suspect.opening.side == Side.EXPECTED
+            if not explained or not lost or item.reads.reads.target.presence is not Presence.ABSENT:
                 continue
             lacking = replace(item, judgement=Difference(kind=Kind.MISSING, cause=Cause.SKIPPED_BY_POLICY, fields=()))
             gap = gaps.resolved(
