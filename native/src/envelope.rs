@@ -65,7 +65,7 @@ pub fn envelope<'a>(plan: &Plan, data: &'a [u8], images: &mut Images) -> Res<Env
     let mut scan = Scan::new(data);
     scan.space();
     let found = if plan.wrapped {
-        payload(&mut scan, plan.schema.as_deref(), |scan| bare(plan, scan, images))?
+        payload(&mut scan, plan.schema.as_deref(), false, |scan| bare(plan, scan, images))?
     } else {
         bare(plan, &mut scan, images)?
     };
@@ -73,8 +73,13 @@ pub fn envelope<'a>(plan: &Plan, data: &'a [u8], images: &mut Images) -> Res<Env
     Ok(found)
 }
 
-/// Read `{"schema": …, "payload": …}`; `schema`: the bytes that have to stand there, None: anything.
-pub fn payload<'a, T>(scan: &mut Scan<'a>, schema: Option<&[u8]>, mut read: impl FnMut(&mut Scan<'a>) -> Res<T>) -> Res<T> {
+/// Read `{"schema": …, "payload": …}`; `schema`: the bytes that have to stand there, None: anything. `alone`: nothing else does.
+pub fn payload<'a, T>(
+    scan: &mut Scan<'a>,
+    schema: Option<&[u8]>,
+    alone: bool,
+    mut read: impl FnMut(&mut Scan<'a>) -> Res<T>,
+) -> Res<T> {
     let (mut found, mut described) = (None, false);
     scan.object(|scan, name| match name {
         b"payload" => {
@@ -98,6 +103,7 @@ pub fn payload<'a, T>(scan: &mut Scan<'a>, schema: Option<&[u8]>, mut read: impl
                 None => scan.value().map(|_| ()),
             }
         }
+        _ if alone => Err(Decline),
         _ => scan.value().map(|_| ()),
     })?;
     if described {

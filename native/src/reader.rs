@@ -57,7 +57,7 @@ impl Reader {
         scan.space();
         let (slots, layout) = (&mut self.slots, &mut self.key_layout);
         if plan.wrapped_key {
-            payload(&mut scan, plan.key_schema.as_deref(), |scan| members(scan, &plan.key_names, layout, slots))?;
+            payload(&mut scan, plan.key_schema.as_deref(), true, |scan| members(scan, &plan.key_names, layout, slots))?;
         } else {
             if data.starts_with(br#"{"schema""#) {
                 return Err(Decline);
@@ -89,7 +89,7 @@ impl Reader {
     fn document_key(&mut self, plan: &Plan, data: &[u8]) -> Res<()> {
         let mut scan = Scan::new(data);
         scan.space();
-        let raw = if plan.wrapped_key { payload(&mut scan, None, id_of)? } else { id_of(&mut scan)? };
+        let raw = if plan.wrapped_key { payload(&mut scan, None, false, id_of)? } else { id_of(&mut scan)? };
         scan.end()?;
         let id = string_of(raw).ok_or(Decline)?.plain(&mut self.id);
         let mut scan = Scan::new(id);

@@ -431,6 +431,17 @@ def test_usual_records_never_reach_the_general_decoder(feed: str, monkeypatch: p
     assert (len(columns), columns.others) == (3, [])
 
 
+@pytest.mark.parametrize("stray", ['{"id":5,"schema":{', '{"payload":{"id":5},"schema":{', '{"schema":{},"id":5,"schema":{'])
+def test_found_a_key_with_more_than_its_schema_is_read_alike(stray: str) -> None:
+    value = json.dumps(with_schema(change("c", after={"id": 1, "a": "x"}), [])).encode()
+    usual = '{"schema":{"type":"struct"},"payload":{"id":1}}'
+    keys = [usual, usual.replace('{"schema":{', stray, 1), usual[:-1] + ',"id":5}', usual]
+    records = [RawRecord("t", 0, number, 9, key.encode(), value, []) for number, key in enumerate(keys)]
+    for order in (records, records[1:] + records[:1]):
+        numbered = [record._replace(offset=number) for number, record in enumerate(order)]
+        agree(pipeline(field("a")), Side.EXPECTED, numbered)
+
+
 def test_found_a_decimal128_is_not_spelt_as_debeziums_strings_are() -> None:
     spec = pipeline(field("total", FieldType.DECIMAL))
     spec = replace(spec, target=replace(spec.target, feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic="t")))

@@ -27,16 +27,21 @@ class ObjectId(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 MEMBERS: Final[Mapping[KeyType, Any]] = {KeyType.INT: int | Whole, KeyType.TEXT: str, KeyType.OBJECTID: ObjectId}
 
 
-def struct(name: str, members: Mapping[str, Any], *, absent: bool = False) -> type[msgspec.Struct]:
+def struct(name: str, members: Mapping[str, Any], *, absent: bool = False, never: str = "") -> type[msgspec.Struct]:
     """Make the struct that takes just these members out of an object: ``c0``, ``c1`` … by name, in their order.
 
-    Without `absent` an object that lacks one does not decode; with it the value is UNSET.
+    Without `absent` an object that lacks one does not decode; with it the value is UNSET. One that has the member `never` does
+    not decode either.
     """
     fields: list[Any] = [
         (f"c{at}", annotation, msgspec.UNSET) if absent else (f"c{at}", annotation)
         for at, annotation in enumerate(members.values())
     ]
-    return msgspec.defstruct(name, fields, gc=False, rename={f"c{at}": member for at, member in enumerate(members)})
+    rename = {f"c{at}": member for at, member in enumerate(members)}
+    if never:
+        fields.append(("never", msgspec.UnsetType, msgspec.UNSET))
+        rename["never"] = never
+    return msgspec.defstruct(name, fields, gc=False, rename=rename)
 
 
 def row_key_lines(code: Code, codec: KeyCodec, readers: Sequence[Callable[[Any], Any]] | None, source: str) -> None:

@@ -88,10 +88,11 @@ def rows_loop(
         _before(code, content)
     envelope = _envelope(struct("Row", columns), full_before=full_before, wrapped=encoded.schema is not None)
     plain_keys = encoded.key_readers is None and all(column.type in ANNOTATIONS for column in codec.columns)
-    named = struct("Key", {column.path: ANNOTATIONS[column.type] if plain_keys else Any for column in codec.columns})
+    key_columns = {column.path: ANNOTATIONS[column.type] if plain_keys else Any for column in codec.columns}
+    named = struct("Key", key_columns, never="schema" if encoded.key_schema is None else "")
     decoded = {
         "envelope": decoding(code, _under_schema(envelope, encoded.schema), VALUES, exact=True),
-        "named": decoding(code, _under_schema(named, encoded.key_schema), KEYS, exact=True),
+        "named": decoding(code, _under_schema(named, encoded.key_schema, alone=True), KEYS, exact=True),
     }
     with each_message(code, content, decoded):
         _without_schema(code, "envelope", encoded.schema)
@@ -148,11 +149,14 @@ def _envelope(row: type[msgspec.Struct], *, full_before: bool, wrapped: bool) ->
     return msgspec.defstruct("Envelope", fields, gc=False, kw_only=True)
 
 
-def _under_schema(kind: type[msgspec.Struct], schema: bytes | None) -> type[msgspec.Struct]:
-    """Return what a record of `kind` is decoded as, with its schema beside it or alone."""
+def _under_schema(kind: type[msgspec.Struct], schema: bytes | None, *, alone: bool = False) -> type[msgspec.Struct]:
+    """Return what a record of `kind` is decoded as, with its schema beside it or alone.
+
+    ``alone``: nothing but the two may be there; what else there is decides how the record is read, and not here.
+    """
     if schema is None:
         return kind
-    return msgspec.defstruct("Wrapped", [("schema", msgspec.Raw), ("payload", kind)], gc=False)
+    return msgspec.defstruct("Wrapped", [("schema", msgspec.Raw), ("payload", kind)], gc=False, forbid_unknown_fields=alone)
 
 
 def _without_schema(code: Code, name: str, schema: bytes | None) -> None:
