@@ -6,6 +6,8 @@ Blocking calls run in a thread that belongs to the client; callbacks return to t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from gapwatch.model.pipeline import Settings
 __all__ = ["AckedProducer", "Committed", "Delivered", "Partition", "Polled", "RawConsumer", "Rebalance", "history_lost"]
 
 log = structlog.get_logger(__name__)
+
+CLOSE_SECONDS: Final = 10.0  # to leave the group and hand partitions back; later the group expels the client by itself
 T = TypeVar("T")
 
 _CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
@@ -203,9 +207,38 @@ class RawConsumer:
             return
         self._closed = True
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._consumer.close)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await asyncio.get_running_loop().run_in_executor(self._executor, lambda: None)  # what is under way ends first
+                await self._leave()
+        except TimeoutError:
+            log.warning("kafka_consumer_abandoned", client=self._name, group=self._group, seconds=CLOSE_SECONDS)
         finally:
             self._executor.shutdown(wait=False)
+
+    async def _leave(self) -> None:
+        """Close the client in a thread that no exit waits for: rarely, librdkafka does not come back from it."""
+        loop = asyncio.get_running_loop()
+        left: asyncio.Future[None] = loop.create_future()
+
+        def tell(error: Exception | None) -> None:
+            if left.done():
+                return
+            if error is None:
+                left.set_result(None)
+            else:
+                left.set_exception(error)
+
+        def leave() -> None:
+            error = None
+            try:
+                self._consumer.close()
+            except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(tell, error)
+
+        threading.Thread(target=leave, name=f"close-{self._name}", daemon=True).start()
+        await left
 
     async def _call(self, call: Callable[[], T]) -> T:
         if self._closed:

@@ -1,0 +1,51 @@
+"""A client that does not come back from closing holds nobody up."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+import pytest
+
+from gapwatch.kafka import clients
+from gapwatch.kafka.clients import RawConsumer
+from gapwatch.model.pipeline import Settings
+
+
+class Closing:
+    """librdkafka's consumer as far as closing it goes."""
+
+    def __init__(self, *, error: Exception | None = None) -> None:
+        self.let_go = threading.Event()
+        self.thread: threading.Thread | None = None
+        self._error = error
+
+    def close(self) -> None:
+        self.thread = threading.current_thread()
+        self.let_go.wait()
+        if self._error is not None:
+            raise self._error
+
+
+def consumer_with(client: Closing) -> RawConsumer:
+    made = RawConsumer(Settings(bootstrap_servers="127.0.0.1:1", pipelines={}), client_id="one")
+    made._consumer.close()
+    made._consumer = cast(Any, client)
+    return made
+
+
+async def test_a_client_that_does_not_close_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "CLOSE_SECONDS", 0.2)
+    client = Closing()
+    await consumer_with(client).close()
+    assert client.thread is not None
+    assert client.thread.daemon, "no exit of the process may wait for it"
+    client.let_go.set()
+    client.thread.join(5)
+
+
+async def test_what_goes_wrong_while_it_closes_is_raised() -> None:
+    client = Closing(error=RuntimeError("broken"))
+    client.let_go.set()
+    with pytest.raises(RuntimeError, match="broken"):
+        await consumer_with(client).close()
