@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 TRANSACTIONS_MAX: Final = 10_000  # that were begun and not judged
+COMPLETE_KEPT: Final = 10_000
 EVENTS_MAX: Final = 64_000_000  # of all of them together; a bit each
 NUMBERS_SHOWN_MAX: Final = 5
 
@@ -112,6 +113,9 @@ class TransactionCheck:
         self._read: dict[Place, int] = {}  # what an earlier reader had read …
         self._left: set[str] = set()  # … and left open, so far as we have not judged it
         self._unchecked = 0
+        self._complete: dict[
+            str, None
+        ] = {}  # the last ones: a connector that starts again may repeat parts of them
 
     # what comes in
 
@@ -199,11 +203,20 @@ class TransactionCheck:
             if not found.begun:
                 self._unchecked += 1
                 continue
+            if name in self._complete:
+                continue
             lacks = self._lacks(name, found, found.ended)
             incomplete += lacks
             complete += not lacks
+            if not lacks:
+                self._remember(name)
         unchecked, self._unchecked = self._unchecked, 0
         return Judged(complete, unchecked, incomplete)
+
+    def _remember(self, name: str) -> None:
+        self._complete[name] = None
+        if len(self._complete) > COMPLETE_KEPT:
+            del self._complete[next(iter(self._complete))]
 
     def _lacks(self, name: str, found: _Open, ended: _Ends) -> list[Incomplete]:
         counts = {count.data_collection: count.event_count for count in ended.data_collections or ()}

@@ -127,6 +127,25 @@ def test_a_transaction_waits_for_its_end_however_long() -> None:
     assert check.position()["open"] == ["571"]
 
 
+def test_a_complete_one_that_is_repeated_in_part_stays_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connector that starts again sends what it had not committed once more; what it leaves out then is there already."""
+    monkeypatch.setattr(transactions, "COMPLETE_KEPT", 2)
+    log, check = Log(), TransactionCheck(TOPIC, TABLES, SETTLE)
+    for number in (571, 572):
+        log.transaction(number, EU, US)
+    read(check, log.records)
+    assert check.judge(10**9).complete == 2
+    before = len(log.records)
+    log.transaction(571, EU, US, drop=[1])
+    log.transaction(573, EU)
+    read(check, log.records[before:])
+    found = check.judge(10**9)
+    assert (found.complete, found.incomplete) == (1, [])
+    log.transaction(571, EU, US, drop=[1])
+    read(check, log.records[-3:])
+    assert [one.id for one in judged(check)] == ["571"], "of those longer ago nothing is remembered"
+
+
 def test_repeated_events_and_ends_change_nothing() -> None:
     """A connector that was killed sends again what it had not committed."""
     log, check = Log(), TransactionCheck(TOPIC, TABLES, SETTLE)
