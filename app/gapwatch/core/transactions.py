@@ -113,9 +113,7 @@ class TransactionCheck:
         self._read: dict[Place, int] = {}  # what an earlier reader had read …
         self._left: set[str] = set()  # … and left open, so far as we have not judged it
         self._unchecked = 0
-        self._complete: dict[
-            str, None
-        ] = {}  # the last ones: a connector that starts again may repeat parts of them
+        self._complete: dict[str, None] = {}  # the last ones: a connector that starts again may repeat parts of them
 
     # what comes in
 
