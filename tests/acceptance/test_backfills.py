@@ -41,7 +41,13 @@ def scene(built: Scene) -> Iterator[Scene]:
     with clean(built) as scene:
         yield scene
         built.sql(f"DELETE FROM {TABLE} WHERE id > {ROWS}", f"UPDATE {TABLE} SET seq = id, v = 'v' || id WHERE v <> 'v' || id")
+    wait_for(lambda: as_at_first(built), "the pipeline to copy the rows as they were at first", 30)
     wait_for(lambda: not built.service.gaps("slow"), "the gaps to be resolved", 30)
+
+
+def as_at_first(scene: Scene) -> bool:
+    """Whether every document of a row holds what the row held at first: nothing is on its way into the next test."""
+    return all(document.get("v") == f"v{key}" for key, document in scene.documents().items() if key <= ROWS)
 
 
 @pytest.fixture
