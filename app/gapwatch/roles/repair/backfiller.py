@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 VERIFY_ROUNDS_MAX = 4
 PATIENCE_SECONDS = 600.0
-GATHER_SECONDS = 1.0  # how long a batch that is not full waits for more keys to be judged …
+GATHER_SECONDS = 3.0  # how long a batch that is not full waits for more keys to be judged …
 GATHER_SECONDS_MAX = 10.0  # … and how long while there are more all the time
 FRESH_MILLISECONDS = 250  # what was read longer ago is read once more before it is written
 MOVED = "moved"
