@@ -12,7 +12,7 @@ from typing import Any, cast
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message
 
 from gapwatch.core.batches import unpack
-from gapwatch.core.feeds import FeedProgress
+from gapwatch.core.feeds import FeedProgress, StandingEnd
 from gapwatch.core.keys import partition_of
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import FindingRecord
@@ -52,7 +52,7 @@ class Rig:
         self.outlet = Outlet(self.shared)
         self.intake = Intake(self.shared, self.outlet)
         self.progress = FeedProgress(topic=TOPIC, partition=0, partitions=1, epoch=1, position=5, sent=5, disorder_ms=200)
-        self.shared.owned[AT] = Owned(progress=self.progress, topic_id="id")
+        self.shared.owned[AT] = Owned(progress=self.progress, topic_id="id", end=StandingEnd(500))
 
     async def _send(self, topic: str, key: bytes | None, value: bytes | None, *, partition: int = -1, **_: Any) -> Any:
         self.sent.append((topic, partition, value))
@@ -175,7 +175,7 @@ async def test_what_the_sink_says_goes_to_its_keys_and_moves_no_time() -> None:
     """Dead letters come in no order that anybody could break, one that nobody can read is no hole, and no feed speaks of them."""
     rig, dead = Rig(letters="dead"), Partition("dead", 0)
     progress = FeedProgress(topic="dead", partition=0, partitions=1, epoch=1, position=0, sent=0, disorder_ms=0)
-    rig.shared.owned[dead] = Owned(progress=progress, topic_id="id")
+    rig.shared.owned[dead] = Owned(progress=progress, topic_id="id", end=StandingEnd(500))
     await rig.take(message(5), message(6), at=dead)
     await rig.take(message(7, lsn=3, time=COMMITTED + 9_000), message(8, value=b"{"), message(9), at=dead)
     assert [(letter.offset, letter.major) for _, letter in rig.letters] == [(5, 5), (6, 6), (7, 3), (9, 9)]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from gapwatch.core.batches import read
+from gapwatch.core.feeds import StandingEnd
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.pipeline import FieldSpec, FieldType, KeyColumn, KeyType, PipelineSpec, Settings
 from gapwatch.model.suspect import Hole
@@ -45,7 +46,7 @@ async def test_two_pipelines_of_one_topic_reach_what_was_sent(second_key: tuple[
     rig.shared = Shared(on)  # type: ignore[arg-type]
     rig.outlet = Outlet(rig.shared)
     rig.intake = Intake(rig.shared, rig.outlet)
-    rig.shared.owned[AT] = Owned(progress=rig.progress, topic_id="id")
+    rig.shared.owned[AT] = Owned(progress=rig.progress, topic_id="id", end=StandingEnd(500))
     prints = {name: rig.shared.bindings[AT.topic][number].fingerprint for number, name in enumerate(specs)}
 
     await rig.outlet.pulse()  # the start: ranges begin at 5 everywhere

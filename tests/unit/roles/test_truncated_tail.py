@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from gapwatch.core.batches import read
-from gapwatch.core.feeds import Metadata
+from gapwatch.core.feeds import HeartbeatRows, Metadata
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.kafka.clients import Committed
 from gapwatch.kafka.topics import TopicFacts
 from gapwatch.roles.ingest.ownership import Ownership
 from tests.simulation.ledger import ModelLedger
 from tests.unit.core.samples import COMMITTED
+from tests.unit.core.test_feeds import row
 from tests.unit.roles.test_ingest_intake import AT, Rig, message
 
 
@@ -59,3 +60,20 @@ async def test_a_log_that_ends_below_our_position_begins_a_new_epoch() -> None:
         taken += matcher.status("w", 0)[0].counters.expected
     assert again.progress.epoch > first.progress.epoch
     assert (taken, lost) == (35, 0), "nothing is passed over as a repetition"
+
+
+async def test_what_was_read_under_an_earlier_ownership_proves_nothing_of_the_next_one() -> None:
+    """A partition goes and comes back within one look at the ends of logs: it is read again, from where it was committed."""
+    rig = Rig()
+    model = ModelLedger()
+    ledger: Any = rig.shared.on.ledger
+    ledger.epoch, ledger.newest_epoch = model.epoch, model.newest_epoch
+    ownership, fact = Ownership(rig.shared, rig.outlet), TopicFacts(topic_id="id", partitions=1)
+    first = await ownership._own(AT, None, fact, 0, 0)
+    rows = HeartbeatRows(settle_ms=1_000, disorder_ms=200)
+    for second in range(1, 9):
+        rows.read(row(second, second * 1_000))
+    assert first.follower.proven(5_000, rows) == 3_800
+    again = await ownership._own(AT, Committed(3, Metadata(topic_id="id", epoch=1).encode()), fact, 0, 9)
+    assert again.follower.proven(again.progress.created, rows) == 0
+    assert again.end.proven(9, 10_000, 3_800) == 0, "the end has not stood still while it was ours"

@@ -9,7 +9,7 @@ import structlog
 from confluent_kafka import TIMESTAMP_CREATE_TIME
 
 from gapwatch.core.envelopes import RawRecord, heartbeat_row
-from gapwatch.core.feeds import Check, Follower, StandingEnd, delivery_of
+from gapwatch.core.feeds import Check, delivery_of
 from gapwatch.errors import RecordError, StoreError
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import Finding
@@ -45,8 +45,6 @@ class Beside:
     async def _read_ends(self, stop: asyncio.Event) -> None:
         """Fetch ends of the logs again and again; what heartbeat rows had proved before is proven once they are reached."""
         on, shared = self._on, self._shared
-        ends: dict[Partition, StandingEnd] = {}
-        followers: dict[Partition, Follower] = {}
         while not stop.is_set():
             owned = dict(shared.owned)
             proven = {topic: rows.proven for topic, rows in shared.rows.items()}
@@ -58,16 +56,12 @@ class Beside:
                 else:
                     for at, item in owned.items():
                         topic = shared.heartbeat_topics.get(at.topic, "")
-                        end = ends.setdefault(at, StandingEnd(shared.still_ms))
-                        time = end.proven(found.ends[at], found.clock, proven.get(topic, 0))
+                        time = item.end.proven(found.ends[at], found.clock, proven.get(topic, 0))
                         if at.topic in shared.by_append:  # what had been appended by then was read; it has no other time
                             time = found.clock - item.progress.disorder_ms
                         item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
                         if topic in shared.rows:
-                            follower = followers.setdefault(at, Follower())
-                            item.progress.marked(follower.proven(item.progress.created, shared.rows[topic]))
-                    ends = {at: end for at, end in ends.items() if at in owned}
-                    followers = {at: follower for at, follower in followers.items() if at in owned}
+                            item.progress.marked(item.follower.proven(item.progress.created, shared.rows[topic]))
             await on.clock.sleep(ENDS_SECONDS)
 
     async def _read_heartbeats(self, stop: asyncio.Event) -> None:

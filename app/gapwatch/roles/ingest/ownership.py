@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import structlog
 
-from gapwatch.core.feeds import FeedProgress, Metadata
+from gapwatch.core.feeds import FeedProgress, Metadata, StandingEnd
 from gapwatch.errors import GapwatchError
 from gapwatch.kafka.clients import Committed, Partition
 from gapwatch.kafka.topics import TopicFacts
@@ -96,7 +96,7 @@ class Ownership:
                 message = f"{at.topic}[{at.partition}] lost offsets {offset} to {start}"
                 for binding in bindings:
                     await self._shared.find(binding, Finding.LOG_TRUNCATED, message, since_ms=known.time)
-        return Owned(progress=progress, topic_id=fact.topic_id)
+        return Owned(progress=progress, topic_id=fact.topic_id, end=StandingEnd(self._shared.still_ms))
 
     async def revoked(self, partitions: Collection[Partition], *, lost: bool) -> Mapping[Partition, Committed]:
         """Give partitions up; only what is acknowledged by all is committed, so the next owner repeats the rest."""

@@ -11,7 +11,7 @@ import structlog
 
 from gapwatch.core.batches import SectionBuilder
 from gapwatch.core.envelopes import NativeModule
-from gapwatch.core.feeds import FeedProgress, HeartbeatRows
+from gapwatch.core.feeds import FeedProgress, Follower, HeartbeatRows, StandingEnd
 from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
@@ -51,6 +51,8 @@ class Owned:
 
     progress: FeedProgress
     topic_id: str
+    end: StandingEnd
+    follower: Follower = field(default_factory=Follower)
     builders: dict[tuple[str, int, int], SectionBuilder] = field(default_factory=dict)  # pipeline, side, events partition
     delivery: dict[str, tuple[int, int]] = field(default_factory=dict)  # pipeline → position, clock
     # pipeline, side, events partition → end of the ranges sent since the last control
