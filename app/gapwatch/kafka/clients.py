@@ -206,19 +206,22 @@ class RawConsumer:
         if self._closed:
             return
         self._closed = True
+        left = self._leave()
+        self._executor.shutdown(wait=False)
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await asyncio.get_running_loop().run_in_executor(self._executor, lambda: None)  # what is under way ends first
-                await self._leave()
+                await left
         except TimeoutError:
             log.warning("kafka_consumer_abandoned", client=self._name, group=self._group, seconds=CLOSE_SECONDS)
-        finally:
-            self._executor.shutdown(wait=False)
 
-    async def _leave(self) -> None:
-        """Close the client in a thread that no exit waits for: rarely, librdkafka does not come back from it."""
+    def _leave(self) -> asyncio.Future[None]:
+        """Close the client in a thread that no exit waits for: rarely, librdkafka does not come back from it.
+
+        Once begun it goes on, whoever stops waiting.
+        """
         loop = asyncio.get_running_loop()
         left: asyncio.Future[None] = loop.create_future()
+        under_way = self._executor.submit(lambda: None)  # what was asked before ends first
 
         def tell(error: Exception | None) -> None:
             if left.done():
@@ -231,6 +234,7 @@ class RawConsumer:
         def leave() -> None:
             error = None
             try:
+                under_way.result()
                 self._consumer.close()
             except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
                 error = raised
@@ -238,7 +242,7 @@ class RawConsumer:
                 loop.call_soon_threadsafe(tell, error)
 
         threading.Thread(target=leave, name=f"close-{self._name}", daemon=True).start()
-        await left
+        return left
 
     async def _call(self, call: Callable[[], T]) -> T:
         if self._closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ class Closing:
     """librdkafka's consumer as far as closing it goes."""
 
     def __init__(self, *, error: Exception | None = None) -> None:
-        self.let_go = threading.Event()
+        self.let_go, self.closed = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
         self._error = error
 
@@ -25,6 +26,7 @@ class Closing:
         self.let_go.wait()
         if self._error is not None:
             raise self._error
+        self.closed.set()
 
 
 def consumer_with(client: Closing) -> RawConsumer:
@@ -49,3 +51,13 @@ async def test_what_goes_wrong_while_it_closes_is_raised() -> None:
     client.let_go.set()
     with pytest.raises(RuntimeError, match="broken"):
         await consumer_with(client).close()
+
+
+async def test_it_closes_although_whoever_asked_stops_waiting() -> None:
+    client = Closing()
+    closing = asyncio.create_task(consumer_with(client).close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    client.let_go.set()
+    assert await asyncio.to_thread(client.closed.wait, 5)
