@@ -46,7 +46,7 @@ def read_one_by_one(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]
     return told
 
 
-def agree(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> None:
+def assert_read_alike(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> None:
     native = read_by(spec, side, records, gapwatch_native)
     assert native == read_by(spec, side, records, None)
     assert native == read_one_by_one(spec, side, records)
@@ -59,10 +59,10 @@ def test_the_module_is_the_one_that_this_version_uses() -> None:
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(row_cases())
 def test_rows_are_read_alike(case: tuple[PipelineSpec, Side, list[RawRecord]]) -> None:
-    agree(*case)
+    assert_read_alike(*case)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(mongo_cases())
 def test_documents_are_read_alike(case: tuple[PipelineSpec, Side, list[RawRecord]]) -> None:
-    agree(*case)
+    assert_read_alike(*case)

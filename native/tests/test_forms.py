@@ -12,7 +12,7 @@ import gapwatch_native
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.tests.test_equal import agree
+from native.tests.test_equal import assert_read_alike
 from tests.property.test_compiled import PLACEHOLDER, Told
 from tests.unit.core.samples import APPENDED, COMMITTED, change, field, mongo_change, pipeline, with_schema
 
@@ -172,7 +172,7 @@ def test_damaged_rows_change_nothing_for_their_neighbours(
     made = [record._replace(value=damaged(record.value or b"", *damage)) for record, damage in zip(made, damages, strict=True)]
     if in_key:
         made = [record._replace(key=damaged(record.key or b"", *one)) for record, one in zip(made, key_damages, strict=True)]
-    agree(spec_of(kind, full_before=full), side, made)
+    assert_read_alike(spec_of(kind, full_before=full), side, made)
 
 
 @settings(max_examples=500, deadline=None)
@@ -190,7 +190,7 @@ def test_damaged_documents_change_nothing_for_their_neighbours(
     if not inside:
         made = [record._replace(value=damaged(record.value or b"", *one)) for record, one in zip(made, damages, strict=True)]
         made = [record._replace(key=damaged(record.key or b"", *one)) for record, one in zip(made, key_damages, strict=True)]
-    agree(spec_of(kind), Side.OBSERVED, made)
+    assert_read_alike(spec_of(kind), Side.OBSERVED, made)
 
 
 class Counting:
@@ -225,7 +225,7 @@ def test_usual_rows_are_read_by_the_module(kind: KeyType, schemas: bool, ops: st
     made = recorded(rows(12, kind, schemas=schemas, ops=ops))
     for full in (False, True):
         spec = spec_of(kind, full_before=full)
-        agree(spec, Side.EXPECTED, made)
+        assert_read_alike(spec, Side.EXPECTED, made)
         assert counted(spec, Side.EXPECTED, made) == (12, 12)
 
 
@@ -234,7 +234,7 @@ def test_usual_rows_are_read_by_the_module(kind: KeyType, schemas: bool, ops: st
 @pytest.mark.parametrize("ops", ["c", "ru", "cudr"])
 def test_usual_documents_are_read_by_the_module(kind: KeyType, schemas: bool, ops: str) -> None:
     made = recorded(documents(12, kind, schemas=schemas, ops=ops))
-    agree(spec_of(kind), Side.OBSERVED, made)
+    assert_read_alike(spec_of(kind), Side.OBSERVED, made)
     assert counted(spec_of(kind), Side.OBSERVED, made) == (12, 12)
 
 

@@ -53,6 +53,11 @@ def falsify(**fields: Any) -> Callable[[Change], list[tuple[float, Operation | N
     return rule
 
 
+def found(scene: Scene, pipeline: str = "orders") -> dict[int, str]:
+    """Return the kinds of the open gaps by key."""
+    return {int(gap["key"]["id"]): gap["kind"] for gap in scene.service.gaps(pipeline)}
+
+
 def at(text: str) -> datetime:
     """Return an API time."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -37,15 +37,6 @@ def scene(built: Scene) -> Iterator[Scene]:
         yield scene
 
 
-@pytest.fixture
-def orders(scene: Scene) -> Iterator[Orders]:
-    client = scene.mongo()
-    try:
-        yield client[scene.database].orders
-    finally:
-        client.close()
-
-
 def write(scene: Scene, key: int, value: str, rule: Callable[[Change], list[tuple[float, Operation | None]]]) -> None:
     """Change a row; the copier does with that write what the rule says."""
     seq = number()

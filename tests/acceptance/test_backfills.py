@@ -14,7 +14,7 @@ from gapwatch.errors import ConflictError
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
-from tests.acceptance.shared import clean, create_database, falsify, number
+from tests.acceptance.shared import clean, create_database, falsify, found, number
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -50,15 +50,6 @@ def as_at_first(scene: Scene) -> bool:
     return all(document.get("v") == f"v{key}" for key, document in scene.documents().items() if key <= ROWS)
 
 
-@pytest.fixture
-def orders(scene: Scene) -> Iterator[Orders]:
-    client = scene.mongo()
-    try:
-        yield client[scene.database].orders
-    finally:
-        client.close()
-
-
 def sweep(scene: Scene, *options: str) -> dict[str, Any]:
     _, runs = scene.service.answer("sweep", "start", "orders", "--wait", *options)
     run: dict[str, Any] = runs[0]
@@ -69,10 +60,6 @@ def sweep(scene: Scene, *options: str) -> dict[str, Any]:
 def swept_after_pause(scene: Scene) -> bool:
     last = scene.service.view()["last_sweep"]
     return bool(last) and last["request"].get("reason") == "resumed" and last["state"] not in ("queued", "running")
-
-
-def found(scene: Scene, pipeline: str = "orders") -> dict[int, str]:
-    return {int(gap["key"]["id"]): gap["kind"] for gap in scene.service.gaps(pipeline)}
 
 
 def wait_found(scene: Scene, count: int, pipeline: str = "orders") -> dict[int, str]:

@@ -14,7 +14,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change, Operation
 from tests.acceptance.scenery import FIELDS, TABLE, Scene, configuration, watched
 from tests.acceptance.service import wait_for
-from tests.acceptance.shared import caught_up, create_database, during, lose, number
+from tests.acceptance.shared import caught_up, create_database, during, found, lose, number
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -77,15 +77,6 @@ def scene(built: Scene) -> Iterator[Scene]:
             built.service.wait_healthy(name)
 
 
-@pytest.fixture
-def orders(scene: Scene) -> Iterator[Orders]:
-    client = scene.mongo()
-    try:
-        yield client[scene.database].orders
-    finally:
-        client.close()
-
-
 def _emptied(scene: Scene, orders: Orders) -> bool:
     orders.delete_many({})
     return not any(scene.service.gaps(name) for name in ("orders", "swept"))
@@ -112,10 +103,6 @@ def plant(orders: Orders, key: int) -> None:
 
 def ago(seconds: float) -> str:
     return f"now() - interval '{seconds} seconds'"
-
-
-def found(scene: Scene, pipeline: str = "orders") -> dict[int, str]:
-    return {gap["key"]["id"]: gap["kind"] for gap in scene.service.gaps(pipeline)}
 
 
 def wait_found(scene: Scene, wanted: dict[int, str], pipeline: str = "orders") -> None:

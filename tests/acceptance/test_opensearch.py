@@ -299,6 +299,7 @@ def test_a7_an_item_that_was_sent_twice_is_no_gap(scene: Search) -> None:
     wait_for(lambda: scene.document("orders", key), "the document")
     during(5, lambda: _same(scene.gaps("orders", key), []))
     scene.service.wait_healthy("orders")
+    assert scene.gaps("orders", key) == []
 
 
 def test_d1_d15_b7_a_sweep_of_routed_documents_names_what_differs(scene: Search) -> None:

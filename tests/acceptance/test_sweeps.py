@@ -11,15 +11,12 @@ from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.ledger import open_ledger
-from tests.acceptance.scenery import TABLE, Scene, configuration, watched
+from tests.acceptance.scenery import TABLE, configuration, watched
 from tests.acceptance.service import Service, wait_for
+from tests.acceptance.shared import found
 from tests.stack import captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
-
-
-def found(scene: Scene) -> dict[int, str]:
-    return {int(gap["key"]["id"]): gap["kind"] for gap in scene.service.gaps()}
 
 
 def ended(service: Service, run: dict[str, Any], seconds: float = 60.0) -> dict[str, Any]:

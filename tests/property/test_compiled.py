@@ -142,7 +142,7 @@ def odd(usual: st.SearchStrategy[Any], draw: st.DrawFn) -> Any:
     return draw(st.one_of(st.none(), st.sampled_from(SPELLINGS), ANYTHING))
 
 
-def agree(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> None:
+def assert_read_alike(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> None:
     """Read the records both ways, in two batches, and compare all that was said."""
     mapping = CompiledMapping(spec)
     batches, general = BatchDecoder(decoder_for(spec, side, mapping)), decoder_for(spec, side, mapping)
@@ -259,7 +259,7 @@ def message(draw: st.DrawFn, number: int, value: Any, key: Any, headers: Sequenc
 @settings(max_examples=200, deadline=None)
 @given(row_cases())
 def test_rows_are_read_alike(case: tuple[PipelineSpec, Side, list[RawRecord]]) -> None:
-    agree(*case)
+    assert_read_alike(*case)
 
 
 # ── documents ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -361,7 +361,7 @@ def feed_cases(draw: st.DrawFn) -> tuple[PipelineSpec, Side, list[RawRecord]]:
 @settings(max_examples=200, deadline=None)
 @given(feed_cases())
 def test_records_of_our_reader_are_read_alike(case: tuple[PipelineSpec, Side, list[RawRecord]]) -> None:
-    agree(*case)
+    assert_read_alike(*case)
 
 
 BROKEN_DOCUMENTS = ["", "x", "null", "[]", 5, ' {"_id": 1}', '{"$oid": "1", "_id": 2}', '{"_id": 1, "_id": 2}']
@@ -398,7 +398,7 @@ def mongo_cases(draw: st.DrawFn) -> tuple[PipelineSpec, Side, list[RawRecord]]:
 @settings(max_examples=200, deadline=None)
 @given(mongo_cases())
 def test_debeziums_documents_are_read_alike(case: tuple[PipelineSpec, Side, list[RawRecord]]) -> None:
-    agree(*case)
+    assert_read_alike(*case)
 
 
 # ── the loops are in use ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -439,11 +439,11 @@ def test_found_a_key_with_more_than_its_schema_is_read_alike(stray: str) -> None
     records = [RawRecord("t", 0, number, 9, key.encode(), value, []) for number, key in enumerate(keys)]
     for order in (records, records[1:] + records[:1]):
         numbered = [record._replace(offset=number) for number, record in enumerate(order)]
-        agree(pipeline(field("a")), Side.EXPECTED, numbered)
+        assert_read_alike(pipeline(field("a")), Side.EXPECTED, numbered)
 
 
 def test_found_a_decimal128_is_not_spelt_as_debeziums_strings_are() -> None:
     spec = pipeline(field("total", FieldType.DECIMAL))
     spec = replace(spec, target=replace(spec.target, feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic="t")))
     value = mongo_change("c", after={"_id": 1, "total": {"$numberDecimal": "NEGATIVE_INFINITY"}})
-    agree(spec, Side.OBSERVED, [RawRecord("t", 0, 10, APPENDED, b'{"id":"1"}', json.dumps(value).encode(), [])] * 2)
+    assert_read_alike(spec, Side.OBSERVED, [RawRecord("t", 0, 10, APPENDED, b'{"id":"1"}', json.dumps(value).encode(), [])] * 2)

@@ -19,10 +19,43 @@ from gapwatch.model.pipeline import (
     SourceSpec,
     TargetSpec,
 )
+from gapwatch.model.stream import Operation, Side
+from gapwatch.model.suspect import Reason, Seen, Suspect
 
 COMMITTED = 1_726_000_000_123  # source.ts_ms of the samples
 APPENDED = 1_726_000_000_456
 TOPIC = "shop.public.orders"
+
+
+def unsatisfied(key: bytes, *, digest: bytes = b"1" * 16, position: int = 7, event_time: int = COMMITTED, **more: Any) -> Suspect:
+    """Return a suspect of one write of the source that the target never showed."""
+    seen = Seen(
+        side=Side.EXPECTED,
+        feed=TOPIC,
+        partition=0,
+        offset=position,
+        epoch=1,
+        major=position,
+        minor=0,
+        operation=Operation.UPSERT,
+        event_time=event_time,
+        digest=digest,
+    )
+    fields: dict[str, Any] = {
+        "id": "sus_1",
+        "pipeline": "orders",
+        "partition": 0,
+        "key": key,
+        "reason": Reason.UNSATISFIED,
+        "opening": seen,
+        "newest_expected": seen,
+        "newest_observed": None,
+        "older": [],
+        "due": 0,
+        "source_watermark": 0,
+        "target_watermark": 0,
+    }
+    return Suspect(**(fields | more))
 
 
 def field(target: str, kind: FieldType = FieldType.TEXT, *, source: str = "", **options: Any) -> FieldSpec:

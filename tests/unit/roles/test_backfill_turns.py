@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.gap import RunState, State
+from gapwatch.model.gap import Run, RunState, State
 from gapwatch.model.stream import Side
 from tests.unit.roles.test_autorepairer import Story
 from tests.unit.roles.test_old_reads import Slow
@@ -32,19 +32,24 @@ def missing(ledger: SqlLedger, *numbers: int) -> Story:
     return story
 
 
-def test_a_key_whose_batch_was_full_is_read_again_after_the_pause(ledger: SqlLedger) -> None:
-    """Batches of one document each; while the first is written, the last row goes, and the sink applies its delete."""
-    story = missing(ledger, 1, 2, 3)
+def one_by_one(story: Story, change: Callable[[], object]) -> Run:
+    """Carry the repair out in batches of one document; while the first is written, row 3 changes, and the sink delivers that."""
     batch = replace(story.spec.sweep.batch, bytes=1)
     story.rig.spec = replace(story.spec, sweep=replace(story.spec.sweep, batch=batch))
 
     def between(what: str) -> None:
         if what == "write" and not story.rig.writes:
-            story.rig.source_deletes(3)
+            change()
             story.rig.sink_delivers(3)
 
     story.rig.between = between
-    run = story.carry_out()
+    return story.carry_out()
+
+
+def test_a_key_whose_batch_was_full_is_read_again_after_the_pause(ledger: SqlLedger) -> None:
+    """Batches of one document each; while the first is written, the last row goes, and the sink applies its delete."""
+    story = missing(ledger, 1, 2, 3)
+    run = one_by_one(story, lambda: story.rig.source_deletes(3))
     assert [story.rig.number(item.key) for item in story.rig.writes] == [1, 2], "the row was gone long before its turn"
     assert (run.counts["written"], run.counts["batches"]) == (2, 2)
     assert 3 not in story.rig.target
@@ -52,16 +57,7 @@ def test_a_key_whose_batch_was_full_is_read_again_after_the_pause(ledger: SqlLed
 
 def test_d7_what_the_sink_wrote_while_a_key_waited_for_its_turn_is_already_newer(ledger: SqlLedger) -> None:
     story = missing(ledger, 1, 2, 3)
-    batch = replace(story.spec.sweep.batch, bytes=1)
-    story.rig.spec = replace(story.spec, sweep=replace(story.spec.sweep, batch=batch))
-
-    def between(what: str) -> None:
-        if what == "write" and not story.rig.writes:
-            story.rig.source_writes(3)
-            story.rig.sink_delivers(3)
-
-    story.rig.between = between
-    run = story.carry_out()
+    run = one_by_one(story, lambda: story.rig.source_writes(3))
     counts = {name: run.counts[name] for name in ("written", "already_newer", "already_right", "failed")}
     assert counts == {"written": 2, "already_newer": 1, "already_right": 0, "failed": 0}
     assert story.rig.agrees(3)

@@ -10,42 +10,17 @@ from typing import Any, cast
 from gapwatch.clock import SystemClock
 from gapwatch.core.confirm import Cleared, Difference
 from gapwatch.model.gap import Cause, Kind
-from gapwatch.model.stream import Operation, Outcome, Side
-from gapwatch.model.suspect import Reason, Seen, Suspect
+from gapwatch.model.stream import Outcome
+from gapwatch.model.suspect import Suspect
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised
 from gapwatch.roles.repair.judging import Case, Decided
+from tests.unit.core.samples import unsatisfied
 
 KEY = b"key"
 
 
 def raised() -> Raised:
-    seen = Seen(
-        side=Side.EXPECTED,
-        feed="shop.public.orders",
-        partition=0,
-        offset=7,
-        epoch=1,
-        major=7,
-        minor=0,
-        operation=Operation.UPSERT,
-        event_time=1,
-        digest=b"1" * 16,
-    )
-    suspect = Suspect(
-        id="sus_1",
-        pipeline="orders",
-        partition=0,
-        key=KEY,
-        reason=Reason.UNSATISFIED,
-        opening=seen,
-        newest_expected=seen,
-        newest_observed=None,
-        older=[],
-        due=0,
-        source_watermark=0,
-        target_watermark=0,
-    )
-    return Raised(partition=0, offset=7, record=suspect)
+    return Raised(partition=0, offset=7, record=unsatisfied(KEY))
 
 
 class Judge:
@@ -148,7 +123,7 @@ async def test_what_is_settled_at_once_is_finished_too() -> None:
 async def test_the_detection_of_a_gap_is_measured_once_however_often_its_key_is_raised() -> None:
     world = World(quiet=False, slow=1)
     world.events = ["opened", "unchanged", "updated", "reopened"]
-    suspect = cast(Suspect, raised().record)
+    suspect = unsatisfied(KEY)
     judgement = Difference(kind=Kind.MISSING, cause=Cause.LOST_IN_STREAM, fields=())
     found = [Decided(case=Case(key=KEY, suspect=suspect), judgement=judgement, reads=cast(Any, None))]
     for count in (1, 1, 1, 2):

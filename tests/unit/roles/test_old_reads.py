@@ -19,8 +19,8 @@ from gapwatch.errors import ConflictError
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Cause, Detector, Finding, FindingRecord, Kind, RunKind, RunState, State
 from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType, RepairSpec
-from gapwatch.model.stream import Operation, Side
-from gapwatch.model.suspect import Reason, Seen, Suspect
+from gapwatch.model.stream import Side
+from gapwatch.model.suspect import Suspect
 from gapwatch.ports import ABSENT, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller, _still_ours
@@ -30,7 +30,7 @@ from gapwatch_connectors.mongodb.connection import OPTIONS
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 from tests.simulation.stores import VirtualClock
-from tests.unit.core.samples import field
+from tests.unit.core.samples import field, unsatisfied
 from tests.unit.roles.test_autorepairer import AUTO, Story
 
 GRACE_MS = 5_000
@@ -91,34 +91,8 @@ class Slow(Story):
 
 
 def suspect_of(story: Story, number: int) -> Suspect:
-    row = story.rig.source[number]
-    digest = story.rig.mapping.canonical_source(row).identity
-    seen = Seen(
-        side=Side.EXPECTED,
-        feed="shop.public.orders",
-        partition=0,
-        offset=77,
-        epoch=1,
-        major=77,
-        minor=0,
-        operation=Operation.UPSERT,
-        event_time=story.clock.now_ms(),
-        digest=digest,
-    )
-    return Suspect(
-        id="sus_new",
-        pipeline=story.spec.id,
-        partition=0,
-        key=story.rig.key(number),
-        reason=Reason.UNSATISFIED,
-        opening=seen,
-        newest_expected=seen,
-        newest_observed=None,
-        older=[],
-        due=0,
-        source_watermark=0,
-        target_watermark=0,
-    )
+    digest = story.rig.mapping.canonical_source(story.rig.source[number]).identity
+    return unsatisfied(story.rig.key(number), digest=digest, event_time=story.clock.now_ms(), pipeline=story.spec.id)
 
 
 def test_an_agreement_read_long_ago_resolves_no_gap_that_was_confirmed_since(ledger: SqlLedger) -> None:

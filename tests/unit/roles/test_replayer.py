@@ -15,13 +15,13 @@ from gapwatch.errors import ConflictError, FeedError
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.model.stream import Operation, Side
-from gapwatch.model.suspect import Reason, Seen, Suspect
+from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.replayer import Replayer, ReplayerDependencies, request_replay
 from gapwatch.roles.repair.replaying import OnProgress, Question
 from tests.simulation.stores import Rig, VirtualClock, sweeper_of
+from tests.unit.core.samples import unsatisfied
 
 REQUEST = {"from": "2023-11-14T22:00:00Z", "to": "2023-11-14T22:10:00Z", "of": "events"}
 OFFSETS = {"from": "0:1", "to": "0:100", "of": "events"}
@@ -82,29 +82,14 @@ def keys(rig: Rig, *numbers: int) -> Found:
 
 
 def proof(rig: Rig, number: int, content: Mapping[str, object]) -> Named:
-    identity = rig.mapping.canonical_source(dict(content)).identity
-    seen = Seen(
-        side=Side.EXPECTED,
-        feed="raw",
-        partition=0,
-        offset=42,
-        epoch=1,
-        major=7,
-        minor=0,
-        operation=Operation.UPSERT,
+    digest = rig.mapping.canonical_source(dict(content)).identity
+    suspect = unsatisfied(
+        rig.key(number),
+        digest=digest,
+        position=42,
         event_time=1_699_999_300_000,
-        digest=identity,
-    )
-    suspect = Suspect(
         id=f"sus_{number}",
         pipeline=rig.spec.id,
-        partition=0,
-        key=rig.key(number),
-        reason=Reason.UNSATISFIED,
-        opening=seen,
-        newest_expected=seen,
-        newest_observed=None,
-        older=[],
         due=1_699_999_310_000,
         source_watermark=1_699_999_400_000,
         target_watermark=1_699_999_400_000,
