@@ -1,4 +1,4 @@
-"""Conditions that say which records count: ``source.where`` and ``target.deleted_when``, and ``target.keep`` (decision 0031).
+"""Conditions that say which records count: ``source.where`` and ``target.deleted_when``, and ``target.keep`` (decision 0025).
 
 A condition is comparisons of single fields with constants, joined by ``and``. It is judged on canonical bytes and in one place
 only, so that a row of an event, of a look-up and of a sweep are judged alike. Nothing of it is ever sent to a store.

@@ -1,4 +1,4 @@
-"""Which records of a pipeline count (decision 0031): the row filter, soft delete and the time that the target keeps documents.
+"""Which records of a pipeline count (decision 0025): the row filter, soft delete and the time that the target keeps documents.
 
 A row outside ``source.where``, and a document for which ``target.deleted_when`` holds, count as absent. No store judges either:
 every event, look-up and scan passes here.

@@ -1,4 +1,4 @@
-"""A dataset as a pipeline's rules see it (decision 0031): what does not count is absent, whoever reads and however.
+"""A dataset as a pipeline's rules see it (decision 0025): what does not count is absent, whoever reads and however.
 
 The store hands over every record; which of them count is said here, by ``core/counting``, from the fields alone.
 """
