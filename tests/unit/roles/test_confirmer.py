@@ -100,13 +100,13 @@ class World:
     async def done(self, finished: Sequence[Raised]) -> None:
         self.finished += finished
 
-    async def run(self) -> None:
-        """Let the confirmer work until it has finished something, five seconds at most."""
+    async def run(self, *, least: int = 0) -> None:
+        """Let the confirmer work until it has finished something, for at least so many turns, five seconds at most."""
         stop = asyncio.Event()
         running = asyncio.create_task(self.confirmer.run(stop))
-        for _turn in range(500):
+        for turn in range(500):
             await asyncio.sleep(0.01)
-            if self.finished:
+            if self.finished and turn >= least:
                 break
         stop.set()
         await running
@@ -134,7 +134,7 @@ async def test_the_detection_of_a_gap_is_measured_once_however_often_its_key_is_
 
 async def test_what_is_raised_in_a_quiet_time_waits_for_its_end_and_holds_nothing_up() -> None:
     world = World(quiet=True, slow=1)
-    await world.run()
+    await world.run(least=30)
     assert world.verdicts == []
     assert [item.offset for item in world.finished] == [7]
     assert list(world.judge.cases) == [KEY]
