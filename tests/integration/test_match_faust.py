@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+from aiokafka.cluster import ClusterMetadata
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
@@ -341,6 +342,31 @@ async def test_k4_matching_goes_on_by_itself_after_the_broker_was_away(
     await rig.wait_caught_up()
     await assert_as_undisturbed(rig, story)
     assert await rig.terminate(name) == 0
+
+
+@pytest.mark.parametrize("seconds", [1.0, 7.0], ids=["for a moment", "for longer than a worker waits"])
+async def test_a_topic_that_the_metadata_lack_is_waited_for(
+    settings: Settings, rig: Rig, monkeypatch: pytest.MonkeyPatch, logged: list[Mapping[str, Any]], seconds: float
+) -> None:
+    """As of a broker that has just come back: the topic is there, and the metadata do not name it yet."""
+    update, clock = ClusterMetadata.update_metadata, SystemClock()
+    asked: list[float] = []
+
+    def without_events(self: Any, metadata: Any) -> None:
+        if any(topic[1] == settings.topics.events for topic in metadata.topics):
+            asked.append(clock.monotonic())
+            if clock.monotonic() < asked[0] + seconds:
+                metadata.topics = [topic for topic in metadata.topics if topic[1] != settings.topics.events]
+        update(self, metadata)
+
+    monkeypatch.setattr(ClusterMetadata, "update_metadata", without_events)
+    async with matching(settings) as role:
+        await until(holds(role), 40)
+    taken = [set(line["partitions"]) for line in events(logged, "match_partitions_taken")]
+    assert taken == [set(range(PARTITIONS))], "nobody was content without them"
+    reasons = {str(line["reason"]) for line in events(logged, "match_worker_failed")}
+    assert all(f"do not name {settings.topics.events}" in reason for reason in reasons)
+    assert bool(reasons) == (seconds > TUNING.session_seconds)
 
 
 async def test_a_changed_mapping_is_not_compared_with_the_old_one(settings: Settings, rig: Rig) -> None:

@@ -15,6 +15,10 @@
    fetched before the seek is passed over, and the bookkeeping that would commit over the jump (#606) is dropped.
 5. `SafeConsumerThread`: fetch wait of 50 ms (1.5 s is hard-coded: idle partitions stall hot ones), and the time of the last
    answered heartbeat: a worker that was frozen must not write any more.
+6. `SafeConsumerThread`: the leader of the group waits for topics that the metadata lack before it assigns. A broker that has just
+   come back may not name all of them; stock Faust assigns nothing of those and says so once, and where the metadata are refreshed
+   every five minutes, all workers stood there idle and content for as long. And an error of the group ends the worker at once:
+   aiokafka keeps it for the next poll, and without partitions there is none.
 """
 
 from __future__ import annotations
@@ -31,13 +35,14 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from yarl import URL
 
-from gapwatch.errors import ProtocolError, StoreRefused
+from gapwatch.errors import FeedError, ProtocolError, StoreRefused
 from gapwatch.kafka.faults import STORE
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
 
 FAUST_VERSION: Final = "0.15.3"
 FETCH_WAIT_MS: Final = 50
+METADATA_PAUSE_SECONDS: Final = 0.2
 NO_GENERATION: Final = -1
 NOTHING_READ: Final = -1
 
@@ -229,6 +234,31 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             return answered
 
         coordinator._do_heartbeat = noted
+        assign = coordinator._perform_assignment
+
+        async def of_all_topics(response: Any) -> Any:
+            await self._know_all_topics(coordinator)
+            return await assign(response)
+
+        coordinator._perform_assignment = of_all_topics
+        push = coordinator._push_error_to_user
+
+        def told(error: BaseException) -> Any:
+            self.parent_loop.call_soon_threadsafe(self.app._crash, error)
+            return push(error)
+
+        coordinator._push_error_to_user = told
+
+    async def _know_all_topics(self, coordinator: Any) -> None:
+        """Return once the metadata name every topic of ours; FeedError after half of the time that the group waits for us."""
+        client, topics = coordinator._client, set(coordinator._subscription.topics)
+        until = self.clock.monotonic() + coordinator._session_timeout_ms / 2000
+        await client.set_topics(topics)
+        while missing := sorted(topic for topic in topics if not client.cluster.partitions_for_topic(topic)):
+            if self.clock.monotonic() > until:
+                raise FeedError(f"The brokers' metadata do not name {', '.join(missing)}: nothing of that could be assigned.")
+            await asyncio.sleep(METADATA_PAUSE_SECONDS)
+            await client.force_metadata_update()
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         self.heard_at = self.clock.monotonic()

@@ -21,6 +21,7 @@ from gapwatch.ports import Clock
 from gapwatch.roles.match.journal import rank_of
 
 TABLE: Final = "state"
+METADATA_SECONDS_MAX: Final = 30  # Faust's five minutes are long for a group that waits for a topic or a partition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,7 @@ def build_app(settings: Settings, tuning: MatchTuning, clock: Clock, send: SendS
         stream_buffer_maxsize=256,
         # Only where the log's start has passed our position; the worker notices the jump and names it.
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=METADATA_SECONDS_MAX * 1000,
         consumer_max_fetch_size=2 * RECORD_BYTES_MAX,
         producer_acks=-1,
         recovery_consistency_check=True,
