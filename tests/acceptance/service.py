@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,15 +29,19 @@ OPEN_STATES = "open,acknowledged,snoozed,repairing"
 EVERY_ROLE = ("capture", "ingest", "match", "repair", "api")
 
 
+_RUNNING: WeakSet[Service] = WeakSet()
+
+
 def wait_for(condition: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
-    """Return the condition's first true value; fail with `what` when there is none in time."""
+    """Return the condition's first true value; fail with `what`, and what runs says of itself, when there is none in time."""
     until = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > until:
-            raise AssertionError(f"Waited {seconds:.0f} s for {what}, in vain.")
+            said = "\n".join(service.said() for service in list(_RUNNING) if service.processes)
+            raise AssertionError(f"Waited {seconds:.0f} s for {what}, in vain.\n{said}")
         time.sleep(0.2)
 
 
@@ -46,7 +51,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass
+@dataclass(eq=False)
 class Service:
     """The processes of one configuration. ``config`` lacks `api` and `database`: they are filled in."""
 
@@ -61,6 +66,7 @@ class Service:
         self.file = self.directory / "gapwatch.yaml"
         self.write()
         self.api = Api(f"http://127.0.0.1:{self.port}")
+        _RUNNING.add(self)
 
     def write(self) -> None:
         """Write the configuration as it is now; a start reads it."""
@@ -165,15 +171,14 @@ class Service:
             view = self.view(pipeline)
             return view if view["status"] == "HEALTHY" else None
 
-        try:
-            return wait_for(healthy, f"pipeline {pipeline} to be HEALTHY", seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\nLast view: {json.dumps(self.view(pipeline), indent=1)}\n{self.tails()}") from None
+        return wait_for(healthy, f"pipeline {pipeline} to be HEALTHY", seconds)
 
     def check_alive(self) -> None:
         for role, process in self.processes.items():
             if process.poll() is not None:
                 raise AssertionError(f"Role {role} ended with code {process.returncode}:\n{self.tail(role)}")
 
-    def tails(self) -> str:
-        return "\n".join(f"--- {role}\n{self.tail(role)}" for role in self.processes)
+    def said(self) -> str:
+        """Return each pipeline's record and the end of each role's log."""
+        views = [json.dumps(self.view(pipeline)) for pipeline in self.config.get("pipelines", {})]
+        return "\n".join([*views, *(f"--- {role}\n{self.tail(role)}" for role in self.processes)])

@@ -420,17 +420,7 @@ def _values(gap: dict[str, Any], name: str) -> tuple[Decimal, Decimal]:
 
 def shown(scene: Scene, **values: int) -> None:
     """Wait until the pipeline's view shows these numbers."""
-    seen: dict[str, Any] = {}
-
-    def look() -> bool:
-        view = scene.service.view()
-        seen.update({name: view.get(name) for name in values})
-        return seen == values
-
-    try:
-        wait_for(look, f"{values}", 20)
-    except AssertionError as error:
-        raise AssertionError(f"{error} Last: {seen}\n{scene.service.tails()}") from None
+    wait_for(lambda: {name: scene.service.view().get(name) for name in values} == values, f"{values}", 20)
 
 
 def _below(scene: Scene, time: datetime) -> None:
