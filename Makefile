@@ -75,8 +75,8 @@ secrets: ## what docker-compose.yml mounts, where it is not there yet
 	@scripts/secrets
 
 lock: ## make the hashed locks anew (needs uv)
-	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/dev.lock
-	uv pip compile pyproject.toml --extra embedded --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/run.lock
+	uv pip compile pyproject.toml --extra avro --extra embedded --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/dev.lock
+	uv pip compile pyproject.toml --extra avro --extra embedded --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/run.lock
 	uv pip compile benchmarks/peers/requirements.in --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/peers.lock
 	echo 'hatchling>=1.27' | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/build.lock
 

@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[EmbeddedStack]:
     """Kafka, Connect, Postgres and MongoDB, started once. Tests leave it running, or restart what they killed."""
-    with EmbeddedStack() as running:
+    with EmbeddedStack(converters=True) as running:
         yield running
 
 

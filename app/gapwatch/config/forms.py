@@ -120,6 +120,15 @@ class Connect(Form):
     url: str = Field(default="", description="Kafka Connect's REST interface: connector state, discovery, doctor")
 
 
+class SchemaRegistry(Form):
+    url: Secret = Field(
+        default="", description="Confluent's API of the schema registry: where feeds in Avro or JSON Schema are read"
+    )
+    options: dict[str, Text] = Field(
+        default_factory=dict, description="properties of Confluent's client: basic.auth.user.info, ssl.ca.location …"
+    )
+
+
 class ApiForm(Form):
     listen: str = Field(default="127.0.0.1:8640", description="address:port of the API and the page")
 
@@ -284,6 +293,7 @@ class File(Form):
 
     kafka: Kafka
     connect: Connect = Field(default_factory=Connect)
+    schema_registry: SchemaRegistry = Field(default_factory=SchemaRegistry)
     api: ApiForm = Field(default_factory=ApiForm)
     probes: Probes = Field(default_factory=Probes)
     topics: Topics = Field(default_factory=Topics)

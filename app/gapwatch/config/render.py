@@ -19,6 +19,7 @@ from gapwatch.model.pipeline import (
     FieldType,
     KeyColumn,
     PipelineSpec,
+    SchemaRegistrySpec,
     Settings,
     SourceSpec,
     StoreSpec,
@@ -27,7 +28,7 @@ from gapwatch.model.pipeline import (
 )
 
 MASK = "***"
-SECRET_OPTION = re.compile(r"password|secret|token|key\.pem|jaas|oauthbearer\.config", re.IGNORECASE)
+SECRET_OPTION = re.compile(r"password|secret|token|user\.info|key\.pem|jaas|oauthbearer\.config", re.IGNORECASE)
 _ACCOUNT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)@([^@]*)$", re.DOTALL)
 _QUERY_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token|api_key|authmechanismproperties)[^=&;]*=)[^&;]*")
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
@@ -53,13 +54,25 @@ def duration(seconds: float) -> str:
     return f"{(exact * 1000).normalize():f}ms"
 
 
+def _masked(options: Mapping[str, str]) -> dict[str, str]:
+    return {name: MASK if SECRET_OPTION.search(name) else value for name, value in sorted(options.items())}
+
+
+def _schema_registry(spec: SchemaRegistrySpec | None) -> dict[str, Any]:
+    if spec is None:
+        return {}
+    urls = ",".join(mask_url(url.strip()) for url in spec.url.split(","))
+    return {"schema_registry": {"url": urls, "options": _masked(spec.options)}}
+
+
 def render(settings: Settings) -> str:
     """Return everything in force as ``gapwatch.yaml`` would say it, defaults included, secrets masked."""
-    options = {name: MASK if SECRET_OPTION.search(name) else value for name, value in sorted(settings.kafka_options.items())}
+    options = _masked(settings.kafka_options)
     topics = settings.topics
     tree: dict[str, Any] = {
         "kafka": {"bootstrap_servers": settings.bootstrap_servers, "options": options},
         "connect": {"url": mask_url(settings.connect_url)},
+        **_schema_registry(settings.schema_registry),
         "api": {"listen": _listen(settings.listen_host, settings.listen_port)},
         "probes": {"listen": _listen(settings.probes_host, settings.probes_port) if settings.probes_port else ""},
         "topics": {"prefix": topics.prefix, "partitions": topics.partitions, "replication": topics.replication},

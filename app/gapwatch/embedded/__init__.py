@@ -1,4 +1,4 @@
-"""Real parts started from packages, without Docker: Kafka, Kafka Connect with Debezium, Postgres, MongoDB, OpenSearch.
+"""Real parts started from packages, without Docker: Kafka, Kafka Connect with Debezium, Postgres, MongoDB, OpenSearch, Apicurio.
 
 For the demo and the tests. Everything listens on loopback, on free ports, in a throw-away directory, and ends with its parent.
 """
@@ -14,6 +14,7 @@ from gapwatch.embedded.connect import (
 )
 from gapwatch.embedded.opensearch import OpenSearchPart
 from gapwatch.embedded.parts import ConnectPart, KafkaPart, MongoPart, Part, PostgresPart
+from gapwatch.embedded.schema_registry import SchemaRegistryPart
 from gapwatch.embedded.stack import EmbeddedStack
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "OpenSearchPart",
     "Part",
     "PostgresPart",
+    "SchemaRegistryPart",
     "debezium_mongodb_sink_config",
     "mongo_sink_config",
     "mongodb_source_config",

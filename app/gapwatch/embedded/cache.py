@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,16 @@ OPENSEARCH_MODULES = {
     "lang-painless": "org.opensearch.painless.PainlessModulePlugin",
     "mapper-extras": "org.opensearch.index.mapper.MapperExtrasModulePlugin",
     "reindex": "org.opensearch.index.reindex.ReindexModulePlugin",
+}
+
+MONGO_CONNECTORS = {
+    "org.apache.kafka.connect.sink.SinkConnector": ["com.mongodb.kafka.connect.MongoSinkConnector"],
+    "org.apache.kafka.connect.source.SourceConnector": ["com.mongodb.kafka.connect.MongoSourceConnector"],
+}
+APICURIO_CONVERTERS = {
+    "org.apache.kafka.connect.storage.Converter": [
+        f"io.apicurio.registry.utils.converter.{kind}Converter" for kind in ("Avro", "ExtJson")
+    ]
 }
 
 Say = Callable[[str], None]
@@ -119,7 +129,10 @@ def _let_all_read(directory: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jar:
-    """One locked artifact. ``group`` says what needs it: kafka or opensearch (class path), plugin, opensearch/MODULE."""
+    """One locked artifact. ``group`` says what needs it.
+
+    ``kafka``, ``opensearch``: their class path; ``opensearch/MODULE``; ``plugin``, ``converter``: Connect's; ``registry``.
+    """
 
     group: str
     coordinates: str  # group:artifact:version:packaging:classifier
@@ -164,9 +177,35 @@ def connect_plugins(say: Say) -> Path:
             else:
                 (target / "mongo-kafka").mkdir()
                 _link(path, target / "mongo-kafka" / path.name)
-                _write_manifests(target / "mongo-kafka" / "manifests.jar")
+                _write_manifests(target / "mongo-kafka", MONGO_CONNECTORS)
 
     return made("jars", f"plugins-{_fingerprint(jars)}", say, fill)
+
+
+def connect_converters(say: Say) -> Path:
+    """Return a Connect plug-in path: Apicurio's converters, which write Avro and JSON Schema."""
+    jars = [jar for jar in locked_jars() if jar.group == "converter"]
+
+    def fill(target: Path, directory: Path) -> None:
+        for path in _fetch("Apicurio's converters", jars, directory, say):
+            place = target / "apicurio"
+            with tarfile.open(path) as archive:
+                archive.extractall(place, filter="data")
+            _write_manifests(place, APICURIO_CONVERTERS)
+
+    return made("jars", f"converters-{_fingerprint(jars)}", say, fill)
+
+
+def schema_registry_home(say: Say) -> Path:
+    """Return a directory with Apicurio's registry."""
+    jars = [jar for jar in locked_jars() if jar.group == "registry"]
+
+    def fill(target: Path, directory: Path) -> None:
+        for path in _fetch("Apicurio's registry", jars, directory, say):
+            with tarfile.open(path) as archive:
+                archive.extractall(target, filter="data")
+
+    return made("jars", f"registry-{_fingerprint(jars)}", say, fill)
 
 
 def opensearch_home(say: Say) -> Path:
@@ -192,12 +231,11 @@ def _descriptor(module: str, plugin: str, version: str) -> str:
     return "".join(f"{name}={value}\n" for name, value in {**named, "java.version": 21, "classname": plugin}.items())
 
 
-def _write_manifests(path: Path) -> None:
-    """Name MongoDB's connectors for ``plugin.discovery=service_load``: their own jar has no such files."""
-    with zipfile.ZipFile(path, "w") as jar:
-        for kind in ("Sink", "Source"):
-            name = f"META-INF/services/org.apache.kafka.connect.{kind.lower()}.{kind}Connector"
-            jar.writestr(name, f"com.mongodb.kafka.connect.Mongo{kind}Connector\n")
+def _write_manifests(place: Path, named: Mapping[str, Sequence[str]]) -> None:
+    """Name classes by what they implement, for ``plugin.discovery=service_load``: their own jars have no such files."""
+    with zipfile.ZipFile(place / "manifests.jar", "w") as jar:
+        for service, classes in named.items():
+            jar.writestr(f"META-INF/services/{service}", "".join(f"{name}\n" for name in classes))
 
 
 def _fingerprint(jars: Sequence[Jar]) -> str:

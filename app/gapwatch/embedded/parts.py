@@ -197,13 +197,19 @@ class KafkaPart(Part):
 
 
 class ConnectPart(Part):
-    """One distributed Kafka Connect worker with the Debezium connectors and MongoDB's sink."""
+    """One distributed Kafka Connect worker with the Debezium connectors and MongoDB's sink.
+
+    ``converters``: with Apicurio's converters, for connectors that write Avro or JSON Schema.
+    """
 
     name = "connect"
 
-    def __init__(self, directory: Path, watchdog: Watchdog, say: downloads.Say, kafka: KafkaPart) -> None:
+    def __init__(
+        self, directory: Path, watchdog: Watchdog, say: downloads.Say, kafka: KafkaPart, *, converters: bool = False
+    ) -> None:
         super().__init__(directory, watchdog, say)
         self._kafka = kafka
+        self._converters = converters
 
     @property
     def url(self) -> str:
@@ -222,13 +228,17 @@ class ConnectPart(Part):
     def ready(self) -> bool:
         return self._listens() and self.client.answers()
 
+    def _plugins(self) -> list[Path]:
+        paths = [downloads.connect_plugins(self._say)]
+        return [*paths, downloads.connect_converters(self._say)] if self._converters else paths
+
     def _settings(self) -> dict[str, object]:
         topics = {name: f"_connect_{name}" for name in ("config", "offset", "status")}
         return {
             "bootstrap.servers": self._kafka.bootstrap_servers,
             "group.id": "connect",
             "listeners": self.url,
-            "plugin.path": downloads.connect_plugins(self._say),
+            "plugin.path": ",".join(str(path) for path in self._plugins()),
             "plugin.discovery": "service_load",
             "key.converter": "org.apache.kafka.connect.json.JsonConverter",
             "value.converter": "org.apache.kafka.connect.json.JsonConverter",

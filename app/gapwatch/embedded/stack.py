@@ -14,19 +14,21 @@ from types import TracebackType
 from gapwatch.embedded.opensearch import OpenSearchPart
 from gapwatch.embedded.parts import ConnectPart, KafkaPart, MongoPart, Part, PostgresPart
 from gapwatch.embedded.process import Watchdog
+from gapwatch.embedded.schema_registry import SchemaRegistryPart
 from gapwatch.embedded.watchdog import MARK
 from gapwatch.errors import GapwatchError, UsageError
 
 USUAL = ("kafka", "connect", "postgres", "mongodb")
-ALL = (*USUAL, "opensearch")
-STOPPED_LAST = ("postgres", "mongodb", "kafka", "connect", "opensearch")
+ALL = (*USUAL, "opensearch", "registry")
+STOPPED_LAST = ("postgres", "mongodb", "kafka", "connect", "opensearch", "registry")
 
 
 class EmbeddedStack:
-    """Kafka, Connect, Postgres, MongoDB and OpenSearch as one thing to start and stop.
+    """Kafka, Connect, Postgres, MongoDB, OpenSearch and a schema registry as one thing to start and stop.
 
     Args:
-        parts: Which parts; ``connect`` needs ``kafka``, and ``opensearch`` is there only where it is asked for.
+        parts: Which parts; ``connect`` needs ``kafka``, and ``opensearch`` and ``registry`` are there only where asked for.
+        converters: Whether Connect can write Avro and JSON Schema.
         directory: Where data and logs go, and stay: empty or not there yet; else a temporary directory, removed at the end.
         on_progress: Called with one line for each download, where standard error is no terminal; else those lines go there.
     """
@@ -35,6 +37,7 @@ class EmbeddedStack:
         self,
         *,
         parts: Collection[str] = USUAL,
+        converters: bool = False,
         directory: Path | None = None,
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
@@ -45,6 +48,7 @@ class EmbeddedStack:
             raise UsageError("Kafka Connect needs Kafka.", remedy="Start both.")
         self._names = tuple(name for name in ALL if name in parts)
         self._given = directory
+        self._converters = converters
         self._say = on_progress or _tell
         self._parts: dict[str, Part] = {}
         self._watchdog: Watchdog | None = None
@@ -78,6 +82,12 @@ class EmbeddedStack:
     def opensearch(self) -> OpenSearchPart:
         part = self._part("opensearch")
         assert isinstance(part, OpenSearchPart)
+        return part
+
+    @property
+    def registry(self) -> SchemaRegistryPart:
+        part = self._part("registry")
+        assert isinstance(part, SchemaRegistryPart)
         return part
 
     def add_opensearch_node(self) -> OpenSearchPart:
@@ -150,11 +160,13 @@ class EmbeddedStack:
             if name == "kafka":
                 self._parts[name] = KafkaPart(directory, watchdog, self._say)
             elif name == "connect":
-                self._parts[name] = ConnectPart(directory, watchdog, self._say, self.kafka)
+                self._parts[name] = ConnectPart(directory, watchdog, self._say, self.kafka, converters=self._converters)
             elif name == "postgres":
                 self._parts[name] = PostgresPart(directory, watchdog, self._say)
             elif name == "opensearch":
                 self._parts[name] = OpenSearchPart(directory, watchdog, self._say)
+            elif name == "registry":
+                self._parts[name] = SchemaRegistryPart(directory, watchdog, self._say)
             else:
                 self._parts[name] = MongoPart(directory, watchdog, self._say)
 

@@ -16,16 +16,18 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from gapwatch.errors import GapwatchError, HistoryLost, ProtocolError
+from gapwatch.errors import GapwatchError, HistoryLost, ProtocolError, StoreError
 from gapwatch.kafka.faults import gapwatch_error, is_membership_lost
 from gapwatch.kafka.options import REQUEST_SECONDS, Committed, Partition, client_options
 from gapwatch.kafka.producer import AckedProducer, Delivered
+from gapwatch.kafka.schema_registry import SchemaRegistry
 from gapwatch.model.pipeline import Settings
 
 __all__ = ["AckedProducer", "Committed", "Delivered", "Partition", "Polled", "RawConsumer", "Rebalance", "history_lost"]
 
 log = structlog.get_logger(__name__)
 
+WAITING_MAX: Final = 10_000  # messages that wait for the schema registry beside one call's; then the role begins anew
 CLOSE_SECONDS: Final = 10.0  # to leave the group and hand partitions back; later the group expels the client by itself
 T = TypeVar("T")
 
@@ -72,11 +74,18 @@ class RawConsumer:
     """A consumer that commits only what it is told to, reads only committed transactions, and never resets an offset by itself.
 
     ``group`` None: it can only ``assign``. One thread serves all its calls in order, so no call may be made from ``Rebalance``
-    methods (they return what they want instead).
+    methods (they return what they want instead). With ``registry``, keys and values whose schemas lie there arrive as JSON; while
+    it does not answer, what was fetched waits.
     """
 
     def __init__(
-        self, settings: Settings, *, client_id: str, group: str | None = None, options: Mapping[str, Any] | None = None
+        self,
+        settings: Settings,
+        *,
+        client_id: str,
+        group: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        registry: SchemaRegistry | None = None,
     ) -> None:
         guarantees = {
             "client.id": client_id,
@@ -89,6 +98,8 @@ class RawConsumer:
         }
         self._group = group
         self._name = client_id
+        self._registry = registry
+        self._waiting: list[Message] = []  # for the schema registry
         try:
             self._consumer = Consumer(
                 client_options(settings, defaults={**_CONSUMER_DEFAULTS, **(options or {})}, guarantees=guarantees)
@@ -113,6 +124,7 @@ class RawConsumer:
 
         def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             def act() -> None:
+                self._let_go(_keys(partitions))
                 committed = _committed(consumer.committed(partitions, timeout=REQUEST_SECONDS)) if partitions else {}
                 starts = ask(rebalance.assigned(committed))
                 consumer.assign([TopicPartition(at.topic, at.partition, starts[at]) for at in committed])
@@ -120,10 +132,12 @@ class RawConsumer:
             self._guarded(act)
 
         def on_revoke(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            self._let_go(_keys(partitions))
             self._guarded(lambda: self._commit_now(consumer, ask(rebalance.revoked(_keys(partitions), lost=False))))
             consumer.unassign()
 
         def on_lost(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            self._let_go(_keys(partitions))
             self._guarded(lambda: ask(rebalance.revoked(_keys(partitions), lost=True)))
             consumer.unassign()
 
@@ -132,18 +146,23 @@ class RawConsumer:
 
     async def assign(self, starts: Mapping[Partition, int]) -> None:
         """Read exactly these partitions, each from its offset (absolute), outside any group."""
-        await self._call(lambda: self._consumer.assign([TopicPartition(p.topic, p.partition, at) for p, at in starts.items()]))
+
+        def act() -> None:
+            self._waiting.clear()
+            self._consumer.assign([TopicPartition(p.topic, p.partition, at) for p, at in starts.items()])
+
+        await self._call(act)
 
     async def consume(self, limit: int, *, seconds: float = 0.1) -> Polled:
         """Return up to ``limit`` messages that arrived within ``seconds``, and the partitions that cannot be read on."""
-        raw = await self._call(lambda: self._consumer.consume(limit, timeout=seconds))
+        raw, unread = await self._call(lambda: self._fetch(limit, seconds))
         if self._rebalance_failure is not None:
             failure, self._rebalance_failure = self._rebalance_failure, None
             raise failure
         runs: dict[Partition, list[Message]] = {}
         run: list[Message] = []
         at: tuple[Any, Any] = (None, None)
-        faults: list[tuple[Partition | None, GapwatchError]] = []
+        faults: list[tuple[Partition | None, GapwatchError]] = [] if unread is None else [(None, unread)]
         ends: dict[Partition, int] = {}
         for message in raw:
             error, topic = message.error(), message.topic()
@@ -161,7 +180,35 @@ class RawConsumer:
         return Polled(runs=runs, faults=faults, ends=ends)
 
     async def seek(self, partition: Partition, offset: int) -> None:
-        await self._call(lambda: self._consumer.seek(TopicPartition(partition.topic, partition.partition, offset)))
+        def act() -> None:
+            self._let_go([partition])
+            self._consumer.seek(TopicPartition(partition.topic, partition.partition, offset))
+
+        await self._call(act)
+
+    def _fetch(self, limit: int, seconds: float) -> tuple[Sequence[Any], GapwatchError | None]:
+        """Return the next messages, readable, and what keeps the others, which wait in their order, from being so."""
+        if self._registry is None:
+            return self._consumer.consume(limit, timeout=seconds), None
+        fetched = self._consumer.consume(
+            1 if self._waiting else limit, timeout=seconds
+        )  # asked in any case: the group hears of us
+        self._waiting.extend(fetched)
+        waiting, self._waiting = self._waiting, []
+        ready: list[Any] = []
+        for place, message in enumerate(waiting):
+            try:
+                ready.append(message if message.error() is not None else self._registry.readable(message))
+            except StoreError as error:
+                if len(waiting) > limit + WAITING_MAX:
+                    raise
+                self._waiting = waiting[place:]
+                return ready, error
+        return ready, None
+
+    def _let_go(self, partitions: Collection[Partition]) -> None:
+        """Forget what waits of partitions whose position changes: it will be fetched again, here or elsewhere."""
+        self._waiting = [message for message in self._waiting if Partition(*_place(message)) not in partitions]
 
     async def pause(self, partitions: Collection[Partition]) -> None:
         await self._call(lambda: self._consumer.pause([TopicPartition(p.topic, p.partition) for p in partitions]))
@@ -278,6 +325,10 @@ class RawConsumer:
                     return False
                 raise gapwatch_error(answer.error, f"commit {answer.topic}[{answer.partition}]")
         return True
+
+
+def _place(message: Message) -> tuple[str, int]:
+    return message.topic() or "", message.partition() or 0
 
 
 def _keys(partitions: Sequence[TopicPartition]) -> tuple[Partition, ...]:

@@ -339,12 +339,22 @@ class TopicsSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaRegistrySpec:
+    """Where schemas of Avro and JSON Schema lie. ``options``: properties of Confluent's client."""
+
+    url: str = field(repr=False)  # may hold a password
+    place: str  # the address without it
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a password
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that a process of Gapwatch needs to know."""
 
     bootstrap_servers: str
     kafka_options: Mapping[str, str] = field(default_factory=dict, repr=False)  # librdkafka names; may hold a password
     connect_url: str = field(default="", repr=False)  # may hold a password
+    schema_registry: SchemaRegistrySpec | None = None
     listen_host: str = "127.0.0.1"
     listen_port: int = 8640
     probes_host: str = ""  # where every process serves probes and metrics; port 0: nowhere

@@ -18,6 +18,7 @@ from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.preflight import TopicPreflight
+from gapwatch.kafka.schema_registry import SchemaRegistry
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
 from gapwatch.metrics import Metrics, Snapshot
@@ -56,6 +57,7 @@ class Parts:
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
         self._preflights: dict[str, Sequence[Preflight]] = {}
+        self._registry = SchemaRegistry(settings.schema_registry, self.clock) if settings.schema_registry else None
         self._hot_path = native.find(os.environ)
         self._hot_path_told = False
 
@@ -65,12 +67,15 @@ class Parts:
             for check in checks:
                 await check.close()
         self.ledger.close()
+        if self._registry is not None:
+            self._registry.close()
 
     def producer(self, purpose: str) -> AckedProducer:
         return AckedProducer(self.settings, client_id=f"{purpose}-{self.name}")
 
     def consumer(self, purpose: str, group: str | None = None, **options: Any) -> RawConsumer:
-        return RawConsumer(self.settings, client_id=f"{purpose}-{self.name}", group=group, options=options)
+        name = f"{purpose}-{self.name}"
+        return RawConsumer(self.settings, client_id=name, group=group, options=options, registry=self._registry)
 
     def replay_reader(self) -> ReplayReader:
         def opened() -> RawConsumer:

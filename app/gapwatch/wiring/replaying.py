@@ -14,6 +14,7 @@ from gapwatch.core.keys import KeyCodec
 from gapwatch.core.replay import found_record
 from gapwatch.errors import NotFoundError
 from gapwatch.kafka.clients import RawConsumer
+from gapwatch.kafka.schema_registry import SchemaRegistry
 from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.ledger import SqlLedger, is_new, open_ledger
 from gapwatch.logs import set_up_logs
@@ -55,9 +56,15 @@ def replay_verdicts(
             with_types.close()
 
         def consumer() -> RawConsumer:
-            return RawConsumer(settings, client_id=f"replay-{new_id()[:8]}", options={"enable.partition.eof": True})
+            options = {"enable.partition.eof": True}
+            return RawConsumer(settings, client_id=f"replay-{new_id()[:8]}", options=options, registry=registry)
 
-        found = await ReplayReader(settings, consumer, TopicAdmin(settings), clock).answer(question, resolved, on_progress)
+        registry = SchemaRegistry(settings.schema_registry, clock) if settings.schema_registry else None
+        try:
+            found = await ReplayReader(settings, consumer, TopicAdmin(settings), clock).answer(question, resolved, on_progress)
+        finally:
+            if registry is not None:
+                registry.close()
         asked = {
             "pipeline": pipeline,
             "of": of,

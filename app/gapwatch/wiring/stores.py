@@ -19,6 +19,7 @@ from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import joined, resolve
 from gapwatch.errors import StoreError
+from gapwatch.kafka.schema_registry import RegistryPreflight
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.pipeline import DeliverySpec, FeedKind, FieldSpec, PipelineSpec, Settings, SourceTable
 from gapwatch.model.stream import Side
@@ -163,8 +164,11 @@ def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = 
         connector_of(source.type).source_preflight(spec, source.url, partial(_connector_config, settings, spec.by_table()[0])),
         connector_of(target.type).target_preflight(spec, target.url, position),
     ]
+    if settings.schema_registry is not None:
+        checks.append(RegistryPreflight(spec.id, settings.schema_registry, SystemClock()))
     if settings.connect_url:
         first, *others = spec.by_table()
-        checks.append(ConnectorPreflight(first, settings.connect_url))
-        checks += [ConnectorPreflight(replace(one, delivery=DeliverySpec()), settings.connect_url) for one in others]
+        said = {"registry": settings.schema_registry is not None, "rows": bool(source.heartbeat.topic)}
+        alone = [first, *(replace(one, delivery=DeliverySpec()) for one in others)]
+        checks += [ConnectorPreflight(one, settings.connect_url, **said) for one in alone]
     return checks

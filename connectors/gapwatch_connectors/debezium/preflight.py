@@ -12,14 +12,20 @@ from gapwatch_connectors.debezium.client import Connector, ConnectRest
 
 FLUSH_SECONDS_DEFAULT: Final = 60.0
 LOSSY_SINK: Final = "io.debezium.connector.mongodb.MongoDbSinkConnector"
+REGISTERED: Final = frozenset({"AvroConverter", "JsonSchemaConverter", "ExtJsonConverter"})
 NO_SNAPSHOT: Final = frozenset({"no_data", "never"})
 
 
 class ConnectorPreflight:
-    """Implements :class:`gapwatch.ports.Preflight` for the connectors of one pipeline."""
+    """Implements :class:`gapwatch.ports.Preflight` for the connectors of one pipeline.
 
-    def __init__(self, pipeline: PipelineSpec, url: str) -> None:
+    ``registry``: whether a schema registry is named; ``rows``: whether heartbeats are rows of a table instead of messages.
+    """
+
+    def __init__(self, pipeline: PipelineSpec, url: str, *, registry: bool = False, rows: bool = False) -> None:
         self._pipeline = pipeline
+        self._registry = registry
+        self._rows = rows
         self._rest = ConnectRest(url)
 
     async def check(self) -> Sequence[Advice]:
@@ -88,9 +94,27 @@ class ConnectorPreflight:
         if config.get("snapshot.mode") in NO_SNAPSHOT and self._pipeline.baseline == "assume":
             message = f"Connector {name} takes no snapshot and the baseline is assumed: nobody compares what was there before."
             yield self._advice("source", "warning", message, "Set the pipeline's baseline to sweep.")
+        yield from self._format(connector)
         yield from self._tables(connector)
         yield from self._columns(connector)
         yield from self._key(connector)
+
+    def _format(self, connector: Connector) -> Iterator[Advice]:
+        name = connector.config.get("value.converter", "").rpartition(".")[2]
+        if name == "CloudEventsConverter" and not self._rows:
+            message = (
+                f"Connector {connector.name} sends CloudEvents, which leave out the heartbeats of Gapwatch: its time would stand."
+            )
+            remedy = (
+                "Let heartbeat.action.query write a table that the connector captures, and name its topic as heartbeat.topic."
+            )
+            yield self._advice("source", "error", message, remedy)
+        elif name in REGISTERED and not self._registry:
+            message = f"Connector {connector.name} writes with {name}, whose schemas lie in a registry."
+            yield self._advice("source", "error", message, "Set schema_registry.url.")
+        elif "Protobuf" in name:
+            message = f"Connector {connector.name} writes Protobuf, which cannot be read."
+            yield self._advice("source", "error", message, "Let it write JSON, or Avro with a schema registry.")
 
     def _tables(self, connector: Connector) -> Iterator[Advice]:
         table = self._pipeline.source.table

@@ -78,6 +78,12 @@ DEBEZIUM = "{ debezium: shop.public.orders }"
         ("app:s3cret@db", "app:s3@cret@db", "dsn: Its user name or password holds a reserved character."),
         ("app:s3cret@db", "app:${S@db", "dsn: A reference is not closed."),
         ("stores:\n", "connect: { url: junk }\nstores:\n", "connect.url: It is no HTTP address."),
+        ("stores:\n", "schema_registry: { url: 'http://a:1,b:2' }\nstores:\n", "schema_registry.url: It is no HTTP address."),
+        (
+            "stores:\n",
+            "schema_registry: { options: { timeout: 1 } }\nstores:\n",
+            "schema_registry: It has options and no address.",
+        ),
         ("partitions: 4", "partitions: '4'", "topics.partitions: It should be a whole number."),
     ],
 )
@@ -124,7 +130,7 @@ def test_problems_in_values_from_the_environment_name_the_variable_and_not_the_v
     assert problems(GOOD, {"GAPWATCH_TOPICS__PARTITIONS": "many", "GAPWATCH_KAFKA_BOOTSTRAP_SERVERS": "b:1"}) == [
         "GAPWATCH_TOPICS__PARTITIONS: topics.partitions: It should be a whole number.",
         "GAPWATCH_KAFKA_BOOTSTRAP_SERVERS: kafka_bootstrap_servers: There is no such key."
-        " Known here: api, connect, database, kafka, pipelines, probes, stores, topics.",
+        " Known here: api, connect, database, kafka, pipelines, probes, schema_registry, stores, topics.",
     ]
     assert "GAPWATCH_DATABASE__X" in problems(GOOD, {"GAPWATCH_DATABASE__X": "1"})[0]
 
@@ -190,6 +196,17 @@ def test_h3_no_account_of_any_address_is_printed() -> None:
     for shown in (render(found), repr(found)):
         assert "s3cret" not in shown
     assert "http://u:***@c:8083" in render(found)
+
+
+def test_the_address_and_the_account_of_a_schema_registry_are_masked() -> None:
+    written = "schema_registry: { url: 'http://u:s3cret@r:8081', options: { basic.auth.user.info: 'u:s3cret', timeout: 3 } }"
+    found = settings(GOOD.replace("stores:\n", f"{written}\nstores:\n"))
+    assert found.schema_registry is not None
+    assert found.schema_registry.place == "http://u:***@r:8081"
+    shown = render(found)
+    assert "s3cret" not in shown + repr(found)
+    assert "basic.auth.user.info: '***'" in shown
+    assert "timeout: '3'" in shown
 
 
 def test_a_database_file_is_rendered_as_it_is() -> None:

@@ -1,4 +1,4 @@
-"""What is said of a sink connector's dead letters."""
+"""What is said of a sink connector's dead letters, and of a source connector's format."""
 
 from __future__ import annotations
 
@@ -52,3 +52,29 @@ async def test_dead_letters_are_to_be_read_and_to_say_where_they_came_from(
     found = await said(config, dead_letter_topic=named)
     assert len(found) == len(expected)
     assert all(end in text for text, end in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("converter", "given", "expected"),
+    [
+        ("", {}, ""),
+        ("org.apache.kafka.connect.json.JsonConverter", {}, ""),
+        ("io.debezium.converters.CloudEventsConverter", {}, "name its topic as heartbeat.topic."),
+        ("io.debezium.converters.CloudEventsConverter", {"rows": True}, ""),
+        ("io.confluent.connect.avro.AvroConverter", {}, "writes with AvroConverter, whose schemas lie in a registry."),
+        ("io.confluent.connect.avro.AvroConverter", {"registry": True}, ""),
+        ("io.apicurio.registry.utils.converter.ExtJsonConverter", {}, "Set schema_registry.url."),
+        ("io.confluent.connect.protobuf.ProtobufConverter", {"registry": True}, "writes Protobuf, which cannot be read."),
+    ],
+)
+async def test_a_format_that_could_not_be_read_is_named_beforehand(converter: str, given: dict[str, bool], expected: str) -> None:
+    check = ConnectorPreflight(replace(pipeline(), delivery=DeliverySpec()), "http://localhost:1", **given)
+    config = {"skipped.operations": "none", "offset.mismatch.strategy": "trust_offset", "value.converter": converter}
+    states: Any = {"name": "source", "state": "RUNNING", "task_states": ("RUNNING",), "trace": ""}
+
+    async def source_of(_: str) -> Connector:
+        return cast("Connector", SimpleNamespace(**states, config=config))
+
+    check._rest = cast("ConnectRest", SimpleNamespace(source_of=source_of))
+    errors = [f"{one.message} {one.remedy}" for one in await check.check() if one.level == "error"]
+    assert [expected in text for text in errors] == ([True] if expected else [])

@@ -101,7 +101,7 @@ class DebeziumDecoder:
 
     def loop(self, record: RawRecord) -> Loop | None:
         """Return the compiled loop over records like this one; None where there is none."""
-        if not record.value or not record.key or (frame := frame_of(record.value)) is None:
+        if not record.value or not record.key or (frame := frame_of(record.value)) is None or frame.cloud:
             return None
         mongo, columns = frame.source.connector == "mongodb", self._mapping.side(self._side).codec.columns
         if not mongo and "schema" in (column.path for column in columns):

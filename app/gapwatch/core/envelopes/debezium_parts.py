@@ -46,17 +46,37 @@ class _Message(Envelope):
     payload: Envelope | None = None
 
 
+class _CloudEvent(msgspec.Struct):
+    """What Debezium's CloudEvents converter makes of an envelope: ``source`` lies in attributes, all of them texts."""
+
+    op: str = msgspec.field(name="iodebeziumop")
+    connector: str = msgspec.field(name="iodebeziumconnector")
+    data: msgspec.Raw
+    ts_ms: int | None = msgspec.field(default=None, name="iodebeziumtsms")
+    snapshot: str | bool | None = msgspec.field(default=None, name="iodebeziumsnapshot")
+    sequence: str | None = msgspec.field(default=None, name="iodebeziumsequence")
+    lsn: int | None = msgspec.field(default=None, name="iodebeziumlsn")
+    ord: int | None = msgspec.field(default=None, name="iodebeziumord")
+    txn_number: int | None = msgspec.field(default=None, name="iodebeziumtxnNumber")
+
+
 class Frame(NamedTuple):
-    """A record's envelope and the bytes of its schema (b"" where it has none; ``written_schema``: None, or what stands there)."""
+    """A record's envelope and the bytes of its schema (b"" where it has none; ``written_schema``: None, or what stands there).
+
+    ``cloud``: it is a CloudEvent, which is laid out differently.
+    """
 
     envelope: Envelope
     source: Source
     op: str
     schema: bytes
     written_schema: bytes | None
+    cloud: bool = False
 
 
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
+_CLOUD_EVENT: Final = msgspec.json.Decoder(_CloudEvent, strict=False)
+_MARK: Final = b'"specversion"'
 _FLAT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # JSON inside a text, and its numbers are texts again: this decoder takes those for numbers.
 SEQUENCE: Final = msgspec.json.Decoder(tuple[int | None, int | None], strict=False)
@@ -67,15 +87,38 @@ def frame_of(value: bytes) -> Frame | None:
     """Return the envelope; None where the record is JSON and no envelope (unwrapped, a heartbeat, transaction metadata)."""
     try:
         message = _MESSAGE.decode(value)
-    except msgspec.ValidationError:
-        return None
+    except msgspec.ValidationError:  # as of a CloudEvent, whose source is a text
+        return _cloud_event(value) if _MARK in value else None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise RecordError("unparsable_json", f"The record's value is not JSON: {error}.") from error
+        raise not_json(value, error) from error
     envelope = message.payload or message
     if envelope.op is None or envelope.source is None:
         return None
     schema = bytes(message.schema)
     return Frame(envelope, envelope.source, envelope.op, b"" if schema == NULL else schema, schema or None)
+
+
+def _cloud_event(value: bytes) -> Frame | None:
+    """Return the envelope that a CloudEvent of Debezium's was made of; None where it is another one's."""
+    try:
+        event = _CLOUD_EVENT.decode(value)
+        data = _MESSAGE.decode(event.data)
+    except msgspec.ValidationError:
+        return None
+    names = ("connector", "ts_ms", "snapshot", "sequence", "lsn", "ord", "txn_number")
+    source = Source(**{name: getattr(event, name) for name in names})
+    schema = bytes(data.schema)
+    return Frame(data.payload or data, source, event.op, b"" if schema == NULL else schema, schema or None, cloud=True)
+
+
+def not_json(value: bytes, error: Exception) -> RecordError:
+    """Return the error for a record that is no JSON object; one that begins with a zero byte names a schema instead."""
+    if value[:1] == b"\0" and len(value) > 5:
+        number = int.from_bytes(value[1:5], "big")
+        return RecordError(
+            "schema_unread", f"The record needs schema {number}, which was not read. Is schema_registry.url right?"
+        )
+    return RecordError("unparsable_json", f"The record's value is no JSON object: {error}.")
 
 
 def flat_of(value: bytes) -> tuple[bytes, bytes, dict[str, msgspec.Raw]] | None:
@@ -89,7 +132,7 @@ def flat_of(value: bytes) -> tuple[bytes, bytes, dict[str, msgspec.Raw]] | None:
             return None
         return b"" if schema == NULL else schema, row, _FLAT.decode(row)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise RecordError("unparsable_json", f"The record's value is no JSON object: {error}.") from error
+        raise not_json(value, error) from error
 
 
 def is_snapshot(op: str, snapshot: str | bool | None) -> bool:

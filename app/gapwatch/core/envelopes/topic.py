@@ -13,6 +13,7 @@ from typing import Any, Final
 from gapwatch.core.canonical import parse_json
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.compiled.loop import Loop
+from gapwatch.core.envelopes.debezium_parts import not_json
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
 from gapwatch.core.mapping import CompiledMapping
@@ -48,7 +49,7 @@ class TopicDecoder:
         """Nothing to remember."""
 
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
-        value = None if not record.value else _json(record.value)
+        value = None if not record.value else _payload(_json(record.value))
         inner = self._unwrapped(value)
         if isinstance(inner, list):
             return self._several(record, inner)
@@ -81,7 +82,7 @@ class TopicDecoder:
 
     def _identifier(self, key: bytes) -> Mapping[str, Any]:
         try:
-            value = parse_json(key)
+            value = _payload(parse_json(key))
         except ValueError:
             value = key.decode("utf-8", "replace")  # a text key, written without quotes
         if isinstance(value, Mapping):
@@ -93,4 +94,9 @@ def _json(value: bytes) -> Any:
     try:
         return parse_json(value)
     except ValueError as error:
-        raise RecordError("unparsable_json", f"The record's value is not JSON: {error}.") from error
+        raise not_json(value, error) from error
+
+
+def _payload(value: Any) -> Any:
+    """Return what stands beside its schema, as Connect writes it with ``schemas.enable``; anything else as it is."""
+    return value["payload"] if isinstance(value, Mapping) and value.keys() == {"schema", "payload"} else value

@@ -140,7 +140,9 @@ class Watcher:
                 measures += [advice.measure for advice in said if advice.measure is not None]
             except (GapwatchError, TimeoutError) as error:
                 checked_all = False
-                log.warning("check_failed", pipeline=pipeline.id, check=type(check).__name__, error=str(error))
+                log.warning(
+                    "check_failed", pipeline=pipeline.id, check=type(check).__name__, error=str(error) or "no answer in time"
+                )
         self._show(pipeline, measures, all_known=checked_all)
         await self._store(pipeline, found, clear=checked_all)
 
