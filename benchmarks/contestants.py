@@ -19,16 +19,19 @@ from gapwatch.ledger import open_ledger
 from gapwatch.model.stream import Batch
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 
+NATIVE = "ingest, native"
+NATIVE_PREFIX = "gapwatch-native"  # beside what the pure one writes on the same broker
 
-async def ingest(servers: str, keys: int, database: str) -> dict[str, float]:
-    """Row 1: the real role, until every raw offset is committed."""
+
+async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREFIX) -> dict[str, float]:
+    """Row 1: the real role, until every raw offset is committed; with the native module where ``GAPWATCH_NATIVE`` says so."""
     from gapwatch.kafka.clients import RawConsumer
     from gapwatch.kafka.offsets import OffsetReader
     from gapwatch.kafka.producer import AckedProducer
     from gapwatch.kafka.topics import TopicAdmin, ensure_topics
     from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 
-    settings, clock = work.settings(servers, database), SystemClock()
+    settings, clock, group = work.settings(servers, database, prefix), SystemClock(), f"{prefix}.ingest"
     await ensure_topics(settings)
     ledger = open_ledger(database)
 
@@ -41,7 +44,7 @@ async def ingest(servers: str, keys: int, database: str) -> dict[str, float]:
             pipelines=settings.pipelines,
             ledger=ledger,
             producer=AckedProducer(settings, client_id="bench"),
-            consumer=RawConsumer(settings, client_id="bench", group="gapwatch.ingest", options={"enable.partition.eof": True}),
+            consumer=RawConsumer(settings, client_id="bench", group=group, options={"enable.partition.eof": True}),
             heartbeats=RawConsumer(settings, client_id="bench-heartbeats"),
             offsets=OffsetReader(settings, clock),
             topics=TopicAdmin(settings),
@@ -61,7 +64,7 @@ async def ingest(servers: str, keys: int, database: str) -> dict[str, float]:
     partitions = [Partition(topic, number) for topic in (work.SOURCE, work.TARGET) for number in range(work.PARTITIONS)]
     total = work.records(keys)
     while not running.done():
-        committed = (await offsets.delivery("gapwatch.ingest", partitions)).positions
+        committed = (await offsets.delivery(group, partitions)).positions
         if sum(offset or 0 for offset in committed.values()) >= total:
             break
         await asyncio.sleep(0.2)
@@ -127,9 +130,9 @@ def raised(servers: str) -> work.Planted:
     return work.Planted(missing=frozenset(missing), wrong=frozenset(wrong))
 
 
-def differing(servers: str, keys: int) -> set[int]:
+def differing(servers: str, keys: int, prefix: str = work.PREFIX) -> set[int]:
     """Return the keys that the sections of both sides disagree on: the answer, without the matcher."""
-    settings = work.settings(servers, "")
+    settings = work.settings(servers, "", prefix)
     codec = CompiledMapping(settings.pipelines["orders"]).source.codec
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-events", "enable.auto.commit": False})
     parts = [TopicPartition(settings.topics.events, number, 0) for number in range(settings.topics.partitions)]
@@ -154,7 +157,10 @@ def differing(servers: str, keys: int) -> set[int]:
 def main() -> None:
     """Run one contestant and print its figures."""
     name, servers, keys, database = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-    figures = asyncio.run({"ingest": ingest, "match": match}[name](servers, keys, database))
+    if name == "match":
+        figures = asyncio.run(match(servers, keys, database))
+    else:
+        figures = asyncio.run(ingest(servers, keys, database, NATIVE_PREFIX if name == NATIVE else work.PREFIX))
     report(int(figures.pop("events")), **figures)
 
 

@@ -44,7 +44,8 @@ from gapwatch.model.pipeline import (
     TargetSpec,
 )
 from gapwatch.roles.board import Board, Delivered
-from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
+from gapwatch.roles.repair.backfill_work import BackfillDependencies
+from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies

@@ -33,6 +33,7 @@ from gapwatch.model.pipeline import (
 SOURCE, TARGET = "bench.public.orders", "catalog.shop.orders"
 PARTITIONS = 4
 EVENTS_PARTITIONS = 4
+PREFIX = "gapwatch"  # of our own topics
 MISSING_EVERY, WRONG_EVERY = 1_000, 1_000
 START_MS = 1_790_000_000_000
 PER_SECOND = 2_000  # commits a second, in event time
@@ -47,8 +48,8 @@ class Planted:
     wrong: frozenset[int]
 
 
-def settings(bootstrap_servers: str, database: str) -> Settings:
-    """Return the settings of the benchmark's one pipeline: six mapped fields, resolved."""
+def settings(bootstrap_servers: str, database: str, prefix: str = PREFIX) -> Settings:
+    """Return the settings of the benchmark's one pipeline: six mapped fields, resolved; `prefix` of Gapwatch's own topics."""
     kinds: tuple[tuple[str, FieldType, dict[str, Any]], ...] = (
         ("customer", FieldType.TEXT, {}),
         ("amount", FieldType.DECIMAL, {"scale": 2, "wire": "text"}),
@@ -75,7 +76,7 @@ def settings(bootstrap_servers: str, database: str) -> Settings:
     )
     return Settings(
         bootstrap_servers=bootstrap_servers,
-        topics=TopicsSpec(partitions=EVENTS_PARTITIONS),
+        topics=TopicsSpec(prefix=prefix, partitions=EVENTS_PARTITIONS),
         database=database,
         stores={
             "shop": StoreSpec(name="shop", type=StoreType.POSTGRES, url=""),

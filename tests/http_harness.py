@@ -112,9 +112,9 @@ class Desk:
         self._note("replay", pipeline, time_from, time_to, of, actor)
         return self._run(RunKind.REPLAY, pipeline, {"from": time_from, "to": time_to, "of": of}, actor)
 
-    async def plan_backfill(self, pipeline: str, kinds: Sequence[str], *, actor: str) -> Run:
+    async def plan_backfill(self, pipeline: str, kinds: Sequence[str], *, actor: str, mode: str = "") -> Run:
         self.pipeline(pipeline)
-        self._note("plan", pipeline, list(kinds), actor)
+        self._note("plan", pipeline, list(kinds), actor, *([mode] if mode else []))
         return self._run(RunKind.BACKFILL, pipeline, {"dry_run": True}, actor, RunState.SUCCEEDED)
 
     async def apply_backfill(self, plan_id: str, *, actor: str) -> Run:

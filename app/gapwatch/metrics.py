@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gapwatch.core.cron import longest_pause_seconds
 from gapwatch.core.incidents import gaps_of_incident
 from gapwatch.model.gap import Detector, Finding, Kind, Resolution, Run, RunState, Severity
 from gapwatch.model.pipeline import PipelineSpec
@@ -89,7 +90,7 @@ class Metrics:
                 "slo_seconds": spec.slo_seconds,
                 "stall_after_seconds": spec.stall_after_seconds,
                 "lag_limit_seconds": spec.lag_limit,
-                "sweep_interval_seconds": spec.sweep.every_seconds,
+                "sweep_interval_seconds": longest_pause_seconds(spec.sweep.cron) if spec.sweep.cron else spec.sweep.every_seconds,
                 "coverage_target_ratio": spec.coverage_target,
             }
             for name, value in values.items():

@@ -25,7 +25,8 @@ from gapwatch.model.pipeline import Policy, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapChange, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.backfiller import WRITE_ACTION, BackfillDependencies, Backfiller
+from gapwatch.roles.repair.backfill_work import WRITE_ACTION, BackfillDependencies
+from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply
 from tests.simulation.stores import PLACEHOLDER, Rig, VirtualClock, spec_of_rig

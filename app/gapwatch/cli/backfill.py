@@ -25,15 +25,19 @@ def plan(
     context: typer.Context,
     pipeline: str,
     kinds: Annotated[str, typer.Option(help="Gap kinds, comma-separated.")] = "missing,stale,mismatch",
-    mode: Annotated[str, typer.Option(help="direct: guarded writes to the target.")] = "direct",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="direct: guarded writes to the target; debezium: a snapshot of just these rows; republish: the source's events "
+            "once more. Without it, the first of the pipeline's repair.modes."
+        ),
+    ] = "",
     url: UrlOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say what an apply would write. Writes nothing to the target."""
-    if mode != "direct":
-        raise UsageError(f"The mode {mode!r} is not supported yet.", remedy="Use --mode direct.")
     with connect(url, config_of(context)) as api:
-        run = api.post("/api/v1/backfills", {"pipeline": pipeline, "kinds": kinds.split(",")})
+        run = api.post("/api/v1/backfills", {"pipeline": pipeline, "kinds": kinds.split(","), "mode": mode})
     emit([run], runs.COLUMNS, output)
     note(f"{run['counts']['planned']} documents would be repaired. Apply it with: gapwatch backfill apply {run['id']}")
 

@@ -11,8 +11,11 @@ from gapwatch.config.counting import kept_of, target_rule_problems, where_proble
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.plain import plain_feed, plain_problems
 from gapwatch.config.render import mask_url
+from gapwatch.config.repair import repair_problems, repair_spec
 from gapwatch.config.source import Document, Place
 from gapwatch.config.tables import source_tables, table_problems
+from gapwatch.core.cron import EXAMPLE as CRON_EXAMPLE
+from gapwatch.core.cron import is_cron
 from gapwatch.core.maintenance import EXAMPLES, MaintenanceSpec
 from gapwatch.model.pipeline import (
     BatchSpec,
@@ -26,8 +29,6 @@ from gapwatch.model.pipeline import (
     KeyType,
     Match,
     PipelineSpec,
-    Policy,
-    RepairSpec,
     Rounding,
     SchemaRegistrySpec,
     Settings,
@@ -56,6 +57,9 @@ def build(form: forms.File, document: Document, file: str) -> Settings:
     topics = TopicsSpec(prefix=form.topics.prefix, partitions=form.topics.partitions, replication=form.topics.replication)
     stores = {name: _store(name, store, document) for name, store in form.stores.items()}
     pipelines = {name: _Builder(name, pipeline, stores, topics, document).build() for name, pipeline in form.pipelines.items()}
+    for name, spec in pipelines.items():
+        for place, message, remedy in repair_problems(spec.repair, spec.source, connect=bool(form.connect.url)):
+            document.problem(("pipelines", name, "repair", *place), message, remedy)
     _common(form, document)
     return Settings(
         bootstrap_servers=form.kafka.bootstrap_servers,
@@ -193,7 +197,7 @@ class _Builder:
             enabled=form.enabled,
             maintenance=tuple(form.maintenance),
             sweep=self._sweep(),
-            repair=self._repair(),
+            repair=repair_spec(self._form.repair),
         )
 
     def _grace(self) -> tuple[float | None, float]:
@@ -480,29 +484,23 @@ class _Builder:
             self._problem(("sweep", "full_every"), "Every sweep is a full one: there is no `lookback`.", "Write `every`.")
         if form.every is not None and form.every < 10:
             self._problem(("sweep", "every"), "Sweeps may start every 10 s at most.", "Write 30m.")
+        if form.cron is not None and form.every is not None:
+            self._problem(("sweep", "cron"), "There is an interval as well.", "Write either `every` or `cron`.")
+        elif form.cron is not None and not is_cron(form.cron):
+            self._problem(("sweep", "cron"), f"{form.cron!r} is no cron expression of five fields.", f"Write {CRON_EXAMPLE}.")
         return SweepSpec(
             every_seconds=form.every,
+            cron=form.cron or "",
             lookback_seconds=form.lookback,
             full_every_seconds=form.full_every or (FULL_EVERY_SECONDS if form.lookback is not None else None),
             start_delay_seconds=form.start_delay,
             load=form.load,
-            batch=BatchSpec(documents=form.batch.documents, bytes=form.batch.bytes, pause_seconds=form.batch.pause),
-        )
-
-    def _repair(self) -> RepairSpec:
-        form = self._form.repair
-        chosen = {}
-        for name in ("missing", "stale", "mismatch", "extra", "undeleted"):
-            policy = Policy(getattr(form, name))
-            if policy is Policy.DELETE and name not in ("extra", "undeleted"):
-                self._problem(("repair", name), f"A {name} document cannot be deleted.", "Write report or auto.")
-            chosen[name] = policy
-        return RepairSpec(
-            **chosen,
-            max_documents_per_run=form.max_documents_per_run,
-            brake_ratio=form.brake_ratio,
-            max_attempts=form.max_attempts,
-            backoff_seconds=form.backoff,
+            batch=BatchSpec(
+                documents=form.batch.documents,
+                bytes=form.batch.bytes,
+                pause_seconds=form.batch.pause,
+                adaptive=form.batch.pace == "adaptive",
+            ),
         )
 
 

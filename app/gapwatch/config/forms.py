@@ -229,15 +229,20 @@ class Batch(Form):
     documents: int = Field(default=100, ge=1, le=10_000)
     bytes: Size = 5 * 1024 * 1024
     pause: Duration = 0.2
+    pace: Literal["fixed", "adaptive"] = Field(default="fixed", description="adaptive: by how fast the target writes, from there")
 
 
 class Sweep(Form):
     every: Duration | None = None
+    cron: str | None = Field(default=None, description="five fields, UTC, instead of `every`")
     start_delay: Duration = 120.0
     lookback: Positive | None = None
     full_every: Positive | None = None
     load: float = Field(default=0.5, gt=0, le=1)
     batch: Batch = Field(default_factory=Batch)
+
+
+ModeName = Literal["direct", "debezium", "republish"]
 
 
 class Repair(Form):
@@ -246,6 +251,9 @@ class Repair(Form):
     mismatch: PolicyName = "report"
     extra: PolicyName = "report"
     undeleted: PolicyName = "report"
+    modes: list[ModeName] = Field(
+        default=["direct"], min_length=1, description="that backfills may use; the first is the usual one"
+    )
     max_documents_per_run: int = Field(default=10_000, ge=1)
     brake_ratio: float = Field(default=0.2, gt=0, le=1)
     max_attempts: int = Field(default=5, ge=1, le=100)

@@ -132,10 +132,12 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
                 "documents": sweep.batch.documents,
                 "bytes": sweep.batch.bytes,
                 "pause": duration(sweep.batch.pause_seconds),
+                "pace": "adaptive" if sweep.batch.adaptive else "fixed",
             },
         },
         "repair": {
             **{name: getattr(repair, name).value for name in ("missing", "stale", "mismatch", "extra", "undeleted")},
+            "modes": [mode.value for mode in repair.modes],
             "max_documents_per_run": repair.max_documents_per_run,
             "brake_ratio": repair.brake_ratio,
             "max_attempts": repair.max_attempts,
@@ -144,6 +146,8 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
     }
     if sweep.every_seconds is not None:
         tree["sweep"] = {"every": duration(sweep.every_seconds), **tree["sweep"]}
+    if sweep.cron:
+        tree["sweep"] = {"cron": sweep.cron, **tree["sweep"]}
     if sweep.lookback_seconds is not None and sweep.full_every_seconds is not None:
         tree["sweep"] |= {"lookback": duration(sweep.lookback_seconds), "full_every": duration(sweep.full_every_seconds)}
     for name in ("disorder", "settle", "clock_skew_max", "stall_after", "lag_limit", "confirm_again", "pulse", "slo"):

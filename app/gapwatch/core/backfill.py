@@ -31,6 +31,7 @@ class ItemOutcome(StrEnum):
     MOVED_ON = "moved_on"  # the source keeps changing: the stream's business
     UNREAD = "unread"
     REFUSED = "refused"  # not a kind that this run may write
+    REQUESTED = "requested"  # the pipeline was asked to deliver it again
     FAILED = "failed"
 
 

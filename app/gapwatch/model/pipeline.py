@@ -226,16 +226,26 @@ class BatchSpec:
     documents: int = 100
     bytes: int = 5 * 1024 * 1024
     pause_seconds: float = 0.2
+    adaptive: bool = False  # size and pause follow what the target can take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepSpec:
     every_seconds: float | None = None
+    cron: str = ""  # five fields, UTC, instead of an interval
     start_delay_seconds: float = 120.0
     lookback_seconds: float | None = None  # scheduled sweeps look back so far; None: at everything
     full_every_seconds: float | None = None  # beside those that look back, one of everything
     load: float = 0.5  # share of the time that a sweep may keep a store busy
     batch: BatchSpec = BatchSpec()
+
+
+class RepairMode(StrEnum):
+    """How a backfill brings documents about: it writes them, or has the pipeline deliver them again."""
+
+    DIRECT = "direct"  # guarded writes to the target
+    DEBEZIUM = "debezium"  # an incremental snapshot of just these rows
+    REPUBLISH = "republish"  # the source's event once more, to its own topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +255,7 @@ class RepairSpec:
     mismatch: Policy = Policy.REPORT
     extra: Policy = Policy.REPORT
     undeleted: Policy = Policy.REPORT
+    modes: tuple[RepairMode, ...] = (RepairMode.DIRECT,)  # that may be used; automatic repair takes the first
     max_documents_per_run: int = 10_000
     brake_ratio: float = 0.2
     max_attempts: int = 5

@@ -15,7 +15,7 @@ from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import FeedError, KeyMisfit, NotFoundError, StoreError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Resolution, Run, State
-from gapwatch.model.pipeline import PipelineSpec, Settings
+from gapwatch.model.pipeline import PipelineSpec, RepairMode, Settings
 from gapwatch.model.stream import Side
 from gapwatch.model.view import PipelineView
 from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
@@ -183,7 +183,7 @@ class Desk:
         await self._audit(actor, f"{run.kind.value}_cancel", run.pipeline, run_id=run.id)
         return run
 
-    async def plan_backfill(self, pipeline: str, kinds: Sequence[str], *, actor: str) -> Run:
+    async def plan_backfill(self, pipeline: str, kinds: Sequence[str], *, actor: str, mode: str = "") -> Run:
         """Store a plan (a dry run): which open gaps an apply would write. Writes nothing to the target."""
         spec = self.pipeline(pipeline)
         chosen = frozenset(_kind(name) for name in kinds) or frozenset(DEFAULT_KINDS)
@@ -197,6 +197,7 @@ class Desk:
                 run_id=self._on.new_id(),
                 clock=self._on.clock,
                 requested_by=actor,
+                mode=_mode(mode) if mode else None,
             )
         )
 
@@ -350,6 +351,13 @@ def _kind(name: str) -> Kind:
         return Kind(name)
     except ValueError:
         raise UsageError(f"There is no gap kind {name!r}.", remedy=f"Kinds: {', '.join(kind.value for kind in Kind)}.") from None
+
+
+def _mode(name: str) -> RepairMode:
+    try:
+        return RepairMode(name)
+    except ValueError:
+        raise UsageError(f"There is no mode {name!r}.", remedy=f"Modes: {', '.join(RepairMode)}.") from None
 
 
 def _resolution(name: str) -> Resolution:

@@ -35,6 +35,7 @@ from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPu
 from gapwatch.roles.repair.replaying import ReplayReader
 from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 from gapwatch.roles.status_feed import StatusTopic
+from gapwatch.wiring.resending import Resenders
 from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
 from gapwatch_connectors.registry import connector_of
 
@@ -76,6 +77,14 @@ class Parts:
     def consumer(self, purpose: str, group: str | None = None, **options: Any) -> RawConsumer:
         name = f"{purpose}-{self.name}"
         return RawConsumer(self.settings, client_id=name, group=group, options=options, registry=self._registry)
+
+    def _resenders(self) -> Resenders:
+        def consumer() -> RawConsumer:
+            return RawConsumer(self.settings, client_id=f"resend-{self.name}")
+
+        registry = self._registry
+        readable = (lambda message: message) if registry is None else registry.readable
+        return Resenders(self.settings.connect_url, consumer, lambda: self.producer("resend"), readable, self.clock)
 
     def replay_reader(self) -> ReplayReader:
         def opened() -> RawConsumer:
@@ -189,6 +198,7 @@ class Parts:
                     gaps=GapPublisher(producer, settings.topics),
                     checks=self._checks(),
                     replay=self.replay_reader().answer,
+                    resender=self._resenders(),
                     metrics=self.metrics,
                     clock=self.clock,
                     host=host(),

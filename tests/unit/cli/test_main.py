@@ -82,7 +82,6 @@ def test_the_version_is_on_standard_output(capsys: pytest.CaptureFixture[str]) -
         (["run", "--rolle", "all"], "No such option: --rolle"),
         (["config", "validate", "--config", "no-such.yaml"], "cannot be read: No such file or directory."),
         (["pipelines", "--url", "junk"], "error: 'junk' is not the address of a service.\n  Write it like http://"),
-        (["backfill", "plan", "orders", "--mode", "republish"], "The mode 'republish' is not supported yet."),
     ],
 )
 def test_wrong_usage_ends_with_2_and_a_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

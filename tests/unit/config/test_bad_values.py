@@ -85,6 +85,21 @@ DEBEZIUM = "{ debezium: shop.public.orders }"
             "schema_registry: It has options and no address.",
         ),
         ("partitions: 4", "partitions: '4'", "topics.partitions: It should be a whole number."),
+        (
+            "grace: 5s",
+            "grace: 5s\n    repair: { modes: [debezium] }",
+            "repair.modes: Mode debezium asks a connector for a snapshot",
+        ),
+        ("grace: 5s", "grace: 5s\n    repair: { modes: [] }", "repair.modes: "),
+        ("grace: 5s", "grace: 5s\n    sweep: { cron: '@daily' }", "sweep.cron: '@daily' is no cron expression of five fields."),
+        ("grace: 5s", "grace: 5s\n    sweep: { cron: '0 3 * * *', every: 1h }", "sweep.cron: There is an interval as well."),
+        ("grace: 5s", "grace: 5s\n    repair: { modes: [telepathy] }", "repair.modes"),
+        ("grace: 5s", "grace: 5s\n    repair: { missing: delete }", "repair.missing: A missing document cannot be deleted."),
+        (
+            "feed: { debezium: shop.public.orders } }",
+            "feed: { topic: x } }\n    repair: { modes: [direct, republish] }",
+            "repair.modes: Mode republish needs a source that Debezium captures.",
+        ),
     ],
 )
 def test_one_wrong_value_is_one_problem_that_names_it(old: str, new: str, expected: str) -> None:

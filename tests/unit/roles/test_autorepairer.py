@@ -20,7 +20,8 @@ from gapwatch.model.stream import Side
 from gapwatch.ports import GapChange, GapFilter
 from gapwatch.roles.board import Delivered, Facts
 from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepairer
-from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
+from gapwatch.roles.repair.backfill_work import BackfillDependencies
+from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply, requeue
 from gapwatch.roles.repair.sweeps import request_sweep

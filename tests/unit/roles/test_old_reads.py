@@ -23,7 +23,8 @@ from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import ABSENT, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller, _still_ours
+from gapwatch.roles.repair.backfill_work import BackfillDependencies
+from gapwatch.roles.repair.backfiller import Backfiller, _still_ours
 from gapwatch.roles.repair.judging import Case, Decided
 from gapwatch.roles.repair.reads import read_batch
 from gapwatch_connectors.mongodb.connection import OPTIONS

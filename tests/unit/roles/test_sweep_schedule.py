@@ -150,3 +150,35 @@ async def test_m22_a_pause_that_ends_while_a_run_still_does_is_followed_by_a_swe
     since = datetime.fromisoformat(sweep.request["since"]) + timedelta(seconds=spec.grace_seconds)
     assert abs((since - first).total_seconds()) < 1
     assert ledger.fact(Facts.quiet(spec.id)) is None
+
+
+@pytest.mark.parametrize(
+    ("hours_since_last", "due"),
+    [(None, True), (0.0, False), (30.0, True)],
+    ids=["never swept", "swept since", "nobody ran at the time"],
+)
+def test_f2_a_sweep_by_the_calendar_is_due_once_and_made_up_for(
+    ledger: SqlLedger, hours_since_last: float | None, *, due: bool
+) -> None:
+    clock = VirtualClock()
+    spec = replace(spec_of_rig(), sweep=SweepSpec(cron="0 3 * * *", start_delay_seconds=0.0))
+    asking = scheduler(ledger, clock, spec)
+    last = None
+    if hours_since_last is not None:
+        last = Run(
+            id="last",
+            pipeline=spec.id,
+            kind=RunKind.SWEEP,
+            state=RunState.SUCCEEDED,
+            requested_at=clock.now() - timedelta(hours=hours_since_last),
+            request={"range": "full"},
+        )
+    assert asking._scheduled(spec, last, clock.now()) is due
+
+
+def test_f2_the_first_scheduled_sweep_waits_for_its_delay(ledger: SqlLedger) -> None:
+    clock = VirtualClock()
+    spec = replace(spec_of_rig(), sweep=SweepSpec(cron="* * * * *", start_delay_seconds=120.0))
+    asking = scheduler(ledger, clock, spec)
+    assert not asking._scheduled(spec, None, clock.now() + timedelta(seconds=119))
+    assert asking._scheduled(spec, None, clock.now() + timedelta(seconds=120))

@@ -7,6 +7,7 @@ Built once per pipeline and side with :func:`decoder_for`, and for whole batches
 from collections.abc import Mapping
 from typing import Final
 
+from gapwatch.core.envelopes.batches import REPUBLISHED as REPUBLISHED
 from gapwatch.core.envelopes.batches import BatchDecoder as BatchDecoder
 from gapwatch.core.envelopes.batches import LoopDecoder as LoopDecoder
 from gapwatch.core.envelopes.change_stream import ChangeStreamDecoder

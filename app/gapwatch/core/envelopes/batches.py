@@ -11,7 +11,12 @@ from gapwatch.core.envelopes.records import Decoder, Event, Message, RawRecord
 from gapwatch.errors import RecordError
 
 CHUNK: Final = 500  # messages that are decoded before the first of them is read: few enough to stay in the processor's cache
+REPUBLISHED: Final = "gapwatch.republished"  # header of records that a backfill sent once more: the run's id
 LOOKED_AT_MAX: Final = 10  # messages of a batch that are asked for their loop
+
+
+def is_republished(message: Message) -> bool:
+    return any(name == REPUBLISHED for name, _ in message.headers() or ())
 
 
 class LoopDecoder(Decoder, Protocol):
@@ -33,13 +38,17 @@ class BatchDecoder:
     The loop in use is kept while most records suit it: a feed changes its form only when its connector is set up anew.
     """
 
-    def __init__(self, decoder: LoopDecoder) -> None:
+    def __init__(self, decoder: LoopDecoder, *, republished: bool = False) -> None:
+        """``republished``: the feed may hold records that a backfill sent once more; they say nothing new and are passed over."""
         self.shape = decoder.shape
+        self._republished = republished
         self._decoder = decoder
         self._loop: Loop | None = None
 
     def decode(self, messages: Sequence[Message]) -> EventColumns:
         """Return all that the messages say; what cannot be understood is among ``others``."""
+        if self._republished:
+            messages = [message for message in messages if not is_republished(message)]
         columns = EventColumns(self.shape)
         unusual: list[Message] = []
         looped = 0

@@ -49,10 +49,14 @@ class Sweep(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rena
 
 
 class Backfill(msgspec.Struct, forbid_unknown_fields=True):
-    """A new plan for ``pipeline``, or the application of ``plan``, which has to be asked for with ``dry_run`` false."""
+    """A new plan for ``pipeline``, or the application of ``plan``, which has to be asked for with ``dry_run`` false.
+
+    ``mode``: direct, debezium or republish; empty: the pipeline's usual one.
+    """
 
     pipeline: str = ""
     kinds: list[str] = []
+    mode: str = ""
     plan: str = ""
     dry_run: bool = True
 
@@ -92,10 +96,10 @@ async def start_backfill(request: web.Request) -> web.StreamResponse:
     if body.plan:
         if body.dry_run:
             raise Problem(400, "Applying a plan writes to the target: ask for it with dry_run false.")
-        if body.kinds:
-            raise Problem(400, "A plan has its kinds; give none when it is applied.")
+        if body.kinds or body.mode:
+            raise Problem(400, "A plan has its kinds and its mode; give none when it is applied.")
         return accepted(await operations.apply_backfill(body.plan, actor=request[ACTOR]))
-    planned = await operations.plan_backfill(body.pipeline, body.kinds, actor=request[ACTOR])
+    planned = await operations.plan_backfill(body.pipeline, body.kinds, actor=request[ACTOR], mode=body.mode)
     if body.dry_run:
         return accepted(planned)
     return accepted(await operations.apply_backfill(planned.id, actor=request[ACTOR]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gapwatch.core.envelopes import PLAIN, BatchDecoder, LetterDecoder, NativeModule, decoder_for, letter_decoders_for
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.model.pipeline import FeedKind, PipelineSpec
+from gapwatch.model.pipeline import FeedKind, PipelineSpec, RepairMode
 from gapwatch.model.stream import Side
 
 
@@ -52,7 +52,7 @@ def _bind(
             pipeline=pipeline,
             side=side,
             topic=feed.topic,
-            decoder=BatchDecoder(decoder_for(table, side, mapping, native)),
+            decoder=BatchDecoder(decoder_for(table, side, mapping, native), republished=_may_be_republished(table, side)),
             fingerprint=mapping.fingerprint,
             kind=feed.kind,
         )
@@ -75,6 +75,10 @@ def letter_bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[
         for topic, decoder in letter_decoders_for(pipeline).items():
             found.setdefault(topic, []).append(LetterBinding(pipeline=pipeline, topic=topic, decoder=decoder))
     return found
+
+
+def _may_be_republished(pipeline: PipelineSpec, side: Side) -> bool:
+    return side is Side.EXPECTED and RepairMode.REPUBLISH in pipeline.repair.modes
 
 
 def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, DatasetReader, GapFilter, Ledger
 from gapwatch.roles.board import Facts
-from gapwatch.roles.repair.backfiller import WRITE_ACTION
+from gapwatch.roles.repair.backfill_work import WRITE_ACTION
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.plans import plan_of, request_apply
 from gapwatch.roles.repair.sweeps import ACTIVE, mapping_is_suspect

@@ -13,28 +13,28 @@ For each batch:
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
-import xxhash
 
 from gapwatch.core.autorepair import automatic
 from gapwatch.core.backfill import OVERRUN, Decision, ItemOutcome, Step, Tally, decide, fits
 from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, satisfied
 from gapwatch.core.gaps import proof_of
+from gapwatch.core.pace import Pace
 from gapwatch.errors import ConflictError, RecordError, StoreError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
+from gapwatch.model.pipeline import RepairMode
 from gapwatch.model.stream import Side
-from gapwatch.ports import ABSENT, Absent, Clock, Key, Ledger, Read, StoredRecord, WriteItem
-from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.book import Book
+from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, WriteItem
+from gapwatch.roles.repair.backfill_work import WRITE_ACTION, BackfillBooks, BackfillDependencies, Work
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.repair.redelivery import Redelivery
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -50,18 +50,6 @@ ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
 ID = "_id"
 SOFT_DELETED = "soft_deleted"
-WRITE_ACTION = "backfill_write"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackfillDependencies:
-    ledger: Ledger
-    book: Book
-    clock: Clock
-    holder: str
-    grace_ms: Callable[[str], int]
-    delivered: Callable[[str], Delivered]
-    on_document: Callable[[str, str], None]  # pipeline, outcome
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,22 +57,7 @@ class _Written:
     """A document that we wrote, for the verification: what stood there before, what stands there if nobody came after us."""
 
     item: WriteItem
-    gap_id: str | None
     row: StoredRecord | None  # None: the document is to go, as its row has gone
-
-
-@dataclass(slots=True, kw_only=True)
-class _Work:
-    """One run as it is worked through: what was planned, which of its gaps are open, and what became of the keys so far."""
-
-    run: Run
-    stores: PipelineStores
-    gaps: Mapping[Key, str | None]
-    planned: Mapping[Key, Kind]
-    held: Mapping[Key, Gap]
-    tally: Tally
-    ours: frozenset[Key] = frozenset()  # written by an earlier holder of the run
-    came_back: Counter[tuple[Key, str]] = field(default_factory=Counter)  # how often, and why, before its turn
 
 
 class Backfiller:
@@ -93,6 +66,8 @@ class Backfiller:
     def __init__(self, dependencies: BackfillDependencies) -> None:
         self._on = dependencies
         self._holding = Holding(dependencies.ledger, dependencies.clock)
+        self._books = BackfillBooks(dependencies)
+        self._redelivery = Redelivery(dependencies, self._books)
 
     async def run(self, run: Run, stores: PipelineStores) -> Run:
         """Apply the run's plan; return the run as it ended (it is stored as well)."""
@@ -101,10 +76,12 @@ class Backfiller:
         gaps = {row.key: row.gap_id for row in rows if row.key is not None}
         planned = {row.key: Kind(row.reason) for row in rows if row.key is not None}
         tally = Tally(planned=len(gaps))
-        held = await self._holding.take(run, gaps)
+        held, pace = await self._holding.take(run, gaps), Pace.of(stores.spec.sweep.batch)
         ours = True
         try:
-            stopped = await self._apply(_Work(run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally))
+            stopped = await self._apply(
+                Work(run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally, pace=pace)
+            )
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
         except ConflictError:
@@ -125,7 +102,7 @@ class Backfiller:
         rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.id, limit=ROWS_MAX)
         return frozenset(row.key for row in rows if row.key is not None and row.outcome == ItemOutcome.WRITTEN.value)
 
-    async def _apply(self, work: _Work) -> bool:
+    async def _apply(self, work: Work) -> bool:
         """Work through the plan; True when the error rate stopped it."""
         run, stores, tally, spec = work.run, work.stores, work.tally, work.stores.spec
         work.ours = await self._written_before(run)
@@ -142,7 +119,7 @@ class Backfiller:
         )
         for key in work.gaps:
             judge.add(key, proof=proof_of(work.held[key]) if key in work.held else None)
-        clock, full = self._on.clock, spec.sweep.batch.documents
+        clock = self._on.clock
         newest = oldest = clock.monotonic()
         ready: list[Decided] = []  # keys are judged as their deliveries come, and written in batches
         while ready or (len(judge) and clock.monotonic() < newest + PATIENCE_SECONDS):
@@ -150,6 +127,7 @@ class Backfiller:
                 newest = clock.monotonic()
                 oldest = oldest if ready else newest
                 ready += decided
+            full = work.pace.limits.documents
             patience = GATHER_SECONDS_MAX if decided else GATHER_SECONDS
             if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + patience):
                 if not decided:
@@ -165,7 +143,7 @@ class Backfiller:
             tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough", key=key)
         return False
 
-    async def _unmoved(self, work: _Work, decided: Sequence[Decided], judge: KeyJudge) -> list[Decided]:
+    async def _unmoved(self, work: Work, decided: Sequence[Decided], judge: KeyJudge) -> list[Decided]:
         """Return what still stands as it was judged, as read now; what moved on, or was not read, goes back under judgement."""
         clock, came_back = self._on.clock, work.came_back
         old = {item.case.key for item in decided if clock.now_ms() - item.reads.reads.started_ms > FRESH_MILLISECONDS}
@@ -187,11 +165,12 @@ class Backfiller:
                 standing.append(replace(item, judgement=Unverifiable(reason=unread) if unread else Superseded()))
         return standing
 
-    async def _handle(self, work: _Work, decided: Sequence[Decided]) -> Sequence[Decided]:
+    async def _handle(self, work: Work, decided: Sequence[Decided]) -> Sequence[Decided]:
         """Settle keys in their order, up to one batch that is written; return the others, whose reads are too old by then."""
-        run, stores, gaps, tally, held = work.run, work.stores, work.gaps, work.tally, work.held
+        run, stores, held, direct = work.run, work.stores, work.held, work.mode is RepairMode.DIRECT
         kinds = frozenset(Kind(name) for name in run.request["kinds"])
         to_write: list[_Written] = []
+        to_ask: list[Decided] = []
         agreeing: list[Decided] = []
         audit: list[AuditRow] = []
         left: Sequence[Decided] = ()
@@ -202,15 +181,21 @@ class Backfiller:
             if decision.outcome is ItemOutcome.VANISHED and await self._is_our_insert(stores, item, held.get(key)):
                 decision = Decision(step=Step.DELETE, outcome=ItemOutcome.VANISHED)
             outcome, reason = decision.outcome, decision.reason
+            if decision.step is not Step.LEAVE and not direct:
+                if len(to_ask) >= work.pace.limits.documents:
+                    left = decided[place:]
+                    break
+                to_ask.append(item)
+                continue
             if decision.step is not Step.LEAVE:
                 try:
-                    written = _prepare(stores, item.reads, key, gaps.get(key))
+                    written = _prepare(stores, item.reads, key)
                 except RecordError as error:
                     refused = error.reason == SOFT_DELETED
                     outcome, reason = ItemOutcome.REFUSED if refused else ItemOutcome.FAILED, str(error)
                 else:
                     weight = len(repr(written.item.document))
-                    if not fits(len(to_write), size, weight, stores.spec.sweep.batch):
+                    if not fits(len(to_write), size, weight, work.pace.limits):
                         left = decided[place:]
                         break
                     to_write.append(written)
@@ -220,14 +205,17 @@ class Backfiller:
                 agreeing.append(item)
                 if work.came_back[key, MOVED]:  # it agrees by a write that came while it waited for its turn
                     outcome = ItemOutcome.ALREADY_NEWER
-            self._count(tally, stores, key, outcome, reason)
-            audit.append(self._audit_row(run, stores, key, gaps.get(key), outcome, reason))
+            self._books.count(work, key, outcome, reason)
+            audit.append(self._books.row(work, key, outcome, reason))
         revisions = {key: gap.revision for key, gap in held.items()}
         await self._on.book.close(stores, agreeing, backfilled=work.ours, against=revisions)
         await asyncio.to_thread(self._on.ledger.audit, audit)
+        if to_ask:
+            await self._redelivery.run(work, to_ask, lambda: self._renew(run, work.tally))
         if to_write:
-            await self._write(run, stores, to_write, tally)
-            await self._on.clock.sleep(stores.spec.sweep.batch.pause_seconds)
+            await self._write(work, to_write)
+        if to_ask or to_write:
+            await self._on.clock.sleep(work.pace.limits.pause_seconds)
         return left
 
     async def _is_our_insert(self, stores: PipelineStores, item: Decided, gap: Gap | None) -> bool:
@@ -246,13 +234,15 @@ class Backfiller:
             return False
         return last.before is None and last.after == _identity(stores, target)
 
-    async def _write(self, run: Run, stores: PipelineStores, batch: Sequence[_Written], tally: Tally) -> None:
-        intents = [
-            self._audit_row(run, stores, item.item.key, item.gap_id, ItemOutcome.PLANNED, "about to write") for item in batch
-        ]
+    async def _write(self, work: Work, batch: Sequence[_Written]) -> None:
+        stores = work.stores
+        intents = [self._books.row(work, item.item.key, ItemOutcome.PLANNED, "about to write") for item in batch]
         await asyncio.to_thread(self._on.ledger.audit, intents)
+        began = self._on.clock.monotonic()
         results = await stores.writer.write([item.item for item in batch])
-        tally.batch()
+        failed = sum(result.outcome not in ("written", "guard_failed") for result in results)
+        work.pace.took(self._on.clock.monotonic() - began, documents=len(batch), failed=failed)
+        work.tally.batch()
         standing: list[_Written] = []
         audit: list[AuditRow] = []
         for item, result in zip(batch, results, strict=True):
@@ -262,13 +252,11 @@ class Backfiller:
             if outcome is ItemOutcome.WRITTEN:
                 standing.append(item)
             else:
-                self._count(tally, stores, item.item.key, outcome, result.reason)
+                self._books.count(work, item.item.key, outcome, result.reason)
             audit.append(
-                self._audit_row(
-                    run,
-                    stores,
+                self._books.row(
+                    work,
                     item.item.key,
-                    item.gap_id,
                     outcome,
                     result.reason,
                     before=_digest_before(stores, item.item.replaces),
@@ -276,15 +264,15 @@ class Backfiller:
                 )
             )
         await asyncio.to_thread(self._on.ledger.audit, audit)
-        await self._verify(run, stores, standing, tally)
+        await self._verify(work, standing)
 
-    async def _verify(self, run: Run, stores: PipelineStores, written: Sequence[_Written], tally: Tally) -> None:
+    async def _verify(self, work: Work, written: Sequence[_Written]) -> None:
         """Read back what was written, and the source again; correct what is no longer right, guarded by our own write."""
         left = list(written)
         for _ in range(VERIFY_ROUNDS_MAX):
             if not left:
                 return
-            batch = await read_batch(stores, [item.item.key for item in left], self._on.clock)
+            batch = await read_batch(work.stores, [item.item.key for item in left], self._on.clock)
             right: list[tuple[_Written, KeyReads]] = []
             wrong: list[tuple[_Written, KeyReads]] = []
             unread: list[_Written] = []
@@ -292,103 +280,57 @@ class Backfiller:
                 reads = batch.by_key[item.item.key]
                 if reads.reads.unread:
                     unread.append(item)
-                elif satisfied(reads.reads, stores.spec.match) and reads.reads.source_stood_still:
+                elif satisfied(reads.reads, work.stores.spec.match) and reads.reads.source_stood_still:
                     right.append((item, reads))
                 else:
                     wrong.append((item, reads))
-            await self._verified(stores, right, tally)
-            again = await self._correct(run, stores, wrong, tally)
+            await self._verified(work, right)
+            again = await self._correct(work, wrong)
             left = [*again, *unread]
             if unread:
                 await self._on.clock.sleep(0.5)
         for item in left:
-            self._count(tally, stores, item.item.key, ItemOutcome.UNREAD, "written, but reading it back did not prove it right")
-            row = self._audit_row(run, stores, item.item.key, item.gap_id, ItemOutcome.UNREAD, "not read back")
-            await asyncio.to_thread(self._on.ledger.audit, [row])
+            self._books.count(work, item.item.key, ItemOutcome.UNREAD, "written, but reading it back did not prove it right")
+            await self._books.note(work, item.item.key, ItemOutcome.UNREAD, "not read back")
 
-    async def _verified(self, stores: PipelineStores, right: Sequence[tuple[_Written, KeyReads]], tally: Tally) -> None:
+    async def _verified(self, work: Work, right: Sequence[tuple[_Written, KeyReads]]) -> None:
         decided = []
         for item, reads in right:
             vanished = reads.reads.after.presence is Presence.ABSENT and item.row is not None
-            self._count(tally, stores, item.item.key, ItemOutcome.VANISHED if vanished else ItemOutcome.WRITTEN)
+            self._books.count(work, item.item.key, ItemOutcome.VANISHED if vanished else ItemOutcome.WRITTEN)
             decided.append(_agreed(item.item.key, reads))
-        tally.verified(len(right))
-        await self._on.book.close(stores, decided, backfilled=frozenset(item.item.key for item, _ in right))
+        work.tally.verified(len(right))
+        await self._on.book.close(work.stores, decided, backfilled=frozenset(item.item.key for item, _ in right))
 
-    async def _correct(
-        self, run: Run, stores: PipelineStores, wrong: Sequence[tuple[_Written, KeyReads]], tally: Tally
-    ) -> list[_Written]:
+    async def _correct(self, work: Work, wrong: Sequence[tuple[_Written, KeyReads]]) -> list[_Written]:
         """Take back or renew our own writes whose source moved on; return those to read back once more."""
         again: list[_Written] = []
         for item, reads in wrong:
             ours = _still_ours(item.item, reads.target)
             if ours is None:
-                await self._conclude(run, stores, item, ItemOutcome.ALREADY_NEWER, OVERRUN, tally)
+                await self._books.conclude(work, item.item.key, ItemOutcome.ALREADY_NEWER, OVERRUN)
                 continue
             try:
-                renewed = _renewed(stores, item, reads, ours)
+                renewed = _renewed(work.stores, item, reads, ours)
             except RecordError as error:  # the row as it is now cannot be written
-                await self._conclude(run, stores, item, ItemOutcome.FAILED, str(error), tally)
+                await self._books.conclude(work, item.item.key, ItemOutcome.FAILED, str(error))
                 continue
-            again.append(await self._rewrite(run, stores, item, renewed))
+            again.append(await self._rewrite(work, item, renewed))
         return again
 
-    async def _rewrite(self, run: Run, stores: PipelineStores, item: _Written, renewed: _Written) -> _Written:
+    async def _rewrite(self, work: Work, item: _Written, renewed: _Written) -> _Written:
         """Write over our own write, audited before and after; return what stands now, for all we know: it is read back again."""
         why = "the source changed while we wrote"
-        await self._note(run, stores, item, ItemOutcome.PLANNED, why)
-        (result,) = await stores.writer.write([renewed.item])
+        key = item.item.key
+        await self._books.note(work, key, ItemOutcome.PLANNED, why)
+        (result,) = await work.stores.writer.write([renewed.item])
         if result.outcome != "written":
             newer = result.outcome == "guard_failed"
-            await self._note(run, stores, item, ItemOutcome.ALREADY_NEWER if newer else ItemOutcome.FAILED, result.reason)
+            await self._books.note(work, key, ItemOutcome.ALREADY_NEWER if newer else ItemOutcome.FAILED, result.reason)
             return item
         outcome = ItemOutcome.VANISHED if renewed.item.document is None else ItemOutcome.WRITTEN
-        await self._note(run, stores, item, outcome, why)
+        await self._books.note(work, key, outcome, why)
         return renewed
-
-    async def _note(self, run: Run, stores: PipelineStores, item: _Written, outcome: ItemOutcome, reason: str) -> None:
-        row = self._audit_row(run, stores, item.item.key, item.gap_id, outcome, reason)
-        await asyncio.to_thread(self._on.ledger.audit, [row])
-
-    async def _conclude(
-        self, run: Run, stores: PipelineStores, item: _Written, outcome: ItemOutcome, reason: str, tally: Tally
-    ) -> None:
-        self._count(tally, stores, item.item.key, outcome, reason)
-        await self._note(run, stores, item, outcome, reason)
-
-    def _count(self, tally: Tally, stores: PipelineStores, key: Key, outcome: ItemOutcome, reason: str = "") -> None:
-        tally.add(outcome, reason, key=key)
-        self._on.on_document(stores.spec.id, outcome.value)
-
-    def _audit_row(
-        self,
-        run: Run,
-        stores: PipelineStores,
-        key: Key,
-        gap_id: str | None,
-        outcome: ItemOutcome,
-        reason: str,
-        *,
-        before: str | None = None,
-        after: str | None = None,
-    ) -> AuditRow:
-        now = self._on.clock.now()
-        name = f"{run.id}/{key.hex()}/{outcome.value}/{now.isoformat()}"
-        return AuditRow(
-            id=f"aud_{xxhash.xxh3_128_hexdigest(name.encode())}",
-            at=now,
-            actor=run.requested_by or "gapwatch",
-            action=WRITE_ACTION,
-            pipeline=run.pipeline,
-            key=key,
-            key_fields=stores.codec.fields(key),
-            run_id=run.id,
-            gap_id=gap_id,
-            outcome=outcome.value,
-            before=before,
-            after=after,
-            reason=reason,
-        )
 
     async def _renew(self, run: Run, tally: Tally) -> None:
         """Store progress and renew the lease; refuses to go on when it was cancelled or the lease is gone."""
@@ -419,18 +361,18 @@ class Backfiller:
         return ended
 
 
-def _prepare(stores: PipelineStores, reads: KeyReads, key: Key, gap_id: str | None) -> _Written:
+def _prepare(stores: PipelineStores, reads: KeyReads, key: Key) -> _Written:
     """Build the guarded write of one key. Raises RecordError where the row lacks a field: nothing is ever defaulted."""
     if not isinstance(reads.source, StoredRecord):
         assert isinstance(reads.target, StoredRecord), "only a document that is there is deleted"
-        return _Written(item=WriteItem(key=key, document=None, replaces=reads.target), gap_id=gap_id, row=None)
+        return _Written(item=WriteItem(key=key, document=None, replaces=reads.target), row=None)
     document = stores.writer.document(key, reads.source, stores.spec.fields)
     if isinstance(reads.target, Absent) and reads.target.why:
         raise RecordError(SOFT_DELETED, f"Not written over: {reads.target.why}.")
     if not stores.mapping.counting.counts(Side.OBSERVED, document):
         raise RecordError(SOFT_DELETED, "The row makes a document that is marked as deleted (target.deleted_when).")
     replaces = reads.target if isinstance(reads.target, StoredRecord) else ABSENT
-    return _Written(item=WriteItem(key=key, document=document, replaces=replaces), gap_id=gap_id, row=reads.source)
+    return _Written(item=WriteItem(key=key, document=document, replaces=replaces), row=reads.source)
 
 
 def _still_ours(item: WriteItem, target: Read | tuple[StoredRecord, ...]) -> StoredRecord | Absent | None:
@@ -451,7 +393,7 @@ def _renewed(stores: PipelineStores, item: _Written, reads: KeyReads, ours: Stor
     row = item.row
     if isinstance(source, StoredRecord):
         document, row = stores.writer.document(item.item.key, source, stores.spec.fields), source
-    return _Written(item=WriteItem(key=item.item.key, document=document, replaces=ours), gap_id=item.gap_id, row=row)
+    return _Written(item=WriteItem(key=item.item.key, document=document, replaces=ours), row=row)
 
 
 def _agreed(key: Key, reads: KeyReads) -> Decided:

@@ -8,7 +8,7 @@ from typing import Any
 from gapwatch.core.backfill import ItemOutcome, permitted, plan_counts
 from gapwatch.errors import NotFoundError, UsageError
 from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Run, RunKind, RunState, State
-from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.pipeline import PipelineSpec, RepairMode
 from gapwatch.ports import Clock, GapFilter, Key, Ledger
 
 PLAN_ACTION = "backfill_plan"
@@ -26,12 +26,18 @@ def plan(
     clock: Clock,
     requested_by: str = "",
     keys: Collection[Key] | None = None,
+    mode: RepairMode | None = None,
 ) -> Run:
     """Store a plan: which open gaps (of these keys, where they are given) an apply would write. Touches no store.
 
-    Raises UsageError when a kind was asked for that a backfill never writes.
+    Raises UsageError when a kind was asked for that a backfill never writes, or a mode (None: the usual one) that is not allowed.
     """
-    pipeline = spec.id
+    pipeline, mode = spec.id, mode or spec.repair.modes[0]
+    if mode not in spec.repair.modes:
+        raise UsageError(
+            f"A backfill of {pipeline} does not use mode {mode.value}.",
+            remedy=f"Name it in the pipeline's repair.modes: [{', '.join([*spec.repair.modes, mode])}].",
+        )
     refused = sorted(kind.value for kind in kinds - permitted(spec.repair))
     if refused:
         raise UsageError(
@@ -54,7 +60,8 @@ def plan(
             break
     asked = {kind: count for kind, count in found.items() if kind in kinds}
     counts = plan_counts(asked, limit=limit) | {"left_out": sum(found.values()) - sum(asked.values())}
-    return _store(ledger, pipeline, chosen, kinds, counts, run_id=run_id, clock=clock, requested_by=requested_by)
+    more = {"mode": mode.value}
+    return _store(ledger, pipeline, chosen, kinds, counts, run_id=run_id, clock=clock, requested_by=requested_by, more=more)
 
 
 def plan_of(
@@ -70,7 +77,8 @@ def plan_of(
     """Store a plan for just these gaps; ``more`` is what its request says besides. Kinds are not checked: the caller chose."""
     kinds = frozenset(gap.kind for gap in gaps)
     counts = plan_counts({kind: sum(gap.kind is kind for gap in gaps) for kind in kinds}, limit=len(gaps))
-    return _store(ledger, spec.id, gaps, kinds, counts, run_id=run_id, clock=clock, requested_by=requested_by, more=more or {})
+    asked = {"mode": spec.repair.modes[0].value, **(more or {})}
+    return _store(ledger, spec.id, gaps, kinds, counts, run_id=run_id, clock=clock, requested_by=requested_by, more=asked)
 
 
 def _store(
@@ -83,7 +91,7 @@ def _store(
     run_id: str,
     clock: Clock,
     requested_by: str,
-    more: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any],
 ) -> Run:
     now = clock.now()
     run = ledger.create_run(
@@ -97,7 +105,7 @@ def _store(
             ended_at=now,
             progress=1.0,
             counts=counts,
-            request={"dry_run": True, "kinds": sorted(kind.value for kind in kinds), "mode": "direct", **(more or {})},
+            request={"dry_run": True, "kinds": sorted(kind.value for kind in kinds), **more},
             requested_by=requested_by,
         )
     )

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gapwatch.metrics import Metrics
-from gapwatch.model.pipeline import Settings
-from gapwatch.ports import Clock, Ledger, Preflight
+from gapwatch.model.pipeline import RepairMode, Settings
+from gapwatch.ports import Clock, Ledger, Preflight, Resender
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.autograce import AutoGrace
 from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepairer
-from gapwatch.roles.repair.backfiller import BackfillDependencies, Backfiller
+from gapwatch.roles.repair.backfill_work import BackfillDependencies
+from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Inbox, VerdictSink
 from gapwatch.roles.repair.counted import CountedStores
@@ -28,7 +29,7 @@ from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import LEASE_SECONDS, RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook, Watcher, WatcherDependencies
-from gapwatch.roles.stores import StoreProvider
+from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class RepairDependencies:
     gaps: OutboxSink
     checks: Callable[[str], Sequence[Preflight]]
     replay: Answer
+    resender: Callable[[PipelineStores, RepairMode], Resender]
     metrics: Metrics
     clock: Clock
     host: str
@@ -172,6 +174,7 @@ class RepairRole:
             grace_ms=self._grace_ms,
             delivered=on.board.delivered,
             on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(pipeline=pipeline, outcome=outcome).inc(),
+            resender=on.resender,
         )
 
         def replayer(holder: str) -> Replayer:

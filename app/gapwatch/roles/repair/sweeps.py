@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from gapwatch.core.cron import last_due
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import uncovered_holes_within
@@ -228,12 +229,16 @@ class SweepScheduler:
 
     def _scheduled(self, pipeline: PipelineSpec, last: Run | None, now: datetime) -> bool:
         spec = pipeline.sweep
-        if spec.every_seconds is None or now - self._started < timedelta(seconds=spec.start_delay_seconds):
+        if (spec.every_seconds is None and not spec.cron) or now - self._started < timedelta(seconds=spec.start_delay_seconds):
             return False
         if last is not None and last.request.get("range", "full") not in WIDE:  # one that was asked for postpones none
             recent = self._on.ledger.runs(pipeline=pipeline.id, kind=RunKind.SWEEP, limit=RECENT)
             last = next((run for run in recent if run.request.get("range", "full") in WIDE), None)
-        return last is None or now - last.requested_at >= timedelta(seconds=spec.every_seconds)
+        if last is None:
+            return True
+        if spec.cron:  # also where nobody ran at the time
+            return last.requested_at < last_due(spec.cron, now)
+        return now - last.requested_at >= timedelta(seconds=spec.every_seconds or 0)
 
 
 def ended_before(finding: FindingRecord, started: datetime) -> bool:

@@ -1,0 +1,105 @@
+"""What one backfill run is about, and how each document's fate is counted and audited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import xxhash
+
+from gapwatch.core.backfill import ItemOutcome, Tally
+from gapwatch.core.pace import Pace
+from gapwatch.errors import StoreRefused
+from gapwatch.model.gap import AuditRow, Gap, Kind, Run
+from gapwatch.model.pipeline import RepairMode
+from gapwatch.ports import Clock, Key, Ledger, Resender
+from gapwatch.roles.board import Delivered
+from gapwatch.roles.repair.book import Book
+from gapwatch.roles.stores import PipelineStores
+
+WRITE_ACTION = "backfill_write"
+
+
+def _nobody(stores: PipelineStores, mode: RepairMode) -> Resender:
+    raise StoreRefused(f"Nobody here has {stores.spec.id} deliver rows again (mode {mode.value}).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillDependencies:
+    """``resender``: what has a pipeline deliver rows again, in a mode other than direct."""
+
+    ledger: Ledger
+    book: Book
+    clock: Clock
+    holder: str
+    grace_ms: Callable[[str], int]
+    delivered: Callable[[str], Delivered]
+    on_document: Callable[[str, str], None]  # pipeline, outcome
+    resender: Callable[[PipelineStores, RepairMode], Resender] = _nobody
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """One run as it is worked through: what was planned, which of its gaps are open, and what became of the keys so far."""
+
+    run: Run
+    stores: PipelineStores
+    gaps: Mapping[Key, str | None]
+    planned: Mapping[Key, Kind]
+    held: Mapping[Key, Gap]
+    tally: Tally
+    pace: Pace
+    ours: frozenset[Key] = frozenset()  # written by an earlier holder of the run
+    came_back: Counter[tuple[Key, str]] = field(default_factory=Counter)  # how often, and why, before its turn
+
+    @property
+    def mode(self) -> RepairMode:
+        return RepairMode(self.run.request.get("mode", RepairMode.DIRECT.value))
+
+
+class BackfillBooks:
+    """Counts and audits what becomes of each document."""
+
+    def __init__(self, dependencies: BackfillDependencies) -> None:
+        self._on = dependencies
+
+    def count(self, work: Work, key: Key, outcome: ItemOutcome, reason: str = "") -> None:
+        work.tally.add(outcome, reason, key=key)
+        self._on.on_document(work.stores.spec.id, outcome.value)
+
+    def row(
+        self,
+        work: Work,
+        key: Key,
+        outcome: ItemOutcome,
+        reason: str,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+    ) -> AuditRow:
+        now, run = self._on.clock.now(), work.run
+        name = f"{run.id}/{key.hex()}/{outcome.value}/{now.isoformat()}"
+        return AuditRow(
+            id=f"aud_{xxhash.xxh3_128_hexdigest(name.encode())}",
+            at=now,
+            actor=run.requested_by or "gapwatch",
+            action=WRITE_ACTION,
+            pipeline=run.pipeline,
+            key=key,
+            key_fields=work.stores.codec.fields(key),
+            run_id=run.id,
+            gap_id=work.gaps.get(key),
+            outcome=outcome.value,
+            before=before,
+            after=after,
+            reason=reason,
+        )
+
+    async def note(self, work: Work, key: Key, outcome: ItemOutcome, reason: str) -> None:
+        await asyncio.to_thread(self._on.ledger.audit, [self.row(work, key, outcome, reason)])
+
+    async def conclude(self, work: Work, key: Key, outcome: ItemOutcome, reason: str) -> None:
+        self.count(work, key, outcome, reason)
+        await self.note(work, key, outcome, reason)
