@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gapwatch.core.backfill import ItemOutcome, permitted
+from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome, permitted
 from gapwatch.core.gaps import gap_id, rfc3339
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, Run, RunKind, RunState, State
@@ -25,7 +25,7 @@ from gapwatch.model.pipeline import Policy, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapChange, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.backfill_work import WRITE_ACTION, BackfillDependencies
+from gapwatch.roles.repair.backfill_work import BackfillDependencies
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply

@@ -16,6 +16,7 @@ from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
 WRITABLE = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
 OVERWRITTEN = frozenset({Kind.STALE, Kind.MISMATCH})
 DELETABLE = frozenset({Kind.EXTRA, Kind.UNDELETED})  # only where the pipeline's policy says `delete` or `auto`
+WRITE_ACTION = "backfill_write"  # of audit rows: about to write, or to have it delivered again, and what came of it
 ERROR_RATE_AFTER = 10  # items before the error rate may stop a run
 OVERRUN = "changed after our write"  # why a document that we wrote is somebody else's by now
 

@@ -84,7 +84,7 @@ class Parts:
 
         registry = self._registry
         readable = (lambda message: message) if registry is None else registry.readable
-        return Resenders(self.settings.connect_url, consumer, lambda: self.producer("resend"), readable, self.clock)
+        return Resenders(self.settings, consumer, lambda: self.producer("resend"), readable, self.clock)
 
     def replay_reader(self) -> ReplayReader:
         def opened() -> RawConsumer:

@@ -12,7 +12,8 @@ from gapwatch.core.envelopes import decoder_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import StoreRefused
 from gapwatch.kafka.clients import AckedProducer, RawConsumer
-from gapwatch.model.pipeline import RepairMode
+from gapwatch.kafka.topics import TopicAdmin
+from gapwatch.model.pipeline import RepairMode, Settings
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, Resender, ResendRequest
 from gapwatch.roles.repair.resending import Republisher, Signaller
@@ -25,13 +26,13 @@ class Resenders:
 
     def __init__(
         self,
-        connect_url: str,
+        settings: Settings,
         consumer: Callable[[], RawConsumer],
         producer: Callable[[], AckedProducer],
         readable: Callable[[Message], Any],
         clock: Clock,
     ) -> None:
-        self._connect_url = connect_url
+        self._settings = settings
         self._consumer = consumer
         self._producer = producer
         self._readable = readable
@@ -48,9 +49,14 @@ class Resenders:
         spec = stores.spec
         if len(spec.by_table()) > 1:
             raise StoreRefused(f"Mode debezium cannot be used with several tables, as {spec.id} has.", store="connect")
-        connector = await ConnectRest(self._connect_url).source_of(spec.source.feed.topic)
+        connector = await ConnectRest(self._settings.connect_url).source_of(spec.source.feed.topic)
         if connector is None:
             raise StoreRefused(f"No connector on Kafka Connect writes {spec.source.feed.topic}.", store="connect")
         where = signal_topic(connector.name, connector.config)
+        facts = (await TopicAdmin(self._settings).describe([where.topic])).get(where.topic)
+        if facts is None or facts.partitions != 1:
+            found = "does not exist" if facts is None else f"has {facts.partitions} partitions"
+            remedy = "Create it with one partition, before the connector starts."
+            raise StoreRefused(f"The signal topic {where.topic} {found}.", store="kafka", remedy=remedy)
         keys = [stores.codec.decode(request.key) for request in requests]
         return where.topic, where.key.encode(), snapshot_signal(run_id, spec.source.table, spec.source.key, keys)

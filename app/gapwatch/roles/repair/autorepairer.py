@@ -14,14 +14,13 @@ from typing import Any
 import structlog
 
 from gapwatch.core.autorepair import ACTOR, WINDOW, allowed, automatic, brake
-from gapwatch.core.backfill import DELETABLE
+from gapwatch.core.backfill import DELETABLE, WRITE_ACTION
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, DatasetReader, GapFilter, Ledger
 from gapwatch.roles.board import Facts
-from gapwatch.roles.repair.backfill_work import WRITE_ACTION
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.plans import plan_of, request_apply
 from gapwatch.roles.repair.sweeps import ACTIVE, mapping_is_suspect

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from gapwatch.core.backfill import ItemOutcome, Tally
+from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome, Tally
 from gapwatch.core.pace import Pace
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run
@@ -18,8 +18,6 @@ from gapwatch.ports import Clock, Key, Ledger, Resender
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.stores import PipelineStores
-
-WRITE_ACTION = "backfill_write"
 
 
 def _nobody(stores: PipelineStores, mode: RepairMode) -> Resender:

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from gapwatch.core.autorepair import automatic
-from gapwatch.core.backfill import OVERRUN, Decision, ItemOutcome, Step, Tally, decide, fits
+from gapwatch.core.backfill import OVERRUN, WRITE_ACTION, Decision, ItemOutcome, Step, Tally, decide, fits
 from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, satisfied
 from gapwatch.core.gaps import proof_of
 from gapwatch.core.pace import Pace
@@ -29,7 +29,7 @@ from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
 from gapwatch.model.pipeline import RepairMode
 from gapwatch.model.stream import Side
 from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, WriteItem
-from gapwatch.roles.repair.backfill_work import WRITE_ACTION, BackfillBooks, BackfillDependencies, Work
+from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION

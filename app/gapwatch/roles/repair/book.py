@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from gapwatch.core import gaps
+from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome
 from gapwatch.core.confirm import SKIPPED, Cleared, Difference, Presence
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 
 UNCHANGED = "unchanged"
+ROWS_PER_KEY = 20  # of the audit
+BROUGHT_ABOUT = frozenset({ItemOutcome.PLANNED.value, ItemOutcome.REQUESTED.value, ItemOutcome.WRITTEN.value})
 NEW = frozenset({"opened", "reopened"})  # of the events of :meth:`Book.open`
 
 
@@ -115,11 +118,17 @@ class Book:
                 continue
             if against is not None and against.get(item.case.key) != gap.revision:
                 continue
-            resolution = gaps.resolution_of(gap, item.reads.reads, written_by_backfill=item.case.key in backfilled)
+            ours = item.case.key in backfilled or (gap.state is State.REPAIRING and await self._in_hand(gap))
+            resolution = gaps.resolution_of(gap, item.reads.reads, written_by_backfill=ours)
             changes.append(_resolve(gap, resolution, now))
             keys.append(item.case.key)
         stored = await self._store(keys, changes)
         return stored | {item.case.key for item in decided if item.case.key not in known}
+
+    async def _in_hand(self, gap: Gap) -> bool:
+        """Whether a backfill wrote the document, or has it delivered again, and somebody else was the first to read that."""
+        rows = await asyncio.to_thread(lambda: self._ledger.audit_rows(pipeline=gap.pipeline, key=gap.key, limit=ROWS_PER_KEY))
+        return any(row.gap_id == gap.id and row.action == WRITE_ACTION and row.outcome in BROUGHT_ABOUT for row in rows)
 
     async def _store(self, keys: Sequence[Key], changes: Sequence[GapChange]) -> set[Key]:
         if not changes:
