@@ -44,6 +44,7 @@ PATIENCE_SECONDS = 600.0
 GATHER_SECONDS = 3.0  # how long a batch that is not full waits for more keys to be judged …
 GATHER_SECONDS_MAX = 10.0  # … and how long while there are more all the time
 FRESH_MILLISECONDS = 250  # what was read longer ago is read once more before it is written
+ASKED_MAX = 100  # keys that are asked for at once in other modes than direct: the lease is not renewed meanwhile
 MOVED = "moved"
 CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its judgement and its turn
 ROWS_MAX = 1_000_000  # of the audit of one run
@@ -182,7 +183,7 @@ class Backfiller:
                 decision = Decision(step=Step.DELETE, outcome=ItemOutcome.VANISHED)
             outcome, reason = decision.outcome, decision.reason
             if decision.step is not Step.LEAVE and not direct:
-                if len(to_ask) >= work.pace.limits.documents:
+                if len(to_ask) >= min(work.pace.limits.documents, ASKED_MAX):
                     left = decided[place:]
                     break
                 to_ask.append(item)

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 UNCHANGED = "unchanged"
 ROWS_PER_KEY = 20  # of the audit
-BROUGHT_ABOUT = frozenset({ItemOutcome.PLANNED.value, ItemOutcome.REQUESTED.value, ItemOutcome.WRITTEN.value})
+BROUGHT_ABOUT = frozenset({ItemOutcome.REQUESTED.value, ItemOutcome.WRITTEN.value})
 NEW = frozenset({"opened", "reopened"})  # of the events of :meth:`Book.open`
 
 
@@ -128,7 +128,8 @@ class Book:
     async def _in_hand(self, gap: Gap) -> bool:
         """Whether a backfill wrote the document, or has it delivered again, and somebody else was the first to read that."""
         rows = await asyncio.to_thread(lambda: self._ledger.audit_rows(pipeline=gap.pipeline, key=gap.key, limit=ROWS_PER_KEY))
-        return any(row.gap_id == gap.id and row.action == WRITE_ACTION and row.outcome in BROUGHT_ABOUT for row in rows)
+        last = next((row for row in rows if row.gap_id == gap.id and row.action == WRITE_ACTION), None)
+        return last is not None and last.outcome in BROUGHT_ABOUT
 
     async def _store(self, keys: Sequence[Key], changes: Sequence[GapChange]) -> set[Key]:
         if not changes:

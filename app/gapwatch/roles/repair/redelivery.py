@@ -1,7 +1,8 @@
 """Backfill without writing: the pipeline itself delivers rows again, and reading the stores says whether it has.
 
-What is asked for is audited before and after; a document counts as written when it was read back right, and as failed when it is
-still not right some time after it was asked for. Nothing has to be taken back: nothing was written past the pipeline.
+What is asked for is audited before, and what came of it after. A document counts as written when it was read back right, and as
+failed when it is still not right some time after it was asked for. Nothing has to be taken back: nothing was written past the
+pipeline.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ class Redelivery:
 
     async def run(self, work: Work, batch: Sequence[Decided], renew: Callable[[], Awaitable[None]]) -> None:
         """Ask for one batch and wait for it; ``renew`` keeps the run ours meanwhile. Raises StoreError if nobody can be asked."""
-        keys = [item.case.key for item in batch]
         why = f"asked by mode {work.mode.value}"
-        ledger = self._on.ledger
-        await asyncio.to_thread(ledger.audit, [self._books.row(work, key, ItemOutcome.PLANNED, why) for key in keys])
+        rows = [self._books.row(work, item.case.key, ItemOutcome.REQUESTED, why) for item in batch]
+        await asyncio.to_thread(self._on.ledger.audit, rows)
         resender = self._on.resender(work.stores, work.mode)
         try:
             refusals = await resender.ask([_request(work, item) for item in batch], run_id=work.run.id)
@@ -44,8 +44,6 @@ class Redelivery:
                 await self._books.conclude(work, item.case.key, ItemOutcome.FAILED, refusal)
             else:
                 asked.append(item)
-        rows = [self._books.row(work, item.case.key, ItemOutcome.REQUESTED, why) for item in asked]
-        await asyncio.to_thread(ledger.audit, rows)
         await self._wait(work, asked, renew)
 
     async def _wait(self, work: Work, asked: Sequence[Decided], renew: Callable[[], Awaitable[None]]) -> None:
