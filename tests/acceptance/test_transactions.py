@@ -84,7 +84,7 @@ def test_m12_a_dropped_event_is_named_by_its_transaction(stack: EmbeddedStack, p
         drop_from_now_on(stack, postgres_database, tables)
         lost = transaction(scene, insert(EU, 20, 20), insert(EU, 21, 21), insert(US, 22, 22))
         wanted = f"transaction {lost} wrote 1 times to {US}; 1 of its events (number 1) is not in {postgres_database}.{US}"
-        wait_for(lambda: told(scene) == [wanted], wanted, 60)
+        wait_for(lambda: told(scene) == [wanted], wanted, 120)
 
         scene.service.restart("all")
         transaction(scene, insert(EU, 30, 30), insert(OTHER, 31, 31))
