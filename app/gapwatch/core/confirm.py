@@ -15,6 +15,7 @@ from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import GivenUp, Reason, Seen, Suspect
 
 SKIPPED = Cause.SKIPPED_BY_POLICY.value
+RETURNS_MAX = 3  # waits that a document which keeps changing, of a row that is gone, is given
 READS_MAX = 10  # attempts on a moving source before `superseded`, and counted failures before `unverifiable`
 
 
@@ -88,11 +89,12 @@ def same_record(first: Reading, second: Reading) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What is remembered of a suspect between attempts. ``baseline``: the source as it stood when the wait began."""
+    """What is remembered of a suspect between attempts. ``baseline``, ``shown``: source and target when the wait began."""
 
     attempts: int = 0
     failures: int = 0
     baseline: Reading | None = None
+    shown: Reading | None = None
     waiting_since_ms: int = 0
 
 
@@ -183,7 +185,7 @@ def judge(
     if not reads.source_stood_still:
         return _moved_on(reads, progress)
     if progress.baseline is not None:
-        if not same_record(progress.baseline, reads.before):
+        if not same_record(progress.baseline, reads.before) or _may_have_come_back(reads, progress):
             return _moved_on(reads, progress)
         if not proven_by_wait:
             return WaitAndReadAgain(progress=progress, since_ms=progress.waiting_since_ms)
@@ -205,9 +207,21 @@ def _moved_on(reads: Reads, progress: Progress) -> Judgement:
     if attempts >= READS_MAX:
         return Superseded()
     return WaitAndReadAgain(
-        progress=replace(progress, attempts=attempts, baseline=reads.after, waiting_since_ms=reads.started_ms),
+        progress=replace(
+            progress, attempts=attempts, baseline=reads.after, shown=reads.target, waiting_since_ms=reads.started_ms
+        ),
         since_ms=reads.started_ms,
     )
+
+
+def _may_have_come_back(reads: Reads, progress: Progress) -> bool:
+    """Whether the document changed while its row was absent whenever it was read: it may have come back and gone once more.
+
+    A row that is gone has no date. What somebody else keeps writing is not waited for without end.
+    """
+    if reads.after.presence is not Presence.ABSENT or progress.shown is None or progress.attempts >= RETURNS_MAX:
+        return False
+    return not same_record(progress.shown, reads.target)
 
 
 def _is_the_suspected_state(suspect: Suspect, reads: Reads, match: Match) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from gapwatch.core.confirm import (
     READS_MAX,
+    RETURNS_MAX,
     Cleared,
     Difference,
     Presence,
@@ -206,6 +207,28 @@ def test_a_source_that_never_stands_still_is_superseded_after_ten_reads() -> Non
         assert isinstance(verdict, WaitAndReadAgain)
         progress = verdict.progress
     assert judged(LATE, reads(present(A, "0"), ABSENT, present(A, "1")), progress) == Superseded()
+
+
+def test_a_row_that_came_back_and_went_again_while_it_was_waited_for_gets_its_own_grace() -> None:
+    """Absent, and absent again: only the document tells of the row in between, whose delete is on its way."""
+    first = judged(LATE, reads(ABSENT, present(A)))
+    assert isinstance(first, WaitAndReadAgain)
+    again = judged(LATE, reads(ABSENT, present(B, "8")), first.progress, proven_by_wait=True)
+    assert isinstance(again, WaitAndReadAgain)
+    assert isinstance(judged(LATE, reads(ABSENT, present(B, "8")), again.progress, proven_by_wait=True), Difference)
+
+
+def test_what_somebody_keeps_writing_without_a_row_is_found_all_the_same() -> None:
+    progress, waits = Progress(), 0
+    for number in range(READS_MAX):
+        verdict = judged(None, reads(ABSENT, present(A, str(number))), progress, proven_by_wait=True)
+        if isinstance(verdict, Difference):
+            break
+        assert isinstance(verdict, WaitAndReadAgain)
+        progress, waits = verdict.progress, waits + 1
+    else:
+        raise AssertionError("it was never found")
+    assert waits == RETURNS_MAX
 
 
 def test_masked_parts_of_an_event_say_nothing() -> None:
