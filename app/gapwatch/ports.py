@@ -333,32 +333,6 @@ class Preflight(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResendRequest:
-    """A key that the pipeline shall deliver again: its open gap, and the source's row as read a moment ago (None: gone).
-
-    ``identity``: that row's canonical form, as an event that carries the whole row has it.
-    """
-
-    key: Key
-    gap: Gap | None
-    row: StoredRecord | None
-    identity: bytes
-
-
-class Resender(Protocol):
-    """Has a pipeline deliver rows again by its own means; writes to no store."""
-
-    async def ask(self, requests: Sequence[ResendRequest], *, run_id: str) -> Sequence[str]:
-        """Return, per request, why it cannot be delivered again; "" where it was asked for.
-
-        Raises:
-            StoreError: Nobody could be asked: what the mode needs is missing, or does not answer.
-        """
-
-    async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GapChange:
     """A gap as it shall be stored, against the revision that was read (None: it must be new)."""
 

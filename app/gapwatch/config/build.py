@@ -10,8 +10,8 @@ from gapwatch.config.checks import address_problem, field_problems, option_probl
 from gapwatch.config.counting import kept_of, target_rule_problems, where_problems
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.plain import plain_feed, plain_problems
-from gapwatch.config.render import mask_url
 from gapwatch.config.repair import repair_problems, repair_spec
+from gapwatch.config.schema_registry import registry_problems, registry_spec
 from gapwatch.config.source import Document, Place
 from gapwatch.config.tables import source_tables, table_problems
 from gapwatch.core.cron import EXAMPLE as CRON_EXAMPLE
@@ -30,7 +30,6 @@ from gapwatch.model.pipeline import (
     Match,
     PipelineSpec,
     Rounding,
-    SchemaRegistrySpec,
     Settings,
     SourceSpec,
     StoreSpec,
@@ -65,7 +64,7 @@ def build(form: forms.File, document: Document, file: str) -> Settings:
         bootstrap_servers=form.kafka.bootstrap_servers,
         kafka_options=form.kafka.options,
         connect_url=form.connect.url,
-        schema_registry=_schema_registry(form.schema_registry),
+        schema_registry=registry_spec(form.schema_registry),
         listen_host=host,
         listen_port=port,
         probes_host=probes_host,
@@ -87,23 +86,11 @@ def _common(form: forms.File, document: Document) -> None:
         if not form.connect.url.startswith(("http://", "https://")):
             document.problem(("connect", "url"), "It is no HTTP address.", "Write it like http://localhost:8083.")
         document.add(("connect", "url"), address_problem(form.connect.url))
-    for url in form.schema_registry.url.split(",") if form.schema_registry.url else ():
-        if not url.strip().startswith(("http://", "https://")):
-            remedy = "Write it like http://localhost:8081, or …/apis/ccompat/v7 for Apicurio's."
-            document.problem(("schema_registry", "url"), "It is no HTTP address.", remedy)
-        document.add(("schema_registry", "url"), address_problem(url.strip()))
-    if form.schema_registry.options and not form.schema_registry.url:
-        document.problem(("schema_registry",), "It has options and no address.", "Name it with url, or remove the options.")
+    for place, problem in registry_problems(form.schema_registry):
+        document.add(("schema_registry", *place), problem)
     for name in form.kafka.options:
         document.add(("kafka", "options", name), option_problem(name))
     document.add(("topics", "prefix"), topic_problem(form.topics.prefix))
-
-
-def _schema_registry(form: forms.SchemaRegistry) -> SchemaRegistrySpec | None:
-    if not form.url:
-        return None
-    place = ", ".join(mask_url(url.strip()) for url in form.url.split(","))
-    return SchemaRegistrySpec(url=form.url, place=place, options=form.options)
 
 
 def _listen(text: str, place: Place, document: Document) -> tuple[str, int]:

@@ -190,9 +190,8 @@ class RawConsumer:
         """Return the next messages, readable, and what keeps the others, which wait in their order, from being so."""
         if self._registry is None:
             return self._consumer.consume(limit, timeout=seconds), None
-        fetched = self._consumer.consume(
-            1 if self._waiting else limit, timeout=seconds
-        )  # asked in any case: the group hears of us
+        # Asked in any case, so that the group hears of us. What a rebalance meanwhile lets go must not come back: hence no `+=`.
+        fetched = self._consumer.consume(1 if self._waiting else limit, timeout=seconds)
         self._waiting.extend(fetched)
         waiting, self._waiting = self._waiting, []
         ready: list[Any] = []

@@ -82,8 +82,8 @@ class SchemaRegistry:
             raise EnvironmentLacks(f"A schema registry needs {error.name}.", remedy="Install gapwatch[avro].") from error
         self._error: type[Exception] = SchemaRegistryError
         self._parse, self._read_avro = parse_schema, schemaless_reader
-        given = {name: float(value) if name in _NUMBERS else value for name, value in spec.options.items()}
         try:
+            given = {name: float(value) if name in _NUMBERS else value for name, value in spec.options.items()}
             self._client = SchemaRegistryClient({**_DEFAULTS, **given, "url": spec.url})
         except (ValueError, TypeError, OSError) as error:
             raise StoreRefused(

@@ -15,8 +15,8 @@ from gapwatch.kafka.clients import AckedProducer, RawConsumer
 from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.model.pipeline import RepairMode, Settings
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, Resender, ResendRequest
-from gapwatch.roles.repair.resending import Republisher, Signaller
+from gapwatch.ports import Clock
+from gapwatch.roles.repair.resending import Republisher, Resender, ResendRequest, Signaller
 from gapwatch.roles.stores import PipelineStores
 from gapwatch_connectors.debezium import ConnectRest, signal_topic, snapshot_signal
 

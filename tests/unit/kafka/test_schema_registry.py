@@ -310,7 +310,14 @@ async def test_more_than_may_wait_ends_the_consumer(client: Client, monkeypatch:
     await consumer.close()
 
 
-def test_options_that_the_client_does_not_know_are_named() -> None:
-    spec = SchemaRegistrySpec(url="http://127.0.0.1:1", place="http://127.0.0.1:1", options={"basic.auth": "x"})
-    with pytest.raises(StoreRefused, match=r"Unrecognized properties: basic.auth.*See schema_registry.options"):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"basic.auth": "x"}, r"Unrecognized properties: basic\.auth.*See schema_registry\.options"),
+        ({"timeout": "soon"}, r"could not convert string to float: 'soon'.*See schema_registry\.options"),
+    ],
+)
+def test_options_that_do_not_go_are_named(options: dict[str, str], said: str) -> None:
+    spec = SchemaRegistrySpec(url="http://127.0.0.1:1", place="http://127.0.0.1:1", options=options)
+    with pytest.raises(StoreRefused, match=said):
         SchemaRegistry(spec, Clock())

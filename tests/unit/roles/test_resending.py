@@ -16,10 +16,12 @@ from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.clients import Partition, Polled
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, State
+from gapwatch.model.pipeline import PipelineSpec, RepairMode, RepairSpec
 from gapwatch.model.stream import Side
-from gapwatch.ports import ResendRequest, StoredRecord
+from gapwatch.ports import StoredRecord
+from gapwatch.roles.ingest.bindings import bindings_of, republished_topics
 from gapwatch.roles.repair import resending
-from gapwatch.roles.repair.resending import Republisher, Signaller
+from gapwatch.roles.repair.resending import Republisher, ResendRequest, Signaller
 from tests.unit.core.samples import TOPIC, change, field, pipeline, record
 
 SPEC = pipeline(field("customer"))
@@ -182,6 +184,20 @@ async def test_nobody_is_asked_where_there_is_no_way() -> None:
     with pytest.raises(StoreRefused):
         await Signaller(signal, cast(Any, log)).ask([request(6)], run_id="r")
     assert log.sent == []
+
+
+def test_what_one_pipeline_may_send_again_every_reader_of_its_topic_passes_over() -> None:
+    """Else the other one would take it for a step back in its partition: a jumped slot."""
+    allowing = replace(SPEC, id="allowing", repair=RepairSpec(modes=(RepairMode.DIRECT, RepairMode.REPUBLISH)))
+    messages: list[Any] = [Message(change("u", after=ROW), 6), Message(change("c", after=ROW), 7, [(REPUBLISHED, b"run-1")])]
+
+    def read(pipelines: dict[str, PipelineSpec], **more: Any) -> list[list[int]]:
+        bound = bindings_of(pipelines, **more)[TOPIC]
+        return [list(binding.decoder.decode(messages).offsets) for binding in bound if binding.side is Side.EXPECTED]
+
+    assert read({SPEC.id: SPEC, allowing.id: allowing}) == [[6], [6]]
+    assert read({SPEC.id: SPEC}) == [[6, 7]]
+    assert read({SPEC.id: SPEC}, republished=republished_topics({SPEC.id: SPEC, allowing.id: allowing})) == [[6]]
 
 
 @pytest.mark.parametrize("republished", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from gapwatch.core.envelopes import PLAIN, BatchDecoder, LetterDecoder, NativeModule, decoder_for, letter_decoders_for
@@ -29,18 +29,35 @@ class Binding:
         return feed.kind is FeedKind.TOPIC and feed.format in PLAIN
 
 
-def bindings_of(pipelines: Mapping[str, PipelineSpec], native: NativeModule | None = None) -> dict[str, list[Binding]]:
-    """Return all bindings by topic; pipelines are resolved. `native`: the compiled module, where there is one."""
+def republished_topics(pipelines: Mapping[str, PipelineSpec]) -> frozenset[str]:
+    """Return the topics to which backfills may send events once more; whoever reads them passes over those."""
+    allowing = (pipeline for pipeline in pipelines.values() if RepairMode.REPUBLISH in pipeline.repair.modes)
+    return frozenset(feed.topic for pipeline in allowing for feed in pipeline.source.feeds)
+
+
+def bindings_of(
+    pipelines: Mapping[str, PipelineSpec], native: NativeModule | None = None, *, republished: Collection[str] | None = None
+) -> dict[str, list[Binding]]:
+    """Return all bindings by topic; pipelines are resolved.
+
+    `native`: the compiled module, where there is one. `republished`: see :func:`republished_topics`; None: by these pipelines.
+    """
+    passed_over = republished_topics(pipelines) if republished is None else republished
     found: dict[str, list[Binding]] = {}
     for pipeline in pipelines.values():
         for table in pipeline.by_table():
-            _bind(found, pipeline, Side.EXPECTED, table, native)
-        _bind(found, pipeline, Side.OBSERVED, pipeline, native)
+            _bind(found, pipeline, Side.EXPECTED, table, native, passed_over)
+        _bind(found, pipeline, Side.OBSERVED, pipeline, native, passed_over)
     return found
 
 
 def _bind(
-    found: dict[str, list[Binding]], pipeline: PipelineSpec, side: Side, table: PipelineSpec, native: NativeModule | None
+    found: dict[str, list[Binding]],
+    pipeline: PipelineSpec,
+    side: Side,
+    table: PipelineSpec,
+    native: NativeModule | None,
+    republished: Collection[str],
 ) -> None:
     """Add the binding of one feed; `table` is the pipeline as its records are encoded."""
     feed = table.source.feed if side is Side.EXPECTED else table.target.feed
@@ -52,7 +69,7 @@ def _bind(
             pipeline=pipeline,
             side=side,
             topic=feed.topic,
-            decoder=BatchDecoder(decoder_for(table, side, mapping, native), republished=_may_be_republished(table, side)),
+            decoder=BatchDecoder(decoder_for(table, side, mapping, native), republished=feed.topic in republished),
             fingerprint=mapping.fingerprint,
             kind=feed.kind,
         )
@@ -75,10 +92,6 @@ def letter_bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[
         for topic, decoder in letter_decoders_for(pipeline).items():
             found.setdefault(topic, []).append(LetterBinding(pipeline=pipeline, topic=topic, decoder=decoder))
     return found
-
-
-def _may_be_republished(pipeline: PipelineSpec, side: Side) -> bool:
-    return side is Side.EXPECTED and RepairMode.REPUBLISH in pipeline.repair.modes
 
 
 def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[str, str]) -> dict[str, str]:

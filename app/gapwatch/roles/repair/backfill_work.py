@@ -14,9 +14,10 @@ from gapwatch.core.pace import Pace
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run
 from gapwatch.model.pipeline import RepairMode
-from gapwatch.ports import Clock, Key, Ledger, Resender
+from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.stores import PipelineStores
 
 

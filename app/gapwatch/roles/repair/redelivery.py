@@ -13,10 +13,11 @@ from typing import Final
 
 from gapwatch.core.backfill import ItemOutcome
 from gapwatch.core.confirm import Cleared, Presence, satisfied
-from gapwatch.ports import ResendRequest, StoredRecord
+from gapwatch.ports import StoredRecord
 from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work
 from gapwatch.roles.repair.judging import Case, Decided
 from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.repair.resending import ResendRequest
 
 PATIENCE_SECONDS: Final = 60.0  # and twice the grace: how long the pipeline has for what it was asked for
 LOOK_SECONDS: Final = 0.5

@@ -25,7 +25,7 @@ from gapwatch.kafka.topics import TopicAdmin, TopicFacts
 from gapwatch.model.pipeline import MARKED, PipelineSpec, Settings
 from gapwatch.model.stream import Control, PackedBatch, Side
 from gapwatch.ports import Clock
-from gapwatch.roles.ingest.bindings import bindings_of, heartbeat_topics
+from gapwatch.roles.ingest.bindings import bindings_of, heartbeat_topics, republished_topics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -222,7 +222,8 @@ class ReplayReader:
     async def _raw(
         self, reading: _Reading, question: Question, spec: PipelineSpec, lead_in: int, until: int, on_progress: OnProgress
     ) -> Found:
-        bindings = [binding for bound in bindings_of({spec.id: spec}).values() for binding in bound]
+        passed_over = republished_topics(self._settings.pipelines)
+        bindings = [binding for bound in bindings_of({spec.id: spec}, republished=passed_over).values() for binding in bound]
         if Side.OBSERVED not in {binding.side for binding in bindings}:
             raise UsageError(f"The target of {spec.id} has no feed: its writes are in no topic.", remedy="Start a sweep instead.")
         topics = [binding.topic for binding in bindings]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from confluent_kafka import Message
 
@@ -14,7 +15,7 @@ from gapwatch.errors import RecordError, StoreUnreachable
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.model.gap import Gap
 from gapwatch.model.stream import Operation
-from gapwatch.ports import Clock, ResendRequest
+from gapwatch.ports import Clock, Key, StoredRecord
 
 READ_SECONDS: Final = 10.0
 NO_EVENT: Final = "No event of the source is known for it: a sweep found it. Use another mode."
@@ -25,8 +26,34 @@ NOT_THE_ROW: Final = (
 NO_DELETES: Final = "The row is gone, and a snapshot delivers rows only. Use another mode."
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResendRequest:
+    """A key that the pipeline shall deliver again: its open gap, and the source's row as read a moment ago (None: gone).
+
+    ``identity``: that row's canonical form, as an event that carries the whole row has it.
+    """
+
+    key: Key
+    gap: Gap | None
+    row: StoredRecord | None
+    identity: bytes
+
+
+class Resender(Protocol):
+    """Has a pipeline deliver rows again by its own means; writes to no store."""
+
+    async def ask(self, requests: Sequence[ResendRequest], *, run_id: str) -> Sequence[str]:
+        """Return, per request, why it cannot be delivered again; "" where it was asked for.
+
+        Raises:
+            StoreError: Nobody could be asked: what the mode needs is missing, or does not answer.
+        """
+
+    async def close(self) -> None: ...
+
+
 class Republisher:
-    """Implements :class:`gapwatch.ports.Resender`: sends the source's own event again, to its topic and partition, marked.
+    """Implements :class:`Resender`: sends the source's own event again, to its topic and partition, marked.
 
     Only an event that says just what the row says now: an older one would take the target back.
     """
@@ -111,7 +138,7 @@ Signal = Callable[[Sequence[ResendRequest], str], Awaitable[tuple[str, bytes, by
 
 
 class Signaller:
-    """Implements :class:`gapwatch.ports.Resender`: asks a connector for an incremental snapshot of just these rows.
+    """Implements :class:`Resender`: asks a connector for an incremental snapshot of just these rows.
 
     ``signal``: returns topic, key and value of the signal for requests and a run's id; raises StoreError where there is no way.
     """

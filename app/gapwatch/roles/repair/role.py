@@ -9,7 +9,7 @@ from functools import partial
 
 from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import RepairMode, Settings
-from gapwatch.ports import Clock, Ledger, Preflight, Resender
+from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.autograce import AutoGrace
 from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepairer
@@ -25,6 +25,7 @@ from gapwatch.roles.repair.outbox import OutboxPublisher, OutboxSink
 from gapwatch.roles.repair.quiet import QuietTimes
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencies
+from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import LEASE_SECONDS, RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
 from gapwatch.roles.repair.trials import MappingTrials
