@@ -77,7 +77,9 @@ class Stores:
         source, target = self.read(Side.EXPECTED, key, time), self.read(Side.OBSERVED, key, time)
         both = source.presence is target.presence is Presence.PRESENT
         differing = ("v",) if both and source.identity != target.identity else ()
-        return Reads(before=source, target=target, after=source, differing=differing, started_ms=time)
+        return Reads(
+            before=source, target=target, after=source, differing=differing, started_ms=time, proven_ms=time, ended_ms=time
+        )
 
     def lies(self, through: int, time: int, status: PartitionStatus) -> Iterator[str]:
         """Say which writes before `through` the target has not shown by `time`, and what nothing explains of what was read."""

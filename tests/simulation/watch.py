@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
@@ -191,8 +192,20 @@ class Watch:
             self.seen[f"verdicts {Outcome(outcome).name.lower()}"] += 1
             if outcome == Outcome.GAP:
                 ear.gone.add(key)
-            if outcome == Outcome.GAP and (key, side, *token) not in self._booked:
+            if outcome == Outcome.GAP and not self._is_booked(key, side, tuple(token)):
                 raise self._broken(f"4: the verdict on row {self._shop.number(key)} was given before its gap was stored")
+
+    def _is_booked(self, key: bytes, side: int, token: tuple[int, ...]) -> bool:
+        """Whether a gap is stored for a suspect that this verdict is of: it closes what the suspect knew of the source."""
+        for said in self.suspects:
+            if not isinstance(said, Suspect) or said.key != key or said.opening.side != side:
+                continue
+            opening = (said.opening.epoch, said.opening.major, said.opening.minor)
+            newest = said.newest_expected if side == Side.EXPECTED else None
+            last = opening if newest is None else max(opening, (newest.epoch, newest.major, newest.minor))
+            if last == token and (key, side, *opening) in self._booked:
+                return True
+        return False
 
     def _status(self, status: PartitionStatus) -> None:
         """1: a status record claims no time that a partition has not said, whether it has spoken or not."""
@@ -241,16 +254,34 @@ class Watch:
             raise self._broken(f"4: a suspect of row {self._shop.number(said.key)} is committed without a verdict")
 
     def booked(self, change: GapChange) -> None:
-        """2: a difference is a gap only where the sink has passed what stands at the source."""
+        """2: a difference is a gap only where the sink has passed what stood at the source when it was read."""
         gap = change.gap
         self.seen[f"gaps {change.event}"] += 1
         if gap.opened_by is not None:
             self._booked.add((gap.key, *gap.opened_by))
         if gap.state is State.RESOLVED:
             return
-        versions = self._shop.versions(self._shop.number(gap.key))
-        if self._shop.spec.delivery.known and versions and not self._passed(versions[-1]):
+        read = max(datetime.fromisoformat(row["time"]) for row in gap.evidence if row["side"] == "source").timestamp() * 1000
+        versions = [version for version in self._shop.versions(self._shop.number(gap.key)) if version.time <= read]
+        if not self._shop.spec.delivery.known or not versions or self._was_left_over(versions, read):
+            return
+        if not self._passed(versions[-1]):
             raise self._broken(f"2: row {versions[-1].id} is in transit, and a gap {gap.kind.value} is open")
+
+    def _was_left_over(self, versions: Sequence[Change], read: float) -> bool:
+        """Whether the row was gone a grace before it was read, or longer, for the sink as well, beside the document of now.
+
+        Then it stands wrongly, although the row may have come back and gone once more since: no read tells that.
+        """
+        shown = self._shop.shown_of(versions[-1].id)
+        if not shown or shown[-1].document is None:
+            return False
+        ends = [*(version.time for version in versions[1:]), read]
+        for version, end in zip(versions, ends, strict=True):
+            both = max(version.time, shown[-1].time) < min(end, read - GRACE_MS)
+            if version.row is None and both and self._passed(version):
+                return True
+        return False
 
     def _passed(self, version: Change) -> bool:
         place = self._shop.first.get(version.number)

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from gapwatch.model.gap import Cause, Kind
 from gapwatch.model.pipeline import Match
-from gapwatch.model.stream import Operation, Side
+from gapwatch.model.stream import Operation, Outcome, Side
 from gapwatch.model.suspect import GivenUp, Reason, Seen, Suspect
 
 SKIPPED = Cause.SKIPPED_BY_POLICY.value
+OLD = "the stores take longer to answer than a difference may be old"
 RETURNS_MAX = 3  # waits that a document which keeps changing, of a row that is gone, is given
 READS_MAX = 10  # attempts on a moving source before `superseded`, and counted failures before `unverifiable`
 
@@ -55,13 +56,19 @@ class Differ(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
-    """The three reads of one attempt, in order: source, target, source. ``started_ms`` is our clock before the first one."""
+    """The three reads of one attempt, in order: source, target, source.
+
+    By our clock: ``started_ms`` before the first one, ``proven_ms`` before the last one (what stood still did so until then at
+    least), ``ended_ms`` after it (what it shows was committed by then).
+    """
 
     before: Reading
     target: Reading
     after: Reading
     differing: tuple[str, ...]  # of `target` against `after`; empty when either is not PRESENT
     started_ms: int
+    proven_ms: int
+    ended_ms: int
     closing: bool = False  # the time that the target keeps the document is about to end: it may be gone already
 
     @property
@@ -164,6 +171,7 @@ def judge(
     *,
     others_were_read: bool = True,
     proven_by_wait: bool = False,
+    is_old: bool = False,
 ) -> Judgement:
     """Say what the three reads of one attempt prove.
 
@@ -174,14 +182,15 @@ def judge(
         match: The pipeline's match mode.
         others_were_read: Whether other keys of the unread store were read in this batch; only then a failure counts.
         proven_by_wait: Whether grace and delivered-through have passed since ``progress.waiting_since_ms``.
+        is_old: Whether so long has passed since the reads that a row may have come and gone, and be on its way.
     """
     if reads.unread:
-        return _not_read(reads, progress, counts=others_were_read)
+        return _not_read(reads.unread, progress, counts=others_were_read)
     if satisfied(reads, match):
         return Cleared(reason=_why_cleared(suspect, reads))
     if reads.closing:  # nothing is proved until its end is surely past, or was moved by another write
-        waiting = replace(progress, baseline=reads.after, waiting_since_ms=reads.started_ms)
-        return WaitAndReadAgain(progress=waiting, since_ms=reads.started_ms)
+        waiting = replace(progress, baseline=reads.after, waiting_since_ms=reads.ended_ms)
+        return WaitAndReadAgain(progress=waiting, since_ms=reads.ended_ms)
     if not reads.source_stood_still:
         return _moved_on(reads, progress)
     if progress.baseline is not None:
@@ -191,14 +200,16 @@ def judge(
             return WaitAndReadAgain(progress=progress, since_ms=progress.waiting_since_ms)
     elif suspect is None or not _is_the_suspected_state(suspect, reads, match):
         return _moved_on(reads, progress)
+    if is_old:
+        return _not_read(OLD, progress, counts=True)
     return _difference(suspect, reads, match)
 
 
-def _not_read(reads: Reads, progress: Progress, *, counts: bool) -> Judgement:
+def _not_read(reason: str, progress: Progress, *, counts: bool) -> Judgement:
     failures = progress.failures + (1 if counts else 0)
     if failures >= READS_MAX:
-        return Unverifiable(reason=reads.unread)
-    return Retry(progress=replace(progress, failures=failures), reason=reads.unread)
+        return Unverifiable(reason=reason)
+    return Retry(progress=replace(progress, failures=failures), reason=reason)
 
 
 def _moved_on(reads: Reads, progress: Progress) -> Judgement:
@@ -207,10 +218,8 @@ def _moved_on(reads: Reads, progress: Progress) -> Judgement:
     if attempts >= READS_MAX:
         return Superseded()
     return WaitAndReadAgain(
-        progress=replace(
-            progress, attempts=attempts, baseline=reads.after, shown=reads.target, waiting_since_ms=reads.started_ms
-        ),
-        since_ms=reads.started_ms,
+        progress=replace(progress, attempts=attempts, baseline=reads.after, shown=reads.target, waiting_since_ms=reads.ended_ms),
+        since_ms=reads.ended_ms,
     )
 
 
@@ -240,6 +249,18 @@ def _is_the_suspected_state(suspect: Suspect, reads: Reads, match: Match) -> boo
     # What the event did not carry, or what is compared within a tolerance, may have been written since: where the target shows
     # all that is known of the suspected write, the difference is a younger write's.
     return not equals_identity(newest.digest, reads.target.identity)
+
+
+def last_covered(suspect: Suspect, outcome: Outcome) -> Seen:
+    """Return the newest write that a verdict on this suspect closes.
+
+    An agreement, and a gap, rest on a source that was read after the suspect was said: whatever the stream had shown of it by
+    then is judged with it, one verdict for all of them. What says nothing of the source closes the one write that was late.
+    """
+    opening, newest = suspect.opening, suspect.newest_expected
+    if outcome not in (Outcome.CLEARED, Outcome.GAP) or opening.side != Side.EXPECTED or newest is None:
+        return opening
+    return max(opening, newest, key=lambda seen: (seen.epoch, seen.major, seen.minor))
 
 
 def _was_dated(reads: Reads) -> bool:

@@ -61,7 +61,7 @@ def opened(
         first_seen=now,
         confirmed_at=now,
         fields=difference.fields,
-        evidence=tuple(evidence(suspect, reads, values, now, tables or {})),
+        evidence=tuple(evidence(suspect, reads, values, tables or {})),
         opened_by=(opening.side, opening.epoch, opening.major, opening.minor) if opening else None,
         held_since=time_of(suspect.since) if suspect and suspect.since else held_since,
     )
@@ -176,7 +176,6 @@ def evidence(
     suspect: Suspect | None,
     reads: Reads,
     values: Mapping[str, Mapping[str, Any]],
-    now: datetime,
     tables: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Return evidence objects: what the stream showed, with offsets, and what the three reads found, with times."""
@@ -191,7 +190,7 @@ def evidence(
             "partition": None,
             "offset": None,
             "position": reading.revision,
-            "time": rfc3339(now),
+            "time": rfc3339(time_of(reads.proven_ms)),
             "read": reading.presence.value,
         }
         if reading.reason:  # by which rule it counts as absent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from gapwatch.model.suspect import Suspect
 from tests.property.test_hotpath import SPECS, Life, Teller
 from tests.simulation.world import MAPPING, PIPELINE, START, digest
 
-NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 ABSENT = Reading(presence=Presence.ABSENT)
 
 
@@ -49,7 +47,7 @@ def _record(teller: Teller, step: Any) -> Any:
 
 def missing(source: bytes) -> Reads:
     there = Reading(presence=Presence.PRESENT, identity=source, revision="7")
-    return Reads(before=there, target=ABSENT, after=there, differing=(), started_ms=1_000)
+    return Reads(before=there, target=ABSENT, after=there, differing=(), started_ms=1_000, proven_ms=1_000, ended_ms=1_000)
 
 
 def proved(suspect: Suspect | None, reads: Reads) -> Difference:
@@ -62,7 +60,7 @@ def proved(suspect: Suspect | None, reads: Reads) -> Difference:
 
 
 def places(suspect: Suspect | None, reads: Reads) -> list[tuple[Any, ...]]:
-    rows = evidence(suspect, reads, {}, NOW, {})
+    rows = evidence(suspect, reads, {}, {})
     return [(row["side"], row["topic"], row["partition"], row["offset"], row.get("read")) for row in rows]
 
 
@@ -111,7 +109,7 @@ def test_m2_a_write_that_the_target_refused_is_rejected_and_keeps_its_grace(step
     suspect, waited = raised(*steps, restored=restored)
     reads = missing(digest(0))
     assert proved(suspect, reads).cause is Cause.REJECTED
-    (said,) = [row for row in evidence(suspect, reads, {}, NOW, {}) if row["side"] == "sink"]
+    (said,) = [row for row in evidence(suspect, reads, {}, {}) if row["side"] == "sink"]
     assert (said["operation"], said["reason"], said["position"]) == ("rejected", "why", None)
     assert waited >= raised(WRITTEN)[1]
 

@@ -22,17 +22,19 @@ from gapwatch.core.confirm import (
     WaitAndReadAgain,
     equals_identity,
     judge,
+    last_covered,
 )
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.gap import Cause, Kind
 from gapwatch.model.pipeline import FieldType, Match
-from gapwatch.model.stream import Operation, Side
+from gapwatch.model.stream import Operation, Outcome, Side
 from gapwatch.model.suspect import Reason, Seen, Suspect
 from gapwatch.ports import StoredRecord
 from gapwatch.roles.repair.reads import source_reading, target_reading
 from tests.unit.core.samples import field, pipeline
 
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
+AT: dict[str, Any] = {"started_ms": 1_000, "proven_ms": 1_020, "ended_ms": 1_040}
 ABSENT = Reading(presence=Presence.ABSENT)
 UNREAD = Reading(presence=Presence.UNREAD, reason="no answer")
 
@@ -45,7 +47,7 @@ def reads(before: Reading, target: Reading, after: Reading | None = None) -> Rea
     after = before if after is None else after
     both = target.presence is Presence.PRESENT and after.presence is Presence.PRESENT
     differing = ("total",) if both and target.identity != after.identity else ()
-    return Reads(before=before, target=target, after=after, differing=differing, started_ms=1_000)
+    return Reads(before=before, target=target, after=after, differing=differing, **AT)
 
 
 def seen(side: Side, digest: bytes, *, operation: Operation = Operation.UPSERT, major: int = 5) -> Seen:
@@ -179,10 +181,32 @@ def test_an_outage_never_makes_a_key_unverifiable_but_ten_failures_of_its_own_do
     assert judged(LATE, reads(present(A), UNREAD), progress) == Unverifiable(reason="no answer")
 
 
+def test_a_difference_whose_reads_are_old_is_read_again_and_an_agreement_stands() -> None:
+    """While the stores were asked a row may have come and gone, and be on its way."""
+    verdict = judged(LATE, reads(present(A), ABSENT), is_old=True)
+    assert isinstance(verdict, Retry)
+    assert isinstance(judged(LATE, reads(present(A), ABSENT), verdict.progress), Difference)
+    assert isinstance(judged(LATE, reads(present(A), present(A)), is_old=True), Cleared)
+    tenth = judged(LATE, reads(present(A), ABSENT), Progress(failures=READS_MAX - 1), is_old=True)
+    assert isinstance(tenth, Unverifiable)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "closes"), [(Outcome.GAP, 9), (Outcome.CLEARED, 9), (Outcome.SUPERSEDED, 5), (Outcome.UNVERIFIABLE, 5)]
+)
+def test_a_verdict_closes_what_the_stream_had_shown_before_the_reads(outcome: Outcome, closes: int) -> None:
+    """A key that is written often and never arrives is one judgement, not one for each of its writes."""
+    opening = msgspec.structs.replace(seen(Side.EXPECTED, A), major=5)
+    newest = msgspec.structs.replace(seen(Side.EXPECTED, C), major=9)
+    assert last_covered(suspect(opening, newest=newest), outcome).major == closes
+    odd = msgspec.structs.replace(seen(Side.OBSERVED, A), major=5)
+    assert last_covered(suspect(odd, newest=newest), outcome) == odd
+
+
 def test_a_source_that_changed_between_its_two_reads_proves_nothing() -> None:
     verdict = judged(LATE, reads(present(A, "7"), ABSENT, present(A, "8")))
     assert isinstance(verdict, WaitAndReadAgain)
-    assert verdict.since_ms == 1_000
+    assert verdict.since_ms == 1_040, "what the last read shows may have been written just before it"
 
 
 def test_a_source_with_a_younger_write_than_the_suspect_gets_its_own_grace() -> None:
@@ -288,7 +312,13 @@ def test_a_younger_write_of_a_masked_field_gets_its_own_grace() -> None:
 
 def test_a_younger_write_of_a_toleranced_field_gets_its_own_grace() -> None:
     """Toleranced values are in no identity: both sides may show the suspected one and differ in what was written since."""
-    what = Reads(before=present(A), target=present(A), after=present(A), differing=("total",), started_ms=1_000)
+    what = Reads(
+        before=present(A),
+        target=present(A),
+        after=present(A),
+        differing=("total",),
+        **AT,
+    )
     first = judged(LATE, what)
     assert isinstance(first, WaitAndReadAgain)
     proved = judged(LATE, what, first.progress, proven_by_wait=True)

@@ -191,7 +191,7 @@ def several(revision: str) -> Reading:
 
 def reads(before: Reading, after: Reading) -> Reads:
     target = Reading(presence=Presence.PRESENT, identity=b"1" * 16, target_ids=("42",))
-    return Reads(before=before, target=target, after=after, differing=(), started_ms=1_000)
+    return Reads(before=before, target=target, after=after, differing=(), started_ms=1_000, proven_ms=1_000, ended_ms=1_000)
 
 
 def test_m24_two_rows_with_one_key_are_a_duplicate_of_both_tables_once_they_stood_still() -> None:

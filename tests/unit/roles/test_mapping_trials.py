@@ -40,7 +40,7 @@ def stores_of(kind: FieldType = FieldType.DECIMAL) -> PipelineStores:
 
 def decided(number: int, judgement: Judgement) -> Decided:
     key = b"%08d" % number
-    reads = Reads(before=HERE, target=HERE, after=HERE, differing=(), started_ms=0)
+    reads = Reads(before=HERE, target=HERE, after=HERE, differing=(), started_ms=0, proven_ms=0, ended_ms=0)
     read = StoredRecord(key=key, fields={"total": 1, "v": "a"}, raw={}, target_id=None, revision=None)
     return Decided(case=Case(key=key), judgement=judgement, reads=KeyReads(reads=reads, source=read, target=read))
 

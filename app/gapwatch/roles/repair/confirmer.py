@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable
+from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable, last_covered
 from gapwatch.core.gaps import time_of
 from gapwatch.errors import StoreError
 from gapwatch.model.gap import Detector
@@ -204,12 +204,12 @@ def _unverifiable(item: Decided) -> Decided:
 
 
 def _verdict(suspect: Suspect, outcome: Outcome) -> Verdict:
-    opening = suspect.opening
+    last = last_covered(suspect, outcome)
     return Verdict(
         pipeline=suspect.pipeline,
         partition=suspect.partition,
         key=suspect.key,
-        side=opening.side,
-        token=(opening.epoch, opening.major, opening.minor),
+        side=last.side,
+        token=(last.epoch, last.major, last.minor),
         outcome=outcome,
     )

@@ -14,6 +14,7 @@ from gapwatch.core.confirm import (
     Presence,
     Progress,
     Reading,
+    Reads,
     Retry,
     WaitAndReadAgain,
     judge,
@@ -28,6 +29,7 @@ from gapwatch.roles.stores import PipelineStores
 KEYS_PER_BATCH_MAX = 500
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 15.0
+READING_SECONDS_MAX = 5.0  # a difference whose reads took longer, and longer than the grace, is read again
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,6 +138,7 @@ class KeyJudge:
                 stores.spec.match,
                 others_were_read=batch.others_were_read,
                 proven_by_wait=case.waits_for_ms > 0,
+                is_old=self._is_old(key_reads.reads),
             )
             if isinstance(judgement, WaitAndReadAgain | Retry):
                 self._postpone(case, judgement)
@@ -143,6 +146,10 @@ class KeyJudge:
                 del self._cases[case.key]
                 decided.append(Decided(case=case, judgement=judgement, reads=key_reads))
         return decided
+
+    def _is_old(self, reads: Reads) -> bool:
+        """Whether so long has passed since the stores were read that a row may have come and gone, and be on its way."""
+        return self._clock.now_ms() - reads.started_ms > max(READING_SECONDS_MAX * 1000, self._grace_ms())
 
     def _postpone(self, case: Case, judgement: WaitAndReadAgain | Retry) -> None:
         case.progress = judgement.progress

@@ -46,8 +46,10 @@ async def read_batch(stores: PipelineStores, keys: Collection[Key], clock: Clock
     started = clock.now_ms()
     before = await _fetch(stores.source, keys)
     target = await _fetch(stores.target, keys)
+    proven = clock.now_ms()
     after = await _fetch(stores.source, keys)
-    by_key = {key: _key_reads(stores.mapping, key, before[key], target[key], after[key], started) for key in keys}
+    times = (started, proven, clock.now_ms())
+    by_key = {key: _key_reads(stores.mapping, key, before[key], target[key], after[key], times) for key in keys}
     return BatchReads(by_key=by_key, others_were_read=any(not item.reads.unread for item in by_key.values()))
 
 
@@ -65,8 +67,9 @@ def _key_reads(
     before: Read | tuple[StoredRecord, ...],
     target: Read | tuple[StoredRecord, ...],
     after: Read | tuple[StoredRecord, ...],
-    started_ms: int,
+    times: tuple[int, int, int],
 ) -> KeyReads:
+    started_ms, proven_ms, ended_ms = times
     first, _ = source_reading(mapping, before)
     seen, seen_canonical = target_reading(mapping, target)
     last, last_canonical = source_reading(mapping, after)
@@ -83,6 +86,8 @@ def _key_reads(
             after=last,
             differing=differing,
             started_ms=started_ms,
+            proven_ms=proven_ms,
+            ended_ms=ended_ms,
             closing=age is Age.CLOSE,
         ),
         source=_single(after),
