@@ -15,7 +15,6 @@ from gapwatch import native
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import unpack
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.ledger import open_ledger
 from gapwatch.model.stream import Batch
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 
@@ -29,6 +28,7 @@ async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREF
     from gapwatch.kafka.offsets import OffsetReader
     from gapwatch.kafka.producer import AckedProducer
     from gapwatch.kafka.topics import TopicAdmin, ensure_topics
+    from gapwatch.ledger import open_ledger
     from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 
     settings, clock, group = work.settings(servers, database, prefix), SystemClock(), f"{prefix}.ingest"

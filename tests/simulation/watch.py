@@ -276,9 +276,12 @@ class Watch:
         shown = self._shop.shown_of(versions[-1].id)
         if not shown or shown[-1].document is None:
             return False
+        before = read - GRACE_MS
+        if shown[-1].time < min(versions[0].time, before):
+            return True  # there was no row at all
         ends = [*(version.time for version in versions[1:]), read]
         for version, end in zip(versions, ends, strict=True):
-            both = max(version.time, shown[-1].time) < min(end, read - GRACE_MS)
+            both = max(version.time, shown[-1].time) < min(end, before)
             if version.row is None and both and self._passed(version):
                 return True
         return False

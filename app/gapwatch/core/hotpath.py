@@ -1,4 +1,5 @@
-"""Whole sections at once: a key's first write, and the answer to it, as columns. Everything else is handed back, event by event.
+"""Whole sections at once: a key's first write, and the answer to it, as columns; the answer may also come before what it answers,
+where the target's topic is read ahead of the source's. Everything else is handed back, event by event.
 
 It decides what ``core/keyrules`` would: a property test holds the two against each other. Only the order of *different* keys
 within one record is its own; that of one key's events is kept, since all of a key's events in a record go the same way
@@ -7,6 +8,7 @@ from the first one on that is not plain.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from typing import Final
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from gapwatch.core.batches import NO_VERSION
 from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
-from gapwatch.core.keyrows import PARKED, PENDING, Columns, Rows, row_type
+from gapwatch.core.keyrows import ALONE, PARKED, PENDING, Columns, Rows, row_type
 from gapwatch.core.keystate import BLANK, EXTRA, HEAD_BYTES, UNKNOWN_MAPPING, Write, with_tail
 from gapwatch.core.pipelinestate import PipelineState
 from gapwatch.model.pipeline import Match
@@ -52,7 +54,10 @@ def has_tails(pipeline: PipelineState, section: PackedSection) -> bool:
 
 
 def expect_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Events:
-    """Open the keys that are new; return key and write of every event that has to be looked at by itself, in their order."""
+    """Open the keys that are new, settle those of which the target has shown just that already.
+
+    Returns key and write of every event that has to be looked at by itself, in their order.
+    """
     cell, rows = pipeline.cell, pipeline.cell.rows
     keys = _keys(sections)
     count = len(keys)
@@ -62,12 +67,14 @@ def expect_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Ev
     if rows.open + count > cell.limits.pending:
         return _events(keys, block.copy())
     own = np.arange(first, first + count)
-    fresh = np.fromiter(map(rows.at.setdefault, keys, range(first, first + count)), np.int64, count) == own
+    found = np.fromiter(map(rows.at.setdefault, keys, range(first, first + count)), np.int64, count)
+    fresh = found == own
     plain = block["operation"] < (Operation.DELETE if pipeline.rules.several else LAST_PLAIN + 1)
     slow = NOTHING
     if not (fresh.all() and plain.all()):
         fast = fresh & plain
-        slow = _events(_chosen(keys, ~fast), block[~fast])
+        joined = _join(pipeline, found, ~fresh & plain, block)
+        slow = _events(_chosen(keys, ~fast & ~joined), block[~fast & ~joined])
         for key in _chosen(keys, fresh & ~plain):
             del rows.at[key]
         keys = _chosen(keys, fast)
@@ -83,7 +90,7 @@ def expect_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Ev
 
 
 def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Events:
-    """Settle the keys whose only write is shown as it was expected; return every other event as :func:`expect_all`."""
+    """Settle the keys whose only write is shown as it was expected, open unknown ones; return the rest as :func:`expect_all`."""
     cell, rows = pipeline.cell, pipeline.cell.rows
     keys = _keys(sections)
     count = len(keys)
@@ -93,23 +100,72 @@ def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> E
         return _events(keys, block)
     at = np.fromiter(map(rows.at.get, keys, repeat(-1)), np.int64, count)
     held = rows.writes.take(at, mode="clip") if rows.size else block
-    fast = _answers(rows.place.take(at, mode="clip"), held, block) & (at >= 0)
-    ordered = np.sort(at)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        fast &= ~np.isin(at, repeated)
+    fast = _answers(rows.place.take(at, mode="clip"), PENDING, held, block) & (at >= 0) & _once(at)
     slow = NOTHING
     if not fast.all():
-        slow = _events(_chosen(keys, ~fast), block[~fast])
+        alone = _alone(pipeline, keys, at, block)
+        slow = _events(_chosen(keys, ~fast & ~alone), block[~fast & ~alone])
         chosen = np.flatnonzero(fast)
+        unknown, shown = _chosen(keys, alone), block[alone]
         at, held, block = at.take(chosen), held.take(chosen), block.take(chosen)
+        _open_alone(pipeline, unknown, shown)
     _settle(cell, at, held, block)
     return slow
 
 
-def _answers(place: npt.NDArray[np.uint8], held: Columns, shown: Columns) -> npt.NDArray[np.bool_]:
-    """Whether each open key's one write is exactly what is shown, in all of its fields."""
-    same: npt.NDArray[np.bool_] = (place - np.uint8(PENDING)) <= PARKED - PENDING
+def _join(pipeline: PipelineState, at: Rows, among: npt.NDArray[np.bool_], block: Columns) -> npt.NDArray[np.bool_]:
+    """Settle the keys, `among` these events, of which the target alone has shown just what is expected now; return which."""
+    rows, counters = pipeline.cell.rows, pipeline.cell.counters
+    joined = among & _once(at)
+    chosen = np.flatnonzero(joined)
+    if not len(chosen) or not pipeline.rules.comparison.by_identity:
+        return np.zeros_like(joined)
+    right = _answers(rows.place[at[chosen]], ALONE, rows.writes.take(at[chosen]), block.take(chosen))
+    joined[chosen[~right]] = False
+    chosen = chosen[right]
+    if len(chosen):
+        rows.join(at[chosen], block.take(chosen).view(np.uint64).reshape(len(chosen), -1))
+        counters.expected += len(chosen)
+        counters.settled += len(chosen)
+    return joined
+
+
+def _once(at: Rows) -> npt.NDArray[np.bool_]:
+    """Whether no other event of the block is of the same row."""
+    ordered = np.sort(at)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    return ~np.isin(at, repeated) if len(repeated) else np.ones(len(at), np.bool_)
+
+
+def _alone(pipeline: PipelineState, keys: Sequence[bytes], at: Rows, block: Columns) -> npt.NDArray[np.bool_]:
+    """Whether an event is the only one of a key of which nothing is known, and there is room for it."""
+    rows, limits = pipeline.cell.rows, pipeline.cell.limits
+    alone: npt.NDArray[np.bool_] = at < 0
+    count = int(np.count_nonzero(alone))
+    if not count or rows.open + count > limits.pending:
+        return np.zeros_like(alone)
+    unknown = _chosen(keys, alone)
+    if len(set(unknown)) < count:
+        times = Counter(unknown)
+        alone[np.flatnonzero(alone)] = [times[key] == 1 for key in unknown]
+    return alone & (block["operation"] <= LAST_PLAIN)
+
+
+def _open_alone(pipeline: PipelineState, keys: list[bytes], shown: Columns) -> None:
+    rows, count = pipeline.cell.rows, len(keys)
+    if not count:
+        return
+    first = rows.reserve(count)
+    rows.writes[first : first + count] = shown
+    rows.at.update(zip(keys, range(first, first + count), strict=True))
+    rows.added(keys, first, shown["due"], place=ALONE)
+    pipeline.cell.counters.observed += count
+    pipeline.survey.low = min(pipeline.survey.low, int(shown["event_time"].min()))
+
+
+def _answers(place: npt.NDArray[np.uint8], wanted: int, held: Columns, shown: Columns) -> npt.NDArray[np.bool_]:
+    """Whether each key is in a `wanted` place, or parked there, and its one write is exactly what came, in all of its fields."""
+    same: npt.NDArray[np.bool_] = (place - np.uint8(wanted)) <= PARKED - PENDING
     for name in ("operation", "mapping", "parts"):
         same &= held[name] == shown[name]
     same &= (shown["operation"] <= LAST_PLAIN) & (shown["mapping"] != UNKNOWN_MAPPING)

@@ -278,6 +278,20 @@ def compact_pending(state: KeyState) -> Held:
     return state.writes[0] if plain and state.expected == state.writes[0] else state
 
 
+def is_alone(state: KeyState) -> bool:
+    """Whether one write of the target is all that is known of an open key, and nothing is expected of it yet."""
+    if state.observed is None or not state.odd or state.expected is not None or state.raised:
+        return False
+    return not (state.older or state.overflowed or state.floor or state.shown) and state.given_up is None
+
+
+def alone_state(write: Write) -> KeyState:
+    """Return an open key of which one write of the target is all that is known."""
+    state = KeyState()
+    state.observed, state.odd = write, True
+    return state
+
+
 def pending_state(held: Held) -> KeyState:
     """Return an open key in its long form."""
     if isinstance(held, KeyState):

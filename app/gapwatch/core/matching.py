@@ -19,7 +19,7 @@ from gapwatch.core.cells import Cell, Limits
 from gapwatch.core.coverage import STEP_MS
 from gapwatch.core.hotpath import expect_all, is_plain, numbers, observe_all, one_by_one
 from gapwatch.core.judging import Judge, Said
-from gapwatch.core.pipelinestate import STATE_FORMAT, PipelineState
+from gapwatch.core.pipelinestate import READABLE_FORMATS, STATE_FORMAT, PipelineState
 from gapwatch.core.segments import RECORD_BYTES_MAX
 from gapwatch.core.watermarks import FeedTimes, Span
 from gapwatch.errors import ProtocolError
@@ -289,7 +289,7 @@ class KeyMatcher:
         """
         matcher = cls(partition, partitions, pipelines, fingerprints=fingerprints, life=life, event_by_event=event_by_event)
         body = msgspec.msgpack.decode(marker)
-        if body.get("format") != STATE_FORMAT:
+        if body.get("format") not in READABLE_FORMATS:
             raise ProtocolError(
                 f"The state of partition {partition} has format {body.get('format')}, not {STATE_FORMAT}.",
                 remedy="Delete the changelog topic of match; a sweep then covers what was open.",

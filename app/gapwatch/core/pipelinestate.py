@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
@@ -30,7 +31,8 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
 from gapwatch.model.suspect import Closed, Counters, FeedStatus, GivenUp, Hole, PartitionStatus
 
-STATE_FORMAT: Final = 3  # of what is stored of a partition; another one is not read
+STATE_FORMAT: Final = 4  # of what is stored of a partition
+READABLE_FORMATS: Final = (3, 4)  # 3: keys that the target alone has shown were in the long form; others are not read
 HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
 MINUTE_MS: Final = 60_000
 SURVEY_KEYS: Final = 20_000  # above so many open keys
@@ -249,7 +251,15 @@ class PipelineState:
         rows = self.cell.rows
         times = rows.writes["event_time"].take(rows.open_rows())
         short = int(np.count_nonzero((times >= time_from) & (times < time_to)))
+        alone = self._alone_times()
+        short += int(np.count_nonzero((alone >= time_from) & (alone < time_to)))
         return short + sum(self._is_open_within(held, time_from, time_to) for _, held in rows.open_long())
+
+    def _alone_times(self) -> npt.NDArray[np.int64]:
+        """Return the event times of the keys with one observed write, of which nothing is expected; not the baseline's."""
+        rows = self.cell.rows
+        times: npt.NDArray[np.int64] = rows.writes["event_time"].take(rows.alone_rows())
+        return times[times >= self.start] if self.start else times[:0]
 
     def _is_open_within(self, held: Held, time_from: int, time_to: int) -> bool:
         if not isinstance(held, KeyState):
@@ -283,11 +293,12 @@ class PipelineState:
 
     def _look_at_rows(self, survey: Survey) -> None:
         rows = self.cell.rows
+        survey.oldest = int(self._alone_times().min(initial=LATEST))
         found = rows.open_rows()
         if not len(found):
             return
         times = rows.writes["event_time"].take(found)
-        survey.oldest = int(times.min())
+        survey.oldest = min(survey.oldest, int(times.min()))
         if not self.delivery_known:
             return
         writes = rows.writes.take(found)

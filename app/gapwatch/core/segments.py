@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gapwatch.core.keyrows import CLOSED, FREE, OPEN, SETTLED, UNSAVED, KeyRows, Rows
-from gapwatch.core.keystate import HEAD_BYTES, KeyState
+from gapwatch.core.keyrows import ALONE, CLOSED, FREE, OPEN, SETTLED, UNSAVED, KeyRows, Rows
+from gapwatch.core.keystate import HEAD_BYTES, KeyState, alone_state
 from gapwatch.errors import ProtocolError
 
 RECORD_BYTES_MAX: Final = 400 * 1024
@@ -114,7 +114,8 @@ class SegmentLog:
     def _bodies(self, changed: Rows) -> Iterator[tuple[_Body, Rows]]:
         """Cut the changed rows into records; the keys that are gone go into the first, before what may have come back."""
         rows = self._rows
-        gone, is_long = rows.gone, rows.place[changed] >= OPEN
+        places = rows.place[changed]
+        gone, is_long = rows.gone, (places == OPEN) | (places == CLOSED)
         long, plain = changed[is_long], changed[~is_long]
         for part in _cut(gone, [len(key) + 5 for key in gone]):
             yield _Body(self._number(), rows.parts, gone=gone[part]), long[:0]
@@ -165,7 +166,9 @@ class SegmentLog:
                 raise ProtocolError(f"Segment {name} of the state cannot be read: {error}.") from error
             self._segments.append((name, Segment(number, keys)))
             self._next = max(self._next, number)
-        rows.long = {key: held for key, held in rows.long.items() if key in rows.at and rows.place[rows.at[key]] >= OPEN}
+        rows.long = {
+            key: held for key, held in rows.long.items() if key in rows.at and rows.place[rows.at[key]] in (OPEN, CLOSED)
+        }
         self._forget_evicted()
         rows.gather()
 
@@ -266,8 +269,12 @@ def _lengthened(body: _Body, keys: Sequence[bytes]) -> list[LongItem]:
     for key, place, row in zip(keys, body.places, words, strict=True):
         write = row[:width].tobytes()
         write = write[: HEAD_BYTES + 16 * write[4]]
-        settled = place == SETTLED
-        items.append((key, not settled, int(row[width]), write + next(shown).tobytes() if settled else write))
+        held: Any = write
+        if place == SETTLED:
+            held += next(shown).tobytes()
+        elif place >= ALONE:
+            held = alone_state(write).packed()
+        items.append((key, place != SETTLED, int(row[width]), held))
     return items
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.core.pipelinestate import STATE_FORMAT
+from gapwatch.core.pipelinestate import READABLE_FORMATS
 from gapwatch.core.upgrade import changes, shortened
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.model.suspect import PartitionStatus
@@ -57,10 +57,11 @@ def of_ledger(stored: Stored) -> Advice:
 
 def of_state(held: Mapping[str, Open]) -> list[Advice]:
     """Say whether match can read what it stored."""
-    other = {format for one in held.values() for format in one.formats if format not in (0, STATE_FORMAT)}
+    other = {format for one in held.values() for format in one.formats if format not in (0, *READABLE_FORMATS)}
     if not other:
         return []
-    message = f"The state of match has format {min(other)}, and this version reads {STATE_FORMAT} only."
+    readable = " and ".join(map(str, READABLE_FORMATS))
+    message = f"The state of match has format {min(other)}, and this version reads {readable} only."
     remedy = "Let it settle, stop, delete match's changelog topic, start: what was open becomes a hole, which a sweep covers."
     return [Advice(level="error", subject="match", message=message, remedy=remedy)]
 

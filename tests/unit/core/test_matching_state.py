@@ -76,6 +76,14 @@ def test_state_of_another_format_is_refused_with_what_to_do() -> None:
     assert "Delete the changelog topic" in str(refused.value.remedy)
 
 
+def test_state_of_the_format_before_this_one_is_read() -> None:
+    matcher = filled()
+    records = written(matcher)
+    older = {**msgspec.msgpack.decode(matcher.marker()), "format": 3}
+    again = restored(records, msgspec.msgpack.encode(older), {PIPELINE: SPEC})
+    assert again.marker() == matcher.marker()
+
+
 def test_a_segment_that_cannot_be_read_stops_the_process() -> None:
     matcher = filled()
     records = {name: b"\xc1" if name.startswith(PIPELINE) else payload for name, payload in written(matcher).items()}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gapwatch.core import segments
 from gapwatch.core.keyrows import KeyRows
-from gapwatch.core.keystate import EXTRA, HEAD_BYTES, Held, KeyState, pack_head, with_tail
+from gapwatch.core.keystate import EXTRA, HEAD_BYTES, Held, KeyState, alone_state, pack_head, with_tail
 from gapwatch.core.segments import RECORD_BYTES_MAX, SegmentLog
 
 
@@ -65,7 +65,7 @@ def known(rows: KeyRows) -> dict[bytes, tuple[object, bool, int]]:
 KEYS = st.integers(0, 9)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["open", "settle", "long", "odd", "drop"]), KEYS),
+        st.tuples(st.sampled_from(["open", "settle", "long", "odd", "alone", "drop"]), KEYS),
         st.sampled_from([("cut", 0), ("restart", 0), ("room", 4), ("gather", 0)]),
     ),
     max_size=60,
@@ -87,6 +87,8 @@ def test_whatever_happened_the_same_keys_come_back(steps: list[tuple[str, int]])
                 rows.put(key, write(number) if step == "open" else settled(number), is_open=step == "open")
             elif step in ("long", "odd"):
                 rows.put(key, long(number), is_open=step == "odd")
+            elif step == "alone":
+                rows.put(key, alone_state(write(number)), is_open=True)
             elif step == "drop":
                 rows.drop(key)
             elif step == "room":
@@ -149,6 +151,7 @@ def test_a_mapping_with_more_maskable_fields_takes_up_the_state_of_one_with_fewe
     rows.put(b"open", write(1), is_open=True)
     rows.put(b"settled", settled(2), is_open=False)
     rows.put(b"odd", long(3), is_open=True)
+    rows.put(b"alone", alone_state(write(5)), is_open=True)
     rows.put(b"tail", write(4, flags=EXTRA) + with_tail(("1.5",), None), is_open=True)
     disk.take(log.cut())
     again, other = restored(rows, log, disk, parts=3)
@@ -179,6 +182,22 @@ def test_a_parked_key_is_not_found_by_its_own_due_time() -> None:
     assert rows.open_held(b"a") == write(1, due=10)
     rows.count()
     assert rows.due(10) == [b"a", b"b"]
+
+
+def test_a_key_that_the_target_alone_has_shown_is_held_in_a_row_and_found_when_it_is_due() -> None:
+    rows = KeyRows(1)
+    rows.put(b"a", alone_state(write(1, due=10)), is_open=True)
+    rows.put(b"b", alone_state(write(2, due=10)), is_open=True)
+    assert rows.long == {}
+    assert (rows.open, rows.due(9), rows.due(10)) == (2, [], [b"a", b"b"])
+    rows.park(b"a")
+    rows.put(b"b", settled(2), is_open=False)
+    assert (rows.open, rows.due(10), rows.alone_rows().tolist(), rows.open_rows().tolist()) == (1, [], [0], [])
+    held = rows.open_held(b"a")
+    assert isinstance(held, KeyState)
+    assert (held.observed, held.odd, held.due) == (write(1, due=10), True, 10)
+    rows.count()
+    assert rows.due(10) == [b"a"]
 
 
 def test_the_keys_that_changed_last_stay_when_there_are_too_many() -> None:
