@@ -62,6 +62,15 @@ class PostgresConnector(Connector):
     def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
         return postgres.PostgresSourcePreflight(pipeline, url, connector)
 
+    def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        return postgres.PostgresTargetReader(pipeline, url)
+
+    def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
+        return postgres.PostgresWriter(pipeline, url)
+
+    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
+        return postgres.PostgresTargetPreflight(pipeline, url)
+
 
 class MongoConnector(Connector):
     def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pymongo
 import pytest
 
@@ -46,6 +47,11 @@ class Place:
     put: Callable[[int, Mapping[str, Any]], object]
     create: Callable[[], object]
     drop: Callable[[], object]
+    key: str = "_id"
+
+    @property
+    def is_table(self) -> bool:
+        return self.kind is StoreType.POSTGRES
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +64,56 @@ def address_of(node: OpenSearchPart) -> str:
     return SearchAddress(scheme="http", hosts=(f"{node.host}:{node.port}",)).encode()
 
 
-@pytest.fixture(params=["mongodb", "opensearch"])
-def place(request: pytest.FixtureRequest, document_stores: EmbeddedStack, unique: Callable[[str], str]) -> Iterator[Place]:
+COLUMNS = {
+    "id": "bigint PRIMARY KEY",
+    "customer": "text",
+    "total": "numeric",
+    "placed": "timestamptz",
+    "ship.city": "text",
+    "tags": "text[]",
+    "at": "timestamptz",
+    "n": "int",
+    "gone": "int",
+}
+
+
+def table(dsn: str) -> Place:
+    def sql(statement: str, *values: Any) -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(statement.encode(), values)
+
+    def put(number: int, document: Mapping[str, Any]) -> None:
+        flat = {"id": number, **document}
+        flat |= {f"ship.{name}": value for name, value in flat.pop("ship", {}).items()}
+        names = ", ".join(f'"{name}"' for name in COLUMNS)
+        changes = ", ".join(f'"{name}" = EXCLUDED."{name}"' for name in COLUMNS)
+        values = ", ".join(["%s"] * len(COLUMNS))
+        sql(
+            f"INSERT INTO orders ({names}) VALUES ({values}) ON CONFLICT (id) DO UPDATE SET {changes}",
+            *(flat.get(name) for name in COLUMNS),
+        )
+
+    columns = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
+    return Place(
+        kind=StoreType.POSTGRES,
+        address=dsn,
+        silent="postgresql://nobody@127.0.0.1:1/nowhere",
+        dataset="public.orders",
+        put=put,
+        create=lambda: sql(f"CREATE TABLE orders ({columns})"),
+        drop=lambda: sql("DROP TABLE orders"),
+        key="id",
+    )
+
+
+@pytest.fixture(params=["mongodb", "opensearch", "postgres"])
+def place(request: pytest.FixtureRequest, unique: Callable[[str], str]) -> Iterator[Place]:
     name = unique("orders")
+    if request.param == "postgres":
+        running: EmbeddedStack = request.getfixturevalue("stack")
+        yield table(running.postgres.dsn(request.getfixturevalue("postgres_database")))
+        return
+    document_stores: EmbeddedStack = request.getfixturevalue("document_stores")
     if request.param == "opensearch":
         node = document_stores.opensearch
         yield Place(
@@ -90,7 +143,8 @@ def place(request: pytest.FixtureRequest, document_stores: EmbeddedStack, unique
 
 def spec_of(place: Place) -> PipelineSpec:
     spec = pipeline(*FIELDS)
-    return replace(spec, target=replace(spec.target, collection=place.dataset, changed_at="at"))
+    key = (replace(spec.target.key[0], path=place.key),)
+    return replace(spec, target=replace(spec.target, collection=place.dataset, key=key, changed_at="at"))
 
 
 @pytest.fixture
@@ -149,10 +203,10 @@ async def test_one_entry_for_each_key_and_absence_only_where_it_was_proved(place
 async def test_trap_32_a_read_shows_what_was_written_a_moment_ago(place: Place, reader: DatasetReader) -> None:
     place.create()
     for number in range(50):
-        place.put(1, {"n": number})
+        place.put(1, {"customer": f"c{number}"})
         found = (await reader.fetch([key(1)]))[key(1)]
         assert isinstance(found, StoredRecord)
-        assert found.fields["n"] == number
+        assert found.fields["customer"] == f"c{number}"
 
 
 async def test_lesson_17_an_outage_is_no_absence(place: Place) -> None:
@@ -220,7 +274,7 @@ async def test_d12_what_changed_since_comes_and_nothing_older(place: Place, read
     now = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
     for number in range(60):
         at = now - timedelta(hours=number)
-        place.put(number, {"customer": "c", "at": at if place.kind is StoreType.MONGODB else at.isoformat()})
+        place.put(number, {"customer": "c", "at": at.isoformat() if place.kind is StoreType.OPENSEARCH else at})
     place.put(99, {"customer": "nobody says when"})
     async with aclosing(reader.scan_changed(now - timedelta(hours=48), chunk=10)) as chunks:  # type: ignore[type-var]
         found = [chunk async for chunk in chunks]
@@ -257,7 +311,8 @@ async def test_what_is_written_is_what_is_read_back(place: Place, reader: Datase
     assert result.outcome == "written"
     found = (await reader.fetch([key(1)]))[key(1)]
     assert isinstance(found, StoredRecord)
-    assert dict(found.fields) == dict(document)
+    if not place.is_table:  # a table's driver has values of its own
+        assert dict(found.fields) == dict(document)
     mapping = CompiledMapping(spec)
     assert mapping.differing(mapping.canonical_source(source.fields), mapping.canonical_target(found.fields)) == ()
 
@@ -272,9 +327,9 @@ async def test_d7_nothing_is_written_over_something_newer(place: Place, reader: 
     assert isinstance(second, StoredRecord)
     place.put(1, {"customer": "newer"})
     items = [
-        WriteItem(key=key(1), document={"_id": first.fields["_id"], "customer": "ours"}, replaces=first),
+        WriteItem(key=key(1), document={place.key: first.fields[place.key], "customer": "ours"}, replaces=first),
         WriteItem(key=key(1), document=None, replaces=first),
-        WriteItem(key=key(2), document={"_id": second.fields["_id"], "customer": "ours"}, replaces=ABSENT),
+        WriteItem(key=key(2), document={place.key: second.fields[place.key], "customer": "ours"}, replaces=ABSENT),
     ]
     assert [result.outcome for result in await writer.write(items)] == ["guard_failed"] * 3
     found = await reader.fetch([key(1), key(2)])
@@ -297,8 +352,9 @@ async def test_d10_removed_fields_are_removed_and_documents_deleted(
     )
     assert [result.outcome for result in results] == ["written", "written"]
     found = await reader.fetch([key(1), key(2)])
-    assert dict(getattr(found[key(1)], "fields", {})) == dict(document)
-    assert "tags" not in document
+    fields = dict(getattr(found[key(1)], "fields", {}))
+    assert fields["tags"] is None if place.is_table else fields == dict(document)
+    assert document.get("tags") is None
     assert found[key(2)] is ABSENT
 
 

@@ -13,7 +13,7 @@ from gapwatch.config.plain import plain_feed, plain_problems
 from gapwatch.config.repair import repair_problems, repair_spec
 from gapwatch.config.schema_registry import registry_problems, registry_spec
 from gapwatch.config.source import Document, Place
-from gapwatch.config.tables import source_tables, table_problems
+from gapwatch.config.tables import dataset_of, source_tables, table_problems, target_table_problems
 from gapwatch.core.cron import EXAMPLE as CRON_EXAMPLE
 from gapwatch.core.cron import is_cron
 from gapwatch.core.maintenance import EXAMPLES, MaintenanceSpec
@@ -298,8 +298,8 @@ class _Builder:
 
     def _collection_source(self, form: forms.Source) -> SourceSpec:
         target = self._stores.get(self._form.target.store)
-        if target is not None and target.type is not StoreType.OPENSEARCH:
-            remedy = "The target of a mongodb source must be an opensearch store."
+        if target is not None and target.type is StoreType.POSTGRES:
+            remedy = "The target of a mongodb source must be a mongodb or an opensearch store."
             self._problem(("source", "store"), f"A pipeline from mongodb to {target.type.value} {_NOT_YET}.", remedy)
         if form.table is not None:
             self._problem(("source", "table"), "A mongodb source has no `table`.", "Write collection: shop.orders.")
@@ -323,12 +323,15 @@ class _Builder:
 
     def _target(self) -> TargetSpec:
         form = self._form.target
-        kind = self._store("target", form.store, StoreType.MONGODB, StoreType.OPENSEARCH)
+        kind = self._store("target", form.store, *StoreType)
         for option, problem in target_rule_problems(self._form):
             self._add(("target", option), problem)
         kept = kept_of(form)
         if kind is StoreType.OPENSEARCH:
             for place, message, remedy in target_problems(form, self._form.fields):
+                self._problem(("target", *place), message, remedy)
+        elif kind is StoreType.POSTGRES:
+            for place, message, remedy in target_table_problems(form):
                 self._problem(("target", *place), message, remedy)
         else:
             self._unsupported("target", form, ("table", "index", "routing"))
@@ -341,7 +344,7 @@ class _Builder:
         feed = FeedSpec(kind=FeedKind.NONE) if isinstance(form.feed, str) else self._feed("target", form.feed, kind)
         return TargetSpec(
             store=form.store,
-            collection=(form.index if kind is StoreType.OPENSEARCH else form.collection) or "",
+            collection=dataset_of(form, kind),
             key=_columns(form.key),
             feed=feed,
             dead_letter_topic=form.dead_letter_topic,
@@ -359,7 +362,8 @@ class _Builder:
         indexed = store is StoreType.OPENSEARCH
         given = [name for name in ("debezium", "change_stream", "topic", "seq_no", "acks") if getattr(form, name)]
         if len(given) != 1:
-            choices = "debezium: TOPIC } or { topic: TOPIC" + (" } or { change_stream: true" if side == "target" else "")
+            followed = side == "target" and store is not StoreType.POSTGRES
+            choices = "debezium: TOPIC } or { topic: TOPIC" + (" } or { change_stream: true" if followed else "")
             choices = "seq_no: true } or { acks: TOPIC" if indexed else choices
             self._problem(place, "A feed is exactly one thing.", f"Write {{ {choices} }}.")
             return FeedSpec(kind=FeedKind.NONE)
@@ -377,13 +381,13 @@ class _Builder:
         if kind == "debezium" and form.debezium:
             self._add((*place, kind), topic_problem(form.debezium, self._topics))
             return FeedSpec(kind=FeedKind.DEBEZIUM, topic=form.debezium, format=form.format or "")
-        if kind == "change_stream" and side == "target":
+        if kind == "change_stream" and side == "target" and store is not StoreType.POSTGRES:
             return FeedSpec(kind=FeedKind.CHANGE_STREAM, topic=self._topics.feed(self._name, side))
         if kind == "topic":
             for option, problem in plain_problems(side, self._form, form, self._topics):
                 self._add((*place, option), problem)
             return plain_feed(form)
-        remedy = "Use debezium, a plain topic, or a change_stream of the target."
+        remedy = "Use debezium, a plain topic, or the change_stream of a collection."
         self._problem((*place, kind), f"A {side} feed of kind {kind} {_NOT_YET}.", remedy)
         return FeedSpec(kind=FeedKind.NONE)
 

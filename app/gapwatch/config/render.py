@@ -181,7 +181,7 @@ def _source(spec: SourceSpec) -> dict[str, Any]:
 
 
 def _target(spec: TargetSpec, store: StoreType) -> dict[str, Any]:
-    dataset = "index" if store is StoreType.OPENSEARCH else "collection"
+    dataset = {StoreType.OPENSEARCH: "index", StoreType.POSTGRES: "table"}.get(store, "collection")
     tree = {"store": spec.store, dataset: spec.collection, "key": _key(spec.key), "feed": _feed(spec.feed)}
     options = {
         "version": spec.version,

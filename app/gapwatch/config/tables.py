@@ -1,4 +1,4 @@
-"""Several tables of one source: which they are, and in which topics their changes come."""
+"""Tables: several of one source, and in which topics their changes come; one as a target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from gapwatch.config import forms
 from gapwatch.config.checks import Problem, topic_problem
-from gapwatch.model.pipeline import FeedKind, FeedSpec, SourceTable, TopicsSpec
+from gapwatch.config.source import Place
+from gapwatch.model.pipeline import FeedKind, FeedSpec, SourceTable, StoreType, TopicsSpec
 
 TABLE = "{table}"
 
@@ -45,3 +46,18 @@ def source_tables(form: forms.Source) -> tuple[SourceTable, ...]:
         SourceTable(table=table, feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic=topic_of(pattern, table)))
         for table in form.tables or ()
     )
+
+
+def target_table_problems(form: forms.Target) -> Iterator[tuple[Place, str, str]]:
+    """Yield (place below the target, message, remedy) of what is wrong with a table as a target."""
+    for name in ("collection", "index", "routing"):
+        if getattr(form, name) is not None:
+            yield (name,), f"A postgres target has no `{name}`.", "Remove it." if name == "routing" else "Write `table` instead."
+    if (form.table or "").count(".") != 1:
+        yield ("table",), "The table is needed with its schema.", "Write table: public.orders."
+
+
+def dataset_of(form: forms.Target, kind: StoreType | None) -> str:
+    """Return the name of the target's table, index or collection."""
+    names = {StoreType.POSTGRES: form.table, StoreType.OPENSEARCH: form.index}
+    return (form.collection if kind is None else names.get(kind, form.collection)) or ""

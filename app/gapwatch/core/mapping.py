@@ -21,8 +21,7 @@ from gapwatch.core import temporal
 from gapwatch.core.canonical import ABSENT, NULL, ODD, VALUE, VERSION, Form, compile_form, number_text, plain_number
 from gapwatch.core.counting import Counting, declared, read_beside
 from gapwatch.core.digests import digest, identity, mask_digest
-from gapwatch.core.keys import KeyCodec
-from gapwatch.core.keys import getter as getter
+from gapwatch.core.keys import KeyCodec, getter
 from gapwatch.core.resolve import resolve as resolve
 from gapwatch.errors import ConfigError, ConfigProblem
 from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec

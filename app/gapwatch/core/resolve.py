@@ -131,6 +131,45 @@ def resolve(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[
     return resolved
 
 
+def resolve_target(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[str, str] | None = None) -> PipelineSpec:
+    """Return the pipeline with how a table as its target is encoded in its own feed; documents (no columns) say that themselves.
+
+    Args:
+        pipeline: As configured, or resolved.
+        dataset: The target's catalogue.
+        connector_config: Of the connector that captures the target, None where it is not known.
+
+    Raises:
+        ConfigError: A mapped column, or one of the key, is not in the table; names every such field.
+    """
+    columns = {column.name: column for column in dataset.columns}
+    if not columns:
+        return pipeline
+    target, config = pipeline.target, connector_config or {}
+    problems: list[ConfigProblem] = []
+    wires: list[tuple[str, int | None]] = []
+    for spec in pipeline.fields:
+        column = columns.get(spec.target)
+        if column is None:
+            problems.append(_no_column(f"pipelines.{pipeline.id}.fields.{spec.target}", spec.target, target.collection))
+            continue
+        found = encoding_of(column, config)
+        wires.append((found.wire, found.scale) if found is not None else ("", None))
+    by_value = target.feed.kind is FeedKind.TOPIC
+    place = f"pipelines.{pipeline.id}.target.key"
+    key = tuple(
+        _key_part(place, column, columns, target.collection, config, problems, by_value=by_value) for column in target.key
+    )
+    if problems:
+        raise ConfigError(problems)
+    feed = replace(
+        target.feed,
+        placeholder=config.get("unavailable.value.placeholder", target.feed.placeholder),
+        full_before=dataset.replica_identity == "f",
+    )
+    return replace(pipeline, target=replace(target, key=key, feed=feed, wires=tuple(wires)))
+
+
 def joined(pipeline: PipelineSpec, tables: Sequence[PipelineSpec]) -> PipelineSpec:
     """Return the pipeline of several tables, each of which was resolved by itself: one mapping, and every table's encodings.
 
@@ -254,11 +293,26 @@ def _key_column(
 ) -> KeyColumn:
     if not columns:
         return column
+    place, by_value = f"pipelines.{pipeline.id}.source.key", pipeline.source.feed.kind is FeedKind.TOPIC
+    return _key_part(place, column, columns, pipeline.source.table, config, problems, by_value=by_value)
+
+
+def _key_part(
+    place: str,
+    column: KeyColumn,
+    columns: Mapping[str, Column],
+    table: str,
+    config: Mapping[str, str],
+    problems: list[ConfigProblem],
+    *,
+    by_value: bool,
+) -> KeyColumn:
+    """Return a part of a key with how its feed encodes it; `by_value`: a plain topic, which encodes nothing."""
     info = columns.get(column.path)
     if info is None:
-        problems.append(_no_column(f"pipelines.{pipeline.id}.source.key", column.path, pipeline.source.table))
+        problems.append(_no_column(place, column.path, table))
         return column
-    found = encoding_of(info, config) if pipeline.source.feed.kind is not FeedKind.TOPIC else None
+    found = None if by_value else encoding_of(info, config)
     return column if found is None else replace(column, wire=column.wire or found.wire, wire_scale=_scale(column, found))
 
 

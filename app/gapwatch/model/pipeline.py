@@ -219,6 +219,7 @@ class TargetSpec:
     keep_seconds: float = 0.0  # so long the target keeps a document, from the time in `keep_by`; 0: for ever
     keep_by: str = ""  # path of a mapped field
     also_read: tuple[str, ...] = ()  # paths that are read besides the mapped ones
+    wires: tuple[tuple[str, int | None], ...] = ()  # of a table: how its feed encodes each field, with the scale, by `resolve`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

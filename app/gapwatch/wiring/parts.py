@@ -23,7 +23,7 @@ from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
 from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import Run, RunKind, RunState
-from gapwatch.model.pipeline import CAPTURED, PipelineSpec, Settings
+from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings
 from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
@@ -111,13 +111,14 @@ class Parts:
             if spec.source.feed.kind in CAPTURED:
                 opened = partial(connector_of(source.type).source_feed_reader, spec, source.url)
                 streams.append(Stream(pipeline=spec, topic=spec.source.feed.topic, open=opened, side="expected"))
-            if source.heartbeat.auto:
-                connector = connector_of(source.type)
-                if connector.heartbeat_writer(source.name, source.url, sender) is not None:
-                    beats[source.name] = Beat(
-                        store=source.name,
-                        every_seconds=source.heartbeat.every_seconds,
-                        open=partial(_heartbeat, connector, source.name, source.url),
+            followed = [source, *([target] if spec.target.feed.kind is FeedKind.DEBEZIUM else [])]
+            for store in followed:
+                connector = connector_of(store.type)
+                if store.heartbeat.auto and connector.heartbeat_writer(store.name, store.url, sender) is not None:
+                    beats[store.name] = Beat(
+                        store=store.name,
+                        every_seconds=store.heartbeat.every_seconds,
+                        open=partial(_heartbeat, connector, store.name, store.url),
                     )
         facts = await TopicAdmin(settings).describe([stream.topic for stream in streams])
         role = CaptureRole(

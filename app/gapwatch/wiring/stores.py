@@ -17,16 +17,27 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.conditions import paths_of
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.core.resolve import joined, resolve
+from gapwatch.core.resolve import joined, resolve, resolve_target
 from gapwatch.errors import StoreError
 from gapwatch.kafka.schema_registry import RegistryPreflight
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.pipeline import DeliverySpec, FeedKind, FieldSpec, PipelineSpec, Settings, SourceTable
+from gapwatch.model.pipeline import (
+    DeliverySpec,
+    FeedKind,
+    FeedSpec,
+    FieldSpec,
+    PipelineSpec,
+    Settings,
+    SourceTable,
+    StoreType,
+    TargetSpec,
+)
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, Preflight
 from gapwatch.roles.stores import PipelineStores
 from gapwatch.roles.viewed import viewed
 from gapwatch_connectors.debezium import ConnectorPreflight, ConnectRest
+from gapwatch_connectors.postgres import as_source
 from gapwatch_connectors.registry import connector_of
 
 log = structlog.get_logger(__name__)
@@ -90,7 +101,9 @@ async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: Pipelin
     fact = resolved_fact(spec.id)
     try:
         resolved = joined(spec, [await _described(settings, one) for one in spec.by_table()])
+        resolved = await _with_target(settings, resolved)
         stored = {
+            "target": msgspec.to_builtins(resolved.target),
             "fields": msgspec.to_builtins(resolved.fields),
             "feed": msgspec.to_builtins(resolved.source.feed),
             "tables": msgspec.to_builtins(resolved.source.tables),
@@ -114,7 +127,36 @@ async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: Pipelin
         if tuple(field.source for field in where) != paths_of(spec.source.where):
             raise
         feed = msgspec.convert(known["feed"], type(spec.source.feed), strict=False)
-        return replace(spec, fields=fields, source=replace(spec.source, feed=feed, tables=tables, where_fields=where))
+        target = _target_as_known(settings, spec, known)
+        if target is None:
+            raise
+        source = replace(spec.source, feed=feed, tables=tables, where_fields=where)
+        return replace(spec, fields=fields, source=source, target=target)
+
+
+def _target_as_known(settings: Settings, spec: PipelineSpec, known: Mapping[str, Any]) -> TargetSpec | None:
+    """Return the target with what is stored of its table's encodings; None where it is another one by now."""
+    if settings.stores[spec.target.store].type is not StoreType.POSTGRES:
+        return spec.target
+    if "target" not in known:
+        return None
+    target = msgspec.convert(known["target"], TargetSpec, strict=False)
+    same = (target.collection, [column.path for column in target.key], target.feed.topic, len(target.wires))
+    if same != (spec.target.collection, [one.path for one in spec.target.key], spec.target.feed.topic, len(spec.fields)):
+        return None
+    return replace(spec.target, key=target.key, feed=target.feed, wires=target.wires)
+
+
+async def _with_target(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
+    """Return a pipeline with what the catalogue says of a target that is a table."""
+    store = settings.stores[spec.target.store]
+    if store.type is not StoreType.POSTGRES:
+        return spec
+    reader = connector_of(store.type).target_reader(spec, store.url)
+    try:
+        return resolve_target(spec, await reader.describe(), await _connector_config(settings, spec.target.feed))
+    finally:
+        await reader.close()
 
 
 async def _described(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
@@ -122,16 +164,16 @@ async def _described(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
     store = settings.stores[spec.source.store]
     reader = connector_of(store.type).source_reader(spec, store.url)
     try:
-        return resolve(spec, await reader.describe(), await _connector_config(settings, spec))
+        return resolve(spec, await reader.describe(), await _connector_config(settings, spec.source.feed))
     finally:
         await reader.close()
 
 
-async def _connector_config(settings: Settings, spec: PipelineSpec) -> Mapping[str, str] | None:
-    if not settings.connect_url or spec.source.feed.kind is not FeedKind.DEBEZIUM:
+async def _connector_config(settings: Settings, feed: FeedSpec) -> Mapping[str, str] | None:
+    if not settings.connect_url or feed.kind is not FeedKind.DEBEZIUM:
         return None
     try:
-        connector = await ConnectRest(settings.connect_url).source_of(spec.source.feed.topic)
+        connector = await ConnectRest(settings.connect_url).source_of(feed.topic)
     except StoreError:
         return None
     return connector.config if connector is not None else None
@@ -161,7 +203,7 @@ def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = 
     """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
     source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
     checks: list[Preflight] = [
-        connector_of(source.type).source_preflight(spec, source.url, partial(_connector_config, settings, spec.by_table()[0])),
+        connector_of(source.type).source_preflight(spec, source.url, partial(_connector_config, settings, spec.source.feeds[0])),
         connector_of(target.type).target_preflight(spec, target.url, position),
     ]
     if settings.schema_registry is not None:
@@ -171,4 +213,8 @@ def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = 
         said = {"registry": settings.schema_registry is not None, "rows": bool(source.heartbeat.topic)}
         alone = [first, *(replace(one, delivery=DeliverySpec()) for one in others)]
         checks += [ConnectorPreflight(one, settings.connect_url, **said) for one in alone]
+        if target.type is StoreType.POSTGRES and spec.target.feed.kind is FeedKind.DEBEZIUM:
+            captured = replace(as_source(spec), delivery=DeliverySpec())
+            said = {"registry": settings.schema_registry is not None, "rows": bool(target.heartbeat.topic)}
+            checks.append(ConnectorPreflight(captured, settings.connect_url, "target", **said))
     return checks

@@ -19,10 +19,14 @@ NO_SNAPSHOT: Final = frozenset({"no_data", "never"})
 class ConnectorPreflight:
     """Implements :class:`gapwatch.ports.Preflight` for the connectors of one pipeline.
 
-    ``registry``: whether a schema registry is named; ``rows``: whether heartbeats are rows of a table instead of messages.
+    ``registry``: whether a schema registry is named; ``rows``: whether heartbeats are rows of a table instead of messages;
+    ``side``: which side of the pipeline its source's connector captures: a target that is a table has one, too.
     """
 
-    def __init__(self, pipeline: PipelineSpec, url: str, *, registry: bool = False, rows: bool = False) -> None:
+    def __init__(
+        self, pipeline: PipelineSpec, url: str, side: str = "source", /, *, registry: bool = False, rows: bool = False
+    ) -> None:
+        self._side = side
         self._pipeline = pipeline
         self._registry = registry
         self._rows = rows
@@ -52,7 +56,7 @@ class ConnectorPreflight:
 
     def _advice(self, side: str, level: str, message: str, remedy: str = "", finding: str = "") -> Advice:
         table = self._pipeline.source.table if side == "source" else ""
-        subject = f"{self._pipeline.id}.{side}"
+        subject = f"{self._pipeline.id}.{self._side if side == 'source' else side}"
         return Advice(level=level, subject=subject, message=message, remedy=remedy, finding=finding, table=table)
 
     def _state(self, side: str, connector: Connector) -> Iterator[Advice]:

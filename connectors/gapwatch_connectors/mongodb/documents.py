@@ -12,9 +12,9 @@ from uuid import UUID
 from bson import Binary, DatetimeMS, Decimal128, Int64, ObjectId
 from bson.binary import UuidRepresentation
 
-from gapwatch.core.keys import OBJECTID_TEXT, decimal_text
+from gapwatch.core.keys import OBJECTID_TEXT, decimal_text, getter
 from gapwatch.core.temporal import moment_reader, rescale
-from gapwatch.core.values import Instant, JsonText
+from gapwatch.core.values import MISSING, Instant, JsonText
 from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import FieldSpec, FieldType
 from gapwatch.ports import Key, StoredRecord
@@ -25,8 +25,19 @@ MILLIS: Final = 1_000
 TIMES: Final = frozenset({FieldType.TIMESTAMP, FieldType.DATE})
 
 
-def build(keys: DocumentKeys, key: Key, row: StoredRecord, fields: Sequence[FieldSpec], placeholder: str) -> Document:
-    """Return the target's document. Raises RecordError where a field is missing, masked, or has no form in BSON."""
+def build(
+    keys: DocumentKeys,
+    key: Key,
+    row: StoredRecord,
+    fields: Sequence[FieldSpec],
+    placeholder: str,
+    *,
+    from_document: bool = False,
+) -> Document:
+    """Return the target's document. Raises RecordError where a field is missing, masked, or has no form in BSON.
+
+    ``from_document``: the row is a document, whose values are copied as they are.
+    """
     document: Document = {}
     for column, value in zip(keys.columns, keys.codec.decode(key), strict=True):
         stored = bson_of(column.type, value)
@@ -34,16 +45,18 @@ def build(keys: DocumentKeys, key: Key, row: StoredRecord, fields: Sequence[Fiel
             raise RecordError("unrepresentable", f"Key {column.path}: BSON has no such value.")
         _put(document, column.path, stored)
     for spec in fields:
-        if spec.source not in row.fields:
+        value = getter(spec.source)(row.fields)
+        if value is MISSING and from_document:
+            continue  # it was read whole: what it lacks, the target's document lacks too
+        if value is MISSING:
             raise RecordError("field_missing", f"The source row has no column {spec.source}: nothing is written in its place.")
-        value = row.fields[spec.source]
         if _is_masked(value, placeholder):
             raise RecordError("field_masked", f"Column {spec.source} holds Debezium's placeholder: it is not written.")
         if value is None and spec.absent_is_null:
             continue
         inside_id = keys.is_id and spec.target.split(".")[0] == "_id"
         if not inside_id and spec.target not in keys.paths:
-            _put(document, spec.target, _bson(spec, value))
+            _put(document, spec.target, value if from_document else _bson(spec, value))
     return document
 
 

@@ -11,7 +11,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import BulkWriteError, DuplicateKeyError, WriteConcernError, WriteError
 
 from gapwatch.errors import StoreUnreachable
-from gapwatch.model.pipeline import FieldSpec, PipelineSpec
+from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec
 from gapwatch.ports import Key, StoredRecord, WriteItem, WriteResult
 from gapwatch_connectors.mongodb.connection import Document, Mongo
 from gapwatch_connectors.mongodb.documents import build
@@ -31,6 +31,7 @@ class MongoWriter:
         self._name = pipeline.target.collection
         self._keys = DocumentKeys(pipeline.target.key)
         self._placeholder = pipeline.source.feed.placeholder
+        self._from_document = pipeline.source.feed.kind is FeedKind.CHANGE_STREAM
 
     async def close(self) -> None:
         await self._mongo.close()
@@ -63,7 +64,7 @@ class MongoWriter:
         return [results.get(n) or _failed(item.key, unanswered) for n, item in enumerate(items)]
 
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
-        return build(self._keys, key, row, fields, self._placeholder)
+        return build(self._keys, key, row, fields, self._placeholder, from_document=self._from_document)
 
     @property
     def _collection(self) -> AsyncCollection[Document]:

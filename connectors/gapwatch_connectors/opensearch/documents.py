@@ -10,8 +10,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from gapwatch.core.canonical import parse_json, plain_number, quantize
-from gapwatch.core.keys import decimal_text
-from gapwatch.core.mapping import getter, whole_number
+from gapwatch.core.keys import decimal_text, getter
+from gapwatch.core.mapping import whole_number
 from gapwatch.core.temporal import PER_SECOND, civil_from_days, moment_reader, read_days, rescale
 from gapwatch.core.values import MISSING, Instant, JsonText
 from gapwatch.errors import RecordError

@@ -76,7 +76,7 @@ class PostgresPreflight:
     def _identity(self, table: Table) -> list[Advice]:
         """Judge the replica identity: without one, updates and deletes do not say which row they mean."""
         kind, name = table.replica_identity, self._table
-        if kind == "f" or self._pipeline.source.feed.kind is FeedKind.TOPIC:
+        if kind == "f" or self._pipeline.source.feed.kind in (FeedKind.TOPIC, FeedKind.NONE):
             return []
         full = f"ALTER TABLE {name} REPLICA IDENTITY FULL"
         if kind == "n" or not table.identity_columns:

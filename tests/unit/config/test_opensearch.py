@@ -85,7 +85,6 @@ def test_h3_its_secrets_show_nowhere() -> None:
             "source: { store: search, table",
             "source.store: A source of type opensearch is not supported",
         ),
-        ("{ store: search, index", "{ store: shop, index", "target.store: A target of type postgres is not supported yet."),
     ],
 )
 def test_one_wrong_value_is_one_problem_that_names_it(old: str, new: str, expected: str) -> None:
@@ -120,16 +119,23 @@ def test_a_collection_is_the_source_of_an_index() -> None:
         ("collection: shop.orders", "collection: orders", "source.collection: The collection is needed with its database."),
         ("change_stream: true", "debezium: shop.orders", "source.feed: A collection is followed by its change stream"),
         ("change_stream: true", "change_stream: true, debezium: a", "source.feed: A collection is followed by its change stream"),
-        (
-            "{ store: search, index: orders, key: { _id: int }, feed: { seq_no: true }, routing: customer }",
-            "{ store: shop, collection: shop.copy, key: { _id: int }, feed: { change_stream: true } }",
-            "source.store: A pipeline from mongodb to mongodb is not supported yet.",
-        ),
     ],
 )
 def test_what_a_collection_as_a_source_cannot_be(old: str, new: str, expected: str) -> None:
     assert old in MONGO
     assert any(expected in problem for problem in problems(MONGO.replace(old, new, 1)))
+
+
+def test_a_collection_is_the_target_of_another_one() -> None:
+    index = "{ store: search, index: orders, key: { _id: int }, feed: { seq_no: true }, routing: customer }"
+    assert index in MONGO
+    copy = "{ store: shop, collection: shop.copy, key: { _id: int }, feed: { change_stream: true } }"
+    target = parse(MONGO.replace(index, copy), {}).pipelines["orders"].target
+    assert (target.collection, target.feed.kind, target.feed.topic) == (
+        "shop.copy",
+        FeedKind.CHANGE_STREAM,
+        "watch.feed.orders.target",
+    )
 
 
 def test_bytes_have_no_form_in_an_id() -> None:

@@ -128,6 +128,8 @@ class DebeziumDecoder:
             "target_ids": self.shape.target_ids,
         }
         pure = rows_loop(self._mapping, self._side, encoded, **around)
+        if self._observed:
+            return pure  # a target that is a table is rare: its records have no native loop
         return accelerated(self._native, lambda: rows_plan(self._mapping, self._side, encoded, **around), pure)
 
     def looped(self) -> None:
@@ -163,6 +165,8 @@ class DebeziumDecoder:
         if told is not operation:
             return () if told is None else (_without_content(key, told, major, minor, event_time),)
         parts = self._rows.parts(row, columns)
+        if self._observed and None in parts:  # what the target's log did not carry may be anything by now
+            return (_without_content(key, Operation.TOUCHED, major, minor, event_time),)
         if before is not None and self._same(before, parts, row, columns):
             return (_without_content(key, Operation.UNCHANGED, major, minor, event_time),)
         return (self._event(key, operation, parts, row, major, minor, event_time),)
@@ -240,7 +244,10 @@ class DebeziumDecoder:
         told = self._told(operation, added.op or "", row, None, columns)
         if told is not operation:
             return () if told is None else (_without_content(key, told, *position, added.ts_ms),)
-        return (self._event(key, operation, self._rows.parts(row, columns), row, *position, added.ts_ms),)
+        parts = self._rows.parts(row, columns)
+        if self._observed and None in parts:
+            return (_without_content(key, Operation.TOUCHED, *position, added.ts_ms),)
+        return (self._event(key, operation, parts, row, *position, added.ts_ms),)
 
     def _read_added(self, raw: bytes) -> _Added:
         try:
@@ -265,7 +272,7 @@ class _Rows:
     def __init__(self, mapping: CompiledMapping, side: Side) -> None:
         self._observed = side is Side.OBSERVED
         pipeline = mapping.pipeline
-        self._specs = mapping.fields
+        self._specs = specs_of(mapping, side)
         self._side = side
         self._counting = mapping.counting
         self._condition = mapping.counting.condition(side)
@@ -282,7 +289,7 @@ class _Rows:
         self._key_at = tuple(names.index(path) for path in keys)
         self._beside_at = tuple(names.index(path) for path in beside)
         self._version_at = names.index(version) if version else None
-        self._placeholder = pipeline.source.feed.placeholder
+        self._placeholder = (pipeline.target if self._observed else pipeline.source).feed.placeholder
         self.placeholder_texts = placeholder_texts(self._placeholder)
         self._known: dict[tuple[bytes, str | None], _Columns] = {}
         self._known_keys: dict[bytes, tuple[Callable[[Any], Any], ...]] = {}
@@ -388,25 +395,25 @@ class _Rows:
             value = row[at]
             if value is msgspec.UNSET:
                 raise RecordError("column_missing", f"Column {self._names[at]} says whether the row counts, and is not there.")
-            parts.append(None if not self._observed and self.masked(value) else form(value))
+            parts.append(None if self.masked(value) else form(value))
         return self._counting.counted(self._side, holds(self._condition.tests, parts))
 
     def parts(self, row: tuple[Any, ...], columns: _Columns) -> list[Part]:
-        """Return the canonical bytes per field; None where a source event says that the log did not carry the value."""
+        """Return the canonical bytes per field; None where the event says that the log did not carry the value."""
         parts: list[Part] = []
-        texts, observed = self.placeholder_texts, self._observed
+        texts = self.placeholder_texts
         for form, at in zip(columns.forms, self._field_at, strict=True):
             value = row[at]
             if value is msgspec.UNSET:
                 raise RecordError("column_missing", f"Mapped column {self._names[at]} is not in the event.")
-            if not observed and (value in texts if type(value) is str else self._is_masked(value)):
+            if value in texts if type(value) is str else self._is_masked(value):
                 parts.append(None)
             else:
                 parts.append(form(value))
         return parts
 
     def masked(self, value: Any) -> bool:
-        """Whether a source event's value says that the log did not carry the column."""
+        """Whether an event's value says that the log did not carry the column."""
         return value in self.placeholder_texts if type(value) is str else self._is_masked(value)
 
     def _is_masked(self, value: Any) -> bool:
@@ -416,6 +423,14 @@ class _Rows:
         if self._version_at is None or (value := row[self._version_at]) is msgspec.UNSET:
             return None
         return whole_number(value)
+
+
+def specs_of(mapping: CompiledMapping, side: Side) -> tuple[FieldSpec, ...]:
+    """Return the fields as the side's own feed encodes them where it carries no schemas."""
+    wires = mapping.pipeline.target.wires
+    if side is Side.EXPECTED or not wires:
+        return mapping.fields
+    return tuple(replace(spec, wire=wire, wire_scale=scale) for spec, (wire, scale) in zip(mapping.fields, wires, strict=True))
 
 
 def _is_wrapped(key: bytes) -> bool:

@@ -107,4 +107,8 @@ def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[
             if feed.kind is FeedKind.DEBEZIUM:
                 prefix = ".".join(feed.topic.split(".")[:-2])  # <prefix>.<schema>.<table>
                 topics[feed.topic] = configured.get(pipeline.source.store) or f"{prefix}.message"
+        target = pipeline.target
+        if target.feed.kind is FeedKind.DEBEZIUM and target.wires:  # it is a table
+            prefix = ".".join(target.feed.topic.split(".")[:-2])
+            topics[target.feed.topic] = configured.get(target.store) or f"{prefix}.message"
     return topics

@@ -51,6 +51,7 @@ class Content:
         version: Where the version is found, where the pipeline has one.
         masked: Tells Debezium's placeholder, where it means that the event does not carry the value; else None.
         texts: All its spellings as text.
+        masks: Whether it leaves a maskable field unknown; else a record that has one is unusual.
         target_ids: Whether events have a column for the target's own ids, which these records never name.
     """
 
@@ -59,6 +60,7 @@ class Content:
     version: Version | None
     masked: Callable[[Any], bool] | None = None
     texts: frozenset[str] = frozenset()
+    masks: bool = True
     target_ids: bool = False
 
     @property
@@ -134,6 +136,7 @@ class Content:
 
     def _cases(self, code: Code, member: Member, written: Mapping[bytes, str], masked: str = "") -> str:
         """Write the cases of no value; return the head of the case of a value. A placeholder is Odd without `masked`."""
+        masked = masked if self.masks else ""
         refused = not masked and member.reading is not None and member.reading.refuses and not self._spell_a_value
         masked = masked or f"raise {code.constant(Odd)}"
         with code.block("if v is None:"):

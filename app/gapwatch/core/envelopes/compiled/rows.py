@@ -68,18 +68,18 @@ def rows_loop(
     full_before: bool,
     target_ids: bool,
 ) -> Loop:
-    """Generate the loop. `masked` tells the placeholder, `texts` are its spellings; both matter for source events only."""
+    """Generate the loop. `masked` tells the placeholder, `texts` are its spellings: in what a target shows it is unusual."""
     spec = mapping.pipeline
     path = spec.source.version if side is Side.EXPECTED else spec.target.version
     members, columns = _members(mapping, side, encoded, path)
     version = Version(attribute=f"c{list(columns).index(path)}", read=whole) if path else None
-    source = side is Side.EXPECTED
     content = Content(
         mapping=mapping,
         members=members,
         version=version,
-        masked=masked if source else None,
-        texts=texts if source else frozenset(),
+        masked=masked,
+        texts=texts,
+        masks=side is Side.EXPECTED,
         target_ids=target_ids,
     )
     codec = mapping.side(side).codec
