@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, GapBurst, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
-from gapwatch.model.pipeline import FieldSpec, PipelineSpec
+from gapwatch.model.pipeline import FieldSpec
 
 Key = bytes  # canonical bytes, made by core/keys.KeyCodec
 
@@ -241,17 +241,10 @@ class TargetWriter(Protocol):
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
         """Build the target's document from a complete source row; raise RecordError when a field is missing or masked."""
 
+    def kept(self, document: StoredRecord) -> str:
+        """Return a document, as it was read, as JSON from which a person can write it again: for the undo file."""
+
     async def close(self) -> None: ...
-
-
-class ConnectorFactory(Protocol):
-    """Makes the readers and writers of one store type; ``gapwatch_connectors.registry`` holds one per type."""
-
-    def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader: ...
-
-    def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader: ...
-
-    def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from bson import Decimal128
+from bson.json_util import loads
 from pymongo.collection import Collection
 
 from gapwatch.embedded import EmbeddedStack
@@ -29,8 +30,9 @@ def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
     database = create_database(stack, f"sweeps_{number()}")
     rows = f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i"
     slow = {"sweep": {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}}
-    options: dict[str, Any] = {"grace": "1s", "repair": {"extra": "delete"}, "evidence": "values"}
     directory = tmp_path_factory.mktemp("sweeps")
+    repair = {"extra": "delete", "undo": str(directory / "undo")}
+    options: dict[str, Any] = {"grace": "1s", "repair": repair, "evidence": "values"}
     with watched(stack, database, directory, before=[rows], copied=ROWS, beside={"slow": slow}, **options) as scene:
         yield scene
 
@@ -135,6 +137,44 @@ def test_d4_only_what_is_missing_is_written_in_two_batches(scene: Scene, orders:
     assert untouched(orders) == before
     assert set(outcomes(scene, run).values()) == {("written", None)}
     assert wait_for(lambda: found(scene) == {}, "the repaired gaps to be resolved", 30)
+
+
+def test_what_a_backfill_overwrote_and_deleted_is_in_its_undo_file(scene: Scene, orders: Orders) -> None:
+    orders.replace_one({"_id": 8}, {"seq": 8, "v": "wrong", "amount": Decimal128("8.10"), "own": [1, {"a": None}]})
+    orders.insert_one({"_id": 777_778, "v": "stranger"})
+    orders.delete_one({"_id": 9})
+    before = {key: orders.find_one({"_id": key}) for key in (8, 9, 777_778)}
+    sweep(scene)
+    wait_found(scene, 3)
+    code, run = apply(scene, plan(scene, "orders", "--kinds", "missing,stale,mismatch,extra"))
+    assert (code, run["counts"]["verified"]) == (0, 3), run
+    file = scene.service.directory / "undo" / "orders" / f"{run['id']}.jsonl"
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    lines = [loads(line) for line in file.read_text().splitlines()]
+    assert {line["key"]["id"]: line["action"] for line in lines} == {8: "replace", 9: "create", 777_778: "delete"}
+    assert {line["key"]["id"]: line["document"] for line in lines} == before, "whole, in types of its own"
+    assert {(line["pipeline"], line["run"]) for line in lines} == {("orders", run["id"])}
+
+
+def test_nothing_is_written_where_the_undo_file_cannot_be(scene: Scene, orders: Orders) -> None:
+    folder = scene.service.directory / "undo" / "orders"
+    orders.delete_one({"_id": 10})
+    sweep(scene, "--ids")
+    wait_found(scene, 1)
+    planned = plan(scene)
+    kept = folder.rename(folder.with_name("aside")) if folder.exists() else None
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("in the way")
+    try:
+        _, run = apply(scene, planned)
+    finally:
+        folder.unlink()
+        if kept is not None:
+            kept.rename(folder)
+    assert run["state"] == "inconclusive"
+    assert "The undo file" in run["error"]
+    assert orders.find_one({"_id": 10}) is None
+    assert apply(scene, plan(scene))[1]["counts"]["verified"] == 1
 
 
 def test_d5_refused_documents_fail_alone_and_are_never_in_sync(scene: Scene, orders: Orders) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 import psycopg
 import pymongo
 import pytest
+from bson.json_util import loads
 
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
@@ -47,6 +49,7 @@ class Place:
     put: Callable[[int, Mapping[str, Any]], object]
     create: Callable[[], object]
     drop: Callable[[], object]
+    restore: Callable[[str], object]  # what a person would do with what was kept
     key: str = "_id"
 
     @property
@@ -93,6 +96,11 @@ def table(dsn: str) -> Place:
             *(flat.get(name) for name in COLUMNS),
         )
 
+    def restore(kept: str) -> None:
+        texts = json.loads(kept)
+        names, values = ", ".join(f'"{name}"' for name in texts), ", ".join(["%s"] * len(texts))
+        sql(f"INSERT INTO orders ({names}) VALUES ({values})", *texts.values())
+
     columns = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
     return Place(
         kind=StoreType.POSTGRES,
@@ -102,6 +110,7 @@ def table(dsn: str) -> Place:
         put=put,
         create=lambda: sql(f"CREATE TABLE orders ({columns})"),
         drop=lambda: sql("DROP TABLE orders"),
+        restore=restore,
         key="id",
     )
 
@@ -124,6 +133,7 @@ def place(request: pytest.FixtureRequest, unique: Callable[[str], str]) -> Itera
             put=lambda key, document: ask("PUT", f"{node.url}/{name}/_doc/{key}", document),
             create=lambda: ask("PUT", f"{node.url}/{name}", {"settings": {"number_of_shards": 3, "number_of_replicas": 0}}),
             drop=lambda: ask("DELETE", f"{node.url}/{name}"),
+            restore=lambda kept: ask("PUT", f"{node.url}/{name}/_doc/1", kept.partition('"_source":')[2][:-1].encode()),
         )
         return
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(document_stores.mongodb.uri)
@@ -136,6 +146,7 @@ def place(request: pytest.FixtureRequest, unique: Callable[[str], str]) -> Itera
             put=lambda key, document: client.shop[name].replace_one({"_id": key}, dict(document), upsert=True),
             create=lambda: client.shop.create_collection(name),
             drop=lambda: client.shop.drop_collection(name),
+            restore=lambda kept: client.shop[name].insert_one(loads(kept)),
         )
     finally:
         client.close()
@@ -356,6 +367,21 @@ async def test_d10_removed_fields_are_removed_and_documents_deleted(
     assert fields["tags"] is None if place.is_table else fields == dict(document)
     assert document.get("tags") is None
     assert found[key(2)] is ABSENT
+
+
+async def test_what_is_kept_of_a_document_writes_it_again(place: Place, reader: DatasetReader, writer: TargetWriter) -> None:
+    place.create()
+    document = writer.document(key(1), row(1, total=Decimal("0.1000000000000000000001")), spec_of(place).fields)
+    await writer.write([WriteItem(key=key(1), document=document, replaces=ABSENT)])
+    read = (await reader.fetch([key(1)]))[key(1)]
+    assert isinstance(read, StoredRecord)
+    kept = writer.kept(read)
+    assert json.loads(kept), "it is JSON"
+    await writer.write([WriteItem(key=key(1), document=None, replaces=read)])
+    place.restore(kept)
+    again = (await reader.fetch([key(1)]))[key(1)]
+    assert isinstance(again, StoredRecord)
+    assert dict(again.fields) == dict(read.fields)
 
 
 @pytest.mark.parametrize("wrong", [{"customer": "__debezium_unavailable_value"}, {"placed": object()}])

@@ -250,6 +250,9 @@ class ModelWriter:
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
         return build(self._rig.keys, key, row, fields, PLACEHOLDER)
 
+    def kept(self, document: StoredRecord) -> str:
+        return str(document.raw)
+
     async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
         self._rig.between("write")
         return [self._write(item) for item in items]

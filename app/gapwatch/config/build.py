@@ -57,7 +57,7 @@ def build(form: forms.File, document: Document, file: str) -> Settings:
     stores = {name: _store(name, store, document) for name, store in form.stores.items()}
     pipelines = {name: _Builder(name, pipeline, stores, topics, document).build() for name, pipeline in form.pipelines.items()}
     for name, spec in pipelines.items():
-        for place, message, remedy in repair_problems(spec.repair, spec.source, connect=bool(form.connect.url)):
+        for place, message, remedy in repair_problems(spec, connect=bool(form.connect.url)):
             document.problem(("pipelines", name, "repair", *place), message, remedy)
     _common(form, document)
     return Settings(

@@ -258,6 +258,7 @@ class Repair(Form):
     brake_ratio: float = Field(default=0.2, gt=0, le=1)
     max_attempts: int = Field(default=5, ge=1, le=100)
     backoff: Positive = 30.0
+    undo: str | None = Field(default=None, min_length=1, description="directory for files of what is overwritten")
 
 
 class Delivery(Form):

@@ -142,6 +142,7 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
             "brake_ratio": repair.brake_ratio,
             "max_attempts": repair.max_attempts,
             "backoff": duration(repair.backoff_seconds),
+            **({"undo": repair.undo} if repair.undo else {}),
         },
     }
     if sweep.every_seconds is not None:

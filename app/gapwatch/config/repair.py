@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gapwatch.config import forms
 from gapwatch.config.source import Place
-from gapwatch.model.pipeline import FeedKind, Policy, RepairMode, RepairSpec, SourceSpec
+from gapwatch.model.pipeline import FeedKind, PipelineSpec, Policy, RepairMode, RepairSpec
 
 Problem = tuple[Place, str, str]  # where, what, what to do
 
@@ -23,11 +23,16 @@ def repair_spec(form: forms.Repair) -> RepairSpec:
         brake_ratio=form.brake_ratio,
         max_attempts=form.max_attempts,
         backoff_seconds=form.backoff,
+        undo=form.undo or "",
     )
 
 
-def repair_problems(spec: RepairSpec, source: SourceSpec, *, connect: bool) -> Iterator[Problem]:
+def repair_problems(pipeline: PipelineSpec, *, connect: bool) -> Iterator[Problem]:
     """Yield what cannot be repaired so. ``connect``: whether Kafka Connect's address is known."""
+    spec, source = pipeline.repair, pipeline.source
+    if spec.undo and pipeline.evidence != "values":
+        message = f"It keeps whole documents, and evidence: {pipeline.evidence} says that values are not kept."
+        yield ("undo",), message, "Write evidence: values, or remove it."
     for name in ("missing", "stale", "mismatch"):
         if getattr(spec, name) is Policy.DELETE:
             yield (name,), f"A {name} document cannot be deleted.", "Write report or auto."

@@ -261,6 +261,7 @@ class RepairSpec:
     brake_ratio: float = 0.2
     max_attempts: int = 5
     backoff_seconds: float = 30.0  # after the first failed attempt; each further one doubles it
+    undo: str = ""  # directory for files of what is overwritten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import bson
 from bson.errors import BSONError
+from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import BulkWriteError, DuplicateKeyError, WriteConcernError, WriteError
 
 from gapwatch.errors import StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, FieldSpec, PipelineSpec
 from gapwatch.ports import Key, StoredRecord, WriteItem, WriteResult
-from gapwatch_connectors.mongodb.connection import Document, Mongo
+from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 
@@ -65,6 +67,10 @@ class MongoWriter:
 
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
         return build(self._keys, key, row, fields, self._placeholder, from_document=self._from_document)
+
+    def kept(self, document: StoredRecord) -> str:
+        """Return canonical extended JSON: `mongoimport` reads it back."""
+        return dumps(bson.decode(document.raw.raw, OPTIONS), json_options=CANONICAL_JSON_OPTIONS)
 
     @property
     def _collection(self) -> AsyncCollection[Document]:

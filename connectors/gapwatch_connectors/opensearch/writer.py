@@ -41,6 +41,12 @@ class OpenSearchWriter:
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
         return build(self._pipeline, self._ids, key, row, fields)
 
+    def kept(self, document: StoredRecord) -> str:
+        """Return index, id, routing and source of a document, as a bulk item would name them."""
+        assert isinstance(document.raw, Place)
+        source = {name: value for name, value in document.fields.items() if name not in (ID, VERSION)}
+        return encode({**_at(document.raw), "_source": source}).decode()
+
     async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
         """Apply each item under its guard. Raises StoreUnreachable when the store answered for none of them."""
         results: dict[int, WriteResult] = {}

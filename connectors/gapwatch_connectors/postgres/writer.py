@@ -6,6 +6,7 @@ are read by the column's own type, so that an enum, a domain or a range is writt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -67,6 +68,16 @@ class PostgresWriter:
             text_of(spec, value)
             made[spec.target] = value
         return made
+
+    def kept(self, document: StoredRecord) -> str:
+        """Return the row's mapped columns as texts that Postgres reads: it overwrites no others."""
+        key = {column.path for column in self._key}
+        texts = {
+            name: plain(value) if name in key else text_of(self._fields[name], value)
+            for name, value in document.fields.items()
+            if name in key or name in self._fields
+        }
+        return json.dumps(texts, ensure_ascii=False)
 
     async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
         """Apply each item under its guard, each in a transaction of its own. Raises StoreError when none was answered for."""

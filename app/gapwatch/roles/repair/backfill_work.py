@@ -18,6 +18,7 @@ from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.resending import Resender
+from gapwatch.roles.repair.undo import UndoFile
 from gapwatch.roles.stores import PipelineStores
 
 
@@ -50,6 +51,7 @@ class Work:
     held: Mapping[Key, Gap]
     tally: Tally
     pace: Pace
+    undo: UndoFile | None = None  # None: what is overwritten is not kept
     ours: frozenset[Key] = frozenset()  # written by an earlier holder of the run
     came_back: Counter[tuple[Key, str]] = field(default_factory=Counter)  # how often, and why, before its turn
 

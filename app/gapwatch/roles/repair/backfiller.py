@@ -35,6 +35,7 @@ from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.repair.redelivery import Redelivery
+from gapwatch.roles.repair.undo import Overwritten, UndoFile
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -78,10 +79,11 @@ class Backfiller:
         planned = {row.key: Kind(row.reason) for row in rows if row.key is not None}
         tally = Tally(planned=len(gaps))
         held, pace = await self._holding.take(run, gaps), Pace.of(stores.spec.sweep.batch)
+        undo = UndoFile(stores, run, self._on.clock) if stores.spec.repair.undo else None
         ours = True
         try:
             stopped = await self._apply(
-                Work(run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally, pace=pace)
+                Work(run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally, pace=pace, undo=undo)
             )
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
@@ -211,6 +213,8 @@ class Backfiller:
         revisions = {key: gap.revision for key, gap in held.items()}
         await self._on.book.close(stores, agreeing, backfilled=work.ours, against=revisions)
         await asyncio.to_thread(self._on.ledger.audit, audit)
+        if work.undo is not None:
+            await work.undo.note([_overwritten(item) for item in to_write] + [_asked_over(item) for item in to_ask])
         if to_ask:
             await self._redelivery.run(work, to_ask, lambda: self._renew(run, work.tally))
         if to_write:
@@ -374,6 +378,16 @@ def _prepare(stores: PipelineStores, reads: KeyReads, key: Key) -> _Written:
         raise RecordError(SOFT_DELETED, "The row makes a document that is marked as deleted (target.deleted_when).")
     replaces = reads.target if isinstance(reads.target, StoredRecord) else ABSENT
     return _Written(item=WriteItem(key=key, document=document, replaces=replaces), row=reads.source)
+
+
+def _overwritten(written: _Written) -> Overwritten:
+    replaced = written.item.replaces
+    return written.item.key, replaced if isinstance(replaced, StoredRecord) else None, written.item.document is None
+
+
+def _asked_over(item: Decided) -> Overwritten:
+    target = item.reads.target
+    return item.case.key, target if isinstance(target, StoredRecord) else None, not isinstance(item.reads.source, StoredRecord)
 
 
 def _still_ours(item: WriteItem, target: Read | tuple[StoredRecord, ...]) -> StoredRecord | Absent | None:

@@ -130,5 +130,8 @@ class CountedWriter:
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
         return self._writer.document(key, row, fields)
 
+    def kept(self, document: StoredRecord) -> str:
+        return self._writer.kept(document)
+
     async def close(self) -> None:
         await self._writer.close()
