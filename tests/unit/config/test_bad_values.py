@@ -90,7 +90,11 @@ DEBEZIUM = "{ debezium: shop.public.orders }"
             "grace: 5s\n    repair: { modes: [debezium] }",
             "repair.modes: Mode debezium asks a connector for a snapshot",
         ),
-        ("grace: 5s", "grace: 5s\n    repair: { undo: /var/undo }", "repair.undo: It keeps whole documents, and evidence: fields"),
+        (
+            "grace: 5s",
+            "grace: 5s\n    repair: { undo: /var/undo }",
+            "repair.undo: It keeps whole documents, and evidence: fields",
+        ),
         ("grace: 5s", "grace: 5s\n    repair: { modes: [] }", "repair.modes: "),
         ("grace: 5s", "grace: 5s\n    sweep: { cron: '@daily' }", "sweep.cron: '@daily' is no cron expression of five fields."),
         ("grace: 5s", "grace: 5s\n    sweep: { cron: '0 3 * * *', every: 1h }", "sweep.cron: There is an interval as well."),

@@ -108,9 +108,8 @@ def test_problems_that_need_two_keys_come_together_too() -> None:
 
 def test_lookback_and_automatic_repair_are_read_with_their_limits_and_rendered_as_they_were() -> None:
     text = GOOD.replace("table: public.orders,", "table: public.orders, changed_at: updated_at,")
-    text += (
-        "    sweep: { every: 30m, lookback: 48h }\n    repair: { missing: auto, extra: auto, max_attempts: 3, backoff: 10s, undo: undo }\n    evidence: values\n"
-    )
+    text += "    sweep: { every: 30m, lookback: 48h }\n    evidence: values\n"
+    text += "    repair: { missing: auto, extra: auto, max_attempts: 3, backoff: 10s, undo: undo }\n"
     made = parse(text, {})
     spec = made.pipelines["orders"]
     assert (spec.source.changed_at, spec.sweep.lookback_seconds, spec.sweep.full_every_seconds) == (
