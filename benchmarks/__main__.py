@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import costs, page, pending, pinned, work
+from benchmarks import costs, page, pending, pinned, sweeps, work
 from benchmarks.contestants import NATIVE, NATIVE_PREFIX, differing, found
 from gapwatch import native
 from gapwatch.embedded import EmbeddedStack
@@ -23,6 +23,7 @@ from gapwatch.ledger import open_ledger
 
 ROWS = {1: "ingest", 2: "match", 3: "end to end"}
 PENDING_ROWS = (6, 7)
+SWEEP_ROWS = (8, 9, 10, 11, 12)
 GOALS = {1: 0.45, 2: 0.9, 3: 0.3}
 NATIVE_GOALS = {1: 1.0, 3: 0.65}  # matching has no native path: its row has one column
 ROUNDS = 3
@@ -43,13 +44,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rows", default="1,2,3", help="comma-separated")
     parser.add_argument("--keys", type=int, default=500_000, help="keys a side (500,000: the work of reference)")
+    parser.add_argument("--ids", type=int, default=1_000_000, help="ids a side of row 8 (10,000,000: the work of reference)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     pinned.logs_to_stderr()
     rows = sorted(int(row) for row in options.rows.split(","))
-    unknown = [row for row in rows if row not in ROWS and row not in PENDING_ROWS]
+    there = (*ROWS, *PENDING_ROWS, *SWEEP_ROWS)
+    unknown = [row for row in rows if row not in there]
     if unknown:
-        parser.error(f"there is no row {unknown[0]} yet; rows: {', '.join(map(str, (*ROWS, *PENDING_ROWS)))}")
+        parser.error(f"there is no row {unknown[0]} yet; rows: {', '.join(map(str, there))}")
     rates = [row for row in rows if row in ROWS]
     measured = measure(options.keys, rates) if rates else Measured()
     found = None
@@ -58,13 +61,17 @@ def main() -> int:
             found = pending.measure_pending(stack.kafka.bootstrap_servers, PENDING_KEYS)
     report = {**describe(rates, measured.figures), "keys": options.keys, "costs": event_costs(measured, found)}
     report["rows"] += [row for row in pending.rows(found) if row["row"] in rows] if found else []
-    page.write("bench", section(report))
+    if set(rows) & set(SWEEP_ROWS):
+        swept = sweeps.report(sweeps.measure(options.ids, ROUNDS, rows), options.ids)
+        report["rows"] += [row for row in swept if row["row"] in rows]
+    page.write("bench" if set(rows) & {*ROWS, *PENDING_ROWS} else "bench-sweeps", section(report))
     if options.json:
         print(json.dumps(report))
     else:
         for row in report["rows"]:
             met = "met" if row["met"] else "not met"
-            figures = f"{row['value']:>12,.0f} {row['unit']}  {row['ratio']:.2f} × {'R' if row['row'] in ROWS else 'goal'}"
+            against = "R" if row["row"] in ROWS else "its reference"
+            figures = f"{row['value']:>12,.{decimals(row)}f} {row['unit']}  {row['ratio']:.2f} × {against}"
             print(f"{row['row']}  {row['name']:18} {figures}  goal {row['goal']}: {met}")
     return 0
 
@@ -148,14 +155,20 @@ def section(report: dict[str, Any]) -> str:
         f"{report['machine']['cores']} cores, {report['machine']['system']}; {versions}; {report['keys']:,} keys a side,",
         f"{ROUNDS} rounds; load of the machine at the end: {report['machine']['load']:.1f}.",
         "",
-        "| # | what | value | × R, or × goal | goal | peak RSS, MiB |",
+        "| # | what | value | × R, or × its reference | goal | peak RSS, MiB |",
         "|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
         met = "met" if row["met"] else "not met"
-        figures = f"{row['value']:,.0f} {row['unit']} | {row['ratio']:.2f} | {row['goal']}: {met} | {row['peak_rss_mib']:,.0f}"
+        value = f"{row['value']:,.{decimals(row)}f} {row['unit']}"
+        figures = f"{value} | {row['ratio']:.2f} | {row['goal']}: {met} | {row['peak_rss_mib']:,.0f}"
         lines.append(f"| {row['row']} | {row['name']} | {figures} |")
     return "\n".join(lines) + "\n"
+
+
+def decimals(row: dict[str, Any]) -> int:
+    """Return how many decimal places of a value are worth showing."""
+    return 2 if row["value"] < 10 else 1 if row["value"] < 100 else 0
 
 
 def machine() -> dict[str, Any]:

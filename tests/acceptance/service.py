@@ -73,10 +73,11 @@ class Service:
         self.file.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     def start(self, roles: Sequence[str] = ("all",)) -> None:
+        """Start a process for each role; several of one role are called ``match#0``, ``match#1`` …"""
         for role in roles:
             with self.log(role).open("ab") as output:
                 self.processes[role] = subprocess.Popen(
-                    [sys.executable, "-m", "gapwatch", "--config", str(self.file), "run", "--role", role],
+                    [sys.executable, "-m", "gapwatch", "--config", str(self.file), "run", "--role", role.partition("#")[0]],
                     stdout=output,
                     stderr=output,
                     stdin=subprocess.DEVNULL,

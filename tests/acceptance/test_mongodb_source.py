@@ -22,6 +22,8 @@ from tests.stack import ask
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
+COUNTED = ("live", "sold")
+
 
 @dataclass
 class Follower:
@@ -32,6 +34,7 @@ class Follower:
     url: str
     index: str
     lost: set[Any] = field(default_factory=set)
+    filtered: bool = False  # only what counts is copied, and what went is marked as gone
     error: BaseException | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _ready: threading.Event = field(default_factory=threading.Event)
@@ -66,7 +69,10 @@ class Follower:
     def _copy(self, change: Any) -> None:
         where = {"_index": self.index, "_id": str(change["documentKey"]["_id"])}
         document = change.get("fullDocument")
-        lines: list[Any] = [{"delete": where}] if document is None else [{"index": where}, plain(document)]
+        if self.filtered and (document is None or document["v"] not in COUNTED):
+            lines: list[Any] = [{"update": where}, {"doc": {"gone": True}, "doc_as_upsert": True}]
+        else:
+            lines = [{"delete": where}] if document is None else [{"index": where}, plain(document)]
         ask("POST", f"{self.url}/_bulk", b"".join(encode(line) + b"\n" for line in lines))
 
 
@@ -87,6 +93,7 @@ class World:
     node: OpenSearchPart
     index: str
     follower: Follower
+    filtering: Follower  # of pipeline `counted`
     service: Service
 
     def insert(self, *keys: ObjectId, **more: Any) -> None:
@@ -94,8 +101,12 @@ class World:
             [{"_id": key, "v": "a", "amount": Decimal128("12.50"), "placed": datetime.now(UTC), **more} for key in keys]
         )
 
-    def gaps(self) -> dict[str, str]:
-        return {gap["key"]["_id"]: gap["kind"] for gap in self.service.gaps()}
+    def gaps(self, pipeline: str = "orders") -> dict[str, str]:
+        return {gap["key"]["_id"]: gap["kind"] for gap in self.service.gaps(pipeline)}
+
+    def counted(self, key: ObjectId) -> dict[str, Any]:
+        found = ask("POST", f"{self.node.url}/{self.filtering.index}/_mget", {"ids": [str(key)]})["docs"][0]
+        return dict(found.get("_source", {}))
 
     def indexed(self, key: ObjectId) -> bool:
         body = {"ids": [str(key)]}
@@ -110,7 +121,8 @@ def world(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
     name = f"mongo{number()}"
     client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
     client[name].create_collection("orders")
-    ask("PUT", f"{node.url}/{name}", {"settings": {"number_of_shards": 2, "number_of_replicas": 0}})
+    for index in (name, f"{name}-counted"):
+        ask("PUT", f"{node.url}/{index}", {"settings": {"number_of_shards": 2, "number_of_replicas": 0}})
     config = {
         "kafka": {"bootstrap_servers": stack.kafka.bootstrap_servers},
         "topics": {"prefix": f"gw-{name}", "partitions": 2, "replication": 1},
@@ -138,16 +150,27 @@ def world(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
             }
         },
     }
+    orders: dict[str, Any] = config["pipelines"]["orders"]  # type: ignore[index]
+    config["pipelines"]["counted"] = {  # type: ignore[index]
+        **orders,
+        "source": {**orders["source"], "where": "v in ('live', 'sold')"},
+        "target": {**orders["target"], "index": f"{name}-counted", "deleted_when": "gone = true"},
+        "repair": {"undeleted": "delete"},
+    }
     follower = Follower(stack.mongodb.uri, name, node.url, name)
+    filtering = Follower(stack.mongodb.uri, name, node.url, f"{name}-counted", filtered=True)
     service = Service(tmp_path_factory.mktemp("mongo"), config)
     follower.start()
+    filtering.start()
     try:
         service.start()
-        service.wait_healthy(seconds=120)
-        yield World(client, name, node, name, follower, service)
+        for pipeline in ("orders", "counted"):
+            service.wait_healthy(pipeline, seconds=120)
+        yield World(client, name, node, name, follower, filtering, service)
         service.check_alive()
     finally:
         follower.stop()
+        filtering.stop()
         service.stop()
         client.close()
 
@@ -199,3 +222,30 @@ def test_d3_a_field_that_only_the_source_has_is_named_by_a_sweep(world: World) -
 
 def _is(found: object, expected: object) -> None:
     assert found == expected
+
+
+def test_m21_a_filter_of_a_collection_and_a_soft_delete_in_an_index(world: World) -> None:
+    """What left the filter, or is marked as gone, is absent on its side: for the streams, for a sweep and for a repair."""
+    orders = world.client[world.database].orders
+    stays, leaves, left_over, marked = (ObjectId() for _ in range(4))
+    world.insert(stays, leaves, left_over, marked)
+    orders.update_many({"_id": {"$in": [stays, leaves, left_over, marked]}}, {"$set": {"v": "live"}})
+    wait_for(lambda: all(world.counted(key).get("v") == "live" for key in (stays, leaves, left_over, marked)), "the documents")
+    world.service.wait_healthy("counted")
+    world.filtering.lost.add(left_over)
+    orders.update_many({"_id": {"$in": [leaves, left_over]}}, {"$set": {"v": "hidden"}})
+    ask("POST", f"{world.node.url}/{world.filtering.index}/_update/{marked}", {"doc": {"gone": True}})
+    expected = {str(left_over): "undeleted", str(marked): "missing"}
+    wait_for(lambda: world.gaps("counted") == expected, f"gaps {expected}", 40)
+    _, runs = world.command("sweep", "start", "counted", "--content", "--wait")
+    assert (runs[0]["state"], world.gaps("counted")) == ("succeeded", expected)
+    code, plans = world.command("backfill", "plan", "counted", "--kinds", "undeleted,missing")
+    assert code == 0, plans
+    _, runs = world.command("backfill", "apply", plans[0]["id"], "--yes", "--wait")
+    assert {name: runs[0]["counts"][name] for name in ("planned", "verified")} == {"planned": 2, "verified": 1}, runs
+    assert world.counted(left_over) == {}, "it left the filter"
+    assert world.counted(marked)["gone"] is True, "nothing is written over a document that is marked as deleted"
+    assert world.gaps("counted") == {str(marked): "missing"}
+    orders.update_one({"_id": marked}, {"$set": {"v": "sold"}})
+    wait_for(lambda: not world.gaps("counted"), "the gap to be resolved", 40)
+    world.service.wait_healthy("counted")

@@ -164,6 +164,22 @@ async def test_what_the_table_refuses_fails_alone_and_without_its_values(dsn: st
     assert rows(dsn, "SELECT id FROM copy ORDER BY id") == [(1,), (5,)]
 
 
+async def test_a_row_that_somebody_holds_fails_alone(dsn: str, opened: list[Pair]) -> None:
+    execute(
+        dsn,
+        "CREATE TABLE orders (id bigint PRIMARY KEY, total int)",
+        "CREATE TABLE copy (id bigint PRIMARY KEY, total int)",
+        "INSERT INTO orders VALUES (1, 1), (2, 2), (3, 3)",
+        "INSERT INTO copy VALUES (1, 9), (2, 9), (3, 9)",
+    )
+    pair = Pair(spec_of(field("total", FieldType.INT)), dsn)
+    opened.append(pair)
+    with psycopg.connect(dsn) as held:
+        held.execute("SELECT FROM copy WHERE id = 2 FOR UPDATE")
+        assert await pair.written(1, 2, 3, over=True) == [("written", ""), ("failed", "LockNotAvailable"), ("written", "")]
+    assert await pair.written(2, over=True) == [("written", "")]
+
+
 async def test_any_write_since_the_read_makes_the_guard_fail_also_one_of_a_column_that_is_not_mapped(
     dsn: str, opened: list[Pair]
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.values import JsonText
@@ -32,6 +32,8 @@ CHANGED: Final = "the row is not what was read any more"
 UNANSWERED: Final = "the store did not answer: it may have been written"
 REASON_MAX: Final = 300
 Row = Mapping[str, Any]
+# Operational to the driver, but of one row: somebody holds it, or wrote it at the same moment.
+_ONE_ROW: Final = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, errors.SerializationFailure)
 _ADDRESSES: Final = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 
 
@@ -117,6 +119,8 @@ class PostgresWriter:
             statement, parameters = self._change(table, item.document, condition, guards)
         try:
             done = await connection.execute(statement, parameters)
+        except _ONE_ROW as error:
+            return _failed(item.key, _reason(error))
         except psycopg.OperationalError:
             raise
         except psycopg.Error as error:
