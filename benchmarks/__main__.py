@@ -44,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rows", default="1,2,3", help="comma-separated")
     parser.add_argument("--keys", type=int, default=500_000, help="keys a side (500,000: the work of reference)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of which medians are shown")
     parser.add_argument("--ids", type=int, default=1_000_000, help="ids a side of row 8 (10,000,000: the work of reference)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -54,15 +55,20 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no row {unknown[0]} yet; rows: {', '.join(map(str, there))}")
     rates = [row for row in rows if row in ROWS]
-    measured = measure(options.keys, rates) if rates else Measured()
+    measured = measure(options.keys, rates, options.rounds) if rates else Measured()
     found = None
     if set(rows) & set(PENDING_ROWS):
         with EmbeddedStack(parts=("kafka",)) as stack:
             found = pending.measure_pending(stack.kafka.bootstrap_servers, PENDING_KEYS)
-    report = {**describe(rates, measured.figures), "keys": options.keys, "costs": event_costs(measured, found)}
+    report = {
+        **describe(rates, measured.figures),
+        "keys": options.keys if rates else options.ids,
+        "rounds": options.rounds,
+        "costs": event_costs(measured, found),
+    }
     report["rows"] += [row for row in pending.rows(found) if row["row"] in rows] if found else []
     if set(rows) & set(SWEEP_ROWS):
-        swept = sweeps.report(sweeps.measure(options.ids, ROUNDS, rows), options.ids)
+        swept = sweeps.report(sweeps.measure(options.ids, options.rounds, rows), options.ids)
         report["rows"] += [row for row in swept if row["row"] in rows]
     page.write("bench" if set(rows) & {*ROWS, *PENDING_ROWS} else "bench-sweeps", section(report))
     if options.json:
@@ -153,7 +159,7 @@ def section(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     lines = [
         f"{report['machine']['cores']} cores, {report['machine']['system']}; {versions}; {report['keys']:,} keys a side,",
-        f"{ROUNDS} rounds; load of the machine at the end: {report['machine']['load']:.1f}.",
+        f"{report['rounds']} rounds; load of the machine at the end: {report['machine']['load']:.1f}.",
         "",
         "| # | what | value | × R, or × its reference | goal | peak RSS, MiB |",
         "|---|---|---|---|---|---|",

@@ -44,6 +44,9 @@ class ModelLedger:
     def gap(self, gap_id: str) -> Gap | None:
         return self.known.get(gap_id)
 
+    def gaps_by_id(self, ids: Collection[str]) -> Mapping[str, Gap]:
+        return {one: self.known[one] for one in ids if one in self.known}
+
     def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]:
         return {gap.key: gap for gap in self.open if gap.pipeline == pipeline and gap.key in keys}
 

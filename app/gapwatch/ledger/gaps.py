@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, case, delete, func, literal, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, case, delete, func, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from gapwatch.core.reports import encode, gap_event, rfc3339
@@ -48,19 +48,51 @@ class GapQueries(LedgerPart):
         stood = [False] * len(changes)
         totals: dict[tuple[str, str, str, str], int] = {}
         # In one order everywhere, so that two writers wait for each other instead of locking each other out.
-        for index in sorted(range(len(changes)), key=lambda index: _order(changes[index].gap)):
-            change = changes[index]
-            before = known.get(change.gap.id)
-            if change.against is None:
-                stood[index] = self._insert(connection, change.gap)
-            elif before is not None and before[0] == change.against:
-                stood[index] = self._update(connection, change, was_resolved=before[1] == State.RESOLVED)
-            if stood[index]:
-                self._tell(connection, change, at)
+        left = sorted(range(len(changes)), key=lambda index: _order(changes[index].gap))
+        while left:
+            turn = _one_of_each(changes, left)
+            left = [index for index in left if index not in turn]
+            for index in self._take(connection, changes, turn, known):
+                change = changes[index]
+                before = known.get(change.gap.id)
+                stood[index] = True
                 known[change.gap.id] = (change.gap.revision, change.gap.state.value)
                 _count(totals, change, before[1] if before else None)
+        self._tell(connection, [change for change, stands in zip(changes, stood, strict=True) if stands], at)
         self._add_totals(connection, totals)
         return stood
+
+    def _take(
+        self,
+        connection: Connection,
+        changes: Sequence[GapChange],
+        turn: Mapping[int, None],
+        known: Mapping[str, tuple[int, str]],
+    ) -> list[int]:
+        """Store changes of different gaps, many at once; return which stand. What is known is locked, so it stays as it is."""
+        fresh = [index for index in turn if changes[index].against is None]
+        plain, again = list[int](), list[int]()
+        for index in turn:
+            change, before = changes[index], known.get(changes[index].gap.id)
+            if change.against is not None and before is not None and before[0] == change.against:
+                assert change.gap.revision > change.against, "a change has a revision of its own"
+                (again if before[1] == State.RESOLVED else plain).append(index)
+        if plain:
+            connection.execute(_UPDATE, [_as_update(changes[index].gap) for index in plain])
+        again = [index for index in again if self._reopened(connection, changes[index].gap)]
+        if fresh:
+            statement = self._db.insert(gaps).on_conflict_do_nothing().returning(gaps.c.id)
+            made = set(connection.execute(statement, [_columns(changes[index].gap) for index in fresh]).scalars())
+            fresh = [index for index in fresh if changes[index].gap.id in made]
+        return [*plain, *again, *fresh]
+
+    def _reopened(self, connection: Connection, gap: Gap) -> bool:
+        try:
+            with connection.begin_nested():  # so that the refusal costs this change only
+                connection.execute(_UPDATE, _as_update(gap))
+        except IntegrityError:
+            return False  # the key has another open gap meanwhile
+        return True
 
     def _locked(self, connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, str]]:
         """Return revision and state of the gaps, locked until the transaction ends (SQLite locks the whole file anyway)."""
@@ -72,42 +104,28 @@ class GapQueries(LedgerPart):
         )
         return {row.id: (row.revision, row.state) for row in connection.execute(query)} if ids else {}
 
-    def _insert(self, connection: Connection, gap: Gap) -> bool:
-        statement = self._db.insert(gaps).values(_columns(gap)).on_conflict_do_nothing().returning(gaps.c.id)
-        return connection.execute(statement).first() is not None
-
-    def _update(self, connection: Connection, change: GapChange, *, was_resolved: bool) -> bool:
-        gap = change.gap
-        assert change.against is not None
-        assert gap.revision > change.against, "a change has a revision of its own"
-        statement = (
-            update(gaps).where(gaps.c.id == gap.id, gaps.c.revision == change.against).values(_columns(gap)).returning(gaps.c.id)
-        )
-        if not was_resolved:
-            return connection.execute(statement).first() is not None
-        try:
-            with connection.begin_nested():  # so that the refusal costs this change only
-                return connection.execute(statement).first() is not None
-        except IntegrityError:
-            return False  # the key has another open gap meanwhile
-
-    def _tell(self, connection: Connection, change: GapChange, at: datetime) -> None:
-        gap = change.gap
-        connection.execute(
-            gap_life.insert().values(
-                gap_id=gap.id,
-                at=at,
-                event=change.event,
-                actor=change.actor,
-                revision=gap.revision,
-                kind=gap.kind.value,
-                cause=gap.cause.value,
-                state=gap.state.value,
-                resolution=gap.resolution.value if gap.resolution else None,
-                note=gap.note,
-            )
-        )
-        connection.execute(outbox.insert().values(key=gap.id, payload=encode(gap_event(gap, change.event, at))))
+    def _tell(self, connection: Connection, changes: Sequence[GapChange], at: datetime) -> None:
+        """Write the life rows and the outbox rows of what stands, of each gap in the order of its changes."""
+        if not changes:
+            return
+        life = [
+            {
+                "gap_id": change.gap.id,
+                "at": at,
+                "event": change.event,
+                "actor": change.actor,
+                "revision": change.gap.revision,
+                "kind": change.gap.kind.value,
+                "cause": change.gap.cause.value,
+                "state": change.gap.state.value,
+                "resolution": change.gap.resolution.value if change.gap.resolution else None,
+                "note": change.gap.note,
+            }
+            for change in changes
+        ]
+        told = [{"key": change.gap.id, "payload": encode(gap_event(change.gap, change.event, at))} for change in changes]
+        connection.execute(gap_life.insert(), life)
+        connection.execute(outbox.insert(), told)
 
     def _add_totals(self, connection: Connection, totals: Mapping[tuple[str, str, str, str], int]) -> None:
         for (what, pipeline, label, detector), number in sorted(totals.items()):
@@ -123,6 +141,15 @@ class GapQueries(LedgerPart):
     def gap(self, gap_id: str) -> Gap | None:
         row = self._db.read(lambda connection: connection.execute(select(gaps).where(gaps.c.id == gap_id)).mappings().first())
         return None if row is None else gap_of(row)
+
+    def gaps_by_id(self, ids: Collection[str]) -> Mapping[str, Gap]:
+        """Return those of the gaps that there are."""
+        found: dict[str, Gap] = {}
+        for part in chunks(list(ids), KEYS_PER_QUERY):
+            query = select(gaps).where(gaps.c.id.in_(part))
+            rows = self._db.read(lambda connection, query=query: connection.execute(query).mappings().all())  # type: ignore[misc]
+            found.update((row["id"], gap_of(row)) for row in rows)
+        return found
 
     def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]:
         found: dict[Key, Gap] = {}
@@ -258,6 +285,27 @@ class GapQueries(LedgerPart):
 
     def outbox_size(self) -> int:
         return int(self._db.read(lambda connection: connection.execute(select(func.count()).select_from(outbox)).scalar_one()))
+
+
+# Written once: making a statement anew for every row costs more than running it.
+_UPDATE: Final = (
+    update(gaps)
+    .where(gaps.c.id == bindparam("gap_id"))
+    .values({column.name: bindparam(column.name) for column in gaps.c if column.name != "id"})
+)
+
+
+def _as_update(gap: Gap) -> dict[str, Any]:
+    columns = _columns(gap)
+    return {"gap_id": columns.pop("id"), **columns}
+
+
+def _one_of_each(changes: Sequence[GapChange], indexes: Sequence[int]) -> Mapping[int, None]:
+    """Return the first change of every gap, in order: a second one rests on it."""
+    found: dict[str, int] = {}
+    for index in indexes:
+        found.setdefault(changes[index].gap.id, index)
+    return dict.fromkeys(found.values())
 
 
 def _order(gap: Gap) -> tuple[str, bytes, str]:

@@ -156,8 +156,8 @@ class RunQueries(LedgerPart):
     def audit(self, rows: Sequence[AuditRow]) -> None:
         """Append; a row whose id is there already is the same row once more, and changes nothing."""
         for part in chunks(rows, ROWS_PER_TRANSACTION_MAX):
-            statement = self._db.insert(audit).values([_audit_columns(row) for row in part]).on_conflict_do_nothing()
-            self._db.write(lambda connection, statement=statement: connection.execute(statement))  # type: ignore[misc]
+            statement, values = self._db.insert(audit).on_conflict_do_nothing(), [_audit_columns(row) for row in part]
+            self._db.write(lambda connection, run=(statement, values): connection.execute(*run))  # type: ignore[misc]
 
     def audit_rows(
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100

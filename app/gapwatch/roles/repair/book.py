@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 UNCHANGED = "unchanged"
 ROWS_PER_KEY = 20  # of the audit
+TOLD_MAX = 50  # gaps of one batch that are logged one by one; the ledger names them all
 BROUGHT_ABOUT = frozenset({ItemOutcome.REQUESTED.value, ItemOutcome.WRITTEN.value})
 NEW = frozenset({"opened", "reopened"})  # of the events of :meth:`Book.open`
 
@@ -58,12 +60,15 @@ class Book:
             return {}
         known = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, [item.case.key for item in decided])
         now = self._clock.now()
+        made = {item.case.key: self._gap(stores, item, detector, opened_by, held_since, now) for item in decided}
+        ids = [gap.id for key, gap in made.items() if key not in known]
+        before = await asyncio.to_thread(self._ledger.gaps_by_id, ids) if ids else {}
         changes: list[GapChange] = []
         keys: list[Key] = []
         events: dict[Key, str] = {}
         for item in decided:
-            gap = self._gap(stores, item, detector, opened_by, held_since, now)
-            change = _change(known.get(item.case.key) or await asyncio.to_thread(self._ledger.gap, gap.id), gap)
+            gap = made[item.case.key]
+            change = _change(known.get(item.case.key) or before.get(gap.id), gap)
             if change is None:
                 events[item.case.key] = UNCHANGED
                 continue
@@ -135,10 +140,7 @@ class Book:
         if not changes:
             return set()
         results = await asyncio.to_thread(self._ledger.store_gaps, changes)
-        for change, stood in zip(changes, results, strict=True):
-            if stood:
-                gap = change.gap
-                log.info(f"gap_{change.event}", pipeline=gap.pipeline, gap=gap.id, kind=gap.kind.value, cause=gap.cause.value)
+        _tell([change for change, stood in zip(changes, results, strict=True) if stood])
         return {key for key, stood in zip(keys, results, strict=True) if stood}
 
     def _gap(
@@ -166,6 +168,18 @@ class Book:
             held_since=held_since,
             tables=stores.spec.source.table_of,
         )
+
+
+def _tell(changes: Sequence[GapChange]) -> None:
+    """Log what became of each gap; of very many at once, how many of a kind."""
+    if len(changes) <= TOLD_MAX:
+        for change in changes:
+            gap = change.gap
+            log.info(f"gap_{change.event}", pipeline=gap.pipeline, gap=gap.id, kind=gap.kind.value, cause=gap.cause.value)
+        return
+    kinds = Counter((one.event, one.gap.pipeline, one.gap.kind.value, one.gap.cause.value) for one in changes)
+    for (event, pipeline, kind, cause), count in kinds.items():
+        log.info(f"gaps_{event}", pipeline=pipeline, kind=kind, cause=cause, count=count)
 
 
 def _change(known: Gap | None, gap: Gap) -> GapChange | None:

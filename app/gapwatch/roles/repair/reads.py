@@ -70,9 +70,9 @@ def _key_reads(
     times: tuple[int, int, int],
 ) -> KeyReads:
     started_ms, proven_ms, ended_ms = times
-    first, _ = source_reading(mapping, before)
+    first, first_canonical = source_reading(mapping, before)
     seen, seen_canonical = target_reading(mapping, target)
-    last, last_canonical = source_reading(mapping, after)
+    last, last_canonical = (first, first_canonical) if _same_row(before, after) else source_reading(mapping, after)
     age = _age(mapping, target, after, started_ms)
     if age is Age.EXPIRED:
         first, last, last_canonical = _exempt(first), _exempt(last), None
@@ -93,6 +93,13 @@ def _key_reads(
         source=_single(after),
         target=target,
     )
+
+
+def _same_row(before: Read | tuple[StoredRecord, ...], after: Read | tuple[StoredRecord, ...]) -> bool:
+    """Whether both reads show one write of a row, as its store tells writes apart: then it need not be looked at twice."""
+    if not isinstance(before, StoredRecord) or not isinstance(after, StoredRecord):
+        return False
+    return before.revision is not None and before.revision == after.revision and before.ignored == after.ignored
 
 
 def _age(
