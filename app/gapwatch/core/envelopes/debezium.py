@@ -40,6 +40,7 @@ from gapwatch.model.stream import Operation, Side
 SCHEMAS_MAX: Final = 64  # distinct schemas kept, of one feed
 OPERATIONS: Final = {"c": Operation.UPSERT, "u": Operation.UPSERT, "d": Operation.DELETE, "r": Operation.SNAPSHOT}
 _UNDECLARED: Final = FieldSpec(target="", source="")
+_Named = tuple[Sequence[Any], tuple[Callable[[Any], Any], ...]]  # a key's values as they came, and how they are read
 UNWRAPPED: Final = "unwrapped"  # FeedSpec.format: every tombstone is a delete that must have been announced
 REMEDY: Final = (
     "Set add.fields=op,source.ts_ms,source.sequence and delete.tombstone.handling.mode=rewrite in ExtractNewRecordState."
@@ -150,17 +151,18 @@ class DebeziumDecoder:
         if snapshot and operation is not Operation.DELETE:
             operation = Operation.SNAPSHOT
         image = frame.envelope.before if operation is Operation.DELETE else frame.envelope.after
-        row = self._rows.read(image)
+        named = self._rows.named(record.key)
+        row = self._rows.read(image, keys=named is None)
         if row is None and operation is not Operation.DELETE:
             raise RecordError("document_missing", f"Debezium says op {frame.op} and sends no row after it.")
         columns = self._rows.columns(frame.schema, "after")
-        key = self._rows.key(record.key, row, columns)
+        key = self._rows.key(named, row, columns)
         if operation is Operation.DELETE:
             return (_without_content(key, operation, major, minor, event_time),)
         assert row is not None
         before = None
         if operation is Operation.UPSERT and self._full_before and frame.op == "u":
-            before = self._rows.read(frame.envelope.before)
+            before = self._rows.read(frame.envelope.before, keys=named is None)
         told = self._told(operation, frame.op, row, before, columns)
         if told is not operation:
             return () if told is None else (_without_content(key, told, major, minor, event_time),)
@@ -235,10 +237,11 @@ class DebeziumDecoder:
         position = sequence_of(added.sequence)
         assert position is not None
         assert added.ts_ms is not None
-        row = self._rows.read(raw)
+        named = self._rows.named(record.key)
+        row = self._rows.read(raw, keys=named is None)
         assert row is not None
         columns = self._rows.columns(schema, None)
-        key = self._rows.key(record.key, row, columns)
+        key = self._rows.key(named, row, columns)
         if operation is Operation.DELETE:
             return (_without_content(key, operation, *position, added.ts_ms),)
         told = self._told(operation, added.op or "", row, None, columns)
@@ -283,7 +286,10 @@ class _Rows:
         beside = self._condition.paths if self._condition is not None else ()
         names = list(dict.fromkeys([*paths, *keys, *([version] if version else []), *beside]))
         self._names = names
+        needed = {*paths, *([version] if version else []), *beside}
         self._decoder = msgspec.json.Decoder(_struct("Row", names), float_hook=Decimal)
+        lean = [name if name in needed else f"\uffff{number}" for number, name in enumerate(names)]  # a name that nobody asks for
+        self._lean = msgspec.json.Decoder(_struct("Row", lean), float_hook=Decimal)
         self._key_decoder = msgspec.json.Decoder(_struct("Key", keys), float_hook=Decimal)
         self._field_at = tuple(names.index(path) for path in paths)
         self._key_at = tuple(names.index(path) for path in keys)
@@ -294,12 +300,15 @@ class _Rows:
         self._known: dict[tuple[bytes, str | None], _Columns] = {}
         self._known_keys: dict[bytes, tuple[Callable[[Any], Any], ...]] = {}
 
-    def read(self, raw: bytes | msgspec.Raw) -> tuple[Any, ...] | None:
-        """Return the mapped columns' JSON values (UNSET where there is none); None for null."""
+    def read(self, raw: bytes | msgspec.Raw, *, keys: bool) -> tuple[Any, ...] | None:
+        """Return the mapped columns' JSON values (UNSET where there is none); None for null.
+
+        ``keys``: whether those of the key are needed, too; else nothing depends on what they hold.
+        """
         try:
             if bytes(raw) == NULL:
                 return None
-            return msgspec.structs.astuple(self._decoder.decode(raw))
+            return msgspec.structs.astuple((self._decoder if keys else self._lean).decode(raw))
         except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError) as error:
             raise RecordError("unparsable_document", f"The row is no JSON object: {error}.") from error
 
@@ -339,13 +348,18 @@ class _Rows:
             readers.append(schemas.key_reader(column.type, wire, scale))
         return tuple(readers)
 
-    def key(self, raw: bytes | None, row: tuple[Any, ...] | None, columns: _Columns) -> bytes:
-        """Return the key: the record's own, where it names all key columns, else the row's."""
+    def named(self, raw: bytes | None) -> _Named | None:
+        """Return what the record's own key says, where it names all key columns."""
         values, readers = self._record_key(raw) if raw else (None, ())
-        if values is None:
+        return None if values is None else (values, readers)
+
+    def key(self, named: _Named | None, row: tuple[Any, ...] | None, columns: _Columns) -> bytes:
+        """Return the key: the record's own, where it names all key columns, else the row's."""
+        if named is None:
             if row is None:
                 raise RecordError("key_missing", "The record's key does not name the key columns, and there is no row.")
-            values, readers = [row[at] for at in self._key_at], columns.key_readers
+            named = [row[at] for at in self._key_at], columns.key_readers
+        values, readers = named
         for column, value in zip(self._codec.columns, values, strict=True):
             if value is None or value is msgspec.UNSET:
                 raise KeyMisfit(f"Key column {column.path} is not in the record: the replica identity does not hold it.")

@@ -202,6 +202,18 @@ def test_trap_17_in_a_table_that_is_the_target_the_placeholder_is_read_once_more
         assert mapping.canonical_target({"note": PLACEHOLDER}).parts == (b"\x02" + PLACEHOLDER.encode(),)
 
 
+def test_what_a_row_holds_in_its_key_s_column_matters_only_where_the_record_s_key_does_not_name_it() -> None:
+    _, decoder = source(field("customer"))
+    row = record(change("c", after={"id": 1, "customer": "a"}), key={"id": 1})
+    torn = row._replace(value=(row.value or b"").replace(b'"id": 1', b'"id": "\xff"'))
+    assert torn.value != row.value
+    [event] = decoder.decode(torn)
+    assert isinstance(event, Event)
+    assert event == decoder.decode(row)[0]
+    with pytest.raises(RecordError):
+        decoder.decode(torn._replace(key=b'{"other": 1}'))
+
+
 # ── encodings ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 COLUMNS: list[dict[str, Any]] = [
