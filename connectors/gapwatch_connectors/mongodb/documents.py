@@ -32,18 +32,19 @@ def build(
     fields: Sequence[FieldSpec],
     placeholder: str,
     *,
-    from_document: bool = False,
+    copied_key: Sequence[str] = (),
 ) -> Document:
     """Return the target's document. Raises RecordError where a field is missing, masked, or has no form in BSON.
 
-    ``from_document``: the row is a document, whose values are copied as they are.
+    ``copied_key``: the row is a document with its key at these paths, in the order of the key's columns. All its values are
+    copied as they are: where the pipeline says `uuid`, a text stays a text, or the sink's document would be another one.
     """
+    from_document = bool(copied_key)
     document: Document = {}
-    for column, value in zip(keys.columns, keys.codec.decode(key), strict=True):
-        stored = bson_of(column.type, value)
-        if stored is Never:
-            raise RecordError("unrepresentable", f"Key {column.path}: BSON has no such value.")
-        _put(document, column.path, stored)
+    if from_document:
+        _copy_key(document, keys, row, copied_key)
+    else:
+        _put_key(document, keys, key)
     for spec in fields:
         value = getter(spec.source)(row.fields)
         if value is MISSING and from_document:
@@ -58,6 +59,22 @@ def build(
         if not inside_id and spec.target not in keys.paths:
             _put(document, spec.target, value if from_document else _bson(spec, value))
     return document
+
+
+def _put_key(document: Document, keys: DocumentKeys, key: Key) -> None:
+    for column, value in zip(keys.columns, keys.codec.decode(key), strict=True):
+        stored = bson_of(column.type, value)
+        if stored is Never:
+            raise RecordError("unrepresentable", f"Key {column.path}: BSON has no such value.")
+        _put(document, column.path, stored)
+
+
+def _copy_key(document: Document, keys: DocumentKeys, row: StoredRecord, paths: Sequence[str]) -> None:
+    if keys.is_id and tuple(paths) == keys.paths:
+        document["_id"] = row.fields["_id"]  # the whole of it: an embedded one is another one with its fields in another order
+        return
+    for path, there in zip(paths, keys.paths, strict=True):
+        _put(document, there, getter(path)(row.fields))
 
 
 def _is_masked(value: Any, placeholder: str) -> bool:

@@ -33,7 +33,8 @@ class MongoWriter:
         self._name = pipeline.target.collection
         self._keys = DocumentKeys(pipeline.target.key)
         self._placeholder = pipeline.source.feed.placeholder
-        self._from_document = pipeline.source.feed.kind is FeedKind.CHANGE_STREAM
+        of_documents = pipeline.source.feed.kind is FeedKind.CHANGE_STREAM
+        self._copied_key = tuple(column.path for column in pipeline.source.key) if of_documents else ()
 
     async def close(self) -> None:
         await self._mongo.close()
@@ -66,7 +67,7 @@ class MongoWriter:
         return [results.get(n) or _failed(item.key, unanswered) for n, item in enumerate(items)]
 
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
-        return build(self._keys, key, row, fields, self._placeholder, from_document=self._from_document)
+        return build(self._keys, key, row, fields, self._placeholder, copied_key=self._copied_key)
 
     def kept(self, document: StoredRecord) -> str:
         """Return canonical extended JSON: `mongoimport` reads it back."""
