@@ -151,7 +151,7 @@ class Board:
             self._records[record.pipeline, record.partition] = record
 
     def feed_ended(self, pipeline: str, *, ended: bool) -> None:
-        """Say whether a pipeline's feed has ended (slot or history lost): then nothing more arrives, and age alone decides."""
+        """Say whether a source's feed has ended (slot or history lost): nothing more arrives, and age alone decides."""
         self._ended = self._ended | {pipeline} if ended else self._ended - {pipeline}
 
     def records(self, pipeline: str) -> list[PartitionStatus]:

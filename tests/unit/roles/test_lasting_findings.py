@@ -39,7 +39,8 @@ class World:
         self.sweeps: list[Run] = []
         records: list[PartitionStatus] = [record(0, pipeline=SPEC.id, partitions=1)]
         self.records = records
-        board = SimpleNamespace(records=lambda _: records, feed_ended=lambda *_, **__: None)
+        self.ended: list[bool] = []  # what the board was told of the source's feed
+        board = SimpleNamespace(records=lambda _: records, feed_ended=lambda _, *, ended: self.ended.append(ended))
         watching: dict[str, Any] = {"pipelines": {SPEC.id: SPEC}, "ledger": ledger, "board": board, "clock": self.clock}
         watching |= {"stores": None, "checks": lambda _: [self], "undecided": lambda _: 0, "host": "here"}
         book = FindingBook(ledger, self.clock, lambda *_: None)
@@ -129,6 +130,21 @@ async def test_long_sweeps_take_a_tenth_of_the_time_while_a_slot_stays_lost(worl
     await world.live(3_600, sweep_seconds=30)
     assert len(world.sweeps) - 1 in range(9, 13)
     assert len(world.holes) == 1
+
+
+@pytest.mark.parametrize("finding", ["slot_lost", "history_lost"])
+async def test_only_the_end_of_the_sources_feed_leaves_age_alone_to_decide(world: World, finding: str) -> None:
+    """The sink still says how far it has come: a target that is followed no more does not make its delays gaps."""
+    world.found = [replace(LOST, subject="orders.target", finding=finding)]
+    await world.live(30)
+    assert len(world.holes) == 1
+    assert not any(world.ended)
+    world.found = [*world.found, replace(LOST, finding=finding)]
+    await world.live(30)
+    assert world.ended[-1]
+    world.found = world.found[:1]
+    await world.live(30)
+    assert not world.ended[-1]
 
 
 async def test_a_check_that_could_not_be_made_ends_no_loss(world: World) -> None:

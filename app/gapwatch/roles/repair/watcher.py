@@ -225,4 +225,5 @@ class Watcher:
                 elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
                     now = self._on.clock.now()
                     await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
-        self._on.board.feed_ended(pipeline.id, ended=any(record.finding in ENDED for record in found))
+        ended = any(record.finding in ENDED and record.side == "expected" for record in found)  # of the target, sweeps read on
+        self._on.board.feed_ended(pipeline.id, ended=ended)
