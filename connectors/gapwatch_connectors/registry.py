@@ -44,8 +44,14 @@ class Connector:
         """Return the check of a source; `connector` returns the configuration of the connector that captures it."""
         raise self._no("be a source")
 
-    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
-        """Return the check of a target; `position` is where its own change stream was read to, None before the first start."""
+    def target_preflight(
+        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+    ) -> Preflight:
+        """Return the check of a target.
+
+        `position` is where its own change stream was read to, None before the first start; `connector` returns the
+        configuration of the connector that captures it, where one does.
+        """
         raise self._no("be a target")
 
     def _no(self, what: str) -> UsageError:
@@ -68,8 +74,10 @@ class PostgresConnector(Connector):
     def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
         return postgres.PostgresWriter(pipeline, url)
 
-    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
-        return postgres.PostgresTargetPreflight(pipeline, url)
+    def target_preflight(
+        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+    ) -> Preflight:
+        return postgres.PostgresTargetPreflight(pipeline, url, connector)
 
 
 class MongoConnector(Connector):
@@ -91,7 +99,9 @@ class MongoConnector(Connector):
     def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
         return mongodb.MongoChangeStream(pipeline, url)
 
-    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
+    def target_preflight(
+        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+    ) -> Preflight:
         return mongodb.MongoPreflight(pipeline, url, position)
 
 
@@ -113,7 +123,9 @@ class OpenSearchConnector(Connector):
 
         return OpenSearchTail(pipeline, url)
 
-    def target_preflight(self, pipeline: PipelineSpec, url: str, position: bytes | None = None) -> Preflight:
+    def target_preflight(
+        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+    ) -> Preflight:
         from gapwatch_connectors.opensearch.preflight import OpenSearchPreflight
 
         return OpenSearchPreflight(pipeline, url, position)

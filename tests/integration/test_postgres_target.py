@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -234,6 +234,28 @@ async def test_an_account_that_may_only_read_is_told_that_nothing_can_be_repaire
     assert [advice.message for advice in said] == [
         "The account may not UPDATE, DELETE on public.copy: nothing can be repaired there."
     ]
+
+
+async def test_the_slots_of_others_are_not_the_target_s(dsn: str) -> None:
+    """Its connector's slot is missing, and a stranger's is there: the one is said, and of the other nothing."""
+    stranger = "stranger_" + dsn.rsplit("/", 1)[1]
+    execute(dsn, "CREATE TABLE copy (id bigint PRIMARY KEY, total int)")
+    execute(dsn, f"SELECT pg_create_logical_replication_slot('{stranger}', 'pgoutput')")
+    spec = spec_of(field("total", FieldType.INT))
+    spec = replace(spec, target=replace(spec.target, feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic="copies")))
+
+    async def configured() -> Mapping[str, str]:
+        return {"slot.name": "ours"}
+
+    try:
+        check = PostgresTargetPreflight(spec, dsn, configured)
+        said = await check.check()
+        await check.close()
+    finally:
+        execute(dsn, f"SELECT pg_drop_replication_slot('{stranger}')")
+    (lost,) = [advice for advice in said if advice.finding == "slot_lost"]
+    assert (lost.subject, lost.message.split(":")[0]) == ("orders.target", "There is no replication slot ours")
+    assert all(stranger not in advice.message for advice in said)
 
 
 def test_a_fraction_is_not_rounded_into_a_whole_number(dsn: str) -> None:

@@ -202,9 +202,10 @@ async def resolved_settings(settings: Settings, ledger: SqlLedger, clock: Clock)
 def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = None) -> list[Preflight]:
     """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
     source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
+    of_source, of_target = (partial(_connector_config, settings, feed) for feed in (spec.source.feeds[0], spec.target.feed))
     checks: list[Preflight] = [
-        connector_of(source.type).source_preflight(spec, source.url, partial(_connector_config, settings, spec.source.feeds[0])),
-        connector_of(target.type).target_preflight(spec, target.url, position),
+        connector_of(source.type).source_preflight(spec, source.url, of_source),
+        connector_of(target.type).target_preflight(spec, target.url, position, of_target),
     ]
     if settings.schema_registry is not None:
         checks.append(RegistryPreflight(spec.id, settings.schema_registry, SystemClock()))

@@ -14,6 +14,7 @@ from gapwatch_connectors.postgres.catalogue import read_table
 from gapwatch_connectors.postgres.connection import Connections
 from gapwatch_connectors.postgres.lookups import plain
 from gapwatch_connectors.postgres.partitions import PostgresSourcePreflight
+from gapwatch_connectors.postgres.preflight import ConnectorConfig
 from gapwatch_connectors.postgres.reader import PostgresReader
 
 _RIGHTS: Final = """
@@ -56,11 +57,18 @@ class PostgresTargetReader(PostgresReader):
 
 
 class PostgresTargetPreflight:
-    """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target table: what is asked of a source, and of repairs."""
+    """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target table: what is asked of a source, and of repairs.
 
-    def __init__(self, pipeline: PipelineSpec, url: str) -> None:
+    Args:
+        pipeline: The pipeline, with its types.
+        url: The target's.
+        connector: Returns the configuration of the connector that captures the target; without it all of the database's
+            slots are looked at.
+    """
+
+    def __init__(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> None:
         self._pipeline = pipeline
-        self._check = PostgresSourcePreflight(as_source(pipeline), url)
+        self._check = PostgresSourcePreflight(as_source(pipeline), url, connector)
         self._connections = Connections(pipeline.target.store, url, idle_max=1)
 
     async def check(self) -> Sequence[Advice]:
