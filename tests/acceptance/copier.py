@@ -19,6 +19,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from pymongo import DeleteOne, MongoClient, ReplaceOne, UpdateOne, WriteConcern
 from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, OperationFailure
 
+from tests.acceptance.background import Background
+
 PLACEHOLDER = "__debezium_unavailable_value"
 BATCH = 500
 AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError.UNKNOWN_TOPIC_OR_PART})
@@ -64,7 +66,7 @@ def fields_of(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class Copier:
+class Copier(Background):
     """Runs in a thread. ``rules`` maps a write's number to what to do instead of applying it.
 
     A rule returns operations with delays in seconds; (0, None) stands for doing nothing.
@@ -79,19 +81,14 @@ class Copier:
     rules: dict[Any, Rule] = field(default_factory=dict)
     sink: Callable[[Change], Operation] = Change.applied
     applied: int = 0
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
     _running: threading.Event = field(default_factory=threading.Event)
     _idle: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
     _delayed: list[tuple[float, int, Operation]] = field(default_factory=list)
     _number: int = 0
 
     def start(self) -> None:
-        self._stop.clear()
         self._running.set()
-        self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
-        self._thread.start()
+        super().start()
 
     def pause(self) -> None:
         """Return once nothing is read any more: what is written from now on stays unread until :meth:`resume`."""
@@ -106,10 +103,7 @@ class Copier:
     def stop(self) -> None:
         self._stop.set()
         self._running.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
+        super().stop()
 
     @property
     def delayed(self) -> int:
@@ -138,8 +132,6 @@ class Copier:
                 self._copy(client, readable)
                 if readable:
                     self._commit(consumer)
-        except BaseException as error:
-            self.error = error
         finally:
             consumer.close()
             client.close()

@@ -6,7 +6,6 @@ may publish what each item did as acks, as any indexer in Python would.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from confluent_kafka import Consumer, Message, Producer
 
 from gapwatch_connectors.opensearch.acks import acks_of, heartbeat
 from gapwatch_connectors.opensearch.connection import encode
+from tests.acceptance.background import Background
 from tests.acceptance.copier import BATCH, Change, _readable, decode
 from tests.stack import ask
 
@@ -31,7 +31,7 @@ class Fault(Enum):
 
 
 @dataclass
-class Indexer:
+class Indexer(Background):
     """Runs in a thread. ``faults`` maps a row's key to what goes wrong with it, for as long as it stands there."""
 
     bootstrap_servers: str
@@ -43,20 +43,6 @@ class Indexer:
     acks_topic: str = ""
     faults: dict[int, Fault] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name=f"indexer-{self.index}", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
 
     def _run(self) -> None:
         consumer = Consumer(
@@ -82,8 +68,6 @@ class Indexer:
                 if self.acks_topic and time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + BEAT_SECONDS
                     self._send(producer, [(b"", heartbeat(begun, self.group))])
-        except BaseException as error:
-            self.error = error
         finally:
             consumer.close()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tests.acceptance.background import Background
 from tests.stack import until
 
 AGAIN = ("again", b"1")
@@ -34,28 +34,14 @@ def key_of(message: Message) -> int | None:
 
 
 @dataclass
-class Mirror:
+class Mirror(Background):
     """Sends each record of the topics to the places that the topic's route names. Runs in a thread."""
 
     bootstrap_servers: str
     routes: Mapping[str, Route]
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
 
     def __post_init__(self) -> None:
         self._producer = Producer({"bootstrap.servers": self.bootstrap_servers, "enable.idempotence": True, "linger.ms": 0})
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
 
     def send(self, message: Message, place: Place, *, value: bytes | None = None) -> None:
         """Send a record (with another value where one is given), marked; returns when it is acknowledged."""
@@ -81,8 +67,6 @@ class Mirror:
                     if message.error() is None and AGAIN not in (message.headers() or ()):
                         for place in self.routes[message.topic() or ""](message):
                             self.send(message, place)
-        except BaseException as error:
-            self.error = error
         finally:
             consumer.close()
 

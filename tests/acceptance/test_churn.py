@@ -6,10 +6,8 @@ The short form runs in CI; ``make soak`` runs the long one.
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,22 +18,13 @@ import pytest
 from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.background import Background
 from tests.acceptance.copier import Copier
 from tests.acceptance.oplog import history_of
-from tests.acceptance.scenery import configuration
 from tests.acceptance.service import EVERY_ROLE, Service, wait_for
-from tests.acceptance.workload import TABLE, Churn, create_table
-from tests.stack import captured
+from tests.acceptance.workload import TABLE, Churn, churning
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(1_200)]
-
-FIELDS = {
-    "seq": "seq",
-    "v": "v",
-    "amount": {"from": "amount", "type": "decimal", "scale": 2},
-    "flag": "flag",
-    "big": "big",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +68,7 @@ class Missed:
 
 
 @dataclass
-class Sampler:
+class Sampler(Background):
     """Reads consistent-through each second, and what both stores' histories say of it.
 
     A sample is wrong when a write that was committed before it had not yet been at the target at that moment. One that had, and
@@ -93,20 +82,6 @@ class Sampler:
     missed: list[Missed] = field(default_factory=list)
     samples: int = 0
     defined: int = 0
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
 
     def _run(self) -> None:
         client: MongoClient[dict[str, Any]] = MongoClient(self.uri)
@@ -117,8 +92,6 @@ class Sampler:
                 except Exception:
                     if self.service.view()["status"] is not None and not self._stop.is_set():
                         continue  # MongoDB is away for a moment: nothing can be said of this second
-        except BaseException as error:
-            self.error = error
         finally:
             client.close()
 
@@ -164,29 +137,6 @@ class Sampler:
         return [missed for missed in self.missed if not missed.had_arrived(history.get(missed.key, ()))]
 
 
-@contextmanager
-def churning(stack: EmbeddedStack, database: str, directory: Path, rate: float) -> Iterator[tuple[Churn, Copier, Service]]:
-    dsn = stack.postgres.dsn(database)
-    create_table(dsn)
-    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
-        group = f"copier-{database}"
-        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
-        config = configuration(stack, dsn, database, group, grace="5s", partitions=4)
-        pipeline = config["pipelines"]["orders"]
-        pipeline["source"] |= {"table": TABLE, "feed": {"debezium": f"{prefix}.{TABLE}"}}
-        pipeline["fields"] = FIELDS
-        service = Service(directory, config)
-        churn = Churn(dsn, rate)
-        copier.start()
-        try:
-            service.start(EVERY_ROLE)
-            yield churn, copier, service
-        finally:
-            churn.stop()
-            copier.stop()
-            service.stop()
-
-
 def disturb(stack: EmbeddedStack, service: Service, copier: Copier, length: Length) -> None:
     """Kill and restart everything in turn, and pause the copier once, spread over the length of the run."""
     steps: list[Callable[[], None]] = []
@@ -229,7 +179,7 @@ def test_no_false_red_under_churn(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     length = LONG if request.config.getoption("--soak") else SHORT
-    with churning(stack, postgres_database, tmp_path, length.rate) as (churn, copier, service):
+    with churning(stack, postgres_database, tmp_path, length.rate, EVERY_ROLE) as (churn, copier, service):
         service.wait_healthy()
         sampler = Sampler(service, churn, stack.mongodb.uri, postgres_database)
         churn.start()

@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -35,12 +34,9 @@ from gapwatch.model.pipeline import Settings
 from gapwatch.model.suspect import Hole, Suspect
 from gapwatch.wiring.stores import resolved_settings
 from tests.acceptance.copier import Change, Copier, Operation
-from tests.acceptance.scenery import configuration
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import falsify, lose
-from tests.acceptance.test_churn import FIELDS
-from tests.acceptance.workload import TABLE, Churn, create_table
-from tests.stack import captured
+from tests.acceptance.workload import TABLE, Churn, churning
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(3_000)]
 
@@ -116,30 +112,6 @@ class Fleet:
         self.frozen.clear()
 
 
-@contextmanager
-def running(stack: EmbeddedStack, database: str, directory: Path, rate: float) -> Iterator[tuple[Churn, Copier, Service]]:
-    dsn = stack.postgres.dsn(database)
-    create_table(dsn)
-    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
-        group = f"copier-{database}"
-        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
-        copier.rules = Faults()
-        config = configuration(stack, dsn, database, group, grace="3s", partitions=PARTITIONS, settled_keys_max=5_000)
-        pipeline = config["pipelines"]["orders"]
-        pipeline["source"] |= {"table": TABLE, "feed": {"debezium": f"{prefix}.{TABLE}"}}
-        pipeline["fields"] = FIELDS
-        service = Service(directory, config)
-        churn = Churn(dsn, rate)
-        copier.start()
-        try:
-            service.start(ROLES)
-            yield churn, copier, service
-        finally:
-            churn.stop()
-            copier.stop()
-            service.stop()
-
-
 def disturb(stack: EmbeddedStack, fleet: Fleet, length: Length) -> None:
     """Kill, stop, freeze and restart one process after the other; kill the broker in between."""
     begun = time.monotonic()
@@ -193,7 +165,17 @@ def test_b15_l3_a_fleet_under_fire_says_what_one_matcher_says_in_peace(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     length = LONG if request.config.getoption("--soak") else SHORT
-    with running(stack, postgres_database, tmp_path, length.rate) as (churn, copier, service):
+    with churning(
+        stack,
+        postgres_database,
+        tmp_path,
+        length.rate,
+        ROLES,
+        Faults(),
+        grace="3s",
+        partitions=PARTITIONS,
+        settled_keys_max=5_000,
+    ) as (churn, copier, service):
         service.wait_healthy(seconds=120)
         fleet = Fleet(service)
         churn.start()

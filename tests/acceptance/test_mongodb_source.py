@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,10 +10,10 @@ from typing import Any
 import pytest
 from bson import Decimal128, ObjectId
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
 
 from gapwatch.embedded import EmbeddedStack, OpenSearchPart
 from gapwatch_connectors.opensearch.connection import encode
+from tests.acceptance.background import Background
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import during, number
 from tests.acceptance.test_opensearch import node as node
@@ -26,7 +25,7 @@ COUNTED = ("live", "sold")
 
 
 @dataclass
-class Follower:
+class Follower(Background):
     """Copies a collection's changes to an index; what stands in ``lost`` it does not."""
 
     uri: str
@@ -35,22 +34,8 @@ class Follower:
     index: str
     lost: set[Any] = field(default_factory=set)
     filtered: bool = False  # only what counts is copied, and what went is marked as gone
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _ready: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
-        self._thread.start()
-        assert self._ready.wait(30)
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
+    announces = True
 
     def _run(self) -> None:
         client: MongoClient[dict[str, Any]] = MongoClient(self.uri, tz_aware=True)
@@ -61,8 +46,6 @@ class Follower:
                     change = stream.try_next()
                     if change is not None and change["documentKey"]["_id"] not in self.lost:
                         self._copy(change)
-        except (PyMongoError, AssertionError, OSError) as error:
-            self.error = error
         finally:
             client.close()
 

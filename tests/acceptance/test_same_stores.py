@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from psycopg import sql
 from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.background import Background
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import number
@@ -36,35 +36,11 @@ BIG = "repeat(md5(random()::text), 400)"  # kept out of line: an update that lea
 
 
 @dataclass
-class Sink:
-    """Runs in a thread; what stands in ``lost`` it passes over."""
+class Sink(Background):
+    """What stands in ``lost`` it passes over."""
 
+    announces = True
     lost: set[Any] = field(default_factory=set)
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _ready: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._guarded, name=type(self).__name__, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(60)
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
-
-    def _guarded(self) -> None:
-        try:
-            self._run()
-        except BaseException as error:
-            self.error = error
-
-    def _run(self) -> None:
-        raise NotImplementedError
 
 
 @dataclass

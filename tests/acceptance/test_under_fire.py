@@ -9,11 +9,10 @@ from __future__ import annotations
 import random
 import signal
 import sqlite3
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, Ope
 from gapwatch.core.keys import KeyCodec
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.model.pipeline import KeyColumn, KeyType
+from tests.acceptance.background import Background
 from tests.acceptance.copier import Change, Copier, Operation
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE, configuration
 from tests.acceptance.service import EVERY_ROLE, Service, wait_for
@@ -99,50 +99,33 @@ class Losing(dict[Any, Any]):
 
 
 @dataclass
-class Writer:
+class Writer(Background):
     """Updates, deletes and inserts rows again, about `rate` a second, until it is stopped."""
 
     dsn: str
     rows: int
     rate: float
     writes: int = 0
-    error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
 
     def _run(self) -> None:
         rng, gone, seq, started = random.Random(1), set[int](), self.rows, time.monotonic()
-        try:
-            with psycopg.connect(self.dsn) as connection:
-                while not self._stop.is_set():
-                    if self.writes > (time.monotonic() - started) * self.rate:
-                        time.sleep(0.005)
-                        continue
-                    for key in {rng.randint(1, self.rows) for _ in range(5)}:
-                        seq += 1
-                        self.writes += 1
-                        if key in gone:
-                            gone.discard(key)
-                            connection.execute(f"INSERT INTO {TABLE} (id, seq, v) VALUES (%s, %s, %s)", (key, seq, f"v{seq}"))
-                        elif rng.random() < 0.1:
-                            gone.add(key)
-                            connection.execute(f"DELETE FROM {TABLE} WHERE id = %s", (key,))
-                        else:
-                            connection.execute(f"UPDATE {TABLE} SET seq = %s, v = %s WHERE id = %s", (seq, f"v{seq}", key))
-                    connection.commit()
-        except BaseException as error:
-            self.error = error
+        with psycopg.connect(self.dsn) as connection:
+            while not self._stop.is_set():
+                if self.writes > (time.monotonic() - started) * self.rate:
+                    time.sleep(0.005)
+                    continue
+                for key in {rng.randint(1, self.rows) for _ in range(5)}:
+                    seq += 1
+                    self.writes += 1
+                    if key in gone:
+                        gone.discard(key)
+                        connection.execute(f"INSERT INTO {TABLE} (id, seq, v) VALUES (%s, %s, %s)", (key, seq, f"v{seq}"))
+                    elif rng.random() < 0.1:
+                        gone.add(key)
+                        connection.execute(f"DELETE FROM {TABLE} WHERE id = %s", (key,))
+                    else:
+                        connection.execute(f"UPDATE {TABLE} SET seq = %s, v = %s WHERE id = %s", (seq, f"v{seq}", key))
+                connection.commit()
 
 
 def test_sweep_and_repair_under_fire(

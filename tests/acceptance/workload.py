@@ -1,20 +1,36 @@
-"""Churn: inserts, updates, deletes, key changes, no-op and TOAST updates, rollbacks, hot keys; and a history of it all."""
+"""Churn: inserts, updates, deletes, key changes, no-op and TOAST updates, rollbacks, hot keys; and a pipeline to watch it."""
 
 from __future__ import annotations
 
 import random
-import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from gapwatch.embedded import EmbeddedStack
+from tests.acceptance.background import Background
+from tests.acceptance.copier import Copier, Rule
+from tests.acceptance.scenery import configuration
+from tests.acceptance.service import Service
+from tests.stack import captured
 
 TABLE = "public.churn"
 HOT_KEYS = (1, 2, 3)
 BIG = 6_000  # characters that do not compress: stored out of line
 ROLLBACK_SHARE = 0.05
+FIELDS = {
+    "seq": "seq",
+    "v": "v",
+    "amount": {"from": "amount", "type": "decimal", "scale": 2},
+    "flag": "flag",
+    "big": "big",
+}
 
 
 def create_table(dsn: str, *, identity: str = "DEFAULT") -> None:
@@ -37,7 +53,7 @@ class Committed:
 
 
 @dataclass
-class Churn:
+class Churn(Background):
     """Writes about `rate` rows a second in transactions of several rows until it is stopped. One thread."""
 
     dsn: str
@@ -46,45 +62,28 @@ class Churn:
     first_key: int = 1
     history: list[Committed] = field(default_factory=list)
     writes: int = 0
-    error: BaseException | None = None
     _next_key: int = 0
     _seq: int = 0
     _live: dict[int, bool] = field(default_factory=dict)  # key → has a big column
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
 
     def __post_init__(self) -> None:
         self._next_key = self.first_key
         self._random = random.Random(self.seed)
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="churn", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(30)
-        if self.error is not None:
-            raise self.error
-
     def _run(self) -> None:
-        try:
-            with psycopg.connect(self.dsn) as connection:
-                self._transaction(connection, [self._insert(key=key) for key in HOT_KEYS])
-                started, hot = time.monotonic(), 0.0
-                while not self._stop.is_set():
-                    elapsed = time.monotonic() - started
-                    if self.writes > elapsed * self.rate:
-                        time.sleep(0.005)
-                        continue
-                    steps = [self._step() for _ in range(self._random.randint(1, 8))]
-                    if elapsed - hot >= 0.1:
-                        hot = elapsed
-                        steps += [self._update(key) for key in HOT_KEYS]
-                    self._transaction(connection, [step for step in steps if step])
-        except BaseException as error:
-            self.error = error
+        with psycopg.connect(self.dsn) as connection:
+            self._transaction(connection, [self._insert(key=key) for key in HOT_KEYS])
+            started, hot = time.monotonic(), 0.0
+            while not self._stop.is_set():
+                elapsed = time.monotonic() - started
+                if self.writes > elapsed * self.rate:
+                    time.sleep(0.005)
+                    continue
+                steps = [self._step() for _ in range(self._random.randint(1, 8))]
+                if elapsed - hot >= 0.1:
+                    hot = elapsed
+                    steps += [self._update(key) for key in HOT_KEYS]
+                self._transaction(connection, [step for step in steps if step])
 
     def _transaction(
         self, connection: psycopg.Connection, steps: list[tuple[str, tuple[Any, ...], list[tuple[int, int | None]]]]
@@ -145,3 +144,36 @@ class Churn:
         self._seq += 1
         statement = f"UPDATE {TABLE} SET id = %s, seq = %s WHERE id = %s"
         return statement, (new, self._seq, key), [(key, None), (new, self._seq)]
+
+
+@contextmanager
+def churning(
+    stack: EmbeddedStack,
+    database: str,
+    directory: Path,
+    rate: float,
+    roles: Sequence[str],
+    rules: dict[Any, Rule] | None = None,
+    *,
+    grace: str = "5s",
+    partitions: int = 4,
+    **options: Any,
+) -> Iterator[tuple[Churn, Copier, Service]]:
+    """Watch a table to churn (it has not begun), its connector and its copier; ``rules`` are the copier's faults."""
+    dsn = stack.postgres.dsn(database)
+    create_table(dsn)
+    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
+        group = f"copier-{database}"
+        copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
+        copier.rules = copier.rules if rules is None else rules
+        config = configuration(stack, dsn, database, group, grace=grace, partitions=partitions, **options)
+        pipeline = config["pipelines"]["orders"]
+        pipeline["source"] |= {"table": TABLE, "feed": {"debezium": f"{prefix}.{TABLE}"}}
+        pipeline["fields"] = FIELDS
+        service, churn = Service(directory, config), Churn(dsn, rate)
+        with ExitStack() as running:  # what one of them failed with keeps no other from being stopped
+            for part in (service, copier, churn):
+                running.callback(part.stop)
+            copier.start()
+            service.start(roles)
+            yield churn, copier, service
