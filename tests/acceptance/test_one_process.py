@@ -87,8 +87,8 @@ def test_k4_kafka_down_while_it_runs(scene: Scene) -> None:
     service, before, lost = scene.service, pid(scene), number()
     scene.stack.kafka.kill()
     try:
-        wait_for(lambda: service.ready()[0] == 503, "503", 20)
-        assert "[-]kafka failed: Kafka: could not" in service.ready()[1]
+        wait_for(lambda: "[-]kafka failed: Kafka: could not" in service.ready()[1], "Kafka to be named", 20)
+        assert service.ready()[0] == 503
         scene.copier.rules[lost] = lose
         scene.insert(lost, lost)
     finally:

@@ -15,7 +15,7 @@ from gapwatch.core.coverage import closed_of, ratio, together
 from gapwatch.core.maintenance import Quiet
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
+from gapwatch.model.stream import NO_TOPIC, UNKNOWN_DELIVERY, Side
 from gapwatch.model.suspect import FeedStatus, PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView, Totals
 
@@ -303,8 +303,9 @@ def _feeds(
             by_feed.setdefault((feed.side, feed.feed), []).append(feed)
     rows = []
     limit = timedelta(seconds=pipeline.stall_after_seconds)
-    for (side, topic), states in sorted(by_feed.items()):
+    for (side, topic), said in sorted(by_feed.items()):
         name = Side(side).name.lower()
+        states = [state for state in said if state.feed_partition != NO_TOPIC] or said  # what was said before there was a topic
         caught_up = min(state.caught_up for state in states)
         finding = next((item.finding.value for item in findings if item.feed == topic and item.cleared_at is None), None)
         fresh = caught_up > 0 and now - from_ms(caught_up) <= limit

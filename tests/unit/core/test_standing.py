@@ -24,8 +24,8 @@ from gapwatch.model.pipeline import (
     SourceSpec,
     TargetSpec,
 )
-from gapwatch.model.stream import Outcome
-from gapwatch.model.suspect import Closed, Counters, Hole, PartitionStatus
+from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, Outcome, Side
+from gapwatch.model.suspect import Closed, Counters, FeedStatus, Hole, PartitionStatus
 from gapwatch.model.view import PipelineView
 from tests.ledger_samples import run
 from tests.simulation.bench import Bench
@@ -354,3 +354,27 @@ def test_lesson_19_silence_without_heartbeats_is_unknown_and_neither_healthy_nor
     assert seen.status == "UNKNOWN"
     assert sum(seen.gaps_open.values()) == 0
     assert {feed.finding for feed in seen.feeds} == {"feed_stalled"}
+
+
+def test_once_a_feed_has_a_topic_its_partitions_alone_speak_for_it() -> None:
+    """A table without writes has no topic. What was said of that, long ago, made a feed that is read to its end look stalled."""
+
+    def feed(partition: int, at_ms: int) -> FeedStatus:
+        return FeedStatus(
+            side=int(Side.EXPECTED),
+            feed="shop.public.orders",
+            feed_partition=partition,
+            partitions=0 if partition == NO_TOPIC else 1,
+            epoch=0,
+            reached=0,
+            watermark=at_ms,
+            caught_up=at_ms,
+            delivery=NO_DELIVERY,
+        )
+
+    [seen] = view(record(0, feeds=[feed(NO_TOPIC, NOW_MS - 300_000), feed(0, NOW_MS)]), record(1)).feeds
+    assert (seen.caught_up, seen.finding, seen.watermark) == (True, None, at(NOW_MS))
+    [seen] = view(record(0, feeds=[feed(NO_TOPIC, NOW_MS)]), record(1)).feeds
+    assert (seen.caught_up, seen.finding) == (True, None), "it is empty, and somebody looks at it"
+    [seen] = view(record(0, feeds=[feed(NO_TOPIC, NOW_MS - 300_000)]), record(1)).feeds
+    assert seen.finding == "feed_stalled"
