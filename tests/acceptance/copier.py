@@ -24,7 +24,14 @@ from tests.acceptance.background import Background
 PLACEHOLDER = "__debezium_unavailable_value"
 BATCH = 500
 AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError.UNKNOWN_TOPIC_OR_PART})
-LEFT = frozenset({KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError._NO_OFFSET})
+LEFT = frozenset(
+    {
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.REBALANCE_IN_PROGRESS,  # it goes on only while we poll
+        KafkaError._NO_OFFSET,
+    }
+)
 
 Operation = ReplaceOne[dict[str, Any]] | UpdateOne | DeleteOne
 Rule = Callable[["Change"], list[tuple[float, Operation | None]]]
@@ -142,7 +149,7 @@ class Copier(Background):
             self._running.wait(0.05)
 
     def _commit(self, consumer: Consumer) -> None:
-        """Commit, again and again while the broker is away; of what the group gave to another run, nothing is committed."""
+        """Commit, again and again while the broker is away; what the group does not take from us is read and applied again."""
         while not self._stop.is_set():
             try:
                 consumer.commit(asynchronous=False)

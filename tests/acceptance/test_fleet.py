@@ -33,7 +33,7 @@ from gapwatch.ledger import open_ledger
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 from gapwatch.wiring.stores import resolved_settings
-from tests.acceptance.copier import Change, Copier, Operation
+from tests.acceptance.copier import Change, Operation
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import falsify, lose
 from tests.acceptance.workload import TABLE, Churn, churning
@@ -182,12 +182,8 @@ def test_b15_l3_a_fleet_under_fire_says_what_one_matcher_says_in_peace(
         disturb(stack, fleet, length)
         grown = _grown(memory(fleet, length.calm)) if length.calm else {}
         churn.stop()
-        differing = wait_for(lambda: _copied(stack, postgres_database, churn, copier), "the copier to have read all", 120)
-        wait_for(lambda: _settled(service), "every write to be judged", 180)
-        try:
-            wait_for(lambda: _open(service) == differing, "just what differs to be open", 60)
-        except AssertionError as error:
-            raise AssertionError(f"{_told(service, differing)}\n{error}") from error
+        wait_for(lambda: _settled(service) and not copier.delayed, "every write to be copied and judged", 180)
+        differing = _agreed(stack, postgres_database, churn, service)
         assert differing, "nothing was lost: nothing was tested"
         assert service.view()["totals"]["expected"] >= churn.writes * 0.8
         assert all(last <= first * (1 + FLAT_SHARE) + FLAT_MIB for first, last in grown.values()), grown
@@ -202,11 +198,20 @@ def _grown(taken: Mapping[str, list[float]]) -> dict[str, tuple[float, float]]:
     return {name: (median(samples[: thirds[name]]), median(samples[-thirds[name] :])) for name, samples in taken.items()}
 
 
-def _copied(stack: EmbeddedStack, database: str, churn: Churn, copier: Copier) -> dict[int, bool] | None:
-    """Return the keys that differ (True: nothing is there), once two looks a second apart show the same; None before."""
-    first = _differing(stack, database, churn)
-    time.sleep(2.0)
-    return first if first == _differing(stack, database, churn) and not copier.delayed else None
+def _agreed(stack: EmbeddedStack, database: str, churn: Churn, service: Service) -> dict[int, bool]:
+    """Return the keys that differ in the stores (True: nothing is there) once just these are open."""
+    differing: dict[int, bool] = {}
+
+    def agree() -> bool:
+        nonlocal differing
+        differing = _differing(stack, database, churn)
+        return _open(service) == differing and _settled(service)
+
+    try:
+        wait_for(agree, "just what differs to be open", 60)
+    except AssertionError as error:
+        raise AssertionError(f"{_told(service, differing)}\n{error}") from error
+    return differing
 
 
 def _differing(stack: EmbeddedStack, database: str, churn: Churn) -> dict[int, bool]:
