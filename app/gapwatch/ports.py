@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import numpy.typing as npt
 
+from gapwatch.core.keys import TEXT_END
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, GapBurst, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
@@ -88,17 +89,20 @@ class ScanChunk:
 class KeyChunk:
     """A stretch of a scan of keys alone; otherwise as :class:`ScanChunk`.
 
-    ``block``: keys as the store could hand them over in bulk, ``int64`` for whole numbers, else their fixed-width bytes; None:
-    they are in ``keys``, canonical.
+    ``block``: keys as the store could hand them over in bulk, ``int64`` for whole numbers, else their fixed-width bytes.
+    ``texts``: canonical keys of one text column, one after the other. Both None: they are in ``keys``, canonical.
     """
 
     identity: str
     block: npt.NDArray[Any] | None = None
+    texts: bytes | None = None
     keys: Sequence[Key] = ()
     complete: bool = True
     reason: str = ""
 
     def __len__(self) -> int:
+        if self.texts is not None:
+            return self.texts.count(TEXT_END)
         return len(self.keys) if self.block is None else len(self.block)
 
 

@@ -21,6 +21,7 @@ from gapwatch.errors import KeyMisfit
 from gapwatch.model.pipeline import KeyColumn, KeyType
 
 INT_BYTES_MAX: Final = 120
+TEXT_END: Final = b"\x00\x01"  # ends a text, and stands nowhere else in it
 INT_TEXT: Final = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
 DECIMAL_TEXT: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,6})?", re.ASCII)
 OBJECTID_TEXT: Final = re.compile(r"[0-9a-fA-F]{24}", re.ASCII)
@@ -203,7 +204,7 @@ def _decimal_or_none(value: Any) -> Decimal | None:
 
 
 def _escaped(data: bytes) -> bytes:
-    return data.replace(b"\x00", b"\x00\xff") + b"\x00\x01"
+    return data.replace(b"\x00", b"\x00\xff") + TEXT_END
 
 
 def _encode_text(value: Any) -> bytes:

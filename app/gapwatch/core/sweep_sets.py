@@ -1,4 +1,4 @@
-"""Which keys of two sets differ, in numpy columns: block by block where both sides come in one order, else by hash buckets.
+"""Which keys of two sets differ, in numpy columns, block by block: for two sides that come in one order.
 
 A block of keys is one array: ``int64`` for whole numbers, else fixed-width bytes (``S``), which numpy compares as memcmp does.
 Canonical keys are self-delimiting, so the zeros that pad them make no two of them equal. Content is one 16-byte digest a key, or,
@@ -25,7 +25,6 @@ Array = npt.NDArray[Any]
 INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
 DIGEST: Final = np.dtype("S16")
-BUCKETS: Final = 256
 
 
 class OutOfOrderError(ValueError):
@@ -44,15 +43,23 @@ class KeyForm:
         """Return canonical keys as an array; raises OutOfOrderError where a whole number does not fit 64 bits."""
         if not self.whole_numbers:
             return np.array(keys, dtype=np.bytes_) if len(keys) else np.empty(0, dtype="S1")
-        numbers = [self._codec.decode(key)[0] for key in keys]
+        numbers = self.numbers(keys)
         if any(not INT64_MIN <= number <= INT64_MAX for number in numbers):
             raise OutOfOrderError("a key does not fit 64 bits")
         return np.array(numbers, dtype=np.int64)
+
+    def numbers(self, keys: Sequence[bytes]) -> list[int]:
+        """Return the whole numbers that canonical keys stand for."""
+        return [self._codec.decode(key)[0] for key in keys]
 
     def keys(self, block: Array) -> list[bytes]:
         """Return canonical keys of an array's elements."""
         if self.whole_numbers:
             return [self._codec.encode([number]) for number in block.tolist()]
+        return self.padded(block)
+
+    def padded(self, block: Array) -> list[bytes]:
+        """Return canonical keys of an array of their bytes."""
         return [self._whole(key) for key in block.tolist()]
 
     def _whole(self, key: bytes) -> bytes:
@@ -222,7 +229,7 @@ def _compare(
         right_only = right[unmatched]
     differing = left[:0]
     if left_contents is not None and right_contents is not None:
-        differing = left[at_left[_unequal(left_contents[at_left], right_contents[at_right], equal)]]
+        differing = left[at_left[unequal(left_contents[at_left], right_contents[at_right], equal)]]
     return Differing(
         source_only=form.keys(left_only) if len(left_only) else (),
         target_only=form.keys(right_only) if len(right_only) else (),
@@ -230,96 +237,8 @@ def _compare(
     )
 
 
-def _unequal(left: Array, right: Array, equal: Callable[[Any, Any], bool]) -> Array:
+def unequal(left: Array, right: Array, equal: Callable[[Any, Any], bool]) -> Array:
+    """Return at which positions two columns of contents differ."""
     if left.dtype != object:
         return np.asarray(left != right)
     return np.array([not equal(one, other) for one, other in zip(left, right, strict=True)], dtype=bool)
-
-
-# ── buckets ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
-    """Keys of one side and one bucket: a 128-bit hash each (so that equal hashes are equal keys), the keys, their contents."""
-
-    hashes: Array
-    keys: Sequence[bytes]
-    contents: Array | None
-
-
-def scatter(keys: Sequence[bytes], contents: Array | None) -> dict[int, Stretch]:
-    """Spread keys over the buckets by their hash."""
-    digest = xxhash.xxh3_128_digest
-    raw = b"".join([digest(key) for key in keys])
-    table = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 16)
-    hashes = np.frombuffer(raw, dtype=DIGEST)
-    order = np.argsort(table[:, 0], kind="stable")
-    counts = np.bincount(table[:, 0], minlength=BUCKETS)
-    ends = np.cumsum(counts)
-    found = {}
-    for bucket in np.flatnonzero(counts).tolist():
-        chosen = order[ends[bucket] - counts[bucket] : ends[bucket]]
-        found[bucket] = Stretch(
-            hashes=hashes[chosen],
-            keys=[keys[at] for at in chosen.tolist()],
-            contents=None if contents is None else contents[chosen],
-        )
-    return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where in a bucket's two stretches keys differ: positions in the source's and in the target's."""
-
-    source: Array
-    target: Array
-    differing: Array  # positions in the source's stretch
-
-
-def compare_bucket(
-    source: Array,
-    target: Array,
-    source_contents: Array | None,
-    target_contents: Array | None,
-    equal: Callable[[Any, Any], bool],
-) -> Places:
-    """Return the positions of keys that one side lacks, that a side holds twice, or whose contents differ.
-
-    Args:
-        source: The source's hashes of the bucket, in any order.
-        target: The target's.
-        source_contents: One content a source key, or None.
-        target_contents: The target's.
-        equal: Compares content objects.
-    """
-    left_order, right_order = np.argsort(source, kind="stable"), np.argsort(target, kind="stable")
-    left, right = source[left_order], target[right_order]
-    left_twice, right_twice = _repeated(left), _repeated(right)
-    place = np.searchsorted(right, left)
-    inside = place < len(right)
-    found = np.zeros(len(left), dtype=bool)
-    found[inside] = right[place[inside]] == left[inside]
-    unmatched = np.ones(len(right), dtype=bool)
-    back = np.searchsorted(left, right)
-    there = back < len(left)
-    unmatched[there] = left[back[there]] != right[there]
-    differing = np.zeros(0, dtype=np.intp)
-    if source_contents is not None and target_contents is not None:
-        at_left, at_right = left_order[np.flatnonzero(found)], right_order[place[found]]
-        differing = at_left[_unequal(source_contents[at_left], target_contents[at_right], equal)]
-    return Places(
-        source=left_order[~found | left_twice],
-        target=right_order[unmatched | right_twice],
-        differing=differing,
-    )
-
-
-def _repeated(ordered: Array) -> Array:
-    """Return which elements of a sorted array stand there twice: a duplicate, or a key that moved while it was read."""
-    again = np.zeros(len(ordered), dtype=bool)
-    if len(ordered) > 1:
-        same = ordered[1:] == ordered[:-1]
-        again[1:] |= same
-        again[:-1] |= same
-    return again

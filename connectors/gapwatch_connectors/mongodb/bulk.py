@@ -5,15 +5,20 @@ Measured: a million keys cost the client 0.04 s instead of 0.9 s document by doc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from bson import Binary, Int64, ObjectId
 
+from gapwatch.core.keys import TEXT_END
 from gapwatch.model.pipeline import KeyType
+from gapwatch.ports import Key, KeyChunk
 
 Array = npt.NDArray[Any]
+_TEXT_END: Final = TEXT_END.decode()
 RUNS_MAX: Final = 64  # of documents of one shape in a page; a page that changes shape more often is read one by one
 _DOCUMENT, _ARRAY = 0x03, 0x04
 _INT32, _INT64, _OBJECTID, _BINARY = 0x10, 0x12, 0x07, 0x05
@@ -27,6 +32,51 @@ _VALUES: Final[dict[int, tuple[KeyType, list[tuple[str, str]]]]] = {
     _OBJECTID: (KeyType.OBJECTID, [("value", "S12")]),
     _BINARY: (KeyType.UUID, [("size", "<i4"), ("subtype", "u1"), ("value", "S16")]),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Ids of a page in its order, in one of three forms, and the last one as MongoDB compares it."""
+
+    count: int
+    last: Any
+    block: Array | None = None
+    texts: Sequence[str] = ()
+    keys: Sequence[Key] | None = None
+
+    def chunk(self, identity: str, most: int) -> KeyChunk:
+        """Return the first `most` of them."""
+        if self.block is not None:
+            return KeyChunk(identity=identity, block=self.block[:most])
+        if self.keys is not None:
+            return KeyChunk(identity=identity, keys=self.keys[:most])
+        joined = "".join([one for text in self.texts[:most] for one in (text, _TEXT_END)])
+        return KeyChunk(identity=identity, texts=joined.encode())
+
+
+def page_of_texts(documents: Sequence[Mapping[str, Any]], key_of: Callable[[Mapping[str, Any]], Key]) -> Page:
+    """Return the ids of documents as texts; one by one where one is no text, or holds the zero that has to be escaped."""
+    ids = [document["_id"] for document in documents]
+    last = ids[-1] if ids else None
+    if set(map(type, ids)) - {str} or "\0" in "".join(ids):
+        return Page(count=len(ids), last=last, keys=[key_of(document) for document in documents])
+    return Page(count=len(ids), last=last, texts=ids)
+
+
+def page_of_block(batch: bytes, kind: KeyType) -> Page | None:
+    """Return the ids of an array of documents as a page of one width; None where one is of another shape or type."""
+    block = block_of(batch, kind)
+    if block is None:
+        return None
+    return Page(count=len(block), last=_bson_of(kind, block[-1]) if len(block) else None, block=block)
+
+
+def _bson_of(kind: KeyType, element: Any) -> Any:
+    """Return an element of a block of ids as MongoDB compares it."""
+    if kind is KeyType.INT:
+        return Int64(int(element))
+    raw = bytes(element)
+    return ObjectId(raw.ljust(12, b"\0")) if kind is KeyType.OBJECTID else Binary(raw.ljust(16, b"\0"), 4)
 
 
 def first_batch(cursor: bytes) -> bytes | None:

@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import bson
-import numpy.typing as npt
-from bson import Binary, Int64, ObjectId
+from bson import ObjectId
 from bson.codec_options import DatetimeConversion
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
 from bson.raw_bson import RawBSONDocument
@@ -33,7 +32,7 @@ from gapwatch.ports import (
     keys_of,
     no_changed_at,
 )
-from gapwatch_connectors.mongodb.bulk import block_of, first_batch
+from gapwatch_connectors.mongodb.bulk import Page, first_batch, page_of_block, page_of_texts
 from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 
@@ -234,7 +233,8 @@ class MongoReader:
     ) -> AsyncIterator[KeyChunk]:
         """Read keys in bulk where the document's id is the key and its type has one width, else document by document."""
         kind = self._keys.columns[0].type
-        if self._keys.paths != ("_id",) or kind not in SORTED:
+        in_bulk = kind in SORTED or (kind is KeyType.TEXT and lower is None and upper is None)
+        if self._keys.paths != ("_id",) or not in_bulk:
             async for found in keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=min(chunk, 10_000))):
                 yield found
             return
@@ -242,26 +242,25 @@ class MongoReader:
         first, end = self._bounds(lower, upper)
         while True:
             try:
-                keys = await self._bulk(kind, first, end, chunk)
+                page = await self._bulk(kind, first, end, chunk)
                 if _identity(await self._catalogue()) != identity:
                     raise StoreRefused(f"{self._name} was dropped or created anew during the scan.", store=self._store)
             except (StoreError, KeyMisfit) as error:
                 yield KeyChunk(identity=identity, complete=False, reason=error.message)
                 return
-            if keys is None:  # not in one width: from here on one by one
+            if page is None:  # not in one width: from here on one by one
                 start = self._keys.codec.encode([first]) if first is not None else None
                 async for found in keys_of(self.scan(content=False, lower=start, upper=upper, chunk=min(chunk, 10_000))):
                     yield found
                 return
-            block, last = keys
-            if identity or len(block):
-                yield KeyChunk(identity=identity, block=block[: chunk - 1])
-            if len(block) < chunk:
+            if identity or page.count:
+                yield page.chunk(identity, chunk - 1)
+            if page.count < chunk:
                 return
-            first = last
+            first = page.last
 
-    async def _bulk(self, kind: KeyType, first: Any, end: Any, chunk: int) -> tuple[npt.NDArray[Any], Any] | None:
-        """Return a page's ids, and the last one as the page after it begins with; None where they are not of one width.
+    async def _bulk(self, kind: KeyType, first: Any, end: Any, chunk: int) -> Page | None:
+        """Return a page's ids; None where they are not all of one width. Raises KeyMisfit for a text key that is none.
 
         A full page holds one id more than its chunk may show: the first one of the next page.
         """
@@ -281,13 +280,13 @@ class MongoReader:
             command["min"] = {"_id": first}
         if end is not None:
             command["max"] = {"_id": end}
+        options = OPTIONS if kind is KeyType.TEXT else RAW
         with self._mongo.wrapped():
-            reply: Any = await self._mongo.database(database).command(command, codec_options=RAW)
+            reply: Any = await self._mongo.database(database).command(command, codec_options=options)
+        if kind is KeyType.TEXT:
+            return page_of_texts(reply["cursor"]["firstBatch"], self._keys.of)
         batch = first_batch(reply["cursor"].raw)
-        block = block_of(batch, kind) if batch is not None else None
-        if block is None:
-            return None
-        return block, _bson_of(kind, block[-1]) if len(block) else None
+        return page_of_block(batch, kind) if batch is not None else None
 
     async def is_empty(self) -> bool:
         with self._mongo.wrapped():
@@ -309,14 +308,6 @@ def _at(document: Document, path: str) -> Any:
 def _same(one: Any, other: Any) -> bool:
     """Whether two ids are one, type and all: Python holds True for 1, and a document for one with other field order."""
     return bson.encode({"": one}) == bson.encode({"": other})
-
-
-def _bson_of(kind: KeyType, element: Any) -> Any:
-    """Return an element of a block of ids as MongoDB compares it."""
-    if kind is KeyType.INT:
-        return Int64(int(element))
-    raw = bytes(element)
-    return ObjectId(raw.ljust(12, b"\0")) if kind is KeyType.OBJECTID else Binary(raw.ljust(16, b"\0"), 4)
 
 
 def _identity(found: Document | None) -> str:

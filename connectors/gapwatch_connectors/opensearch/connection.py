@@ -6,6 +6,7 @@ import logging
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -34,14 +35,18 @@ def encode(value: Json) -> bytes:
     return _ENCODER.encode(value)
 
 
+_WANTED: ContextVar[msgspec.json.Decoder[Any] | None] = ContextVar("wanted", default=None)
+
+
 class ExactJson(JSONSerializer):
-    """JSON as the core reads it: whole numbers of any size, all others as Decimal."""
+    """JSON as the core reads it: whole numbers of any size, all others as Decimal; or into the type that a request wants."""
 
     def dumps(self, data: Any) -> Any:
         return data if isinstance(data, str | bytes) else encode(data)
 
     def loads(self, s: str) -> Any:
-        return parse_json(s)
+        wanted = _WANTED.get()
+        return parse_json(s) if wanted is None else wanted.decode(s)
 
 
 def path(*parts: str) -> str:
@@ -78,20 +83,25 @@ class Search:
         params: Mapping[str, Any] | None = None,
         body: Json = None,
         seconds: float = TIMEOUT_SECONDS,
+        wanted: msgspec.json.Decoder[Any] | None = None,
     ) -> Json:
-        """Return the answer's JSON. Raises StoreUnreachable or StoreRefused."""
+        """Return the answer's JSON, as ``wanted`` decodes it where given. Raises StoreUnreachable or StoreRefused."""
         client = self._connected()
         self._asked += 1
         content = "application/x-ndjson" if where.endswith("/_bulk") else "application/json"
-        with wrapped(self.store):
-            return await client.transport.perform_request(
-                method,
-                where,
-                params={name: _parameter(value) for name, value in (params or {}).items()},
-                body=body,
-                timeout=seconds,
-                headers={"content-type": content},
-            )
+        before = _WANTED.set(wanted)
+        try:
+            with wrapped(self.store):
+                return await client.transport.perform_request(
+                    method,
+                    where,
+                    params={name: _parameter(value) for name, value in (params or {}).items()},
+                    body=body,
+                    timeout=seconds,
+                    headers={"content-type": content},
+                )
+        finally:
+            _WANTED.reset(before)
 
     def _connected(self) -> AsyncOpenSearch:
         if self._client is None:

@@ -31,6 +31,7 @@ from gapwatch.ports import (
 from gapwatch_connectors.opensearch.connection import Json, Search, error_type, path
 from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset, Index
 from gapwatch_connectors.opensearch.keys import ID, DocumentIds
+from gapwatch_connectors.opensearch.pages import ID_FIELDS, IDS, Answer, key_chunk, of_hits, of_ids
 
 GETS_PER_REQUEST: Final = 500
 PAGE_MAX: Final = 10_000  # the server's index.max_result_window
@@ -59,6 +60,17 @@ class Place:
         return has_external_version(self.version, self.seq_no)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Page:
+    """Hits of one primary, the scan's cursors before and behind them, and why they are not all (``reason``)."""
+
+    hits: Sequence[Any]
+    before: tuple[int, int]
+    cursor: tuple[int, int]
+    identity: str
+    reason: str = ""
+
+
 class OpenSearchReader:
     """Implements :class:`gapwatch.ports.DatasetReader` for a pipeline's target index.
 
@@ -74,6 +86,7 @@ class OpenSearchReader:
         self._search = Search(self._store, url)
         self._dataset = Dataset(self._search, pipeline.target.collection)
         self._ids = DocumentIds(pipeline.target.key)
+        self._kind = pipeline.target.key[0].type
         self._clock = clock or SystemClock()
         self._routed = bool(pipeline.target.routing)
         self._changed_at = pipeline.target.changed_at
@@ -185,6 +198,29 @@ class OpenSearchReader:
             yield found
 
     async def _scan(self, *, content: bool, cursor: Any, chunk: int, only: Sequence[Json]) -> AsyncIterator[ScanChunk]:
+        body: dict[str, Any] = {
+            "seq_no_primary_term": True,
+            "version": True,
+            "_source": self._source if content else self._beside or False,
+        }
+        async for page in self._pages(body, cursor, min(chunk, PAGE_MAX), only=only):
+            records: list[StoredRecord] = []
+            try:
+                records = [self._scanned(hit) for hit in page.hits]
+            except (StoreError, KeyMisfit) as error:
+                yield ScanChunk(records=(), cursor=page.before, identity=page.identity, complete=False, reason=error.message)
+                return
+            yield ScanChunk(
+                records=records, cursor=page.cursor, identity=page.identity, complete=not page.reason, reason=page.reason
+            )
+
+    async def _pages(
+        self, body: Mapping[str, Any], cursor: Any, size: int, *, only: Sequence[Json] = (), ids: bool = False
+    ) -> AsyncIterator[_Page]:
+        """Yield pages of hits, at last one without any; where something was not read, that one says what.
+
+        Nothing goes on from the cursor of a scan of ids, so it takes them in the order that costs the server least.
+        """
         first, after = cursor or (0, -1)
         identity = ""
         at: tuple[int, int] = (first, after)
@@ -194,42 +230,35 @@ class OpenSearchReader:
             await self._dataset.refresh(index)
             for shard in range(first, index.shards):
                 at = (shard, after if shard == first else -1)
-                async for hits in self._shard(index, shard, at[1], content=content, size=min(chunk, PAGE_MAX), only=only):
-                    records = [self._scanned(hit) for hit in hits]
-                    at = (shard, hits[-1]["_seq_no"])
-                    yield ScanChunk(records=records, cursor=at, identity=identity)
+                query = {"bool": {"filter": [{"range": {"_seq_no": {"gt": at[1]}}}, *only]}}
+                order = {"sort": ["_shard_doc"]} if ids else {"sort": IN_ORDER, "query": query}
+                search = {**body, **order, "size": size}
+                async for answer in self._shard(index, shard, search, ids=ids):
+                    before, at = at, (shard, answer.last)
+                    yield _Page(hits=answer.hits, before=before, cursor=at, identity=identity)
                 if (await self._dataset.resolve()).uuid != identity:
                     raise StoreRefused(f"{self._dataset.name} was created anew during the scan.", store=self._store)
-            yield ScanChunk(records=(), cursor=(index.shards, -1), identity=identity)
-        except (StoreError, KeyMisfit) as error:
-            yield ScanChunk(records=(), cursor=at, identity=identity, complete=False, reason=error.message)
+            yield _Page(hits=(), before=at, cursor=(index.shards, -1), identity=identity)
+        except StoreError as error:
+            yield _Page(hits=(), before=at, cursor=at, identity=identity, reason=error.message)
 
-    async def _shard(
-        self, index: Index, shard: int, after: int, *, content: bool, size: int, only: Sequence[Json]
-    ) -> AsyncIterator[list[Json]]:
+    async def _shard(self, index: Index, shard: int, body: dict[str, Any], *, ids: bool) -> AsyncIterator[Answer]:
         """Yield the pages of one primary. Raises StoreUnreachable where they are not all that it holds."""
-        body: dict[str, Any] = {
-            "size": size,
-            "query": {"bool": {"filter": [{"range": {"_seq_no": {"gt": after}}}, *only]}},
-            "sort": IN_ORDER,
-            "seq_no_primary_term": True,
-            "version": True,
-            "_source": self._source if content else self._beside or False,
-        }
+        params: dict[str, Any] = {"allow_partial_search_results": False} | ({"filter_path": ID_FIELDS} if ids else {})
         async with self._point_in_time(index, shard) as point:
             read, total = 0, math.inf
             while read < total:
                 page = {**body, "pit": {"id": point, "keep_alive": KEEP_ALIVE}, "track_total_hits": total == math.inf}
-                answer = await self._search.request("POST", "/_search", params={"allow_partial_search_results": False}, body=page)
-                shards, hits = answer["_shards"], answer["hits"]["hits"]
-                if answer["timed_out"] or shards["failed"] or shards["successful"] != 1 or shards["total"] != 1:
+                said = await self._search.request("POST", "/_search", params=params, body=page, wanted=IDS if ids else None)
+                answer = of_ids(said) if ids else of_hits(said)
+                if not answer.whole or (total == math.inf and answer.total is None):
                     raise self._short(index, shard, "it did not answer whole")
-                total = answer["hits"]["total"]["value"] if total == math.inf else total
-                if not hits:
+                total = answer.total if total == math.inf and answer.total is not None else total
+                if not answer.hits:
                     break
-                read += len(hits)
-                body["search_after"] = hits[-1]["sort"]
-                yield hits
+                read += len(answer.hits)
+                body["search_after"] = [answer.last]
+                yield answer
             if read != total:
                 raise self._short(index, shard, f"{read} of its {total} documents were read")
 
@@ -251,19 +280,38 @@ class OpenSearchReader:
 
     def _scanned(self, hit: Json) -> StoredRecord:
         """Raises KeyMisfit; StoreRefused where a look-up by id would not find the document."""
-        if not self._routed and hit.get("_routing") not in (None, hit["_id"]):
+        self._check_routing(hit["_id"], hit.get("_routing"))
+        return self._record(self._ids.of(hit["_id"]), hit)
+
+    def _check_routing(self, id_: str, routing: str | None) -> None:
+        if not self._routed and routing not in (None, id_):
             raise StoreRefused(
                 f"Documents of {self._dataset.name} are routed: a look-up by _id alone does not find them.",
                 store=self._store,
                 remedy="Name what routes them: target.routing.",
             )
-        return self._record(self._ids.of(hit["_id"]), hit)
 
     def _short(self, index: Index, shard: int, reason: str) -> StoreUnreachable:
         return StoreUnreachable(f"Shard {shard} of {index.name}: {reason}.", store=self._store, remedy="Wait for its shards.")
 
-    def scan_keys(self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = PAGE_MAX) -> AsyncIterator[KeyChunk]:
-        return keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=chunk))
+    async def scan_keys(
+        self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = PAGE_MAX
+    ) -> AsyncIterator[KeyChunk]:
+        """Read ids alone, in bulk where all are wanted."""
+        if lower is not None or upper is not None:
+            async for found in keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=chunk)):
+                yield found
+            return
+        async for page in self._pages({"_source": False}, None, min(chunk, PAGE_MAX), ids=True):
+            try:
+                for hit in page.hits:
+                    if hit.routing is not None:
+                        self._check_routing(hit.id, hit.routing)
+                keys = key_chunk(self._kind, [hit.id for hit in page.hits], page.identity, self._ids.of)
+            except (StoreError, KeyMisfit) as error:
+                yield KeyChunk(identity=page.identity, complete=False, reason=error.message)
+                return
+            yield replace(keys, complete=not page.reason, reason=page.reason)
 
     async def is_empty(self) -> bool:
         """Count on every primary: a search that finds nothing proves nothing."""

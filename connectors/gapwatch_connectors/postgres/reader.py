@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from datetime import datetime
 from typing import Any, Final
 
-import numpy.typing as npt
 from psycopg import sql
 from psycopg.rows import tuple_row
 
@@ -38,6 +37,7 @@ from gapwatch_connectors.postgres.lookups import Lookup, Never, lookups_of, plai
 from gapwatch_connectors.postgres.values import BINARY
 
 REVISION: Final = sql.SQL("concat(t.xmin, '/', t.tableoid, '/', t.ctid)")
+TEXTS_PER_PAGE: Final = 20_000  # as long as an index takes them they fill some fifty MiB
 SORTED: Final = frozenset({KeyType.INT, KeyType.UUID, KeyType.OBJECTID})  # the database orders them as their key bytes
 
 
@@ -270,40 +270,41 @@ class PostgresReader:
         """Read keys in bulk where the server can hand them over as one value a page, else one by one."""
         async with self._connections.connection() as connection:
             table = await self._read_table(connection)
-        column = bulk_column(self._key, table)
+        column = bulk_column(self._key, table, whole=lower is None and upper is None)
         if column is None:
             async for found in keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=min(chunk, 10_000))):
                 yield found
             return
-        after = column.after(self._codec.decode(lower)[0]) if lower is not None else None
+        after: Any = column.after(self._codec.decode(lower)[0]) if lower is not None else None
         last = column.after(self._codec.decode(upper)[0]) if upper is not None else None
         if upper is not None and last is None:
             yield KeyChunk(identity=table.identity)  # no key is below
             return
+        size = min(chunk, TEXTS_PER_PAGE) if column.type is KeyType.TEXT else chunk
         while True:
             try:
-                block = await self._bulk(table, column, after, last, chunk)
+                page = await self._bulk(table, column, after, last, size)
             except StoreError as error:
                 yield KeyChunk(identity=table.identity, complete=False, reason=error.message)
                 return
-            yield KeyChunk(identity=table.identity, block=block)
-            if len(block) < chunk:
+            yield page
+            if len(page) < size:
                 return
-            after = column.cursor(block[-1])
+            after = column.cursor(page)
 
-    async def _bulk(self, table: Table, column: BulkColumn, after: Any, last: Any, chunk: int) -> npt.NDArray[Any]:
+    async def _bulk(self, table: Table, column: BulkColumn, after: Any, last: Any, chunk: int) -> KeyChunk:
         """Return the keys of one page: those above `after`, up to `last`."""
         name = sql.SQL("t.{}").format(sql.Identifier(column.name))
         ends = [(sign, value) for sign, value in ((">", after), ("<=", last)) if value is not None]
         conditions = [sql.SQL("{} {} %s").format(name, sql.SQL(sign)) for sign, _ in ends]
         inner = self._select([sql.SQL("{} AS key").format(name)], conditions)
         inner += sql.SQL(" ORDER BY {} LIMIT {}").format(name, sql.Literal(chunk))
-        query = sql.SQL("SELECT string_agg({}(s.key), ''::bytea) FROM ({}) s").format(sql.SQL(column.send), inner)
+        query = sql.SQL("SELECT string_agg({}, {}) FROM ({}) s").format(sql.SQL(column.form), sql.Literal(column.end), inner)
         async with self._connections.connection(seconds=PAGE_SECONDS) as connection:
             await _primary(connection, self._store)
             found = await self._rows(connection, query, [value for _, value in ends], binary=True)
             await self._same(connection, table)
-        return column.block(found[0][0] or b"")
+        return column.chunk(table.identity, found[0][0] or b"")
 
     async def _same(self, connection: Connection, table: Table) -> None:
         """Raise StoreRefused where the table is no longer the one whose scan began."""

@@ -1,10 +1,9 @@
-"""The difference of two sets of keys, in blocks and in buckets, against Python's own sets."""
+"""The difference of two sorted sets of keys, in blocks, against Python's own sets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gapwatch.core.keys import KeyCodec
-from gapwatch.core.sweep_sets import (
-    BUCKETS,
-    Array,
-    KeyForm,
-    OrderedDifference,
-    OutOfOrderError,
-    compare_bucket,
-    digests,
-    objects,
-    scatter,
-)
+from gapwatch.core.sweep_sets import Array, KeyForm, OrderedDifference, OutOfOrderError, digests, objects
 from gapwatch.model.pipeline import KeyColumn, KeyType
 from gapwatch.model.stream import Side
 
@@ -140,42 +129,3 @@ def test_sides_in_step_hold_little() -> None:
         difference.add(Side.EXPECTED, block)
         difference.add(Side.OBSERVED, block)
         assert difference.held <= 1_000
-
-
-@pytest.mark.parametrize("name", list(CODECS))
-@pytest.mark.parametrize("column", [as_digests, as_objects])
-@given(data=st.data(), seed=st.integers(0, 10_000))
-def test_d1_buckets_in_any_order_show_every_difference_and_nothing_else(
-    name: str, column: Callable[[Rows, list[bytes]], Array], data: st.DataObject, seed: int
-) -> None:
-    _, source, target = data.draw(pairs(name))
-    generator = Random(seed)
-    sides = []
-    for rows in (source, target):
-        keys = list(rows)
-        generator.shuffle(keys)
-        sides.append(scatter(keys, column(rows, keys)) if keys else {})
-    found: tuple[set[bytes], set[bytes], set[bytes]] = (set(), set(), set())
-    empty: Any = np.empty(0, dtype="S16")
-    for bucket in range(BUCKETS):
-        left, right = (side.get(bucket) for side in sides)
-        places = compare_bucket(
-            left.hashes if left else empty,
-            right.hashes if right else empty,
-            left.contents if left else None,
-            right.contents if right else None,
-            equal,
-        )
-        for into, stretch, at in zip(found, (left, right, left), (places.source, places.target, places.differing), strict=True):
-            into.update(stretch.keys[number] for number in at.tolist()) if stretch else None
-    assert found == expected(source, target)
-
-
-def test_a_key_that_one_side_holds_twice_is_read_again() -> None:
-    keys = [b"a\0\1", b"b\0\1"]
-    once, twice = scatter(keys, None), scatter([*keys, keys[0]], None)
-    found = []
-    for bucket, stretch in twice.items():
-        places = compare_bucket(once[bucket].hashes, stretch.hashes, None, None, equal)
-        found += [stretch.keys[at] for at in places.target.tolist()]
-    assert set(found) == {keys[0]}

@@ -8,11 +8,15 @@ from random import Random
 
 import pytest
 
-from gapwatch.core.sweep_sets import Array, digests, objects
+from gapwatch.core.keys import KeyCodec
+from gapwatch.core.sweep_buckets import blocks_of
+from gapwatch.core.sweep_sets import Array, KeyForm, digests, objects
+from gapwatch.model.pipeline import KeyColumn, KeyType
 from gapwatch.model.stream import Side
 from gapwatch.roles.repair.spool import Spool
 
 Rows = dict[bytes, bytes]
+FORM = KeyForm(KeyCodec([KeyColumn(path="id", type=KeyType.TEXT)]))
 
 
 def equal(one: object, other: object) -> bool:
@@ -43,13 +47,13 @@ def test_d2_every_difference_and_nothing_else_whatever_is_on_disk(
         Side.EXPECTED: rows(2_000, missing=frozenset({7, 1_999})),
         Side.OBSERVED: rows(2_003, wrong=frozenset({3, 500}), missing=frozenset({11})),
     }
-    with Spool(equal, held_bytes_max=held) as spool:
+    with Spool(FORM, equal, held_bytes_max=held) as spool:
         for side, side_rows in sides.items():
             keys = list(side_rows)
             Random(int(side)).shuffle(keys)
             for start in range(0, len(keys), 111):
                 part = keys[start : start + 111]
-                spool.add(side, part, contents([side_rows[key] for key in part], kind))
+                spool.add(side, blocks_of(FORM, part), contents([side_rows[key] for key in part], kind))
         assert bool(list(tmp_path.iterdir())) == (held == 4_000)
         found = list(spool.differences())
     assert {key for one in found for key in one.source_only} == {b"key 11\0\1"}

@@ -7,12 +7,14 @@ Where keys have one order on both engines, blocks are compared as they come, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
 from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.core.sweep import Mark
+from gapwatch.core.sweep_buckets import block_of_bulk, blocks_of, blocks_of_texts
 from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError, digests, objects
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, Key, KeyChunk, ScanChunk
@@ -21,6 +23,7 @@ from gapwatch.roles.stores import PipelineStores
 
 KEYS_PER_CHUNK: Final = 50_000
 RECORDS_PER_CHUNK: Final = 5_000
+SHOWN_SECONDS: Final = 0.5  # between two looks at how far both sides have come
 AHEAD_MAX: Final = 200_000  # keys that the faster side may wait with before it pauses
 
 
@@ -50,6 +53,7 @@ class _Piece:
     block: Array | None
     keys: tuple[Key, ...] | list[Key]
     contents: Array | None
+    texts: bytes | None = None
 
 
 class Scanning:
@@ -141,34 +145,45 @@ class Scanning:
                     yield Found(differing=differing, mark=mark, rows=self._rows)
         finally:
             for iterator in running.values():
-                await iterator.aclose()  # type: ignore[attr-defined]
+                await iterator.aclose()
 
     async def _bucketed(self) -> AsyncIterator[Found]:
-        with Spool(self._equal) as spool:
-            running = {side: self._chunks(side, ordered=False) for side in Side}
+        with Spool(self._form, self._equal) as spool:
+            reading = {asyncio.create_task(self._collect(side, spool)) for side in Side}
             try:
-                while running:
-                    turns = list(running)
-                    pieces = await asyncio.gather(*(anext(running[side], None) for side in turns))
-                    for side, piece in zip(turns, pieces, strict=True):
-                        if piece is None:
-                            del running[side]
-                        else:
-                            keys = piece.keys if piece.block is None else self._form.keys(piece.block)
-                            await asyncio.to_thread(spool.add, side, keys, piece.contents)
+                while reading:
+                    done, reading = await asyncio.wait(reading, timeout=SHOWN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
                     yield Found(differing=Differing(), mark=None, rows=self._rows)
             finally:
-                for iterator in running.values():
-                    await iterator.aclose()  # type: ignore[attr-defined]
+                for task in reading:
+                    task.cancel()
+                await asyncio.gather(*reading, return_exceptions=True)
             buckets = spool.differences()
             while (differing := await asyncio.to_thread(next, buckets, None)) is not None:
                 yield Found(differing=differing, mark=None, rows=self._rows)
+
+    async def _collect(self, side: Side, spool: Spool) -> None:
+        """Put one side's keys into the buckets, at the side's own pace."""
+        async with aclosing(self._chunks(side, ordered=False)) as pieces:
+            async for piece in pieces:
+                await asyncio.to_thread(self._put, spool, side, piece)
+
+    def _put(self, spool: Spool, side: Side, piece: _Piece) -> None:
+        if piece.block is not None:
+            blocks = [block_of_bulk(piece.block)]
+        elif piece.texts is not None:
+            blocks = blocks_of_texts(piece.texts)
+        else:
+            blocks = blocks_of(self._form, piece.keys)
+        spool.add(side, blocks, piece.contents)
 
     @property
     def _rows(self) -> tuple[int, int]:
         return self.sides[Side.EXPECTED].rows, self.sides[Side.OBSERVED].rows
 
-    async def _chunks(self, side: Side, *, ordered: bool) -> AsyncIterator[_Piece]:
+    async def _chunks(self, side: Side, *, ordered: bool) -> AsyncGenerator[_Piece]:
         """Read one side, chunk by chunk, with a pause after each as long as its load asks for."""
         reader = self._stores.source if side is Side.EXPECTED else self._stores.target
         lower = self._start.key if ordered and self._start is not None else self._lower
@@ -186,7 +201,7 @@ class Scanning:
                 if chunk is None:
                     return
                 piece = self._piece(side, chunk)
-                rows = len(piece.keys) if piece.block is None else len(piece.block)
+                rows = len(chunk) if isinstance(chunk, KeyChunk) else len(chunk.records)
                 scan.identities.add(chunk.identity)
                 scan.rows += rows
                 if not chunk.complete:
@@ -204,7 +219,7 @@ class Scanning:
 
     def _piece(self, side: Side, chunk: KeyChunk | ScanChunk) -> _Piece:
         if isinstance(chunk, KeyChunk):
-            return _Piece(block=chunk.block, keys=list(chunk.keys), contents=None)
+            return _Piece(block=chunk.block, texts=chunk.texts, keys=list(chunk.keys), contents=None)
         mapping = self._stores.mapping
         canonical = mapping.canonical_source if side is Side.EXPECTED else mapping.canonical_target
         contents = [canonical(record.fields) for record in chunk.records]

@@ -7,7 +7,8 @@ by nobody else, which goes with the sweep. A bucket is compared alone, so that m
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -15,15 +16,17 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from gapwatch.core.sweep_sets import BUCKETS, DIGEST, Array, Differing, Stretch, compare_bucket, objects, scatter
+from gapwatch.core.sweep_buckets import Block, Bucket, Stretch, compare_bucket, keys_of_block, scatter
+from gapwatch.core.sweep_sets import DIGEST, Array, Differing, KeyForm, objects
 from gapwatch.model.stream import Side
 
 HELD_BYTES_MAX: Final = 48 << 20
-ENTRY_BYTES: Final = 120  # of a key in memory, besides the key itself
+STRETCH_BYTES: Final = 500  # of its three arrays themselves
+OBJECT_WORDS: Final = 40  # of a content object with its values, eight bytes each
 _encode: Final = msgspec.msgpack.Encoder().encode
 
-# On disk, per stretch: hashes, keys, and the contents: none, their digests, or (identity, values) of each.
-_Frame = tuple[bytes, list[bytes], bytes | list[tuple[bytes, tuple[str | None, ...]]] | None]
+# On disk, per stretch: hashes, keys and their layout, and the contents: none, their digests, or (identity, values) of each.
+_Frame = tuple[bytes, bytes, str, bytes | list[tuple[bytes, tuple[str | None, ...]]] | None]
 _decode: Final = msgspec.msgpack.Decoder(_Frame).decode
 
 
@@ -31,35 +34,46 @@ class Spool:
     """Collects both sides' keys, then says which differ.
 
     Args:
+        form: The layout of the keys.
         equal: Compares two content objects, (identity, values) each; only called where contents are objects.
         held_bytes_max: How much is held in memory before it goes to disk.
     """
 
-    def __init__(self, equal: Callable[[Any, Any], bool], *, held_bytes_max: int = HELD_BYTES_MAX) -> None:
+    def __init__(self, form: KeyForm, equal: Callable[[Any, Any], bool], *, held_bytes_max: int = HELD_BYTES_MAX) -> None:
+        self._form = form
         self._equal = equal
         self._held_bytes_max = held_bytes_max
-        self._held: dict[tuple[int, int], list[Stretch]] = {}
+        self._held: dict[tuple[Bucket, int], list[Stretch]] = {}
+        self._buckets: set[Bucket] = set()
         self._bytes = 0
         self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._closed = False
         self.counts = [0, 0]
+        self._lock = threading.Lock()  # either side adds from a thread of its own
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._directory is not None:
-            self._directory.cleanup()
+        with self._lock:  # a thread of a sweep that was cancelled may still be adding
+            self._closed = True
+            if self._directory is not None:
+                self._directory.cleanup()
 
-    def add(self, side: Side, keys: Sequence[bytes], contents: Array | None) -> None:
-        """Take keys of a side, in any order."""
-        if not len(keys):
-            return
-        for bucket, stretch in scatter(keys, contents).items():
-            self._held.setdefault((bucket, int(side)), []).append(stretch)
-        self.counts[side] += len(keys)
-        self._bytes += sum(len(key) for key in keys) + ENTRY_BYTES * len(keys)
-        if self._bytes > self._held_bytes_max:
-            self._spill()
+    def add(self, side: Side, blocks: Iterable[Block], contents: Array | None) -> None:
+        """Take keys of a side, in any order; ``contents`` are those of all the blocks' keys, as these came."""
+        for block in blocks:
+            found = list(scatter(block, contents))
+            with self._lock:
+                if self._closed:
+                    return
+                for bucket, stretch in found:
+                    self._buckets.add(bucket)
+                    self._held.setdefault((bucket, int(side)), []).append(stretch)
+                    self._bytes += _size(stretch)
+                self.counts[side] += len(block.keys)
+                if self._bytes > self._held_bytes_max:
+                    self._spill()
 
     def _spill(self) -> None:
         if self._directory is None:
@@ -72,33 +86,33 @@ class Spool:
         self._held.clear()
         self._bytes = 0
 
-    def _file(self, bucket: int, side: int) -> Path:
+    def _file(self, bucket: Bucket, side: int) -> Path:
         assert self._directory is not None
-        return Path(self._directory.name) / f"{bucket}-{side}"
+        return Path(self._directory.name) / f"{bucket[0]}-{bucket[1]}-{side}"
 
     def differences(self) -> Iterator[Differing]:
         """Yield each bucket's differences."""
-        for bucket in range(BUCKETS):
+        for bucket in sorted(self._buckets):
             source, target = self._load(bucket, Side.EXPECTED), self._load(bucket, Side.OBSERVED)
-            places = compare_bucket(source.hashes, target.hashes, source.contents, target.contents, self._equal)
+            unlike = compare_bucket(source, target, self._equal)
             yield Differing(
-                source_only=[source.keys[at] for at in places.source.tolist()],
-                target_only=[target.keys[at] for at in places.target.tolist()],
-                differing=[source.keys[at] for at in places.differing.tolist()],
+                source_only=keys_of_block(self._form, bucket[0], unlike.source),
+                target_only=keys_of_block(self._form, bucket[0], unlike.target),
+                differing=keys_of_block(self._form, bucket[0], unlike.differing),
             )
 
-    def _load(self, bucket: int, side: Side) -> Stretch:
+    def _load(self, bucket: Bucket, side: Side) -> Stretch:
         stretches = list(self._read(bucket, side)) + self._held.pop((bucket, int(side)), [])
         if not stretches:
-            return Stretch(hashes=np.empty(0, dtype=DIGEST), keys=(), contents=None)
+            return Stretch.empty(bucket)
         contents = [stretch.contents for stretch in stretches if stretch.contents is not None]
         return Stretch(
             hashes=np.concatenate([stretch.hashes for stretch in stretches]),
-            keys=[key for stretch in stretches for key in stretch.keys],
+            keys=np.concatenate([stretch.keys for stretch in stretches]),
             contents=np.concatenate(contents) if contents else None,
         )
 
-    def _read(self, bucket: int, side: Side) -> Iterator[Stretch]:
+    def _read(self, bucket: Bucket, side: Side) -> Iterator[Stretch]:
         if self._directory is None or not self._file(bucket, int(side)).exists():
             return
         with self._file(bucket, int(side)).open("rb") as file:
@@ -106,17 +120,25 @@ class Spool:
                 yield _stretch(_decode(file.read(int.from_bytes(size, "big"))))
 
 
+def _size(stretch: Stretch) -> int:
+    """Return what a stretch takes in memory, its objects guessed."""
+    contents = 0 if stretch.contents is None else stretch.contents.nbytes
+    if stretch.contents is not None and stretch.contents.dtype == object:
+        contents *= OBJECT_WORDS
+    return int(stretch.hashes.nbytes + stretch.keys.nbytes + contents) + STRETCH_BYTES
+
+
 def _frame(stretch: Stretch) -> _Frame:
     contents = stretch.contents
     packed = None if contents is None else contents.tolist() if contents.dtype == object else contents.tobytes()
-    return stretch.hashes.tobytes(), list(stretch.keys), packed
+    return stretch.hashes.tobytes(), stretch.keys.tobytes(), stretch.keys.dtype.str, packed
 
 
 def _stretch(frame: _Frame) -> Stretch:
-    hashes, keys, packed = frame
+    hashes, keys, layout, packed = frame
     contents = None
     if isinstance(packed, bytes):
         contents = np.frombuffer(packed, dtype=DIGEST)
     elif packed is not None:
         contents = objects(packed)
-    return Stretch(hashes=np.frombuffer(hashes, dtype=DIGEST), keys=keys, contents=contents)
+    return Stretch(hashes=np.frombuffer(hashes, np.uint64), keys=np.frombuffer(keys, layout), contents=contents)

@@ -1,0 +1,182 @@
+"""Keys that are read without their content, on the real stores: all of them, each once, in bulk or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pymongo
+import pytest
+
+from gapwatch.core.keys import TEXT_END, KeyCodec
+from gapwatch.core.search_address import SearchAddress
+from gapwatch.core.sweep_sets import KeyForm
+from gapwatch.embedded import EmbeddedStack
+from gapwatch.model.pipeline import KeyColumn, KeyType, StoreType
+from gapwatch.ports import KeyChunk
+from gapwatch_connectors.registry import connector_of
+from tests.stack import ask
+from tests.unit.core.samples import field, pipeline
+
+pytestmark = pytest.mark.integration
+
+TEXTS = (
+    *(f"key {number}" for number in range(40)),
+    *("A", "a", "ä", "Z", "zz", " lead", "trail ", "naïve", "日本語", "🙂", "\x01", "a\x01b", "tab\there", "%s", "x" * 400),
+)
+
+
+@pytest.fixture(scope="module")
+def stores() -> Iterator[EmbeddedStack]:
+    with EmbeddedStack(parts=("postgres", "mongodb", "opensearch")) as running:
+        yield running
+
+
+async def scanned(kind: StoreType, address: str, dataset: str, type_: KeyType, **options: Any) -> list[KeyChunk]:
+    path = "id" if kind is StoreType.POSTGRES else "_id"
+    spec = pipeline(field("v"))
+    column = (KeyColumn(path=path, type=type_),)
+    spec = replace(spec, source=replace(spec.source, key=column), target=replace(spec.target, collection=dataset, key=column))
+    reader = connector_of(kind).target_reader(spec, address)
+    try:
+        async with aclosing(reader.scan_keys(**options)) as chunks:  # type: ignore[type-var]
+            return [chunk async for chunk in chunks]
+    finally:
+        await reader.close()
+
+
+def keys_in(chunks: Sequence[KeyChunk], type_: KeyType) -> list[bytes]:
+    form = KeyForm(KeyCodec([KeyColumn(path="id", type=type_)]))
+    found: list[bytes] = []
+    for chunk in chunks:
+        before = len(found)
+        if chunk.texts is not None:
+            found += [one + TEXT_END for one in chunk.texts.split(TEXT_END)[:-1]]
+        else:
+            found += chunk.keys if chunk.block is None else form.keys(chunk.block)
+        assert len(chunk) == len(found) - before
+    return found
+
+
+def encoded(values: Sequence[Any], type_: KeyType) -> list[bytes]:
+    codec = KeyCodec([KeyColumn(path="id", type=type_)])
+    return sorted(codec.encode([value]) for value in values)
+
+
+def table(stores: EmbeddedStack, name: str, kind: str, values: Sequence[Any]) -> str:
+    with psycopg.connect(stores.postgres.dsn(), autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {name} (id {kind} PRIMARY KEY, v text)".encode())
+        cursor.executemany(f"INSERT INTO {name} VALUES (%s, 'v')".encode(), [(value,) for value in values])
+    return stores.postgres.dsn()
+
+
+def collection(stores: EmbeddedStack, name: str, values: Sequence[Any], **options: Any) -> str:
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(stores.mongodb.uri)
+    try:
+        client.shop.create_collection(name, **options).insert_many([{"_id": value} for value in values])
+    finally:
+        client.close()
+    return stores.mongodb.uri
+
+
+def index(stores: EmbeddedStack, name: str, values: Sequence[str], routing: str = "") -> str:
+    node = stores.opensearch
+    ask("PUT", f"{node.url}/{name}", {"settings": {"number_of_shards": 3, "number_of_replicas": 0}})
+    for value in values:
+        ask("PUT", f"{node.url}/{name}/_doc/{quote(value, safe='')}{routing}", {"v": "v"})
+    return SearchAddress(scheme="http", hosts=(f"{node.host}:{node.port}",)).encode()
+
+
+@pytest.mark.parametrize("size", [3, 50, 50_000])
+@pytest.mark.parametrize("kind", ["text", "varchar(500)", 'text COLLATE "C"', "char(500)"])
+async def test_texts_of_a_table(stores: EmbeddedStack, unique: Callable[[str], str], kind: str, size: int) -> None:
+    name = unique("texts")
+    values = [value for value in TEXTS if kind != "char(500)" or value == value.rstrip()]
+    address = table(stores, name, kind, values)
+    chunks = await scanned(StoreType.POSTGRES, address, f"public.{name}", KeyType.TEXT, chunk=size)
+    assert all(chunk.complete for chunk in chunks)
+    expected = [value.ljust(500) for value in values] if kind == "char(500)" else values
+    assert sorted(keys_in(chunks, KeyType.TEXT)) == encoded(expected, KeyType.TEXT)
+    assert any(chunk.texts for chunk in chunks) == (kind != "char(500)")
+
+
+@pytest.mark.parametrize("size", [3, 50, 50_000])
+@pytest.mark.parametrize("collation", [None, {"locale": "de", "strength": 2}])
+async def test_texts_of_a_collection(
+    stores: EmbeddedStack, unique: Callable[[str], str], collation: dict[str, Any] | None, size: int
+) -> None:
+    """Some hold a zero, which is escaped in a key: theirs is the page that is read one by one, and no other is lost for it."""
+    name = unique("texts")
+    values = [value for value in TEXTS if collation is None or value not in ("A", "Z")] + ["\0", "key 7\0", "key 7\0\1"]
+    if collation is not None:  # which ignores control characters
+        values = [value for value in values if value.isprintable()]
+    address = collection(stores, name, values, **({"collation": collation} if collation else {}))
+    chunks = await scanned(StoreType.MONGODB, address, f"shop.{name}", KeyType.TEXT, chunk=size)
+    assert all(chunk.complete for chunk in chunks)
+    assert sorted(keys_in(chunks, KeyType.TEXT)) == encoded(values, KeyType.TEXT)
+    assert any(chunk.texts for chunk in chunks) or size == 50_000
+
+
+@pytest.mark.parametrize("size", [3, 50, 10_000])
+async def test_texts_of_an_index(stores: EmbeddedStack, unique: Callable[[str], str], size: int) -> None:
+    name = unique("texts")
+    address = index(stores, name, TEXTS)
+    chunks = await scanned(StoreType.OPENSEARCH, address, name, KeyType.TEXT, chunk=size)
+    assert all(chunk.complete for chunk in chunks)
+    assert sorted(keys_in(chunks, KeyType.TEXT)) == encoded(TEXTS, KeyType.TEXT)
+    assert all(chunk.texts is not None for chunk in chunks)
+
+
+async def test_a_range_of_texts_is_one_of_their_bytes_on_every_store(stores: EmbeddedStack, unique: Callable[[str], str]) -> None:
+    """A database may order them otherwise: a range is not read in bulk there."""
+    name = unique("texts")
+    codec = KeyCodec([KeyColumn(path="id", type=KeyType.TEXT)])
+    lower, upper = codec.encode(["Z"]), codec.encode(["key 3"])
+    within = [value for value in TEXTS if lower <= codec.encode([value]) < upper]
+    for kind, dataset, address in (
+        (StoreType.POSTGRES, f"public.{name}", table(stores, name, "text", TEXTS)),
+        (StoreType.MONGODB, f"shop.{name}", collection(stores, name, TEXTS)),
+        (StoreType.OPENSEARCH, name, index(stores, name, TEXTS)),
+    ):
+        chunks = await scanned(kind, address, dataset, KeyType.TEXT, lower=lower, upper=upper)
+        assert sorted(keys_in(chunks, KeyType.TEXT)) == encoded(within, KeyType.TEXT), kind
+
+
+async def test_an_id_that_is_no_text_ends_the_scan(stores: EmbeddedStack, unique: Callable[[str], str]) -> None:
+    name = unique("texts")
+    address = collection(stores, name, [*TEXTS, 7])
+    chunks = await scanned(StoreType.MONGODB, address, f"shop.{name}", KeyType.TEXT)
+    assert not chunks[-1].complete
+    assert "is no text" in chunks[-1].reason
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_whole_numbers_of_an_index(stores: EmbeddedStack, unique: Callable[[str], str], *, large: bool) -> None:
+    name = unique("numbers")
+    numbers = [*range(-3, 30), 2**63 - 1, -(2**63), *([2**63, 2**80] if large else [])]
+    address = index(stores, name, [str(number) for number in numbers])
+    chunks = await scanned(StoreType.OPENSEARCH, address, name, KeyType.INT, chunk=100)
+    assert all(chunk.complete for chunk in chunks)
+    assert sorted(keys_in(chunks, KeyType.INT)) == encoded(numbers, KeyType.INT)
+
+
+@pytest.mark.parametrize("odd", ["007", "+7", "1_000", " 7", "seven", "-0", "٧"])
+async def test_an_id_of_another_form_is_never_coerced(stores: EmbeddedStack, unique: Callable[[str], str], odd: str) -> None:
+    name = unique("numbers")
+    address = index(stores, name, ["1", "2", odd])
+    chunks = await scanned(StoreType.OPENSEARCH, address, name, KeyType.INT)
+    assert not all(chunk.complete for chunk in chunks)
+    assert chunks[-1].reason
+
+
+async def test_routed_documents_are_refused_where_nobody_says_by_what(
+    stores: EmbeddedStack, unique: Callable[[str], str]
+) -> None:
+    name = unique("routed")
+    address = index(stores, name, ["1", "2"], routing="?routing=elsewhere")
+    chunks = await scanned(StoreType.OPENSEARCH, address, name, KeyType.INT)
+    assert "are routed" in chunks[-1].reason
