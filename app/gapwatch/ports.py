@@ -6,18 +6,23 @@ All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~g
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
+import numpy as np
 import numpy.typing as npt
 
 from gapwatch.core.keys import TEXT_END
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.sweep_contents import Keys, PageContents
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, GapBurst, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec
+from gapwatch.model.stream import Side
 
 Key = bytes  # canonical bytes, made by core/keys.KeyCodec
 
@@ -106,6 +111,14 @@ class KeyChunk:
         return len(self.keys) if self.block is None else len(self.block)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentChunk:
+    """A stretch of a scan of contents: the keys, and one content each, in the layout of ``core/sweep_contents``."""
+
+    keys: KeyChunk
+    contents: npt.NDArray[Any]
+
+
 class Clock(Protocol):
     def now(self) -> datetime:
         """Return the time, aware, UTC."""
@@ -151,6 +164,24 @@ async def keys_of(chunks: AsyncIterator[ScanChunk]) -> AsyncIterator[KeyChunk]:
             complete=chunk.complete,
             reason=chunk.reason,
         )
+
+
+def key_chunk(identity: str, keys: Keys) -> KeyChunk:
+    return KeyChunk(identity=identity, block=keys) if isinstance(keys, np.ndarray) else KeyChunk(identity=identity, keys=keys)
+
+
+async def contents_of(chunks: AsyncIterator[ScanChunk], contents: PageContents) -> AsyncGenerator[ContentChunk]:
+    """Return the contents of a scan of whole records."""
+    async with aclosing(chunks):  # type: ignore[type-var]
+        async for chunk in chunks:
+            columns = contents.columns([record.fields for record in chunk.records])
+            keys = KeyChunk(
+                identity=chunk.identity,
+                keys=[record.key for record in chunk.records],
+                complete=chunk.complete,
+                reason=chunk.reason,
+            )
+            yield ContentChunk(keys=keys, contents=contents.contents(columns, len(chunk.records)))
 
 
 def no_changed_at(store: str, dataset: str) -> StoreRefused:
@@ -218,6 +249,29 @@ class DatasetReader(Store, Protocol):
 
     async def estimate(self) -> int:
         """Return about how many records there are, from what the store keeps anyway; for progress only, 0 where unknown."""
+
+
+@runtime_checkable
+class ContentReader(Protocol):
+    """What a :class:`DatasetReader` may be besides: it hands over contents without a record for each."""
+
+    def scan_contents(
+        self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
+    ) -> AsyncGenerator[ContentChunk]:
+        """Read the contents in the order and with the ends of :meth:`DatasetReader.scan`.
+
+        They are those of ``mapping``, whose fields all have a type; ``side`` is the one that the reader reads.
+        """
+
+
+def contents_in(
+    reader: DatasetReader, mapping: CompiledMapping, side: Side, *, lower: Key | None, upper: Key | None, chunk: int
+) -> AsyncGenerator[ContentChunk]:
+    """Scan a dataset's contents, as its reader does it best."""
+    if isinstance(reader, ContentReader):
+        return reader.scan_contents(mapping, side, lower=lower, upper=upper, chunk=chunk)
+    rows = reader.scan(content=True, lower=lower, upper=upper, chunk=chunk)
+    return contents_of(rows, PageContents(mapping, side))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import bson
-from bson import ObjectId
+from bson import CodecOptions, ObjectId
 from bson.codec_options import DatetimeConversion
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
 from bson.raw_bson import RawBSONDocument
@@ -16,12 +16,14 @@ from pymongo import ASCENDING
 from gapwatch.clock import SystemClock
 from gapwatch.core.counting import read_beside
 from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.sweep_contents import PageContents, cut
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import (
     ABSENT,
     Clock,
+    ContentChunk,
     DatasetInfo,
     Key,
     KeyChunk,
@@ -29,11 +31,13 @@ from gapwatch.ports import (
     ScanChunk,
     StoredRecord,
     Unread,
+    key_chunk,
     keys_of,
     no_changed_at,
 )
 from gapwatch_connectors.mongodb.bulk import Page, first_batch, page_of_block, page_of_texts
 from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
+from gapwatch_connectors.mongodb.contents import DRIVER, keys_in, options
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 
 RAW = OPTIONS.with_options(document_class=RawBSONDocument)
@@ -187,14 +191,48 @@ class MongoReader:
         ends = [self._keys.values(key) if key is not None else None for key in (lower, upper)]
         return tuple(values[0] if values else None for values in ends)  # type: ignore[return-value]
 
+    async def scan_contents(
+        self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
+    ) -> AsyncGenerator[ContentChunk]:
+        """Read page by page as :meth:`scan` does, without a record for each document."""
+        identity = _identity(await self._catalogue())
+        contents = PageContents(mapping, side, driver=DRIVER)
+        decoding = options(mapping)
+        bounds = self._bounds(lower, upper)
+        after: str | None = None
+        while True:
+            try:
+                documents = await self._page(after, chunk, self._projection, bounds, decoding)
+                keys = keys_in(self._keys, documents)
+                if _identity(await self._catalogue()) != identity:
+                    raise StoreRefused(f"{self._name} was dropped or created anew during the scan.", store=self._store)
+            except (StoreError, KeyMisfit) as error:
+                failed = KeyChunk(identity=identity, complete=False, reason=error.message)
+                yield ContentChunk(keys=failed, contents=contents.contents((), 0))
+                return
+            if documents:
+                after = dumps(documents[-1]["_id"], json_options=CURSOR)
+            found = contents.contents(contents.columns(documents), len(documents))
+            kept, found = cut(self._keys.codec, keys, found, lower, upper)
+            if identity or len(kept):
+                yield ContentChunk(keys=key_chunk(identity, kept), contents=found)
+            if len(documents) < chunk:
+                return
+
     async def _page(
-        self, after: str | None, chunk: int, projection: dict[str, int] | None, bounds: tuple[Any, Any]
+        self,
+        after: str | None,
+        chunk: int,
+        projection: dict[str, int] | None,
+        bounds: tuple[Any, Any],
+        decoding: CodecOptions[Document] = OPTIONS,
     ) -> list[Document]:
         # `min` and `max` on the index compare across all BSON types, unlike `$gt`, which stays inside one type's bracket.
         first, last = bounds
         begin = loads(after, json_options=CURSOR) if after is not None else first
         with self._mongo.wrapped():
-            cursor = self._mongo.collection(self._name).find({}, projection, max_time_ms=30_000)
+            collection = self._mongo.collection(self._name).with_options(codec_options=decoding)
+            cursor = collection.find({}, projection, max_time_ms=30_000, batch_size=chunk + 1)
             cursor = cursor.sort("_id", ASCENDING).hint([("_id", ASCENDING)]).limit(chunk + 1)
             if begin is not None:
                 cursor = cursor.min([("_id", begin)])

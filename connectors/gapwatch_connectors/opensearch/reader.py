@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,12 +12,14 @@ from typing import Any, Final
 from gapwatch.clock import SystemClock
 from gapwatch.core.counting import read_beside
 from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.sweep_contents import PageContents, cut
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import (
     ABSENT,
     Clock,
+    ContentChunk,
     DatasetInfo,
     Key,
     KeyChunk,
@@ -213,6 +215,36 @@ class OpenSearchReader:
             yield ScanChunk(
                 records=records, cursor=page.cursor, identity=page.identity, complete=not page.reason, reason=page.reason
             )
+
+    async def scan_contents(
+        self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
+    ) -> AsyncGenerator[ContentChunk]:
+        """Read shard by shard as :meth:`scan` does, without a record for each document."""
+        contents = PageContents(mapping, side)
+        paths = mapping.side(side).paths
+        versioned = self._versioned and VERSION in paths
+        body = {"_source": self._source, "version": versioned}
+        async for page in self._pages(body, None, min(chunk, PAGE_MAX)):
+            try:
+                for hit in page.hits:
+                    self._check_routing(hit["_id"], hit.get("_routing"))
+                keys = key_chunk(self._kind, [hit["_id"] for hit in page.hits], page.identity, self._ids.of)
+                if lower is not None or upper is not None:
+                    keys = KeyChunk(identity=page.identity, keys=[self._ids.of(hit["_id"]) for hit in page.hits])
+            except (StoreError, KeyMisfit) as error:
+                failed = KeyChunk(identity=page.identity, complete=False, reason=error.message)
+                yield ContentChunk(keys=failed, contents=contents.contents((), 0))
+                return
+            documents = [hit.get("_source", {}) for hit in page.hits]
+            if ID in paths:
+                documents = [{ID: hit["_id"], **one} for hit, one in zip(page.hits, documents, strict=True)]
+            if versioned:
+                documents = [{**one, VERSION: hit[VERSION]} for hit, one in zip(page.hits, documents, strict=True)]
+            found = contents.contents(contents.columns(documents), len(documents))
+            if lower is not None or upper is not None:
+                inside, found = cut(self._ids.codec, keys.keys, found, lower, upper)
+                keys = replace(keys, keys=list(inside))
+            yield ContentChunk(keys=replace(keys, complete=not page.reason, reason=page.reason), contents=found)
 
     async def _pages(
         self, body: Mapping[str, Any], cursor: Any, size: int, *, only: Sequence[Json] = (), ids: bool = False

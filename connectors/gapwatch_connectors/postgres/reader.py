@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from gapwatch.ports import (
     ABSENT,
     Clock,
     ColumnInfo,
+    ContentChunk,
     DatasetInfo,
     Key,
     KeyChunk,
@@ -33,12 +34,13 @@ from gapwatch.ports import (
 from gapwatch_connectors.postgres.bulk import BulkColumn, bulk_column
 from gapwatch_connectors.postgres.catalogue import Table, read_identity, read_table
 from gapwatch_connectors.postgres.connection import PAGE_SECONDS, Connection, Connections
+from gapwatch_connectors.postgres.contents import scan_contents
 from gapwatch_connectors.postgres.lookups import Lookup, Never, lookups_of, plain
+from gapwatch_connectors.postgres.pages import Pages, Selection, idents
 from gapwatch_connectors.postgres.values import BINARY
 
 REVISION: Final = sql.SQL("concat(t.xmin, '/', t.tableoid, '/', t.ctid)")
 TEXTS_PER_PAGE: Final = 20_000  # as long as an index takes them they fill some fifty MiB
-SORTED: Final = frozenset({KeyType.INT, KeyType.UUID, KeyType.OBJECTID})  # the database orders them as their key bytes
 
 
 class PostgresReader:
@@ -160,7 +162,7 @@ class PostgresReader:
             left = sql.SQL(", ").join([lookup.left for lookup in lookups])
             arrays = sql.SQL(", ").join([sql.SQL("%s::{}").format(_array(lookup)) for lookup in lookups])
             condition = sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(left, arrays)
-        return self._select([*_idents(names), REVISION], [condition])
+        return self._select([*idents(names), REVISION], [condition])
 
     def _lookups(self, table: Table) -> tuple[Lookup, ...]:
         return lookups_of(self._key, table.columns, store=self._store, table=self._name)
@@ -185,6 +187,19 @@ class PostgresReader:
             await cursor.execute(query, parameters, binary=binary)
             return await cursor.fetchall()
 
+    async def _page(
+        self, query: sql.Composed, parameters: Sequence[Any], selection: Selection, table: Table
+    ) -> list[tuple[Any, ...]]:
+        async with self._connections.connection(seconds=PAGE_SECONDS) as connection:
+            await _primary(connection, self._store)
+            async with connection.cursor(row_factory=tuple_row) as cursor:
+                for name, loader in selection.loaders.items():
+                    cursor.adapters.register_loader(name, loader)
+                await cursor.execute(query, parameters, binary=selection.binary)
+                rows = await cursor.fetchall()
+            await self._same(connection, table)
+        return rows
+
     def _record(self, fields: dict[str, Any], revision: str | None = None) -> StoredRecord:
         """Raises KeyMisfit."""
         return StoredRecord(key=self._codec.encode([fields[name] for name in self._names]), fields=fields, revision=revision)
@@ -203,12 +218,14 @@ class PostgresReader:
         """Read page by page after the last key, each page one short statement of its own."""
         async with self._connections.connection() as connection:
             table = await self._read_table(connection)
-        pages = _Pages(self, table, content=content, lower=lower, upper=upper, chunk=chunk)
+        names = self._selected(table, content=content)
+        binary = all(table.columns[name].internal in BINARY for name in names if name in table.columns)
+        pages = Pages(self, table, Selection(columns=idents(names), binary=binary), lower=lower, upper=upper, chunk=chunk)
         after: list[str] | None = cursor
         while True:
             try:
                 rows = await pages.read(after)
-                records = [self._record(fields) for fields in rows]
+                records = [self._record(dict(zip(names, row, strict=True))) for row in rows]
             except (StoreError, KeyMisfit) as error:
                 yield ScanChunk(records=(), cursor=after, identity=table.identity, complete=False, reason=error.message)
                 return
@@ -221,6 +238,11 @@ class PostgresReader:
         reason = await pages.left_out()
         if reason:
             yield ScanChunk(records=(), cursor=after, identity=table.identity, complete=False, reason=reason)
+
+    def scan_contents(
+        self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
+    ) -> AsyncGenerator[ContentChunk]:
+        return scan_contents(self, mapping, side, lower=lower, upper=upper, chunk=chunk)
 
     async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
         """Read keys in the order of ``changed_at``, then of the key; the cursor is both, as texts. An index on it serves."""
@@ -249,7 +271,7 @@ class PostgresReader:
     async def _changed(
         self, table: Table, name: str, begin: sql.Composed, after: Sequence[str] | None, chunk: int
     ) -> list[tuple[tuple[Any, ...], str]]:
-        at, keys = sql.SQL("t.{}").format(sql.Identifier(name)), _idents(self._names)
+        at, keys = sql.SQL("t.{}").format(sql.Identifier(name)), idents(self._names)
         conditions: list[sql.Composable] = [sql.SQL("{} >= {}").format(at, begin)]
         conditions += [sql.SQL("{} IS NOT NULL").format(key) for key in keys]
         order = sql.SQL(", ").join([at, *keys])
@@ -330,69 +352,6 @@ class PostgresReader:
             return int((await _one(connection, query))["rows"])
 
 
-class _Pages:
-    """The queries of one scan."""
-
-    def __init__(
-        self, reader: PostgresReader, table: Table, *, content: bool, lower: Key | None, upper: Key | None, chunk: int
-    ) -> None:
-        self._reader = reader
-        self._table = table
-        self._lookups = reader._lookups(table)
-        self._names = reader._selected(table, content=content)
-        self._binary = all(table.columns[name].internal in BINARY for name in self._names if name in table.columns)
-        self._chunk = chunk
-        self._nullable = [name for name in reader._names if not table.columns[name].required]
-        self._bounds = list(self._bounded(lower, upper))
-
-    async def read(self, after: Sequence[str] | None) -> list[dict[str, Any]]:
-        reader = self._reader
-        names = _idents(reader._names)
-        conditions = [sql.SQL("{} IS NOT NULL").format(name) for name in _idents(self._nullable)]
-        parameters: list[Any] = []
-        bounds = [*self._bounds, (">", list(after))] if after is not None else self._bounds
-        for operator, values in bounds:
-            casts = [sql.SQL("%s::{}").format(sql.SQL(self._cast(number))) for number in range(len(names))]
-            left, right = sql.SQL(", ").join(names), sql.SQL(", ").join(casts)
-            conditions.append(sql.SQL("({}) {} ({})").format(left, sql.SQL(operator), right))
-            parameters += values
-        query = reader._select(_idents(self._names), conditions)
-        query += sql.SQL(" ORDER BY {} LIMIT {}").format(sql.SQL(", ").join(names), sql.Literal(self._chunk))
-        async with reader._connections.connection(seconds=PAGE_SECONDS) as connection:
-            await _primary(connection, reader._store)
-            rows = await reader._rows(connection, query, parameters, binary=self._binary)
-            await reader._same(connection, self._table)
-        return [dict(zip(self._names, row, strict=True)) for row in rows]
-
-    async def left_out(self) -> str:
-        """Return why rows were not read: null is no key."""
-        if not self._nullable:
-            return ""
-        reader = self._reader
-        nulls = sql.SQL(" OR ").join([sql.SQL("{} IS NULL").format(name) for name in _idents(self._nullable)])
-        query = reader._select([sql.SQL("1")], [sql.SQL("({})").format(nulls)]) + sql.SQL(" LIMIT 1")
-        try:
-            async with reader._connections.connection(seconds=PAGE_SECONDS) as connection:
-                found = await reader._rows(connection, query, [])
-        except StoreError as error:
-            return error.message
-        return f"{reader._name} holds rows whose key is null" if found else ""
-
-    def _cast(self, number: int) -> str:
-        return self._table.columns[self._reader._names[number]].bare
-
-    def _bounded(self, lower: Key | None, upper: Key | None) -> Iterator[tuple[str, list[str]]]:
-        """Yield the bounds that the database can apply itself; the caller applies both anyway."""
-        pairs = zip(self._reader._key, self._lookups, strict=True)
-        sortable = all(column.type in SORTED and lookup.native for column, lookup in pairs)
-        for operator, key in ((">=", lower), ("<", upper)):
-            if key is None or not sortable:
-                continue
-            values = [lookup.convert(value) for lookup, value in zip(self._lookups, self._reader._codec.decode(key), strict=True)]
-            if Never not in values:
-                yield operator, [plain(value) for value in values]
-
-
 def _begin(table: Table, name: str, since: datetime, *, store: str) -> sql.Composed:
     """Return the earliest value of a column of times, in UTC where it has no zone. Raises StoreRefused for other columns."""
     column = table.columns.get(name)
@@ -405,10 +364,6 @@ def _begin(table: Table, name: str, since: datetime, *, store: str) -> sql.Compo
     if column.internal == "timestamptz":
         return time
     return sql.SQL("({} AT TIME ZONE 'UTC')::{}").format(time, sql.SQL(column.internal))
-
-
-def _idents(names: Sequence[str]) -> list[sql.Composable]:
-    return [sql.SQL("t.{}").format(sql.Identifier(name)) for name in names]
 
 
 def _array(lookup: Lookup) -> sql.Composable:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import ABSENT, Clock, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread
+from gapwatch.model.stream import Side
+from gapwatch.ports import ABSENT, Clock, ContentChunk, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread
 from gapwatch_connectors.postgres.connection import Connections
 from gapwatch_connectors.postgres.reader import PostgresReader
 
@@ -81,6 +83,16 @@ class PostgresTables:
             async for found in reader.scan_keys(lower=lower, upper=upper, chunk=chunk):
                 yield replace(found, identity=_joined(identities, number, found.identity))
                 if not found.complete:
+                    return
+
+    async def scan_contents(
+        self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
+    ) -> AsyncGenerator[ContentChunk]:
+        identities = await self._identities()
+        for number, reader in enumerate(self._readers):
+            async for found in reader.scan_contents(mapping, side, lower=lower, upper=upper, chunk=chunk):
+                yield replace(found, keys=replace(found.keys, identity=_joined(identities, number, found.keys.identity)))
+                if not found.keys.complete:
                     return
 
     async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FieldSpec
+from gapwatch.model.stream import Side
 from gapwatch.ports import (
+    ContentChunk,
     DatasetInfo,
     DatasetReader,
     Key,
@@ -21,6 +24,7 @@ from gapwatch.ports import (
     TargetWriter,
     WriteItem,
     WriteResult,
+    contents_in,
 )
 from gapwatch.roles.stores import PipelineStores, StoreProvider
 
@@ -103,6 +107,14 @@ class CountedReader:
     ) -> AsyncIterator[KeyChunk]:
         chunks = self._reader.scan_keys(lower=lower, upper=upper, chunk=chunk)
         async with aclosing(chunks):  # type: ignore[type-var]
+            async for found in chunks:
+                self._count()
+                yield found
+
+    async def scan_contents(
+        self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
+    ) -> AsyncGenerator[ContentChunk]:
+        async with aclosing(contents_in(self._reader, mapping, side, lower=lower, upper=upper, chunk=chunk)) as chunks:
             async for found in chunks:
                 self._count()
                 yield found

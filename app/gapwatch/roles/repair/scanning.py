@@ -12,12 +12,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
-from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.core.sweep import Mark
 from gapwatch.core.sweep_buckets import block_of_bulk, blocks_of, blocks_of_texts
-from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError, digests, objects
+from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, Key, KeyChunk, ScanChunk
+from gapwatch.ports import Clock, ContentChunk, Key, KeyChunk, contents_in
 from gapwatch.roles.repair.spool import Spool
 from gapwatch.roles.stores import PipelineStores
 
@@ -188,20 +187,22 @@ class Scanning:
         reader = self._stores.source if side is Side.EXPECTED else self._stores.target
         lower = self._start.key if ordered and self._start is not None else self._lower
         scan = self.sides[side]
-        source: AsyncIterator[ScanChunk] | AsyncIterator[KeyChunk]
+        source: AsyncIterator[ContentChunk] | AsyncIterator[KeyChunk]
         if self._content:
-            source = reader.scan(content=True, lower=lower, upper=self._upper, chunk=RECORDS_PER_CHUNK)
+            mapping = self._stores.mapping
+            source = contents_in(reader, mapping, side, lower=lower, upper=self._upper, chunk=RECORDS_PER_CHUNK)
         else:
             source = reader.scan_keys(lower=lower, upper=self._upper, chunk=KEYS_PER_CHUNK)
         iterator = aiter(source)
         try:
             while True:
                 began = self._clock.monotonic()
-                chunk: KeyChunk | ScanChunk | None = await anext(iterator, None)  # type: ignore[arg-type]
-                if chunk is None:
+                found: KeyChunk | ContentChunk | None = await anext(iterator, None)  # type: ignore[arg-type]
+                if found is None:
                     return
-                piece = self._piece(side, chunk)
-                rows = len(chunk) if isinstance(chunk, KeyChunk) else len(chunk.records)
+                chunk, contents = (found, None) if isinstance(found, KeyChunk) else (found.keys, found.contents)
+                piece = _Piece(block=chunk.block, texts=chunk.texts, keys=list(chunk.keys), contents=contents)
+                rows = len(chunk)
                 scan.identities.add(chunk.identity)
                 scan.rows += rows
                 if not chunk.complete:
@@ -217,20 +218,5 @@ class Scanning:
         if self._load < 1:
             await self._clock.sleep(took * (1 - self._load) / self._load)
 
-    def _piece(self, side: Side, chunk: KeyChunk | ScanChunk) -> _Piece:
-        if isinstance(chunk, KeyChunk):
-            return _Piece(block=chunk.block, texts=chunk.texts, keys=list(chunk.keys), contents=None)
-        mapping = self._stores.mapping
-        canonical = mapping.canonical_source if side is Side.EXPECTED else mapping.canonical_target
-        contents = [canonical(record.fields) for record in chunk.records]
-        return _Piece(block=None, keys=[record.key for record in chunk.records], contents=_column(mapping, contents))
-
     def _equal(self, source: tuple[bytes, tuple[str | None, ...]], target: tuple[bytes, tuple[str | None, ...]]) -> bool:
         return source[0] == target[0] and self._stores.mapping.values_agree(source[1], target[1])
-
-
-def _column(mapping: CompiledMapping, contents: list[Canonical]) -> Array:
-    """Return contents as digests, or with their toleranced values where there are such."""
-    if mapping.tolerances:
-        return objects([(one.identity, one.values) for one in contents])
-    return digests([one.identity for one in contents])
