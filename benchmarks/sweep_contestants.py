@@ -40,6 +40,7 @@ from gapwatch.model.pipeline import (
     TargetSpec,
 )
 from gapwatch.roles.board import Board, Delivered
+from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.repair.backfill_work import BackfillDependencies
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
@@ -343,6 +344,7 @@ def write_plain(pair: Pair) -> tuple[int, float]:
 
 async def ours(pair: Pair, *, content: bool, repair: bool, paced: bool) -> dict[str, Any]:
     """Sweep, and repair what is found; ``repair_seconds`` is what the backfill alone took."""
+    collect_seldom()  # as the role does
     batch = BatchSpec() if paced else BatchSpec(documents=2_000, pause_seconds=0.0)
     with tempfile.TemporaryDirectory() as directory:
         made = Repair(pair, pipeline(pair, batch), directory)

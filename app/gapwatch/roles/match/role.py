@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -15,13 +14,13 @@ from gapwatch.kafka.faust_safety import assert_faust_version
 from gapwatch.kafka.topics import ensure_topics
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
+from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.match.settings import MatchTuning
 from gapwatch.roles.match.worker import MatchWorker
 
 log = structlog.get_logger(__name__)
 
 HUNG_EXIT_CODE = 70
-COLLECT_AFTER = (50_000, 20, 100)  # objects, and younger collections
 
 
 def worker_name() -> str:
@@ -65,8 +64,7 @@ class MatchRole:
     async def run(self) -> None:
         """Match until the stop event is set. Raises StoreRefused and ConfigError; everything else is tried again."""
         assert_faust_version()
-        gc.freeze()  # what was imported stays; and keys are no containers: looking through them often finds nothing
-        gc.set_threshold(*COLLECT_AFTER)
+        collect_seldom()
         tuning, torn = self._tuning, set[int]()
         pause = tuning.restart_seconds
         while not self._stop.is_set():

@@ -11,6 +11,7 @@ from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import RepairMode, Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
+from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.repair.autograce import AutoGrace
 from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepairer
 from gapwatch.roles.repair.backfill_work import BackfillDependencies
@@ -67,6 +68,7 @@ class RepairRole:
         self._judges = {name: self._judge(name) for name in on.settings.pipelines}
 
     async def run(self, stop: asyncio.Event) -> None:
+        collect_seldom()
         async with asyncio.TaskGroup() as tasks:
             beginning = tasks.create_task(self._trials.begin(self._on.settings.pipelines))
             for part in self._parts():
