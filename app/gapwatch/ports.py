@@ -7,18 +7,14 @@ All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~g
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol, runtime_checkable
 
-import numpy as np
 import numpy.typing as npt
 
 from gapwatch.core.keys import TEXT_END
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.core.sweep_contents import Keys, PageContents
-from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, GapBurst, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec
@@ -155,44 +151,6 @@ class DatasetInfo:
     post_images: bool = False
 
 
-async def keys_of(chunks: AsyncIterator[ScanChunk]) -> AsyncIterator[KeyChunk]:
-    """Turn a scan of records into one of keys: for readers, and keys, that have no faster way."""
-    async for chunk in chunks:
-        yield KeyChunk(
-            identity=chunk.identity,
-            keys=[record.key for record in chunk.records],
-            complete=chunk.complete,
-            reason=chunk.reason,
-        )
-
-
-def key_chunk(identity: str, keys: Keys) -> KeyChunk:
-    return KeyChunk(identity=identity, block=keys) if isinstance(keys, np.ndarray) else KeyChunk(identity=identity, keys=keys)
-
-
-async def contents_of(chunks: AsyncIterator[ScanChunk], contents: PageContents) -> AsyncGenerator[ContentChunk]:
-    """Return the contents of a scan of whole records."""
-    async with aclosing(chunks):  # type: ignore[type-var]
-        async for chunk in chunks:
-            columns = contents.columns([record.fields for record in chunk.records])
-            keys = KeyChunk(
-                identity=chunk.identity,
-                keys=[record.key for record in chunk.records],
-                complete=chunk.complete,
-                reason=chunk.reason,
-            )
-            yield ContentChunk(keys=keys, contents=contents.contents(columns, len(chunk.records)))
-
-
-def no_changed_at(store: str, dataset: str) -> StoreRefused:
-    """Return the error for a lookback over a dataset whose configuration names no time of the last write."""
-    return StoreRefused(
-        f"Nobody says when a record of {dataset} was written last.",
-        store=store,
-        remedy="Name the column, or the field, in changed_at of the pipeline's source or target.",
-    )
-
-
 class Store(Protocol):
     async def ping(self) -> None:
         """Return when the store answers a trivial request; raise StoreUnreachable or StoreRefused otherwise."""
@@ -262,16 +220,6 @@ class ContentReader(Protocol):
 
         They are those of ``mapping``, whose fields all have a type; ``side`` is the one that the reader reads.
         """
-
-
-def contents_in(
-    reader: DatasetReader, mapping: CompiledMapping, side: Side, *, lower: Key | None, upper: Key | None, chunk: int
-) -> AsyncGenerator[ContentChunk]:
-    """Scan a dataset's contents, as its reader does it best."""
-    if isinstance(reader, ContentReader):
-        return reader.scan_contents(mapping, side, lower=lower, upper=upper, chunk=chunk)
-    rows = reader.scan(content=True, lower=lower, upper=upper, chunk=chunk)
-    return contents_of(rows, PageContents(mapping, side))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,7 @@ def test_m12_a_dropped_event_is_named_by_its_transaction(stack: EmbeddedStack, p
         scene.service.wait_healthy()
         counted = "gapwatch_transactions_total"
         transaction(scene, insert(EU, 10, 10), insert(US, 11, 11), insert(OTHER, 12, 12))
+        wait_for(lambda: 11 in scene.documents(), "the first transaction to be copied", 40)  # what is sent again cannot lose it
         wait_for(lambda: scene.service.metric(counted, outcome="complete"), "a transaction to be counted", 40)
         assert told(scene) == []
 

@@ -80,12 +80,17 @@ def stores() -> Iterator[EmbeddedStack]:
         yield running
 
 
-async def compare(reader: DatasetReader, spec: PipelineSpec, side: Side, *, size: int, count: int, **ends: Any) -> None:
-    """Read all both ways and compare keys and contents."""
+Contents = dict[bytes, Any]
+
+
+async def read_twice(
+    reader: DatasetReader, spec: PipelineSpec, side: Side, *, size: int, **ends: Any
+) -> tuple[Contents, Contents]:
+    """Return what a scan of records reads, and what a scan of contents does, by key."""
     mapping = CompiledMapping(spec)
     codec = mapping.side(side).codec
     canonical = mapping.canonical_source if side is Side.EXPECTED else mapping.canonical_target
-    usual: dict[bytes, Any] = {}
+    usual: Contents = {}
     async with aclosing(reader.scan(content=True, chunk=size, **ends)) as chunks:  # type: ignore[type-var]
         async for chunk in chunks:
             assert chunk.complete, chunk.reason
@@ -93,15 +98,14 @@ async def compare(reader: DatasetReader, spec: PipelineSpec, side: Side, *, size
                 made = canonical(record.fields)
                 usual[record.key] = (made.identity, made.values) if mapping.tolerances else digests([made.identity]).tolist()[0]
     assert isinstance(reader, ContentReader)
-    found: dict[bytes, Any] = {}
+    found: Contents = {}
     async with aclosing(reader.scan_contents(mapping, side, chunk=size, **ends)) as contents:
         async for one in contents:
             assert one.keys.complete, one.keys.reason
             keys = _keys(codec, one)
             assert len(keys) == len(one.keys) == len(one.contents)
             found |= dict(zip(keys, one.contents.tolist(), strict=True))
-    assert len(usual) == count
-    assert found == usual
+    return usual, found
 
 
 def _keys(codec: KeyCodec, chunk: ContentChunk) -> list[bytes]:
@@ -143,7 +147,9 @@ async def test_every_column_type_as_every_field_type(
     spec = replace(spec, source=replace(spec.source, table=f"public.{name}"))
     reader = connector_of(StoreType.POSTGRES).source_reader(spec, stores.postgres.dsn())
     try:
-        await compare(reader, spec, Side.EXPECTED, size=3, count=len(values))
+        usual, found = await read_twice(reader, spec, Side.EXPECTED, size=3)
+        assert found == usual
+        assert len(usual) == len(values)
     finally:
         await reader.close()
 
@@ -173,11 +179,15 @@ async def test_keys_of_a_table_and_its_ends(
     spec = replace(spec, source=replace(spec.source, table=f"public.{name}"))
     reader = connector_of(StoreType.POSTGRES).source_reader(spec, stores.postgres.dsn())
     try:
-        await compare(reader, spec, Side.EXPECTED, size=7, count=40)
+        usual, found = await read_twice(reader, spec, Side.EXPECTED, size=7)
+        assert found == usual
+        assert len(usual) == 40
         if kind == "int4":
             codec = KeyCodec(column)
             ends = {"lower": codec.encode([5]), "upper": codec.encode([15])}
-            await compare(reader, spec, Side.EXPECTED, size=7, count=10, **ends)
+            usual, found = await read_twice(reader, spec, Side.EXPECTED, size=7, **ends)
+            assert found == usual
+            assert len(usual) == 10
     finally:
         await reader.close()
 
@@ -213,9 +223,13 @@ async def test_documents_of_a_collection(stores: EmbeddedStack, unique: Callable
     reader = connector_of(StoreType.MONGODB).target_reader(spec, stores.mongodb.uri)
     codec = KeyCodec(column)
     try:
-        await compare(reader, spec, Side.OBSERVED, size=6, count=40)
+        usual, found = await read_twice(reader, spec, Side.OBSERVED, size=6)
+        assert found == usual
+        assert len(usual) == 40
         ends = {"lower": codec.encode([made(10)]), "upper": codec.encode([made(20)])}
-        await compare(reader, spec, Side.OBSERVED, size=6, count=10, **ends)
+        usual, found = await read_twice(reader, spec, Side.OBSERVED, size=6, **ends)
+        assert found == usual
+        assert len(usual) == 10
     finally:
         await reader.close()
 
@@ -237,7 +251,11 @@ async def test_documents_of_an_index(stores: EmbeddedStack, unique: Callable[[st
     reader = connector_of(StoreType.OPENSEARCH).target_reader(spec, address)
     codec = KeyCodec(column)
     try:
-        await compare(reader, spec, Side.OBSERVED, size=7, count=30)
-        await compare(reader, spec, Side.OBSERVED, size=7, count=10, lower=codec.encode([10]), upper=codec.encode([20]))
+        usual, found = await read_twice(reader, spec, Side.OBSERVED, size=7)
+        assert found == usual
+        assert len(usual) == 30
+        usual, found = await read_twice(reader, spec, Side.OBSERVED, size=7, lower=codec.encode([10]), upper=codec.encode([20]))
+        assert found == usual
+        assert len(usual) == 10
     finally:
         await reader.close()

@@ -17,7 +17,7 @@ from gapwatch.core.search_address import SearchAddress
 from gapwatch.core.sweep_sets import KeyForm
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.model.pipeline import KeyColumn, KeyType, StoreType
-from gapwatch.ports import KeyChunk
+from gapwatch.ports import DatasetReader, KeyChunk
 from gapwatch_connectors.registry import connector_of
 from tests.stack import ask
 from tests.unit.core.samples import field, pipeline
@@ -36,12 +36,16 @@ def stores() -> Iterator[EmbeddedStack]:
         yield running
 
 
-async def scanned(kind: StoreType, address: str, dataset: str, type_: KeyType, **options: Any) -> list[KeyChunk]:
+def reader_of(kind: StoreType, address: str, dataset: str, type_: KeyType) -> DatasetReader:
     path = "id" if kind is StoreType.POSTGRES else "_id"
     spec = pipeline(field("v"))
     column = (KeyColumn(path=path, type=type_),)
     spec = replace(spec, source=replace(spec.source, key=column), target=replace(spec.target, collection=dataset, key=column))
-    reader = connector_of(kind).target_reader(spec, address)
+    return connector_of(kind).target_reader(spec, address)
+
+
+async def scanned(kind: StoreType, address: str, dataset: str, type_: KeyType, **options: Any) -> list[KeyChunk]:
+    reader = reader_of(kind, address, dataset, type_)
     try:
         async with aclosing(reader.scan_keys(**options)) as chunks:  # type: ignore[type-var]
             return [chunk async for chunk in chunks]
@@ -70,14 +74,17 @@ def encoded(values: Sequence[Any], type_: KeyType) -> list[bytes]:
 def table(stores: EmbeddedStack, name: str, kind: str, values: Sequence[Any]) -> str:
     with psycopg.connect(stores.postgres.dsn(), autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"CREATE TABLE {name} (id {kind} PRIMARY KEY, v text)".encode())
-        cursor.executemany(f"INSERT INTO {name} VALUES (%s, 'v')".encode(), [(value,) for value in values])
+        if values:
+            cursor.executemany(f"INSERT INTO {name} VALUES (%s, 'v')".encode(), [(value,) for value in values])
     return stores.postgres.dsn()
 
 
 def collection(stores: EmbeddedStack, name: str, values: Sequence[Any], **options: Any) -> str:
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(stores.mongodb.uri)
     try:
-        client.shop.create_collection(name, **options).insert_many([{"_id": value} for value in values])
+        made = client.shop.create_collection(name, **options)
+        if values:
+            made.insert_many([{"_id": value} for value in values])
     finally:
         client.close()
     return stores.mongodb.uri
@@ -131,6 +138,22 @@ async def test_texts_of_an_index(stores: EmbeddedStack, unique: Callable[[str], 
     assert all(chunk.texts is not None for chunk in chunks)
 
 
+@pytest.mark.parametrize("values", [(), ("",)], ids=["none", "the empty one"])
+async def test_of_few_texts_none_is_lost(stores: EmbeddedStack, unique: Callable[[str], str], values: tuple[str, ...]) -> None:
+    """A page whose only key is the empty text is not one without any. An index has no such id."""
+    name = unique("few")
+    places = [
+        (StoreType.POSTGRES, f"public.{name}", table(stores, name, "text", values)),
+        (StoreType.MONGODB, f"shop.{name}", collection(stores, name, values)),
+    ]
+    if not values:
+        places.append((StoreType.OPENSEARCH, name, index(stores, name, ())))
+    for kind, dataset, address in places:
+        chunks = await scanned(kind, address, dataset, KeyType.TEXT)
+        assert all(chunk.complete and chunk.identity for chunk in chunks), kind
+        assert keys_in(chunks, KeyType.TEXT) == encoded(values, KeyType.TEXT), kind
+
+
 async def test_a_range_of_texts_is_one_of_their_bytes_on_every_store(stores: EmbeddedStack, unique: Callable[[str], str]) -> None:
     """A database may order them otherwise: a range is not read in bulk there."""
     name = unique("texts")
@@ -180,3 +203,26 @@ async def test_routed_documents_are_refused_where_nobody_says_by_what(
     address = index(stores, name, ["1", "2"], routing="?routing=elsewhere")
     chunks = await scanned(StoreType.OPENSEARCH, address, name, KeyType.INT)
     assert "are routed" in chunks[-1].reason
+
+
+@pytest.mark.parametrize("content", [None, False, True], ids=["keys", "records", "records with content"])
+async def test_a_scan_of_an_index_that_is_left_early_holds_no_point_in_time(
+    stores: EmbeddedStack, unique: Callable[[str], str], *, content: bool | None
+) -> None:
+    name = unique("left")
+    reader = reader_of(StoreType.OPENSEARCH, index(stores, name, [str(number) for number in range(20)]), name, KeyType.INT)
+
+    def held() -> int:
+        statistics = ask("GET", f"{stores.opensearch.url}/{name}/_stats/search")
+        return int(statistics["_all"]["total"]["search"]["point_in_time_current"])
+
+    chunks: Any = reader.scan_keys(chunk=2) if content is None else reader.scan(content=content, chunk=2)
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                assert chunk.complete
+                break
+            assert held() == 1
+        assert held() == 0
+    finally:
+        await reader.close()

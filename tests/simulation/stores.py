@@ -29,7 +29,6 @@ from gapwatch.ports import (
     Unread,
     WriteItem,
     WriteResult,
-    keys_of,
 )
 from gapwatch.roles.board import Board, Delivered
 from gapwatch.roles.repair.book import Book
@@ -38,6 +37,7 @@ from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.stores import PipelineStores
 from gapwatch.roles.viewed import viewed
+from gapwatch.scans import keys_of
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 from tests.unit.core import samples

@@ -1,7 +1,8 @@
 """Canonical bytes of a column of values, one kind of value after the other: what ``core/canonical`` says of each, faster.
 
 A column of a page mostly holds one Python type, which one look at the types proves; a loop over values of one type needs no
-further question. Measured: a field costs 0.1 to 0.4 µs instead of 2 to 10. What no loop here reads, the general form does.
+further question. Measured, by type: a field costs 0.1 to 0.7 µs instead of 0.6 to 5.6. What no loop here reads, the general form
+does.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from gapwatch.core.counting import Age, Counting
 from gapwatch.model.stream import Side
-from gapwatch.ports import Absent, Clock, DatasetInfo, DatasetReader, Key, KeyChunk, Read, ScanChunk, StoredRecord, keys_of
+from gapwatch.ports import Absent, Clock, DatasetInfo, DatasetReader, Key, KeyChunk, Read, ScanChunk, StoredRecord
+from gapwatch.scans import keys_of
 
 OUTSIDE: Final = Absent("its row does not satisfy source.where")
 SOFT_DELETED: Final = Absent("its document is marked as deleted (target.deleted_when)")

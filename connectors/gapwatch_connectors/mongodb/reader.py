@@ -20,21 +20,8 @@ from gapwatch.core.sweep_contents import PageContents, cut
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
 from gapwatch.model.stream import Side
-from gapwatch.ports import (
-    ABSENT,
-    Clock,
-    ContentChunk,
-    DatasetInfo,
-    Key,
-    KeyChunk,
-    Read,
-    ScanChunk,
-    StoredRecord,
-    Unread,
-    key_chunk,
-    keys_of,
-    no_changed_at,
-)
+from gapwatch.ports import ABSENT, Clock, ContentChunk, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread
+from gapwatch.scans import key_chunk, keys_of, no_changed_at
 from gapwatch_connectors.mongodb.bulk import Page, first_batch, page_of_block, page_of_texts
 from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
 from gapwatch_connectors.mongodb.contents import DRIVER, keys_in, options

@@ -1,7 +1,4 @@
-"""A page of a search, as far as a scan looks at it: whole, or into the little that a scan of ids alone needs.
-
-Measured: a million ids cost the client 1.1 s less than as whole hits.
-"""
+"""A page of a search, as far as a scan looks at it: whole, or the little that a scan of ids alone needs."""
 
 from __future__ import annotations
 
@@ -82,7 +79,7 @@ def of_hits(answer: Mapping[str, Any]) -> Answer:
     )
 
 
-def key_chunk(kind: KeyType, ids: Sequence[str], identity: str, key_of: Callable[[str], Key]) -> KeyChunk:
+def chunk_of_ids(kind: KeyType, ids: Sequence[str], identity: str, key_of: Callable[[str], Key]) -> KeyChunk:
     """Return ids as keys: in bulk where each is of the usual form of its type, else one by one, which raises KeyMisfit."""
     if kind is KeyType.INT:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -16,24 +16,12 @@ from gapwatch.core.sweep_contents import PageContents, cut
 from gapwatch.errors import KeyMisfit, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldType, PipelineSpec
 from gapwatch.model.stream import Side
-from gapwatch.ports import (
-    ABSENT,
-    Clock,
-    ContentChunk,
-    DatasetInfo,
-    Key,
-    KeyChunk,
-    Read,
-    ScanChunk,
-    StoredRecord,
-    Unread,
-    keys_of,
-    no_changed_at,
-)
+from gapwatch.ports import ABSENT, Clock, ContentChunk, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread
+from gapwatch.scans import keys_of, no_changed_at
 from gapwatch_connectors.opensearch.connection import Json, Search, error_type, path
 from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset, Index
 from gapwatch_connectors.opensearch.keys import ID, DocumentIds
-from gapwatch_connectors.opensearch.pages import ID_FIELDS, IDS, Answer, key_chunk, of_hits, of_ids
+from gapwatch_connectors.opensearch.pages import ID_FIELDS, IDS, Answer, chunk_of_ids, of_hits, of_ids
 
 GETS_PER_REQUEST: Final = 500
 PAGE_MAX: Final = 10_000  # the server's index.max_result_window
@@ -187,34 +175,37 @@ class OpenSearchReader:
         chunk: int = PAGE_MAX,
     ) -> AsyncIterator[ScanChunk]:
         """Read shard by shard; a shard that did not answer whole, or another index under the name, ends the scan incomplete."""
-        async for found in self._scan(content=content, cursor=cursor, chunk=chunk, only=[]):
-            records = [r for r in found.records if (lower is None or r.key >= lower) and (upper is None or r.key < upper)]
-            yield replace(found, records=records)
+        async with aclosing(self._scan(content=content, cursor=cursor, chunk=chunk, only=[])) as chunks:
+            async for found in chunks:
+                records = [r for r in found.records if (lower is None or r.key >= lower) and (upper is None or r.key < upper)]
+                yield replace(found, records=records)
 
     async def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
         """Read shard by shard, in the order of ``_seq_no``, what has a later time in ``changed_at``: a field of type date."""
         if not self._changed_at:
             raise no_changed_at(self._store, self._dataset.name)
         only = [{"range": {self._changed_at: {"gte": since.isoformat(), "format": "strict_date_optional_time"}}}]
-        async for found in self._scan(content=False, cursor=cursor, chunk=chunk, only=only):
-            yield found
+        async with aclosing(self._scan(content=False, cursor=cursor, chunk=chunk, only=only)) as chunks:
+            async for found in chunks:
+                yield found
 
-    async def _scan(self, *, content: bool, cursor: Any, chunk: int, only: Sequence[Json]) -> AsyncIterator[ScanChunk]:
+    async def _scan(self, *, content: bool, cursor: Any, chunk: int, only: Sequence[Json]) -> AsyncGenerator[ScanChunk]:
         body: dict[str, Any] = {
             "seq_no_primary_term": True,
             "version": True,
             "_source": self._source if content else self._beside or False,
         }
-        async for page in self._pages(body, cursor, min(chunk, PAGE_MAX), only=only):
-            records: list[StoredRecord] = []
-            try:
-                records = [self._scanned(hit) for hit in page.hits]
-            except (StoreError, KeyMisfit) as error:
-                yield ScanChunk(records=(), cursor=page.before, identity=page.identity, complete=False, reason=error.message)
-                return
-            yield ScanChunk(
-                records=records, cursor=page.cursor, identity=page.identity, complete=not page.reason, reason=page.reason
-            )
+        async with aclosing(self._pages(body, cursor, min(chunk, PAGE_MAX), only=only)) as pages:
+            async for page in pages:
+                records: list[StoredRecord] = []
+                try:
+                    records = [self._scanned(hit) for hit in page.hits]
+                except (StoreError, KeyMisfit) as error:
+                    yield ScanChunk(records=(), cursor=page.before, identity=page.identity, complete=False, reason=error.message)
+                    return
+                yield ScanChunk(
+                    records=records, cursor=page.cursor, identity=page.identity, complete=not page.reason, reason=page.reason
+                )
 
     async def scan_contents(
         self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
@@ -224,31 +215,32 @@ class OpenSearchReader:
         paths = mapping.side(side).paths
         versioned = self._versioned and VERSION in paths
         body = {"_source": self._source, "version": versioned}
-        async for page in self._pages(body, None, min(chunk, PAGE_MAX)):
-            try:
-                for hit in page.hits:
-                    self._check_routing(hit["_id"], hit.get("_routing"))
-                keys = key_chunk(self._kind, [hit["_id"] for hit in page.hits], page.identity, self._ids.of)
+        async with aclosing(self._pages(body, None, min(chunk, PAGE_MAX))) as pages:
+            async for page in pages:
+                try:
+                    for hit in page.hits:
+                        self._check_routing(hit["_id"], hit.get("_routing"))
+                    keys = chunk_of_ids(self._kind, [hit["_id"] for hit in page.hits], page.identity, self._ids.of)
+                    if lower is not None or upper is not None:
+                        keys = KeyChunk(identity=page.identity, keys=[self._ids.of(hit["_id"]) for hit in page.hits])
+                except (StoreError, KeyMisfit) as error:
+                    failed = KeyChunk(identity=page.identity, complete=False, reason=error.message)
+                    yield ContentChunk(keys=failed, contents=contents.contents((), 0))
+                    return
+                documents = [hit.get("_source", {}) for hit in page.hits]
+                if ID in paths:
+                    documents = [{ID: hit["_id"], **one} for hit, one in zip(page.hits, documents, strict=True)]
+                if versioned:
+                    documents = [{**one, VERSION: hit[VERSION]} for hit, one in zip(page.hits, documents, strict=True)]
+                found = contents.contents(contents.columns(documents), len(documents))
                 if lower is not None or upper is not None:
-                    keys = KeyChunk(identity=page.identity, keys=[self._ids.of(hit["_id"]) for hit in page.hits])
-            except (StoreError, KeyMisfit) as error:
-                failed = KeyChunk(identity=page.identity, complete=False, reason=error.message)
-                yield ContentChunk(keys=failed, contents=contents.contents((), 0))
-                return
-            documents = [hit.get("_source", {}) for hit in page.hits]
-            if ID in paths:
-                documents = [{ID: hit["_id"], **one} for hit, one in zip(page.hits, documents, strict=True)]
-            if versioned:
-                documents = [{**one, VERSION: hit[VERSION]} for hit, one in zip(page.hits, documents, strict=True)]
-            found = contents.contents(contents.columns(documents), len(documents))
-            if lower is not None or upper is not None:
-                inside, found = cut(self._ids.codec, keys.keys, found, lower, upper)
-                keys = replace(keys, keys=list(inside))
-            yield ContentChunk(keys=replace(keys, complete=not page.reason, reason=page.reason), contents=found)
+                    inside, found = cut(self._ids.codec, keys.keys, found, lower, upper)
+                    keys = replace(keys, keys=list(inside))
+                yield ContentChunk(keys=replace(keys, complete=not page.reason, reason=page.reason), contents=found)
 
     async def _pages(
         self, body: Mapping[str, Any], cursor: Any, size: int, *, only: Sequence[Json] = (), ids: bool = False
-    ) -> AsyncIterator[_Page]:
+    ) -> AsyncGenerator[_Page]:
         """Yield pages of hits, at last one without any; where something was not read, that one says what.
 
         Nothing goes on from the cursor of a scan of ids, so it takes them in the order that costs the server least.
@@ -265,16 +257,17 @@ class OpenSearchReader:
                 query = {"bool": {"filter": [{"range": {"_seq_no": {"gt": at[1]}}}, *only]}}
                 order = {"sort": ["_shard_doc"]} if ids else {"sort": IN_ORDER, "query": query}
                 search = {**body, **order, "size": size}
-                async for answer in self._shard(index, shard, search, ids=ids):
-                    before, at = at, (shard, answer.last)
-                    yield _Page(hits=answer.hits, before=before, cursor=at, identity=identity)
+                async with aclosing(self._shard(index, shard, search, ids=ids)) as answers:
+                    async for answer in answers:
+                        before, at = at, (shard, answer.last)
+                        yield _Page(hits=answer.hits, before=before, cursor=at, identity=identity)
                 if (await self._dataset.resolve()).uuid != identity:
                     raise StoreRefused(f"{self._dataset.name} was created anew during the scan.", store=self._store)
             yield _Page(hits=(), before=at, cursor=(index.shards, -1), identity=identity)
         except StoreError as error:
             yield _Page(hits=(), before=at, cursor=at, identity=identity, reason=error.message)
 
-    async def _shard(self, index: Index, shard: int, body: dict[str, Any], *, ids: bool) -> AsyncIterator[Answer]:
+    async def _shard(self, index: Index, shard: int, body: dict[str, Any], *, ids: bool) -> AsyncGenerator[Answer]:
         """Yield the pages of one primary. Raises StoreUnreachable where they are not all that it holds."""
         params: dict[str, Any] = {"allow_partial_search_results": False} | ({"filter_path": ID_FIELDS} if ids else {})
         async with self._point_in_time(index, shard) as point:
@@ -331,19 +324,21 @@ class OpenSearchReader:
     ) -> AsyncIterator[KeyChunk]:
         """Read ids alone, in bulk where all are wanted."""
         if lower is not None or upper is not None:
-            async for found in keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=chunk)):
-                yield found
+            async with aclosing(keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=chunk))) as chunks:
+                async for found in chunks:
+                    yield found
             return
-        async for page in self._pages({"_source": False}, None, min(chunk, PAGE_MAX), ids=True):
-            try:
-                for hit in page.hits:
-                    if hit.routing is not None:
-                        self._check_routing(hit.id, hit.routing)
-                keys = key_chunk(self._kind, [hit.id for hit in page.hits], page.identity, self._ids.of)
-            except (StoreError, KeyMisfit) as error:
-                yield KeyChunk(identity=page.identity, complete=False, reason=error.message)
-                return
-            yield replace(keys, complete=not page.reason, reason=page.reason)
+        async with aclosing(self._pages({"_source": False}, None, min(chunk, PAGE_MAX), ids=True)) as pages:
+            async for page in pages:
+                try:
+                    for hit in page.hits:
+                        if hit.routing is not None:
+                            self._check_routing(hit.id, hit.routing)
+                    keys = chunk_of_ids(self._kind, [hit.id for hit in page.hits], page.identity, self._ids.of)
+                except (StoreError, KeyMisfit) as error:
+                    yield KeyChunk(identity=page.identity, complete=False, reason=error.message)
+                    return
+                yield replace(keys, complete=not page.reason, reason=page.reason)
 
     async def is_empty(self) -> bool:
         """Count on every primary: a search that finds nothing proves nothing."""

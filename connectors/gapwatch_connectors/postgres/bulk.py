@@ -32,13 +32,13 @@ class BulkColumn:
     type: KeyType
     end: bytes = b""
 
-    def chunk(self, identity: str, joined: bytes) -> KeyChunk:
-        """Return the keys of a page, in its order."""
+    def chunk(self, identity: str, joined: bytes | None) -> KeyChunk:
+        """Return the keys of a page, in its order; None stands for a page without any."""
         if self.type is KeyType.TEXT:
-            return KeyChunk(identity=identity, texts=joined + self.end if joined else b"")
+            return KeyChunk(identity=identity, texts=b"" if joined is None else joined + self.end)
         if self.type is KeyType.INT:
-            return KeyChunk(identity=identity, block=np.frombuffer(joined, dtype=">i8").astype(np.int64))
-        return KeyChunk(identity=identity, block=np.frombuffer(joined, dtype="S16"))
+            return KeyChunk(identity=identity, block=np.frombuffer(joined or b"", dtype=">i8").astype(np.int64))
+        return KeyChunk(identity=identity, block=np.frombuffer(joined or b"", dtype="S16"))
 
     def cursor(self, page: KeyChunk) -> int | UUID | str:
         """Return what the next page's keys are greater than."""

@@ -25,7 +25,8 @@ from gapwatch.core.values import Instant
 from gapwatch.errors import KeyMisfit, StoreError
 from gapwatch.model.pipeline import FieldSpec, FieldType, KeyType
 from gapwatch.model.stream import Side
-from gapwatch.ports import ContentChunk, Key, KeyChunk, contents_of, key_chunk
+from gapwatch.ports import ContentChunk, Key, KeyChunk
+from gapwatch.scans import contents_of, key_chunk
 from gapwatch_connectors.postgres.catalogue import Column, Table
 from gapwatch_connectors.postgres.connection import Connection
 from gapwatch_connectors.postgres.lookups import plain

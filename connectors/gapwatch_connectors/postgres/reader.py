@@ -28,9 +28,8 @@ from gapwatch.ports import (
     ScanChunk,
     StoredRecord,
     Unread,
-    keys_of,
-    no_changed_at,
 )
+from gapwatch.scans import keys_of, no_changed_at
 from gapwatch_connectors.postgres.bulk import BulkColumn, bulk_column
 from gapwatch_connectors.postgres.catalogue import Table, read_identity, read_table
 from gapwatch_connectors.postgres.connection import PAGE_SECONDS, Connection, Connections
@@ -326,7 +325,7 @@ class PostgresReader:
             await _primary(connection, self._store)
             found = await self._rows(connection, query, [value for _, value in ends], binary=True)
             await self._same(connection, table)
-        return column.chunk(table.identity, found[0][0] or b"")
+        return column.chunk(table.identity, found[0][0])
 
     async def _same(self, connection: Connection, table: Table) -> None:
         """Raise StoreRefused where the table is no longer the one whose scan began."""

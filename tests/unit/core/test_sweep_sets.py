@@ -10,45 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapwatch.core.keys import KeyCodec
-from gapwatch.core.sweep_sets import Array, KeyForm, OrderedDifference, OutOfOrderError, digests, objects
-from gapwatch.model.pipeline import KeyColumn, KeyType
+from gapwatch.core.sweep_sets import Array, KeyForm, OrderedDifference, OutOfOrderError
 from gapwatch.model.stream import Side
-
-Rows = dict[bytes, bytes]
-
-
-def codec(*kinds: KeyType) -> KeyCodec:
-    return KeyCodec([KeyColumn(path=f"k{number}", type=kind) for number, kind in enumerate(kinds)])
-
-
-CODECS = {
-    "int": (codec(KeyType.INT), st.tuples(st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300))),
-    "uuid": (codec(KeyType.UUID), st.tuples(st.binary(min_size=16, max_size=16) | st.just(bytes(16)))),
-    "objectid": (codec(KeyType.OBJECTID), st.tuples(st.binary(min_size=12, max_size=12))),
-    "two ints": (codec(KeyType.INT, KeyType.INT), st.tuples(st.integers(-70_000, 70_000), st.integers(-300, 300))),
-    "text": (codec(KeyType.TEXT), st.tuples(st.text(max_size=4))),
-}
-
-
-@st.composite
-def pairs(draw: st.DrawFn, name: str) -> tuple[KeyCodec, Rows, Rows]:
-    """Draw two sides that share most keys."""
-    made, values = CODECS[name]
-    keys = st.builds(made.encode, values)
-    contents = st.sampled_from([b"a" * 16, b"b" * 16, b"\0" * 16])
-    common = draw(st.dictionaries(keys, contents, max_size=30))
-    source, target = draw(st.dictionaries(keys, contents, max_size=5)), draw(st.dictionaries(keys, contents, max_size=5))
-    return made, {**common, **source}, {**common, **target}
-
-
-def expected(source: Rows, target: Rows) -> tuple[set[bytes], set[bytes], set[bytes]]:
-    common = source.keys() & target.keys()
-    return source.keys() - target.keys(), target.keys() - source.keys(), {key for key in common if source[key] != target[key]}
-
-
-def equal(one: object, other: object) -> bool:
-    return one == other
+from tests.unit.core.sweep_rows import CODECS, Rows, as_digests, as_objects, equal, expected, pairs
 
 
 def cut(rows: Rows, sizes: Random) -> list[list[bytes]]:
@@ -58,14 +22,6 @@ def cut(rows: Rows, sizes: Random) -> list[list[bytes]]:
         blocks.append(keys[:size])
         keys = keys[size:]
     return blocks
-
-
-def as_digests(rows: Rows, keys: list[bytes]) -> Array:
-    return digests([rows[key] for key in keys])
-
-
-def as_objects(rows: Rows, keys: list[bytes]) -> Array:
-    return objects([(rows[key], ("1",)) for key in keys])
 
 
 @pytest.mark.parametrize("name", ["int", "uuid", "objectid", "two ints"])

@@ -24,9 +24,9 @@ from gapwatch.ports import (
     TargetWriter,
     WriteItem,
     WriteResult,
-    contents_in,
 )
 from gapwatch.roles.stores import PipelineStores, StoreProvider
+from gapwatch.scans import contents_in
 
 Count = Callable[[str, str, str], None]  # store, purpose, pipeline
 

@@ -16,9 +16,10 @@ from gapwatch.core.sweep import Mark
 from gapwatch.core.sweep_buckets import block_of_bulk, blocks_of, blocks_of_texts
 from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, ContentChunk, Key, KeyChunk, contents_in
+from gapwatch.ports import Clock, ContentChunk, Key, KeyChunk
 from gapwatch.roles.repair.spool import Spool
 from gapwatch.roles.stores import PipelineStores
+from gapwatch.scans import contents_in
 
 KEYS_PER_CHUNK: Final = 50_000
 RECORDS_PER_CHUNK: Final = 5_000
