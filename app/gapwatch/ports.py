@@ -339,6 +339,7 @@ class GapChange:
     against: int | None
     event: str  # opened | updated | resolved | acknowledged | snoozed | reopened | repairing | repair_refused
     actor: str = "gapwatch"
+    state_only: bool = False  # nothing differs from what was read but state, resolved_at, resolution, note and revision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
+
+import msgspec
 
 from gapwatch.core.gaps import tables_of
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, RepairRecord, Run
 from gapwatch.model.view import FeedView, PipelineView, Totals
 
 SCHEMA_VERSION = 1
+_PLAIN = frozenset({str, int, bool, type(None)})
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 EVENTS = frozenset({"opened", "updated", "resolved", "acknowledged", "snoozed", "reopened", "repairing", "repair_refused"})
 
 
 def rfc3339(time: datetime | None) -> str | None:
     """Return an aware `time` as RFC 3339 in UTC, as precise as it is (milliseconds at least), or None."""
-    if time is None:
-        return None
+    return None if time is None else _rfc3339(time)
+
+
+@lru_cache(maxsize=4_096)  # the gaps of one batch share their times
+def _rfc3339(time: datetime) -> str:
     assert time.tzinfo is not None, "times are aware"
     utc = time.astimezone(UTC)
     return utc.isoformat(timespec="microseconds" if utc.microsecond % 1000 else "milliseconds").replace("+00:00", "Z")
@@ -34,6 +42,8 @@ def rfc3339(time: datetime | None) -> str | None:
 
 def plain(value: Any) -> Any:
     """Return `value` made of JSON types only: exact decimals and odd floats as text, bytes in hex, times as RFC 3339."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Enum):
         return plain(value.value)
     if value is None or isinstance(value, bool | int | str):
@@ -45,7 +55,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).hex()
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): item if type(item) in _PLAIN else plain(item) for name, item in value.items()}
     if isinstance(value, AbstractSet):
         return sorted((plain(item) for item in value), key=str)
     if isinstance(value, Sequence):
@@ -200,7 +210,7 @@ def gap_event(gap: Gap, event: str, at: datetime) -> dict[str, Any]:
     return {
         "specversion": "1.0",
         "id": f"{gap.id}/{gap.revision}",
-        "source": f"/gapwatch/pipelines/{quote(gap.pipeline, safe='')}",
+        "source": _source(gap.pipeline),
         "type": f"gapwatch.gap.{event}.v1",
         "subject": gap.id,
         "time": rfc3339(at),
@@ -209,9 +219,36 @@ def gap_event(gap: Gap, event: str, at: datetime) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=256)
+def _source(pipeline: str) -> str:
+    return f"/gapwatch/pipelines/{quote(pipeline, safe='')}"
+
+
 def encode(record: Mapping[str, Any]) -> bytes:
     """Return a record as compact UTF-8 JSON."""
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    return _json(record).encode("utf-8", "replace")
+
+
+def gap_event_bytes(gap: Gap, event: str, at: datetime) -> bytes:
+    """Return :func:`gap_event` exactly as :func:`encode` does; msgspec, ten times as fast, spells all but floats alike."""
+    record = gap_event(gap, event, at)
+    data = record["data"]
+    if not _has_float(data["key"].values()) and not _has_float(data["evidence"]):
+        try:
+            return msgspec.json.encode(record)
+        except UnicodeEncodeError:  # a lone surrogate
+            pass
+    return encode(record)
+
+
+def _has_float(values: Iterable[Any]) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind is float:
+            return True
+        if (kind is dict and _has_float(value.values())) or (kind is list and _has_float(value)):
+            return True
+    return False
 
 
 def _feed_record(feed: FeedView) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, Select, bindparam, case, delete, func, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from gapwatch.core.reports import encode, gap_event, rfc3339
+from gapwatch.core.reports import gap_event_bytes, rfc3339
 from gapwatch.errors import UsageError
+from gapwatch.ledger.bulk import ROWS_AT_ONCE_MAX
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
@@ -21,18 +22,20 @@ from gapwatch.ledger.types import UtcTime, from_us, key_hash, to_us
 from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapSummary, Kind, Resolution, State
 from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
 
-ROWS_PER_CHANGE: Final = 3
-CHANGES_PER_TRANSACTION_MAX: Final = ROWS_PER_TRANSACTION_MAX // ROWS_PER_CHANGE - 10  # the totals' rows are a few more
+ROWS_PER_CHANGE: Final = 3  # and a few for all of them: the totals'
+CHANGES_PER_TRANSACTION_MAX: Final = ROWS_AT_ONCE_MAX // ROWS_PER_CHANGE
 PAGE_MAX: Final = 1_000
 KEYS_PER_QUERY: Final = 500
 ALERTING: Final = frozenset({State.OPEN, State.REPAIRING})
+
+Totals = dict[tuple[str, str, str, str], int]  # what, pipeline, label, detector
 
 
 class GapQueries(LedgerPart):
     """Implements the gap and outbox methods of :class:`gapwatch.ports.Ledger`."""
 
     def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:
-        """Store each change with its life row and its outbox row in one transaction (at most 500 rows in each).
+        """Store each change with its life row and its outbox row in one transaction (a bounded number in each).
 
         Returns, per change and in order, whether it stands: False where the gap's revision was overtaken, where a new gap's id
         exists, or where the key has another open gap.
@@ -44,11 +47,38 @@ class GapQueries(LedgerPart):
 
     def _store(self, connection: Connection, changes: Sequence[GapChange]) -> list[bool]:
         at = from_us(self._db.now_us(connection))
+        # In one order everywhere, so that two writers wait for each other instead of locking each other out.
+        order = sorted(range(len(changes)), key=lambda index: _order(changes[index].gap))
+        if self._at_once(connection, [changes[index] for index in order]):
+            stood, totals = [True] * len(changes), _totals(changes)
+        else:
+            stood, totals = self._one_by_one(connection, changes, order)
+        self._tell(connection, [change for change, stands in zip(changes, stood, strict=True) if stands], at)
+        self._add_totals(connection, totals)
+        return stood
+
+    def _at_once(self, connection: Connection, changes: Sequence[GapChange]) -> bool:
+        """Store changes of one sort by one statement; False, and nothing is stored, unless every single one stands."""
+        if len({change.gap.id for change in changes}) < len(changes):
+            return False
+        sorts = {(change.against is None, change.state_only) for change in changes}
+        if len(sorts) != 1:
+            return False
+        [(is_new, state_only)] = sorts
+        with connection.begin_nested() as savepoint:
+            if is_new:
+                number = self._bulk.open(connection, [change.gap for change in changes])
+            else:
+                number = (self._bulk.change_state if state_only else self._bulk.change)(connection, changes)
+            if number != len(changes):
+                savepoint.rollback()
+        return number == len(changes)
+
+    def _one_by_one(self, connection: Connection, changes: Sequence[GapChange], left: Sequence[int]) -> tuple[list[bool], Totals]:
+        """Store what stands, in turns of one change a gap; return what does, and what is to be counted."""
         known = self._locked(connection, [change.gap.id for change in changes if change.against is not None])
         stood = [False] * len(changes)
-        totals: dict[tuple[str, str, str, str], int] = {}
-        # In one order everywhere, so that two writers wait for each other instead of locking each other out.
-        left = sorted(range(len(changes)), key=lambda index: _order(changes[index].gap))
+        totals: Totals = {}
         while left:
             turn = _one_of_each(changes, left)
             left = [index for index in left if index not in turn]
@@ -58,9 +88,7 @@ class GapQueries(LedgerPart):
                 stood[index] = True
                 known[change.gap.id] = (change.gap.revision, change.gap.state.value)
                 _count(totals, change, before[1] if before else None)
-        self._tell(connection, [change for change, stands in zip(changes, stood, strict=True) if stands], at)
-        self._add_totals(connection, totals)
-        return stood
+        return stood, totals
 
     def _take(
         self,
@@ -108,26 +136,9 @@ class GapQueries(LedgerPart):
         """Write the life rows and the outbox rows of what stands, of each gap in the order of its changes."""
         if not changes:
             return
-        life = [
-            {
-                "gap_id": change.gap.id,
-                "at": at,
-                "event": change.event,
-                "actor": change.actor,
-                "revision": change.gap.revision,
-                "kind": change.gap.kind.value,
-                "cause": change.gap.cause.value,
-                "state": change.gap.state.value,
-                "resolution": change.gap.resolution.value if change.gap.resolution else None,
-                "note": change.gap.note,
-            }
-            for change in changes
-        ]
-        told = [{"key": change.gap.id, "payload": encode(gap_event(change.gap, change.event, at))} for change in changes]
-        connection.execute(gap_life.insert(), life)
-        connection.execute(outbox.insert(), told)
+        self._bulk.tell(connection, changes, [gap_event_bytes(one.gap, one.event, at) for one in changes], at)
 
-    def _add_totals(self, connection: Connection, totals: Mapping[tuple[str, str, str, str], int]) -> None:
+    def _add_totals(self, connection: Connection, totals: Totals) -> None:
         for (what, pipeline, label, detector), number in sorted(totals.items()):
             statement = self._db.insert(gap_totals).values(
                 what=what, pipeline=pipeline, label=label, detector=detector, total=number
@@ -312,7 +323,15 @@ def _order(gap: Gap) -> tuple[str, bytes, str]:
     return gap.pipeline, key_hash(gap.key), gap.id
 
 
-def _count(totals: dict[tuple[str, str, str, str], int], change: GapChange, state_before: str | None) -> None:
+def _totals(changes: Sequence[GapChange]) -> Totals:
+    """Count changes that all stand: of new gaps, and of gaps that were open."""
+    totals: Totals = {}
+    for change in changes:
+        _count(totals, change, None if change.against is None else State.OPEN.value)
+    return totals
+
+
+def _count(totals: Totals, change: GapChange, state_before: str | None) -> None:
     gap = change.gap
     is_open, was_open = gap.state is not State.RESOLVED, state_before not in (None, State.RESOLVED)
     if is_open and not was_open:  # not what is on record only, and asks for nothing

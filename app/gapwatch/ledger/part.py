@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from gapwatch.ledger.bulk import Bulk
 from gapwatch.ledger.database import Database
 
 T = TypeVar("T")
@@ -15,6 +16,7 @@ class LedgerPart:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._bulk = Bulk(database)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

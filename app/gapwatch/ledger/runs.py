@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, and_, or_, select, update
 
 from gapwatch.errors import ConflictError, NotFoundError
-from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
+from gapwatch.ledger.bulk import ROWS_AT_ONCE_MAX
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import audit, runs
 from gapwatch.ledger.types import from_us, key_hash
@@ -155,9 +155,8 @@ class RunQueries(LedgerPart):
 
     def audit(self, rows: Sequence[AuditRow]) -> None:
         """Append; a row whose id is there already is the same row once more, and changes nothing."""
-        for part in chunks(rows, ROWS_PER_TRANSACTION_MAX):
-            statement, values = self._db.insert(audit).on_conflict_do_nothing(), [_audit_columns(row) for row in part]
-            self._db.write(lambda connection, run=(statement, values): connection.execute(*run))  # type: ignore[misc]
+        for part in chunks(rows, ROWS_AT_ONCE_MAX):
+            self._db.write(lambda connection, part=part: self._bulk.audit(connection, part))  # type: ignore[misc]
 
     def audit_rows(
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100
@@ -209,25 +208,6 @@ def _run(row: Row[Any]) -> Run:
         cursor=row.cursor,
         cancel_requested=row.cancel_requested,
     )
-
-
-def _audit_columns(row: AuditRow) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "at": row.at,
-        "actor": row.actor,
-        "action": row.action,
-        "pipeline": row.pipeline,
-        "key": row.key,
-        "key_hash": None if row.key is None else key_hash(row.key),
-        "key_fields": row.key_fields,
-        "run_id": row.run_id,
-        "gap_id": row.gap_id,
-        "outcome": row.outcome,
-        "before": row.before,
-        "after": row.after,
-        "reason": row.reason,
-    }
 
 
 def _audit_row(row: Row[Any]) -> AuditRow:

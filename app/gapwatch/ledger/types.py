@@ -58,9 +58,14 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None:
-            return None
-        return value.replace("\x00", "\u2400").encode("utf-8", "replace").decode()
+        return words(value)
+
+
+def words(value: str | None) -> str | None:
+    """Return a text as every database can hold it."""
+    if value is None or value.isascii() and "\x00" not in value:
+        return value
+    return value.replace("\x00", "\u2400").encode("utf-8", "replace").decode()
 
 
 def serial() -> TypeEngine[int]:

@@ -119,6 +119,7 @@ class Backfiller:
             delivered=lambda: self._on.delivered(spec.id),
             clock=self._on.clock,
             batch=spec.sweep.batch.documents,
+            digests=work.mode is not RepairMode.DIRECT,  # else it is asked for by them
         )
         for key in work.gaps:
             judge.add(key, proof=proof_of(work.held[key]) if key in work.held else None)
@@ -152,7 +153,7 @@ class Backfiller:
         old = {item.case.key for item in decided if clock.now_ms() - item.reads.reads.started_ms > FRESH_MILLISECONDS}
         if not old:
             return list(decided)
-        batch = await read_batch(work.stores, old, clock)
+        batch = await read_batch(work.stores, old, clock, digested=() if work.mode is RepairMode.DIRECT else None)
         standing: list[Decided] = []
         for item in decided:
             key = item.case.key

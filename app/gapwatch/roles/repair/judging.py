@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from gapwatch.core.confirm import (
     Judgement,
@@ -65,13 +66,17 @@ class KeyJudge:
         delivered: Callable[[], Delivered],
         clock: Clock,
         batch: int = KEYS_PER_BATCH_MAX,
+        digests: bool = True,
     ) -> None:
+        """``digests``: whether rows without a document are wanted in canonical form; keys with a suspect always have it."""
         self._stores = stores
         self._grace_ms = grace_ms
         self._delivered = delivered
         self._clock = clock
         self._batch = batch
+        self._digests = digests
         self._cases: dict[Key, Case] = {}
+        self._turns: dict[int, dict[Key, Case]] = {}  # by ``not_before_ms``: what is due must not cost a look at every key
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -93,27 +98,52 @@ class KeyJudge:
         """
         case = self._cases.get(key)
         if case is None:
-            self._cases[key] = _proven(key, proof) if proof is not None else Case(key=key, suspect=suspect)
+            self._put(_proven(key, proof) if proof is not None else Case(key=key, suspect=suspect))
             return
         if suspect is not None:
             is_other = case.suspect is None or case.suspect.id != suspect.id
             case.suspect = suspect
             if is_other and case.waits_for_ms == 0:  # a wait that has begun is never cut short: it is what proves a difference
-                case.not_before_ms = 0
+                self._move(case, 0)
 
     def again(self, decided: Decided) -> None:
         """Put a key back that was decided: it is read once more, and what was learnt of its source is kept."""
-        self._cases.setdefault(decided.case.key, decided.case)
+        if decided.case.key not in self._cases:
+            self._put(decided.case)
 
     def drop(self, key: Key) -> None:
-        self._cases.pop(key, None)
+        case = self._cases.pop(key, None)
+        if case is not None:
+            self._take_out(case)
+
+    def _put(self, case: Case) -> None:
+        self._cases[case.key] = case
+        self._turns.setdefault(case.not_before_ms, {})[case.key] = case
+
+    def _take_out(self, case: Case) -> None:
+        turn = self._turns[case.not_before_ms]
+        del turn[case.key]
+        if not turn:
+            del self._turns[case.not_before_ms]
+
+    def _move(self, case: Case, not_before_ms: int) -> None:
+        if self._cases.get(case.key) is not case:  # dropped while it was read
+            return
+        self._take_out(case)
+        case.not_before_ms = not_before_ms
+        self._put(case)
 
     def due(self) -> list[Case]:
         """Return the keys that may be read now, oldest first, at most one batch."""
         now = self._clock.now_ms()
         delivered = self._delivered()
-        ready = (case for case in self._cases.values() if case.not_before_ms <= now and _delivery_passed(case, delivered))
-        return sorted(ready, key=lambda case: case.not_before_ms)[: self._batch]
+        ready = (
+            case
+            for turn in sorted(turn for turn in self._turns if turn <= now)
+            for case in self._turns[turn].values()
+            if _delivery_passed(case, delivered)
+        )
+        return list(islice(ready, self._batch))
 
     async def step(self) -> Sequence[Decided]:
         """Read one batch of due keys and judge them; decided keys leave the queue. Empty when nothing was due.
@@ -125,7 +155,8 @@ class KeyJudge:
             return ()
         stores = await self._stores()
         asked = {case.key: case.suspect for case in cases}
-        batch = await read_batch(stores, [case.key for case in cases], self._clock)
+        digested = None if self._digests else {key for key, suspect in asked.items() if suspect is not None}
+        batch = await read_batch(stores, list(asked), self._clock, digested=digested)
         decided = []
         for case in cases:
             if case.suspect is not asked[case.key]:
@@ -143,7 +174,7 @@ class KeyJudge:
             if isinstance(judgement, WaitAndReadAgain | Retry):
                 self._postpone(case, judgement)
             elif self._cases.get(case.key) is case:
-                del self._cases[case.key]
+                self.drop(case.key)
                 decided.append(Decided(case=case, judgement=judgement, reads=key_reads))
         return decided
 
@@ -157,11 +188,11 @@ class KeyJudge:
         if isinstance(judgement, Retry):
             case.unread = judgement.reason
             pause = min(RETRY_SECONDS_MAX, RETRY_SECONDS * 2 ** min(case.tries, 10))
-            case.not_before_ms = self._clock.now_ms() + int(pause * 1000)
+            self._move(case, self._clock.now_ms() + int(pause * 1000))
             return
         case.unread = ""
         case.waits_for_ms = judgement.since_ms
-        case.not_before_ms = judgement.since_ms + self._grace_ms()
+        self._move(case, judgement.since_ms + self._grace_ms())
 
 
 def _proven(key: Key, proof: Proof) -> Case:

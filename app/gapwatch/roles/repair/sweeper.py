@@ -134,6 +134,7 @@ class _Sweep:
             delivered=lambda: on.delivered(pipeline),
             clock=on.clock,
             batch=KEYS_PER_READ,
+            digests=False,
         )
         self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and self._scope is Scope.FULL)
         self._counts = {"source_keys": 0, "target_keys": 0, "differences": 0, "agreed_on_second_read": 0, "superseded": 0}

@@ -1,0 +1,162 @@
+"""Many rows by statements that are compiled once: what a sweep and a backfill store of a hundred thousand keys.
+
+Measured: with a dictionary a row, SQLAlchemy takes longer to make parameters of it than SQLite to store it. So rows are tuples
+here, in the order of their table's columns, made by hand into what ``types`` makes of each value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Table, bindparam, update
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+
+from gapwatch.ledger.database import Database
+from gapwatch.ledger.tables import RESOLVED, audit, gap_life, gaps, outbox
+from gapwatch.ledger.types import key_hash, to_us, words
+from gapwatch.model.gap import AuditRow, Gap
+from gapwatch.ports import GapChange
+
+Row = tuple[Any, ...]
+
+# Rows that one transaction appends or changes by these statements: some 0.1 s, for which other writers wait.
+ROWS_AT_ONCE_MAX: Final = 6_000
+
+_GUARD: Final = ("guard_id", "guard_revision")
+_GAP: Final = tuple(column.name for column in gaps.c)
+_LIFE: Final = tuple(column.name for column in gap_life.c if column.name != "id")
+_TOLD: Final = tuple(column.name for column in outbox.c if column.name != "id")
+_AUDIT: Final = tuple(column.name for column in audit.c if column.name != "number")
+_STATE: Final = ("state", "resolved_at", "resolution", "note", "revision")  # what a change of state alone may touch
+
+_Psycopg: Any = psycopg.dialect  # its constructor has no types
+_json = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class Bulk:
+    """The statements, for one kind of database. Each method returns how many rows it stored or changed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._open = self._insert(gaps, _GAP, once=True)
+        self._life = self._insert(gap_life, _LIFE)
+        self._outbox = self._insert(outbox, _TOLD)
+        self._audit = self._insert(audit, _AUDIT, once=True)
+        self._change = self._update(_GAP[1:])
+        self._change_state = self._update(_STATE)
+
+    def open(self, connection: Connection, opened: Sequence[Gap]) -> int:
+        """Insert gaps; not one whose id is known, or whose key has another open gap."""
+        return _run(connection, self._open, [_gap(gap) for gap in opened])
+
+    def change(self, connection: Connection, changes: Sequence[GapChange]) -> int:
+        """Update gaps that are not resolved, and have the revision that was read."""
+        return _run(connection, self._change, [(*_gap(one.gap)[1:], one.gap.id, one.against) for one in changes])
+
+    def change_state(self, connection: Connection, changes: Sequence[GapChange]) -> int:
+        """Do as :meth:`change` where nothing else may have changed: most indexes, and the evidence, are left alone."""
+        return _run(connection, self._change_state, [(*_state(one.gap), one.gap.id, one.against) for one in changes])
+
+    def tell(self, connection: Connection, changes: Sequence[GapChange], payloads: Sequence[bytes], at: datetime) -> None:
+        """Insert the life rows and the outbox rows of changes that stand."""
+        now = to_us(at)
+        _run(connection, self._life, [_life(change, now) for change in changes])
+        _run(connection, self._outbox, [(one.gap.id, payload) for one, payload in zip(changes, payloads, strict=True)])
+
+    def audit(self, connection: Connection, rows: Sequence[AuditRow]) -> int:
+        """Insert audit rows; not one whose id is known."""
+        return _run(connection, self._audit, [_audited(row) for row in rows])
+
+    def _insert(self, table: Table, names: Sequence[str], *, once: bool = False) -> str:
+        statement = self._database.insert(table).values({name: bindparam(name) for name in names}).inline()
+        return self._compiled(statement.on_conflict_do_nothing() if once else statement, names)
+
+    def _update(self, names: Sequence[str]) -> str:
+        guard: tuple[Any, Any] = bindparam(_GUARD[0]), bindparam(_GUARD[1])
+        statement = update(gaps).where(gaps.c.id == guard[0], gaps.c.revision == guard[1], gaps.c.state != RESOLVED)
+        return self._compiled(statement.values({name: bindparam(name) for name in names}), (*names, *_GUARD))
+
+    def _compiled(self, statement: Any, names: Sequence[str]) -> str:
+        positional: Any = sqlite.dialect(paramstyle="qmark") if self._database.is_sqlite else _Psycopg(paramstyle="format")
+        compiled = statement.compile(dialect=positional)
+        assert tuple(compiled.positiontup) == tuple(names), "the tuples are in the order of the statement"
+        return str(compiled)
+
+
+def _run(connection: Connection, statement: str, rows: list[Row]) -> int:
+    return connection.exec_driver_sql(statement, rows).rowcount if rows else 0
+
+
+def _gap(gap: Gap) -> Row:
+    return (
+        gap.id,
+        gap.pipeline,
+        gap.key,
+        key_hash(gap.key),
+        _json(gap.key_fields).decode(),
+        words(gap.target_id),
+        gap.kind.value,
+        gap.cause.value,
+        gap.state.value,
+        gap.detector.value,
+        _time(gap.event_time),
+        to_us(gap.first_seen),
+        to_us(gap.confirmed_at),
+        _time(gap.resolved_at),
+        gap.resolution.value if gap.resolution else None,
+        _json(gap.fields).decode(),
+        gap.occurrences,
+        _json(gap.evidence).decode(),
+        words(gap.note),
+        _json(gap.opened_by).decode() if gap.opened_by else None,
+        gap.revision,
+        _time(gap.held_since),
+    )
+
+
+def _state(gap: Gap) -> Row:
+    resolution = gap.resolution.value if gap.resolution else None
+    return gap.state.value, _time(gap.resolved_at), resolution, words(gap.note), gap.revision
+
+
+def _life(change: GapChange, at: int) -> Row:
+    gap = change.gap
+    return (
+        gap.id,
+        at,
+        change.event,
+        words(change.actor),
+        gap.revision,
+        gap.kind.value,
+        gap.cause.value,
+        gap.state.value,
+        gap.resolution.value if gap.resolution else None,
+        words(gap.note),
+    )
+
+
+def _audited(row: AuditRow) -> Row:
+    return (
+        row.id,
+        to_us(row.at),
+        words(row.actor),
+        row.action,
+        row.pipeline,
+        row.key,
+        None if row.key is None else key_hash(row.key),
+        None if row.key_fields is None else _json(row.key_fields).decode(),
+        row.run_id,
+        row.gap_id,
+        row.outcome,
+        words(row.before),
+        words(row.after),
+        words(row.reason),
+    )
+
+
+def _time(time: datetime | None) -> int | None:
+    return None if time is None else to_us(time)
