@@ -100,17 +100,18 @@ class KeyCodec:
 
     def decode(self, key: bytes) -> tuple[Any, ...]:
         """Return int, str (text, objectid as 24 hex digits), UUID, Decimal or bytes per column; KeyMisfit for other bytes."""
-        values = []
+        values: tuple[Any, ...] = ()
         at = 0
         try:
             for decoder in self._decoders:
                 value, at = decoder(key, at)
-                values.append(value)
+                values = (*values, value)
+            is_ours = at == len(key) and (self._encoders[0](value) if len(values) == 1 else self.encode(values)) == key
         except (IndexError, ValueError, ArithmeticError) as error:
             raise KeyMisfit(f"{key.hex()} is no key of this codec.") from error
-        if at != len(key) or self.encode(values) != key:
+        if not is_ours:
             raise KeyMisfit(f"{key.hex()} is no key of this codec.")
-        return tuple(values)
+        return values
 
     def fields(self, key: bytes) -> dict[str, Any]:
         """Return the key for people and JSON: column name → int or text (bytes as hex)."""

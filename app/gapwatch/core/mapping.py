@@ -148,13 +148,14 @@ class CompiledMapping:
 
     def canonical_source(self, fields: Mapping[str, Any]) -> Canonical:
         """Return the canonical form of a source row as its driver read it (nothing is masked: a placeholder is a value)."""
-        return self._canonical(self.source.parts(fields))
+        return self.canonical(self.source.parts(fields))
 
     def canonical_target(self, document: Mapping[str, Any]) -> Canonical:
         """Return the canonical form of a target document."""
-        return self._canonical(self.target.parts(document))
+        return self.canonical(self.target.parts(document))
 
-    def _canonical(self, parts: Sequence[Part]) -> Canonical:
+    def canonical(self, parts: Sequence[Part]) -> Canonical:
+        """Return the canonical form of a record from the canonical bytes of all fields in mapping order."""
         content = self.content(parts)
         return Canonical(
             digest=content.digest,

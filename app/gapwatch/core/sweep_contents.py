@@ -36,7 +36,7 @@ class PageContents:
         self._mapping = mapping
         self._forms = mapping.side(side).forms
         self._handed = tuple(handed) or (USUAL,) * len(self._forms)
-        self.columns = _ColumnsOf(mapping.side(side).paths)
+        self.columns = ColumnsOf(mapping.side(side).paths)
 
         def parts(places: Sequence[int], *, framed: bool) -> list[tuple[int, ColumnParts]]:
             return [
@@ -97,7 +97,7 @@ def cut(codec: KeyCodec, keys: Keys, contents: Array, lower: bytes | None, upper
     return [keys[at] for at in places], contents[places]
 
 
-class _ColumnsOf:
+class ColumnsOf:
     """Columns of documents: what each holds at the paths of the mapped fields."""
 
     def __init__(self, paths: Sequence[str]) -> None:

@@ -11,20 +11,22 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Table, bindparam, update
+from sqlalchemy import Connection, Table, bindparam, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
 from gapwatch.ledger.database import Database
 from gapwatch.ledger.tables import RESOLVED, audit, gap_life, gaps, outbox
-from gapwatch.ledger.types import key_hash, to_us, words
-from gapwatch.model.gap import AuditRow, Gap
+from gapwatch.ledger.types import from_us, key_hash, to_us, words
+from gapwatch.model.gap import AuditRow, Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.ports import GapChange
 
 Row = tuple[Any, ...]
 
 # Rows that one transaction appends or changes by these statements: some 0.1 s, for which other writers wait.
 ROWS_AT_ONCE_MAX: Final = 6_000
+
+FOUND_AT_ONCE: Final = 500  # look-ups in one query
 
 _GUARD: Final = ("guard_id", "guard_revision")
 _GAP: Final = tuple(column.name for column in gaps.c)
@@ -48,6 +50,20 @@ class Bulk:
         self._audit = self._insert(audit, _AUDIT, once=True)
         self._change = self._update(_GAP[1:])
         self._change_state = self._update(_STATE)
+        many: list[Any] = [bindparam(f"wanted_{number}") for number in range(FOUND_AT_ONCE)]
+        wanted, open_ones = [one.key for one in many], gaps.c.state != RESOLVED
+        self._by_id = self._compiled(select(gaps).where(gaps.c.id.in_(many)), wanted)
+        mine = gaps.c.pipeline == bindparam("mine")
+        self._open_by_key = self._compiled(select(gaps).where(mine, gaps.c.key_hash.in_(many), open_ones), ("mine", *wanted))
+
+    def by_id(self, connection: Connection, ids: Sequence[str]) -> list[Gap]:
+        """Return those of up to ``FOUND_AT_ONCE`` gaps that there are."""
+        return [gap_of_columns(row) for row in connection.exec_driver_sql(self._by_id, _padded(ids))] if ids else []
+
+    def open_by_key(self, connection: Connection, pipeline: str, keys: Sequence[bytes]) -> list[Gap]:
+        """Return the open gaps of up to ``FOUND_AT_ONCE`` keys."""
+        wanted = (pipeline, *_padded([key_hash(key) for key in keys])) if keys else ()
+        return [gap_of_columns(row) for row in connection.exec_driver_sql(self._open_by_key, wanted)] if keys else []
 
     def open(self, connection: Connection, opened: Sequence[Gap]) -> int:
         """Insert gaps; not one whose id is known, or whose key has another open gap."""
@@ -89,6 +105,47 @@ class Bulk:
 
 def _run(connection: Connection, statement: str, rows: list[Row]) -> int:
     return connection.exec_driver_sql(statement, rows).rowcount if rows else 0
+
+
+def _padded(wanted: Sequence[Any]) -> Row:
+    """Repeat the last one, so that the statement is the same however many there are."""
+    return (*wanted, *[wanted[-1]] * (FOUND_AT_ONCE - len(wanted)))
+
+
+def gap_of_columns(row: Sequence[Any]) -> Gap:
+    """Return the gap of a row as the driver reads it, with all columns of its table in their order."""
+    opened_by = _read(row[19])
+    return Gap(
+        id=row[0],
+        pipeline=row[1],
+        key=bytes(row[2]),
+        key_fields=_read(row[4]),
+        target_id=row[5],
+        kind=Kind(row[6]),
+        cause=Cause(row[7]),
+        state=State(row[8]),
+        detector=Detector(row[9]),
+        event_time=_instant(row[10]),
+        first_seen=from_us(row[11]),
+        confirmed_at=from_us(row[12]),
+        resolved_at=_instant(row[13]),
+        resolution=Resolution(row[14]) if row[14] else None,
+        fields=tuple(_read(row[15])),
+        occurrences=row[16],
+        evidence=tuple(_read(row[17])),
+        note=row[18],
+        opened_by=tuple(opened_by) if opened_by is not None else None,
+        revision=row[20],
+        held_since=_instant(row[21]),
+    )
+
+
+def _read(text: str | None) -> Any:
+    return None if text is None else msgspec.json.decode(text)
+
+
+def _instant(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else from_us(microseconds)
 
 
 def _gap(gap: Gap) -> Row:

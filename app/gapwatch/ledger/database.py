@@ -24,6 +24,8 @@ RETRY_PAUSE_SECONDS: Final = 0.02
 POOL_SIZE: Final = 4
 POOL_OVERFLOW: Final = 8
 STATEMENT_SECONDS: Final = 30
+CACHE_KIB: Final = 16 * 1024  # of one connection to SQLite: ids are spread over all pages of an index
+CHECKPOINT_PAGES: Final = 4_000  # of 4 KiB: how much SQLite's log may hold before it is written into the file
 
 T = TypeVar("T")
 
@@ -125,6 +127,8 @@ def _sqlite(url: URL, file: Path | None) -> Engine:
             cursor.execute("PRAGMA foreign_keys = ON")
             if file:
                 cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            cursor.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             cursor.execute("PRAGMA synchronous = FULL")  # a gap that was acknowledged survives a power cut
         finally:
             cursor.close()

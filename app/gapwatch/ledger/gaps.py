@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gapwatch.core.reports import gap_event_bytes, rfc3339
 from gapwatch.errors import UsageError
-from gapwatch.ledger.bulk import ROWS_AT_ONCE_MAX
+from gapwatch.ledger.bulk import FOUND_AT_ONCE, ROWS_AT_ONCE_MAX
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
@@ -25,7 +25,6 @@ from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
 ROWS_PER_CHANGE: Final = 3  # and a few for all of them: the totals'
 CHANGES_PER_TRANSACTION_MAX: Final = ROWS_AT_ONCE_MAX // ROWS_PER_CHANGE
 PAGE_MAX: Final = 1_000
-KEYS_PER_QUERY: Final = 500
 ALERTING: Final = frozenset({State.OPEN, State.REPAIRING})
 
 Totals = dict[tuple[str, str, str, str], int]  # what, pipeline, label, detector
@@ -156,20 +155,16 @@ class GapQueries(LedgerPart):
     def gaps_by_id(self, ids: Collection[str]) -> Mapping[str, Gap]:
         """Return those of the gaps that there are."""
         found: dict[str, Gap] = {}
-        for part in chunks(list(ids), KEYS_PER_QUERY):
-            query = select(gaps).where(gaps.c.id.in_(part))
-            rows = self._db.read(lambda connection, query=query: connection.execute(query).mappings().all())  # type: ignore[misc]
-            found.update((row["id"], gap_of(row)) for row in rows)
+        for part in chunks(list(ids), FOUND_AT_ONCE):
+            rows = self._db.read(lambda connection, part=part: self._bulk.by_id(connection, part))  # type: ignore[misc]
+            found.update((gap.id, gap) for gap in rows)
         return found
 
     def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]:
         found: dict[Key, Gap] = {}
-        for part in chunks(list(keys), KEYS_PER_QUERY):
-            query = select(gaps).where(
-                gaps.c.pipeline == pipeline, gaps.c.key_hash.in_([key_hash(key) for key in part]), gaps.c.state != RESOLVED
-            )
-            rows = self._db.read(lambda connection, query=query: connection.execute(query).mappings().all())  # type: ignore[misc]
-            found.update((bytes(row["key"]), gap_of(row)) for row in rows)
+        for part in chunks(list(keys), FOUND_AT_ONCE):
+            rows = self._db.read(lambda connection, part=part: self._bulk.open_by_key(connection, pipeline, part))  # type: ignore[misc]
+            found.update((gap.key, gap) for gap in rows)
         return found
 
     def gaps(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> Page:

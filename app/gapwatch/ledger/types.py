@@ -63,7 +63,7 @@ class Words(TypeDecorator[str]):
 
 def words(value: str | None) -> str | None:
     """Return a text as every database can hold it."""
-    if value is None or value.isascii() and "\x00" not in value:
+    if value is None or (value.isascii() and "\x00" not in value):
         return value
     return value.replace("\x00", "\u2400").encode("utf-8", "replace").decode()
 

@@ -133,9 +133,9 @@ class PostgresReader:
             rows = await self._rows(connection, self._by_key(names, lookups), parameters)
         found: dict[Key, list[StoredRecord]] = {}
         misfit = ""
-        for *values, revision in rows:
+        for row in rows:
             try:
-                record = self._record(dict(zip(names, values, strict=True)), revision)
+                record = self._record(dict(zip(names, row, strict=False)), row[-1])  # the revision comes after the names
             except KeyMisfit as error:
                 misfit = f"a row was found whose key does not fit: {error.message}"
                 continue
@@ -145,6 +145,9 @@ class PostgresReader:
 
     def _parameters(self, keys: Sequence[Key], lookups: Sequence[Lookup]) -> list[list[Any]]:
         """Return one array a key column; keys that the columns cannot hold are left out: they are absent."""
+        if len(lookups) == 1:
+            convert, decode = lookups[0].convert, self._codec.decode
+            return [[value for key in keys if (value := convert(decode(key)[0])) is not Never]]
         columns: list[list[Any]] = [[] for _ in lookups]
         for key in keys:
             values = [lookup.convert(value) for lookup, value in zip(lookups, self._codec.decode(key), strict=True)]

@@ -21,6 +21,7 @@ import structlog
 
 from gapwatch.core.autorepair import automatic
 from gapwatch.core.backfill import OVERRUN, WRITE_ACTION, Decision, ItemOutcome, Step, Tally, decide, fits
+from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, satisfied
 from gapwatch.core.gaps import proof_of
 from gapwatch.core.pace import Pace
@@ -211,8 +212,7 @@ class Backfiller:
                     outcome = ItemOutcome.ALREADY_NEWER
             self._books.count(work, key, outcome, reason)
             audit.append(self._books.row(work, key, outcome, reason))
-        revisions = {key: gap.revision for key, gap in held.items()}
-        await self._on.book.close(stores, agreeing, backfilled=work.ours, against=revisions)
+        await self._on.book.close(stores, agreeing, backfilled=work.ours, held=held, newer=False)
         await asyncio.to_thread(self._on.ledger.audit, audit)
         if work.undo is not None:
             await work.undo.note([_overwritten(item) for item in to_write] + [_asked_over(item) for item in to_ask])
@@ -251,7 +251,9 @@ class Backfiller:
         work.tally.batch()
         standing: list[_Written] = []
         audit: list[AuditRow] = []
+        made = iter(canonical_records(stores.mapping, Side.EXPECTED)([item.row.fields for item in batch if item.row]))
         for item, result in zip(batch, results, strict=True):
+            after = next(made).identity.hex() if item.row else None
             outcome = {"written": ItemOutcome.WRITTEN, "guard_failed": ItemOutcome.ALREADY_NEWER}.get(
                 result.outcome, ItemOutcome.FAILED
             )
@@ -266,7 +268,7 @@ class Backfiller:
                     outcome,
                     result.reason,
                     before=_digest_before(stores, item.item.replaces),
-                    after=stores.mapping.canonical_source(item.row.fields).identity.hex() if item.row else None,
+                    after=after,
                 )
             )
         await asyncio.to_thread(self._on.ledger.audit, audit)
@@ -306,7 +308,8 @@ class Backfiller:
             self._books.count(work, item.item.key, ItemOutcome.VANISHED if vanished else ItemOutcome.WRITTEN)
             decided.append(_agreed(item.item.key, reads))
         work.tally.verified(len(right))
-        await self._on.book.close(work.stores, decided, backfilled=frozenset(item.item.key for item, _ in right))
+        backfilled = frozenset(item.item.key for item, _ in right)
+        await self._on.book.close(work.stores, decided, backfilled=backfilled, held=work.held)
 
     async def _correct(self, work: Work, wrong: Sequence[tuple[_Written, KeyReads]]) -> list[_Written]:
         """Take back or renew our own writes whose source moved on; return those to read back once more."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 UNCHANGED = "unchanged"
+NOTHING: Mapping[Key, Gap] = MappingProxyType({})
 ROWS_PER_KEY = 20  # of the audit
 TOLD_MAX = 50  # gaps of one batch that are logged one by one; the ledger names them all
 BROUGHT_ABOUT = frozenset({ItemOutcome.REQUESTED.value, ItemOutcome.WRITTEN.value})
@@ -101,8 +103,9 @@ class Book:
         stores: PipelineStores,
         decided: Sequence[Decided],
         *,
-        backfilled: frozenset[Key] = frozenset(),
-        against: Mapping[Key, int] | None = None,
+        backfilled: Container[Key] = frozenset(),
+        held: Mapping[Key, Gap] = NOTHING,
+        newer: bool = True,
     ) -> set[Key]:
         """Resolve the open gap, where there is one, of every key that was judged to agree.
 
@@ -110,24 +113,29 @@ class Book:
             stores: The pipeline.
             decided: Judgements, of which those of agreement count.
             backfilled: The keys that a backfill wrote.
-            against: The revisions of the gaps that were known when the keys were read: what was proved since stays open.
+            held: Gaps as they were read before their keys were: they are not read again unless somebody has changed them.
+            newer: Whether gaps that are not held, or were changed since, are resolved too; else what was proved since stays open.
         """
         if not decided:
             return set()
-        known = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, [item.case.key for item in decided])
+        known = {item.case.key: held[item.case.key] for item in decided if item.case.key in held}
+        others = [item.case.key for item in decided if item.case.key not in known] if newer else []
+        if others:
+            known |= await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, others)
         now = self._clock.now()
         changes, keys = [], []
         for item in decided:
             gap = known.get(item.case.key)
             if gap is None or not isinstance(item.judgement, Cleared):
                 continue
-            if against is not None and against.get(item.case.key) != gap.revision:
-                continue
             ours = item.case.key in backfilled or (gap.state is State.REPAIRING and await self._in_hand(gap))
             resolution = gaps.resolution_of(gap, item.reads.reads, written_by_backfill=ours)
             changes.append(_resolve(gap, resolution, now))
             keys.append(item.case.key)
         stored = await self._store(keys, changes)
+        changed = {key for key in keys if key in held and key not in stored} if newer else set()
+        if changed:
+            stored |= await self.close(stores, [item for item in decided if item.case.key in changed], backfilled=backfilled)
         return stored | {item.case.key for item in decided if item.case.key not in known}
 
     async def _in_hand(self, gap: Gap) -> bool:
@@ -193,7 +201,8 @@ def _change(known: Gap | None, gap: Gap) -> GapChange | None:
 
 
 def _resolve(gap: Gap, resolution: Resolution, now: datetime) -> GapChange:
-    return GapChange(gap=gaps.resolved(gap, resolution, now), against=gap.revision, event="resolved")
+    done = gaps.resolved(gap, resolution, now)
+    return GapChange(gap=done, against=gap.revision, event="resolved", state_only=True)
 
 
 def _values(stores: PipelineStores, reads: KeyReads, fields: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:

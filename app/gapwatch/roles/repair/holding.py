@@ -12,7 +12,7 @@ from gapwatch.model.gap import Gap, RepairRecord, Run, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, GapChange, Key, Ledger
 
-AT_ONCE = 500
+AT_ONCE = 2_000
 TRIES = 3  # at a gap that somebody else changes at the same moment
 REFUSED_FOR_GOOD = frozenset({ItemOutcome.FAILED, ItemOutcome.REFUSED})
 
@@ -28,8 +28,7 @@ class Holding:
 
     async def take(self, run: Run, keys: Collection[Key]) -> Mapping[Key, Gap]:
         """Set the open gaps of these keys to ``repairing``; return all that are not resolved. Acknowledged ones stay so."""
-        await self._change(run.pipeline, keys, _taken)
-        return await asyncio.to_thread(self._ledger.open_gaps_for, run.pipeline, list(keys))
+        return await self._change(run.pipeline, keys, _taken)
 
     async def set_down(self, pipeline: str, keys: Collection[Key], outcomes: Outcomes) -> None:
         """Set what is ``repairing`` back to ``open``, with the reason where its repair was refused."""
@@ -40,7 +39,8 @@ class Holding:
             outcome, reason = outcomes.get(gap.key, (ItemOutcome.PLANNED, ""))
             refused = outcome in REFUSED_FOR_GOOD
             changed = set_down(gap, reason if refused else "")
-            return GapChange(gap=changed, against=gap.revision, event="repair_refused" if refused else "updated")
+            event = "repair_refused" if refused else "updated"
+            return GapChange(gap=changed, against=gap.revision, event=event, state_only=True)
 
         await self._change(pipeline, keys, change)
 
@@ -101,22 +101,31 @@ class Holding:
             run_id=run.id,
         )
 
-    async def _change(self, pipeline: str, keys: Collection[Key], change: Callable[[Gap], GapChange | None]) -> None:
+    async def _change(self, pipeline: str, keys: Collection[Key], change: Callable[[Gap], GapChange | None]) -> dict[Key, Gap]:
+        """Change open gaps; return them as they are then."""
         left = list(keys)
+        found: dict[Key, Gap] = {}
         for _ in range(TRIES):
             again: list[Key] = []
             for start in range(0, len(left), AT_ONCE):
                 part = left[start : start + AT_ONCE]
                 known = await asyncio.to_thread(self._ledger.open_gaps_for, pipeline, part)
+                found.update(known)
                 changes = [made for gap in known.values() if (made := change(gap)) is not None]
                 stood = await asyncio.to_thread(self._ledger.store_gaps, changes) if changes else ()
-                again += [made.gap.key for made, stands in zip(changes, stood, strict=True) if not stands]
+                for made, stands in zip(changes, stood, strict=True):
+                    if stands:
+                        found[made.gap.key] = made.gap
+                    else:
+                        del found[made.gap.key]
+                        again.append(made.gap.key)
             left = again
             if not left:
-                return
+                return found
+        return found | await asyncio.to_thread(lambda: dict(self._ledger.open_gaps_for(pipeline, left)))
 
 
 def _taken(gap: Gap) -> GapChange | None:
     if gap.state is not State.OPEN:
         return None
-    return GapChange(gap=repairing(gap), against=gap.revision, event="repairing")
+    return GapChange(gap=repairing(gap), against=gap.revision, event="repairing", state_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
+from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Presence, Reading, Reads
 from gapwatch.core.counting import Age
 from gapwatch.core.mapping import Canonical, CompiledMapping
@@ -17,6 +19,8 @@ from gapwatch.roles.stores import PipelineStores
 EXPIRED: Final = "its time at the target is over (target.keep)"
 
 Fetched = Mapping[Key, Read | tuple[StoredRecord, ...]]
+Forms = Mapping[int, Canonical]
+NO_FORMS: Final[Forms] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +59,23 @@ async def read_batch(
     proven = clock.now_ms()
     after = await _fetch(stores.source, keys)
     times = (started, proven, clock.now_ms())
-    by_key = {
-        key: _key_reads(stores.mapping, before[key], target[key], after[key], times, digested is None or key in digested)
-        for key in keys
-    }
+    mapping = stores.mapping
+    alone = set[Key]() if digested is None else {k for k in keys if k not in digested and not isinstance(target[k], StoredRecord)}
+    rows = [read for key in keys if key not in alone for read in _distinct(before[key], after[key])]
+    forms = _forms(mapping, Side.EXPECTED, rows) | _forms(mapping, Side.OBSERVED, target.values())
+    by_key = {key: _key_reads(mapping, before[key], target[key], after[key], times, key not in alone, forms) for key in keys}
     return BatchReads(by_key=by_key, others_were_read=any(not item.reads.unread for item in by_key.values()))
+
+
+def _distinct(before: Read | tuple[StoredRecord, ...], after: Read | tuple[StoredRecord, ...]) -> tuple[Any, ...]:
+    return (before,) if _same_row(before, after) else (before, after)
+
+
+def _forms(mapping: CompiledMapping, side: Side, reads: Iterable[Read | tuple[StoredRecord, ...]]) -> dict[int, Canonical]:
+    """Return canonical forms of the records among these reads, by the record's identity in memory."""
+    records = [read for read in reads if isinstance(read, StoredRecord)]
+    made = canonical_records(mapping, side)([record.fields for record in records])
+    return dict(zip(map(id, records), made, strict=True))
 
 
 async def _fetch(reader: DatasetReader, keys: Collection[Key]) -> Fetched:
@@ -77,13 +93,14 @@ def _key_reads(
     after: Read | tuple[StoredRecord, ...],
     times: tuple[int, int, int],
     digested: bool,
+    forms: Forms,
 ) -> KeyReads:
     started_ms, proven_ms, ended_ms = times
-    digested = digested or isinstance(target, StoredRecord)
-    first, first_canonical = source_reading(mapping, before, digested=digested)
-    seen, seen_canonical = target_reading(mapping, target)
-    same = _same_row(before, after)
-    last, last_canonical = (first, first_canonical) if same else source_reading(mapping, after, digested=digested)
+    first, first_canonical = source_reading(mapping, before, digested=digested, forms=forms)
+    seen, seen_canonical = target_reading(mapping, target, forms=forms)
+    last, last_canonical = first, first_canonical
+    if not _same_row(before, after):
+        last, last_canonical = source_reading(mapping, after, digested=digested, forms=forms)
     age = _age(mapping, target, after, started_ms)
     if age is Age.EXPIRED:
         first, last, last_canonical = _exempt(first), _exempt(last), None
@@ -133,13 +150,15 @@ def _single(read: Read | tuple[StoredRecord, ...]) -> Read:
 
 
 def source_reading(
-    mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...], *, digested: bool = True
+    mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...], *, digested: bool = True, forms: Forms = NO_FORMS
 ) -> tuple[Reading, Canonical | None]:
     single = _single(read)
     if isinstance(single, StoredRecord) and single.ignored:
         return Reading(presence=Presence.EXEMPT, revision=single.revision, reason=single.ignored), None
     if isinstance(single, StoredRecord):
-        canonical = mapping.canonical_source(single.fields) if digested or single.revision is None else None
+        canonical = forms.get(id(single))
+        if canonical is None and (digested or single.revision is None):
+            canonical = mapping.canonical_source(single.fields)
         version = mapping.version_of_source(single.fields)
         return _present(single, canonical, version, placeholder=False), canonical
     if isinstance(read, tuple):
@@ -153,11 +172,13 @@ def _several(rows: Sequence[StoredRecord]) -> Reading:
     return Reading(presence=Presence.SEVERAL, revision=" ".join(revisions) or None, tables=_tables(rows))
 
 
-def target_reading(mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...]) -> tuple[Reading, Canonical | None]:
+def target_reading(
+    mapping: CompiledMapping, read: Read | tuple[StoredRecord, ...], *, forms: Forms = NO_FORMS
+) -> tuple[Reading, Canonical | None]:
     if isinstance(read, tuple):
         return Reading(presence=Presence.SEVERAL, target_ids=_ids(read)), None
     if isinstance(read, StoredRecord):
-        canonical = mapping.canonical_target(read.fields)
+        canonical = forms.get(id(read)) or mapping.canonical_target(read.fields)
         version = mapping.version_of_target(read.fields)
         return _present(read, canonical, version, placeholder=mapping.holds_placeholder(read.fields)), canonical
     return _not_present(read), None

@@ -35,7 +35,7 @@ PATIENCE_SECONDS: Final = 600.0  # without any decision, or twelve times grace i
 CANDIDATES_MAX: Final = 200_000  # keys under judgement; the scan waits while there are more
 FED_MAX: Final = 20_000  # of a sweep by key: most agree at the first look
 KEYS_PER_READ: Final = 2_000
-BOOKED_AT_ONCE: Final = 200
+BOOKED_AT_ONCE: Final = 2_000
 BOOKINGS_MAX: Final = 5  # attempts at a gap that somebody else keeps changing
 IDLE_SECONDS: Final = 0.05
 
