@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import xxhash
@@ -25,6 +26,11 @@ def gap_id(pipeline: str, key: bytes, opened_by: str) -> str:
 
 def time_of(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+@lru_cache(maxsize=1_024)  # what was read at once has one time
+def time_text(milliseconds: int) -> str:
+    return rfc3339(time_of(milliseconds))
 
 
 def opened(
@@ -116,19 +122,39 @@ def changed(known: Gap, latest: Gap) -> bool:
 
 
 def resolved(known: Gap, resolution: Resolution, now: datetime, *, note: str = "") -> Gap:
-    return replace(
-        known,
-        state=State.RESOLVED,
-        resolution=resolution,
-        resolved_at=now,
-        note=note or known.note,
-        revision=known.revision + 1,
-    )
+    return _moved(known, State.RESOLVED, resolution=resolution, resolved_at=now, note=note or known.note)
 
 
 def repairing(known: Gap) -> Gap:
     """Return an open gap that a backfill has in hand."""
-    return replace(known, state=State.REPAIRING, revision=known.revision + 1)
+    return _moved(known, State.REPAIRING, resolution=known.resolution, resolved_at=known.resolved_at, note=known.note)
+
+
+def _moved(known: Gap, state: State, *, resolution: Resolution | None, resolved_at: datetime | None, note: str) -> Gap:
+    """Do as ``replace``, in half the time: a repair moves each gap twice."""
+    return Gap(
+        id=known.id,
+        pipeline=known.pipeline,
+        key=known.key,
+        key_fields=known.key_fields,
+        target_id=known.target_id,
+        kind=known.kind,
+        cause=known.cause,
+        state=state,
+        detector=known.detector,
+        event_time=known.event_time,
+        first_seen=known.first_seen,
+        confirmed_at=known.confirmed_at,
+        resolved_at=resolved_at,
+        resolution=resolution,
+        fields=known.fields,
+        occurrences=known.occurrences,
+        evidence=known.evidence,
+        note=note,
+        opened_by=known.opened_by,
+        revision=known.revision + 1,
+        held_since=known.held_since,
+    )
 
 
 def set_down(known: Gap, refused: str) -> Gap:
@@ -190,7 +216,7 @@ def evidence(
             "partition": None,
             "offset": None,
             "position": reading.revision,
-            "time": rfc3339(time_of(reads.proven_ms)),
+            "time": time_text(reads.proven_ms),
             "read": reading.presence.value,
         }
         if reading.reason:  # by which rule it counts as absent
@@ -226,6 +252,8 @@ def _stream_row(seen: Seen, tables: Mapping[str, str]) -> dict[str, Any]:
 
 def tables_of(gap: Gap) -> list[str]:
     """Return the tables, of several, that hold the gap's row, or else held it as far as the stream knows."""
+    if not any("tables" in row for row in gap.evidence):
+        return []
     read = [table for row in gap.evidence if row.get("side") == "source" for table in row.get("tables", ())]
     seen = [table for row in gap.evidence if row.get("side") == "expected" for table in row.get("tables", ())]
     return list(dict.fromkeys(read or seen[-1:]))

@@ -28,6 +28,7 @@ from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec
 from gapwatch.model.stream import Side
 
 MASKED_VALUE: Final = "?"  # in a values column: the event did not carry this toleranced field
+HOLDS_TEXT: Final = (str, bytes, list, tuple, Mapping)
 KEPT_BYTES_MAX: Final = 64  # longer canonical values are kept as their digest
 SHOWN_MAX: Final = 2_000  # characters of a value in evidence
 TOLERABLE: Final = frozenset({FieldType.INT, FieldType.DECIMAL, FieldType.FLOAT})
@@ -206,7 +207,11 @@ class CompiledMapping:
 
     def holds_placeholder(self, document: Mapping[str, Any]) -> bool:
         """Whether a mapped field of a target document holds Debezium's placeholder: an unchanged large value was overwritten."""
-        return any(is_placeholder(get(document), self._placeholder) for get in self.target.getters)
+        for get in self.target.getters:
+            value = get(document)
+            if isinstance(value, HOLDS_TEXT) and is_placeholder(value, self._placeholder):
+                return True
+        return False
 
     # ── showing ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

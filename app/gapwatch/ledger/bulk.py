@@ -11,9 +11,10 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Table, bindparam, select, update
+from sqlalchemy import Connection, Table, bindparam, select, type_coerce, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.types import NullType
 
 from gapwatch.ledger.database import Database
 from gapwatch.ledger.tables import RESOLVED, audit, gap_life, gaps, outbox
@@ -34,6 +35,10 @@ _LIFE: Final = tuple(column.name for column in gap_life.c if column.name != "id"
 _TOLD: Final = tuple(column.name for column in outbox.c if column.name != "id")
 _AUDIT: Final = tuple(column.name for column in audit.c if column.name != "number")
 _STATE: Final = ("state", "resolved_at", "resolution", "note", "revision")  # what a change of state alone may touch
+
+# The columns of a gap as the driver reads them, for gap_of_columns: SQLAlchemy's own conversion costs more than the query.
+AS_READ: Final = tuple(type_coerce(column, NullType()).label(column.name) for column in gaps.c)
+AUDIT_AS_READ: Final = tuple(type_coerce(audit.c[name], NullType()).label(name) for name in _AUDIT)  # audited_of_columns
 
 _Psycopg: Any = psycopg.dialect  # its constructor has no types
 _json = msgspec.json.Encoder(enc_hook=str).encode
@@ -137,6 +142,25 @@ def gap_of_columns(row: Sequence[Any]) -> Gap:
         opened_by=tuple(opened_by) if opened_by is not None else None,
         revision=row[20],
         held_since=_instant(row[21]),
+    )
+
+
+def audited_of_columns(row: Sequence[Any]) -> AuditRow:
+    identifier, at, actor, action, pipeline, key, _, key_fields, run_id, gap_id, outcome, before, after, reason = row
+    return AuditRow(
+        id=identifier,
+        at=from_us(at),
+        actor=actor,
+        action=action,
+        pipeline=pipeline,
+        key=None if key is None else bytes(key),
+        key_fields=_read(key_fields),
+        run_id=run_id,
+        gap_id=gap_id,
+        outcome=outcome,
+        before=before,
+        after=after,
+        reason=reason,
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gapwatch.core.reports import gap_event_bytes, rfc3339
 from gapwatch.errors import UsageError
-from gapwatch.ledger.bulk import FOUND_AT_ONCE, ROWS_AT_ONCE_MAX
+from gapwatch.ledger.bulk import AS_READ, FOUND_AT_ONCE, ROWS_AT_ONCE_MAX, gap_of_columns
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
@@ -175,12 +175,13 @@ class GapQueries(LedgerPart):
         if limit < 1:
             raise UsageError("A page holds at least one gap.", remedy=f"Give a limit between 1 and {PAGE_MAX}.")
         size = min(limit, PAGE_MAX)
-        query = _filtered(select(gaps), where)
+        selected: Any = select(*AS_READ)  # typed by as many columns as it has
+        query = _filtered(selected, where)
         if cursor is not None:
             first_seen, gap_id = _read_cursor(cursor)
             query = query.where(tuple_(gaps.c.first_seen, gaps.c.id) < tuple_(literal(first_seen, UtcTime()), gap_id))
         query = query.order_by(gaps.c.first_seen.desc(), gaps.c.id.desc()).limit(size + 1)
-        rows = [gap_of(row) for row in self._db.read(lambda connection: connection.execute(query).mappings().all())]
+        rows = [gap_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
         more = len(rows) > size
         return Page(gaps=rows[:size], next_cursor=_cursor(rows[size - 1]) if more else None)
 

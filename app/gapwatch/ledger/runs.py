@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, and_, or_, select, update
 
 from gapwatch.errors import ConflictError, NotFoundError
-from gapwatch.ledger.bulk import ROWS_AT_ONCE_MAX
+from gapwatch.ledger.bulk import AUDIT_AS_READ, ROWS_AT_ONCE_MAX, audited_of_columns
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import audit, runs
 from gapwatch.ledger.types import from_us, key_hash
@@ -162,14 +162,14 @@ class RunQueries(LedgerPart):
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100
     ) -> Sequence[AuditRow]:
         """Return audit rows, newest first."""
-        query = select(audit).order_by(audit.c.at.desc(), audit.c.number.desc()).limit(limit)
+        query = select(*AUDIT_AS_READ).order_by(audit.c.at.desc(), audit.c.number.desc()).limit(limit)
         if pipeline is not None:
             query = query.where(audit.c.pipeline == pipeline)
         if run_id is not None:
             query = query.where(audit.c.run_id == run_id)
         if key is not None:
             query = query.where(audit.c.key_hash == key_hash(key))
-        return [_audit_row(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
+        return [audited_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
 
 def _columns(run: Run) -> dict[str, Any]:
@@ -207,22 +207,4 @@ def _run(row: Row[Any]) -> Run:
         requested_by=row.requested_by,
         cursor=row.cursor,
         cancel_requested=row.cancel_requested,
-    )
-
-
-def _audit_row(row: Row[Any]) -> AuditRow:
-    return AuditRow(
-        id=row.id,
-        at=row.at,
-        actor=row.actor,
-        action=row.action,
-        pipeline=row.pipeline,
-        key=None if row.key is None else bytes(row.key),
-        key_fields=row.key_fields,
-        run_id=row.run_id,
-        gap_id=row.gap_id,
-        outcome=row.outcome,
-        before=row.before,
-        after=row.after,
-        reason=row.reason,
     )

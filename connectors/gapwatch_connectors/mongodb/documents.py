@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -22,7 +23,19 @@ from gapwatch_connectors.mongodb.keys import INT32_MAX, INT64_MAX, INT64_MIN, Do
 
 Document = dict[str, Any]
 MILLIS: Final = 1_000
+DIGITS_MAX: Final = 34  # of a Decimal128
 TIMES: Final = frozenset({FieldType.TIMESTAMP, FieldType.DATE})
+
+_READ: Final = frozenset({*TIMES, FieldType.OBJECTID})
+_AS_IT_IS: Final = (bool, bytes)  # tuples of types, since a union would be made anew for every value
+_UNLESS_READ: Final = (str, float)
+_NO_TEXT: Final = (int, float, Decimal, date, type(None))
+_getter = lru_cache(maxsize=4_096)(getter)
+
+
+@lru_cache(maxsize=256)
+def _moment_reader(zone: str) -> Callable[[Any], Any]:
+    return moment_reader(zone, ints_per_second=MILLIS, ints_zoneless=False)
 
 
 def build(
@@ -46,7 +59,7 @@ def build(
     else:
         _put_key(document, keys, key)
     for spec in fields:
-        value = getter(spec.source)(row.fields)
+        value = _getter(spec.source)(row.fields)
         if value is MISSING and from_document:
             continue  # it was read whole: what it lacks, the target's document lacks too
         if value is MISSING:
@@ -55,7 +68,7 @@ def build(
             raise RecordError("field_masked", f"Column {spec.source} holds Debezium's placeholder: it is not written.")
         if value is None and spec.absent_is_null:
             continue
-        inside_id = keys.is_id and spec.target.split(".")[0] == "_id"
+        inside_id = keys.is_id and (spec.target == "_id" or spec.target.startswith("_id."))
         if not inside_id and spec.target not in keys.paths:
             _put(document, spec.target, value if from_document else _bson(spec, value))
     return document
@@ -78,13 +91,20 @@ def _copy_key(document: Document, keys: DocumentKeys, row: StoredRecord, paths: 
 
 
 def _is_masked(value: Any, placeholder: str) -> bool:
+    if isinstance(value, _NO_TEXT):
+        return False
+    if isinstance(value, str):
+        return value == placeholder
     if isinstance(value, list | tuple):
         return any(_is_masked(item, placeholder) for item in value)
     return bool(value == placeholder or value == placeholder.encode())
 
 
 def _put(document: Document, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
+    if "." not in path:
+        parents, last = [], path
+    else:
+        *parents, last = path.split(".")
     for parent in parents:
         document = document.setdefault(parent, {})
         if not isinstance(document, dict):
@@ -96,7 +116,9 @@ def _put(document: Document, path: str, value: Any) -> None:
 
 def _bson(spec: FieldSpec, value: Any) -> Any:
     """Return a driver value in the declared type; raises RecordError where BSON has no such value."""
-    if value is None or isinstance(value, bool | bytes):
+    if value is None or isinstance(value, _AS_IT_IS):
+        return value
+    if isinstance(value, _UNLESS_READ) and spec.type not in _READ:
         return value
     if isinstance(value, list | tuple) and not isinstance(value, Instant):
         return [_bson(spec, item) for item in value]
@@ -131,11 +153,9 @@ def _number(spec: FieldSpec, value: int | Decimal) -> Any:
 
 def _decimal(path: str, value: Decimal) -> Decimal128:
     """Return a Decimal128; it holds 34 digits, and what has more is not cut."""
-    if value.is_finite():
-        text = decimal_text(value)  # without trailing zeros, which need no digits
-        plain = str(value) if len(value.as_tuple().digits) <= 34 else text
-    else:
-        plain = str(value)
+    plain = str(value)
+    if len(plain) > DIGITS_MAX and value.is_finite() and len(value.as_tuple().digits) > DIGITS_MAX:
+        plain = decimal_text(value)  # without trailing zeros, which need no digits
     try:
         return Decimal128(plain)
     except (ArithmeticError, ValueError) as error:
@@ -145,7 +165,7 @@ def _decimal(path: str, value: Decimal) -> Decimal128:
 def _moment(spec: FieldSpec, value: Any) -> Any:
     """Return a BSON date: whole milliseconds, cut or rounded as the field says."""
     zone = "UTC" if spec.type is FieldType.DATE else spec.timezone  # a day is kept as its midnight UTC
-    moment = moment_reader(zone, ints_per_second=MILLIS, ints_zoneless=False)(value)
+    moment = _moment_reader(zone)(value)
     if not isinstance(moment, Instant):
         raise RecordError("unrepresentable", f"{spec.target}: {value!r} is no BSON date.")
     millis = rescale(moment.value, moment.per_second, MILLIS, spec.rounding)

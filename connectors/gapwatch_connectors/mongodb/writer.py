@@ -47,7 +47,7 @@ class MongoWriter:
         results: dict[int, WriteResult] = {}
         away: list[StoreUnreachable] = []
         inserts = [n for n, item in enumerate(items) if not isinstance(item.replaces, StoredRecord) and self._keys.is_id]
-        others = [n for n in range(len(items)) if n not in set(inserts)]
+        others = sorted(set(range(len(items))).difference(inserts))
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import xxhash
 
@@ -79,9 +80,11 @@ class BackfillBooks:
         *,
         before: str | None = None,
         after: str | None = None,
+        now: datetime | None = None,
     ) -> AuditRow:
-        now, run = self._on.clock.now(), work.run
-        name = f"{run.id}/{key.hex()}/{outcome.value}/{now.isoformat()}"
+        """Return an audit row; ``now``: where many are made at once, their time."""
+        now, run, gap = now or self._on.clock.now(), work.run, work.held.get(key)
+        name = f"{run.id}/{key.hex()}/{outcome}/{now.isoformat()}"
         return AuditRow(
             id=f"aud_{xxhash.xxh3_128_hexdigest(name.encode())}",
             at=now,
@@ -89,7 +92,7 @@ class BackfillBooks:
             action=WRITE_ACTION,
             pipeline=run.pipeline,
             key=key,
-            key_fields=work.stores.codec.fields(key),
+            key_fields=gap.key_fields if gap is not None else work.stores.codec.fields(key),
             run_id=run.id,
             gap_id=work.gaps.get(key),
             outcome=outcome.value,

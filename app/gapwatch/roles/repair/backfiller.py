@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import structlog
@@ -34,7 +35,7 @@ from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependenc
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
-from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch
 from gapwatch.roles.repair.redelivery import Redelivery
 from gapwatch.roles.repair.undo import Overwritten, UndoFile
 from gapwatch.roles.stores import PipelineStores
@@ -52,6 +53,9 @@ CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its 
 ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
 ID = "_id"
+BESIDE_BYTES = 30  # of a document's field, besides its name: the signs around it, and a time, a UUID or a Decimal128
+TEXTS = (str, bytes)
+OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
 SOFT_DELETED = "soft_deleted"
 
 
@@ -74,10 +78,7 @@ class Backfiller:
 
     async def run(self, run: Run, stores: PipelineStores) -> Run:
         """Apply the run's plan; return the run as it ended (it is stored as well)."""
-        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.request["plan"], limit=ROWS_MAX)
-        rows = [row for row in rows if row.action == PLAN_ACTION and row.key is not None]
-        gaps = {row.key: row.gap_id for row in rows if row.key is not None}
-        planned = {row.key: Kind(row.reason) for row in rows if row.key is not None}
+        gaps, planned = await self._planned(run)
         tally = Tally(planned=len(gaps))
         held, pace = await self._holding.take(run, gaps), Pace.of(stores.spec.sweep.batch)
         undo = UndoFile(stores, run, self._on.clock) if stores.spec.repair.undo else None
@@ -100,6 +101,12 @@ class Backfiller:
                 again = set(run.request["kinds"]) <= {kind.value for kind in automatic(stores.spec.repair)}
                 await self._holding.remember(run, stores.spec, tally.outcomes, again=again)
         return await self._end(run, tally, gaps, state, error_text or None)
+
+    async def _planned(self, run: Run) -> tuple[dict[Key, str | None], dict[Key, Kind]]:
+        """Return what was planned, by key: the gap's id, and its kind."""
+        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.request["plan"], limit=ROWS_MAX)
+        planned = [(row.key, row) for row in rows if row.action == PLAN_ACTION and row.key is not None]
+        return {key: row.gap_id for key, row in planned}, {key: Kind(row.reason) for key, row in planned}
 
     async def _written_before(self, run: Run) -> frozenset[Key]:
         """Return the keys that an earlier holder of this run wrote: what agrees by now is its work."""
@@ -199,7 +206,7 @@ class Backfiller:
                     refused = error.reason == SOFT_DELETED
                     outcome, reason = ItemOutcome.REFUSED if refused else ItemOutcome.FAILED, str(error)
                 else:
-                    weight = len(repr(written.item.document))
+                    weight = _weight(written.item.document)
                     if not fits(len(to_write), size, weight, work.pace.limits):
                         left = decided[place:]
                         break
@@ -242,7 +249,8 @@ class Backfiller:
 
     async def _write(self, work: Work, batch: Sequence[_Written]) -> None:
         stores = work.stores
-        intents = [self._books.row(work, item.item.key, ItemOutcome.PLANNED, "about to write") for item in batch]
+        now = self._on.clock.now()
+        intents = [self._books.row(work, item.item.key, ItemOutcome.PLANNED, "about to write", now=now) for item in batch]
         await asyncio.to_thread(self._on.ledger.audit, intents)
         began = self._on.clock.monotonic()
         results = await stores.writer.write([item.item for item in batch])
@@ -251,6 +259,7 @@ class Backfiller:
         work.tally.batch()
         standing: list[_Written] = []
         audit: list[AuditRow] = []
+        now = self._on.clock.now()
         made = iter(canonical_records(stores.mapping, Side.EXPECTED)([item.row.fields for item in batch if item.row]))
         for item, result in zip(batch, results, strict=True):
             after = next(made).identity.hex() if item.row else None
@@ -269,18 +278,27 @@ class Backfiller:
                     result.reason,
                     before=_digest_before(stores, item.item.replaces),
                     after=after,
+                    now=now,
                 )
             )
-        await asyncio.to_thread(self._on.ledger.audit, audit)
-        await self._verify(work, standing)
+        noted = asyncio.create_task(asyncio.to_thread(self._on.ledger.audit, audit))  # while it is read back
+        try:
+            first = await self._read_back(work, standing) if standing else None
+        finally:
+            await noted
+        if first is not None:
+            await self._verify(work, standing, first)
 
-    async def _verify(self, work: Work, written: Sequence[_Written]) -> None:
-        """Read back what was written, and the source again; correct what is no longer right, guarded by our own write."""
+    async def _read_back(self, work: Work, written: Sequence[_Written]) -> BatchReads:
+        return await read_batch(work.stores, [item.item.key for item in written], self._on.clock)
+
+    async def _verify(self, work: Work, written: Sequence[_Written], first: BatchReads) -> None:
+        """Judge what was read back, with the source; correct what is no longer right, guarded by our own write."""
         left = list(written)
-        for _ in range(VERIFY_ROUNDS_MAX):
+        for turn in range(VERIFY_ROUNDS_MAX):
             if not left:
                 return
-            batch = await read_batch(work.stores, [item.item.key for item in left], self._on.clock)
+            batch = await self._read_back(work, left) if turn else first
             right: list[tuple[_Written, KeyReads]] = []
             wrong: list[tuple[_Written, KeyReads]] = []
             unread: list[_Written] = []
@@ -382,6 +400,18 @@ def _prepare(stores: PipelineStores, reads: KeyReads, key: Key) -> _Written:
         raise RecordError(SOFT_DELETED, "The row makes a document that is marked as deleted (target.deleted_when).")
     replaces = reads.target if isinstance(reads.target, StoredRecord) else ABSENT
     return _Written(item=WriteItem(key=key, document=document, replaces=replaces), row=reads.source)
+
+
+def _weight(document: Mapping[str, Any] | None) -> int:
+    """Return about how many bytes a document has: what is of any length as it is, or as Python writes it; the rest is short."""
+    size = 0
+    for name, value in (document or {}).items():
+        size += len(name) + BESIDE_BYTES
+        if isinstance(value, TEXTS):
+            size += len(value)
+        elif isinstance(value, OF_ANY_LENGTH):
+            size += len(repr(value))
+    return size
 
 
 def _overwritten(written: _Written) -> Overwritten:

@@ -13,7 +13,7 @@ from gapwatch.ports import Clock, GapFilter, Key, Ledger
 
 PLAN_ACTION = "backfill_plan"
 STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.REPAIRING.value)
-PAGE = 500
+PAGE = 1_000
 
 
 def plan(
