@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
 from gapwatch.ledger import Limit, Retention, SqlLedger
+from gapwatch.ledger.gaps import CHANGES_PER_TRANSACTION_MAX
 from gapwatch.model.gap import (
     Cause,
     Detector,
@@ -247,10 +248,104 @@ def test_many_writers_change_one_gap_one_at_a_time(ledger_url: str, opened: Open
 
 
 def test_more_changes_than_one_transaction_holds(ledger: SqlLedger) -> None:
-    changes = [opening(gap(number)) for number in range(1, 401)]
-    assert ledger.store_gaps(changes) == [True] * 400
-    assert len(ledger.open_gaps_for("orders", [item.gap.key for item in changes])) == 400
-    assert ledger.outbox_size() == 400
+    count = CHANGES_PER_TRANSACTION_MAX + 100
+    changes = [opening(gap(number)) for number in range(1, count + 1)]
+    assert ledger.store_gaps(changes) == [True] * count
+    assert ledger.open_gaps_for("orders", [item.gap.key for item in changes]) == {item.gap.key: item.gap for item in changes}
+    assert ledger.gaps_by_id([item.gap.id for item in changes]) == {item.gap.id: item.gap for item in changes}
+    assert ledger.outbox_size() == count
+    assert ledger.gap_counts() == {("orders", "missing", "stream"): count}
+
+
+def rows_of(ledger: SqlLedger) -> list[tuple[Any, ...]]:
+    """All that the ledger holds of gaps, but for the times at which it was stored."""
+    queries = (
+        "SELECT * FROM gaps ORDER BY id",
+        "SELECT gap_id, event, actor, revision, kind, cause, state, resolution, note FROM gap_life ORDER BY gap_id, revision",
+        "SELECT key FROM outbox ORDER BY key",
+        "SELECT * FROM gap_totals ORDER BY what, label",
+    )
+    with ledger._db.engine.connect() as connection:
+        return [tuple(row) for query in queries for row in connection.execute(text(query))]
+
+
+FULL: dict[str, Any] = {
+    "target_id": "a\x00b",
+    "note": "lone \ud800",
+    "fields": ("a", "b"),
+    "held_since": at(1),
+    "key_fields": {"id": "ü"},
+}
+
+
+def test_many_changes_are_stored_as_each_of_them_alone(ledger_url: str, opened: Opener) -> None:
+    """By one statement, or each by its own because one of them is refused: the rows are the same."""
+    ledger = opened(ledger_url)
+    many = [gap(number, **FULL) for number in range(1, 6)]
+    for at_once in (True, False):
+        made = many if at_once else [replace(one, id=f"x{one.id}", pipeline="others") for one in many]
+        steps: list[list[GapChange]] = [
+            [opening(one) for one in made],
+            [change(one, "updated", kind=Kind.MISMATCH, event_time=None, opened_by=None) for one in made],
+        ]
+        steps.append([moved(step.gap, "repairing", state=State.REPAIRING) for step in steps[-1]])
+        steps.append(
+            [
+                moved(step.gap, "resolved", state=State.RESOLVED, resolution=Resolution.BACKFILLED, resolved_at=at(9))
+                for step in steps[-1]
+            ]
+        )
+        for step in steps:
+            if at_once:
+                assert ledger.store_gaps(step) == [True] * len(step)
+            else:
+                assert [ledger.store_gaps([one, refused()]) for one in step] == [[True, False]] * len(step)
+    rows = [str(row) for row in rows_of(ledger)]
+    assert [row for row in rows if "others" not in row and "xgap" not in row] == [
+        row.replace("xgap", "gap").replace("others", "orders") for row in rows if "others" in row or "xgap" in row
+    ]
+
+
+def moved(before: Gap, event: str, **changes: Any) -> GapChange:
+    return replace(change(before, event, **changes), state_only=True)
+
+
+def refused() -> GapChange:
+    return change(gap(999), "updated")
+
+
+@pytest.mark.parametrize("state_only", [False, True])
+@pytest.mark.parametrize("other", ["overtaken", "resolved", "unknown"])
+def test_one_refused_change_holds_up_no_other(ledger: SqlLedger, state_only: bool, other: str) -> None:
+    many = [gap(number) for number in range(1, 5)]
+    ledger.store_gaps([opening(one) for one in (many[:-1] if other == "unknown" else many)])
+    if other == "overtaken":
+        ledger.store_gaps([change(many[-1], "updated")])
+    elif other == "resolved":
+        ledger.store_gaps([change(many[-1], "resolved", state=State.RESOLVED, resolution=Resolution.MANUAL, resolved_at=at(9))])
+    steps = [replace(change(one, "repairing", state=State.REPAIRING), state_only=state_only) for one in many]
+    told = ledger.outbox_size()
+    assert ledger.store_gaps(steps) == [True, True, True, False]
+    assert ledger.outbox_size() == told + 3
+    assert [ledger.gap(one.id) for one in many[:-1]] == [step.gap for step in steps[:-1]]
+
+
+def test_of_two_changes_of_one_gap_the_second_rests_on_the_first(ledger: SqlLedger) -> None:
+    first = opening(gap(1))
+    second = change(first.gap, "acknowledged", state=State.ACKNOWLEDGED)
+    assert ledger.store_gaps([first, opening(gap(2)), second]) == [True] * 3
+    assert ledger.gap(gap(1).id) == second.gap
+    assert [row["event"] for row in ledger.gap_history(gap(1).id)] == ["opened", "acknowledged"]
+
+
+def test_an_audit_row_comes_back_as_it_was_stored(ledger: SqlLedger) -> None:
+    rows = [
+        audit_row(1, key=None, key_fields=None, run_id=None, gap_id=None, after=None, reason="lone \ud800"),
+        audit_row(2, key_fields={"id": "ü\x00"}, before="b", reason="c"),
+    ]
+    ledger.audit(rows)
+    ledger.audit(rows)
+    assert ledger.audit_rows() == [rows[1], replace(rows[0], reason="lone ?")]
 
 
 def test_paging_keeps_its_place_while_gaps_come_and_go(ledger: SqlLedger) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gapwatch.core.canonical_records import MANY, canonical_records
 from gapwatch.core.column_parts import Handed, Moments
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.sweep_contents import PageContents
@@ -164,6 +165,21 @@ def test_contents_of_a_page_are_those_of_its_records(page: tuple[CompiledMapping
         assert found.tolist() == [(one.identity, one.values) for one in alone]
     else:
         assert found.tobytes() == digests([one.identity for one in alone]).tobytes()
+
+
+@given(pages(), st.sampled_from(list(Side)))
+def test_many_records_become_canonical_as_each_of_them(page: tuple[CompiledMapping, list[dict[str, Any]]], side: Side) -> None:
+    mapping, documents = page
+    canonical = mapping.canonical_source if side is Side.EXPECTED else mapping.canonical_target
+    many = documents * MANY
+    try:
+        alone = [canonical(document) for document in documents] * MANY
+    except (RecordError, ValueError, TypeError, ArithmeticError) as error:
+        with pytest.raises(type(error)):
+            canonical_records(mapping, side)(many)
+        return
+    assert canonical_records(mapping, side)(many) == alone
+    assert canonical_records(mapping, side)(documents) == alone[: len(documents)]
 
 
 EPOCH_2000 = 946_684_800_000_000

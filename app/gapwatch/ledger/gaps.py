@@ -64,6 +64,7 @@ class GapQueries(LedgerPart):
         if len(sorts) != 1:
             return False
         [(is_new, state_only)] = sorts
+        assert is_new or all(one.gap.revision > (one.against or 0) for one in changes), "a change has a revision of its own"
         with connection.begin_nested() as savepoint:
             if is_new:
                 number = self._bulk.open(connection, [change.gap for change in changes])

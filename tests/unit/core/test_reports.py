@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from gapwatch.core.reports import (
     encode,
     finding_record,
     gap_event,
+    gap_event_bytes,
     gap_record,
     key_text,
     pipeline_record,
@@ -261,6 +263,24 @@ def test_a_change_of_a_gap_is_a_cloudevent() -> None:
     }
     assert event["data"] == gap_record(one)
     assert json.loads(encode(event)) == event
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"key_fields": {"id": 'a\u2028\x00"\\ü€😀'}, "note": "\x7f\n"},
+        {"key_fields": {"id": "lone \ud800"}},
+        {"key_fields": {"id": 10**40, "no": -(2**63) - 1}},
+        {"key_fields": {"id": 1e16, "share": 1.5e-7}},
+        {"evidence": ({"side": "source", "share": 1e22}, {"values": {"a": [Decimal("1.50"), None], 3: b"\x00"}})},
+        {"evidence": ({"side": "source", "tables": ["a", "b"], "read": "present", "time": T0},)},
+        {"state": State.RESOLVED, "resolution": Resolution.BACKFILLED, "resolved_at": at(9), "fields": ("a", "b.c")},
+    ],
+)
+def test_a_change_is_published_byte_for_byte_as_its_record(changes: dict[str, Any]) -> None:
+    one = gap(**changes)
+    assert gap_event_bytes(one, "updated", at(5)) == encode(gap_event(one, "updated", at(5)))
 
 
 def test_an_unknown_event_is_an_error_of_the_caller() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gapwatch.core.backfill import ItemOutcome, permitted, plan_counts
 from gapwatch.errors import NotFoundError, UsageError
@@ -14,6 +14,15 @@ from gapwatch.ports import Clock, GapFilter, Key, Ledger
 PLAN_ACTION = "backfill_plan"
 STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.REPAIRING.value)
 PAGE = 1_000
+
+
+class _Chosen(NamedTuple):
+    """What a plan keeps of a gap until it is stored: of a hundred thousand, their evidence alone would be 150 MiB."""
+
+    id: str
+    key: Key
+    key_fields: dict[str, Any]
+    kind: Kind
 
 
 def plan(
@@ -45,7 +54,7 @@ def plan(
             remedy="They are reported only; extra and undeleted documents are deleted where `repair` says `delete` or `auto`.",
         )
     found: dict[Kind, int] = {}
-    chosen: list[Gap] = []
+    chosen: list[_Chosen] = []
     cursor: str | None = None
     while True:
         page = ledger.gaps(GapFilter(pipeline=pipeline, states=STATES), limit=PAGE, cursor=cursor)
@@ -54,7 +63,7 @@ def plan(
                 continue
             found[gap.kind] = found.get(gap.kind, 0) + 1
             if gap.kind in kinds and len(chosen) < limit:
-                chosen.append(gap)
+                chosen.append(_chosen(gap))
         cursor = page.next_cursor
         if cursor is None:
             break
@@ -78,13 +87,14 @@ def plan_of(
     kinds = frozenset(gap.kind for gap in gaps)
     counts = plan_counts({kind: sum(gap.kind is kind for gap in gaps) for kind in kinds}, limit=len(gaps))
     asked = {"mode": spec.repair.modes[0].value, **(more or {})}
-    return _store(ledger, spec.id, gaps, kinds, counts, run_id=run_id, clock=clock, requested_by=requested_by, more=asked)
+    chosen = [_chosen(gap) for gap in gaps]
+    return _store(ledger, spec.id, chosen, kinds, counts, run_id=run_id, clock=clock, requested_by=requested_by, more=asked)
 
 
 def _store(
     ledger: Ledger,
     pipeline: str,
-    gaps: Sequence[Gap],
+    chosen: Sequence[_Chosen],
     kinds: Collection[Kind],
     counts: dict[str, int],
     *,
@@ -109,8 +119,8 @@ def _store(
             requested_by=requested_by,
         )
     )
-    for start in range(0, len(gaps), PAGE):
-        ledger.audit([_planned(run, gap, number, clock) for number, gap in enumerate(gaps[start : start + PAGE], start)])
+    for start in range(0, len(chosen), PAGE):
+        ledger.audit([_planned(run, one, number, clock) for number, one in enumerate(chosen[start : start + PAGE], start)])
     return run
 
 
@@ -168,7 +178,11 @@ def requeue(
     return run
 
 
-def _planned(run: Run, gap: Gap, number: int, clock: Clock) -> AuditRow:
+def _chosen(gap: Gap) -> _Chosen:
+    return _Chosen(gap.id, gap.key, gap.key_fields, gap.kind)
+
+
+def _planned(run: Run, gap: _Chosen, number: int, clock: Clock) -> AuditRow:
     return AuditRow(
         id=f"{run.id}/{number}",
         at=clock.now(),

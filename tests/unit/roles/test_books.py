@@ -1,0 +1,249 @@
+"""What a backfill reads once, it does not read again; and what somebody changed meanwhile is not passed over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gapwatch.core.confirm import Cleared
+from gapwatch.core.gaps import by_hand
+from gapwatch.errors import StoreUnreachable
+from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.model.gap import AuditRow, Gap, Resolution, Run, RunState, State
+from gapwatch.ports import GapChange, Key
+from gapwatch.roles.board import Delivered
+from gapwatch.roles.repair.holding import TRIES, Holding
+from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
+from gapwatch.roles.repair.reads import read_batch
+from tests.ledger_samples import run as a_run
+from tests.simulation.stores import VirtualClock
+from tests.unit.roles.test_autorepairer import Story
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
+    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+    yield opened
+    opened.close()
+
+
+class Watched:
+    """A ledger that says what is asked of it, and lets somebody else in between."""
+
+    def __init__(self, ledger: SqlLedger) -> None:
+        self._ledger = ledger
+        self.asked: list[str] = []
+        self.before_store: list[Any] = []
+        self.fails: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]:
+        self.asked.append("open_gaps_for")
+        return self._ledger.open_gaps_for(pipeline, keys)
+
+    def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:
+        self.asked.append("store_gaps")
+        if self.before_store:
+            self.before_store.pop(0)()
+        return self._ledger.store_gaps(changes)
+
+    def audit(self, rows: Sequence[AuditRow]) -> None:
+        outcomes = {row.outcome for row in rows}
+        self.asked += [f"audit {outcome}" for outcome in sorted(outcomes)]
+        if outcomes & self.fails:
+            raise StoreUnreachable("The ledger does not answer.", store="ledger")
+        self._ledger.audit(rows)
+
+
+def missing(ledger: Any, *numbers: int) -> Story:
+    story = Story(ledger)
+    for number in numbers:
+        story.rig.stranger_writes(number, None)
+    story.sweep()
+    return story
+
+
+def somebody(ledger: SqlLedger, gap: Gap, action: str = "ack") -> None:
+    now = gap.confirmed_at
+    changed = by_hand(gap, action, note="mine", resolution=Resolution.MANUAL, now=now)
+    assert ledger.store_gaps([GapChange(gap=changed, against=gap.revision, event="acknowledged")]) == [True]
+
+
+def taken(story: Story, ledger: Any) -> Mapping[Key, Gap]:
+    keys = [gap.key for gap in story.gaps()]
+    return asyncio.run(Holding(ledger, story.clock).take(replace(a_run(), pipeline=story.spec.id), keys))
+
+
+def agreeing(story: Story, *numbers: int) -> list[Decided]:
+    keys = [story.rig.key(number) for number in numbers]
+    batch = asyncio.run(read_batch(story.rig.stores, keys, story.clock))
+    return [Decided(case=Case(key=key), judgement=Cleared(reason="in_agreement"), reads=batch.by_key[key]) for key in keys]
+
+
+def test_gaps_taken_in_hand_are_returned_as_they_are_stored(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    story = missing(watched, 1, 2, 3)
+    first = story.gaps()[0]
+    somebody(ledger, first)
+    watched.asked.clear()
+    held = taken(story, watched)
+    assert watched.asked == ["open_gaps_for", "store_gaps"]
+    assert held == {gap.key: gap for gap in story.gaps()}
+    assert [gap.state for gap in held.values()].count(State.REPAIRING) == 2
+
+
+def test_a_gap_that_is_changed_while_it_is_taken_is_taken_as_it_is_then(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    story = missing(watched, 1, 2, 3)
+    first, second, _ = story.gaps()
+    watched.before_store = [lambda: somebody(ledger, first)]
+    held = taken(story, watched)
+    assert held == {gap.key: gap for gap in story.gaps()}
+    assert (held[first.key].state, held[second.key].state) == (State.ACKNOWLEDGED, State.REPAIRING)
+
+
+def test_a_gap_that_is_changed_each_time_is_held_as_it_was_left(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    story = missing(watched, 1)
+
+    def changed() -> None:
+        (gap,) = story.gaps()
+        noted = replace(gap, note=gap.note + "x", revision=gap.revision + 1)
+        assert ledger.store_gaps([GapChange(gap=noted, against=gap.revision, event="updated")]) == [True]
+
+    watched.before_store = [changed] * TRIES
+    held = taken(story, watched)
+    assert list(held.values()) == story.gaps()
+    assert [gap.state for gap in held.values()] == [State.OPEN]
+
+
+def test_gaps_in_hand_are_closed_without_being_read_again(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    story = missing(watched, 1, 2)
+    held = taken(story, ledger)
+    for number in (1, 2):
+        story.rig.sink_delivers(number)
+    story.book._ledger = watched
+    watched.asked.clear()
+    decided = agreeing(story, 1, 2)
+    keys = {item.case.key for item in decided}
+    assert asyncio.run(story.book.close(story.rig.stores, decided, backfilled=keys, held=held)) == keys
+    assert watched.asked == ["store_gaps"]
+    assert {gap.resolution for gap in story.gaps()} == {Resolution.BACKFILLED}
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_gap_that_was_changed_since_is_closed_as_it_is_now_or_stays_open(ledger: SqlLedger, newer: bool) -> None:
+    story = missing(ledger, 1, 2)
+    held = taken(story, ledger)
+    changed = held[story.rig.key(1)]
+    somebody(ledger, changed)
+    for number in (1, 2):
+        story.rig.sink_delivers(number)
+    closed = asyncio.run(story.book.close(story.rig.stores, agreeing(story, 1, 2), held=held, newer=newer))
+    states = {gap.key: (gap.state, gap.note) for gap in story.gaps()}
+    assert states[story.rig.key(2)] == (State.RESOLVED, "")
+    assert states[changed.key] == (State.RESOLVED if newer else State.ACKNOWLEDGED, "mine")
+    assert (changed.key in closed) is newer
+
+
+def test_a_gap_that_opened_since_is_closed_too(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1)
+    story.rig.sink_delivers(1)
+    asyncio.run(story.book.close(story.rig.stores, agreeing(story, 1), held={}))
+    assert [gap.state for gap in story.gaps()] == [State.RESOLVED]
+
+
+def order(ledger: Watched) -> tuple[Story, Run]:
+    story = missing(ledger, 1, 2)
+    assert story.step() is not None
+    ledger.asked.clear()
+    story.rig.between = lambda what: ledger.asked.append(what) if what == "write" else None
+    return story, story.carry_out()
+
+
+def test_a_write_is_announced_before_and_its_outcome_is_on_record_before_the_gap_is_closed(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    _, run = order(watched)
+    assert run.state is RunState.SUCCEEDED
+    steps = [step for step in watched.asked if step != "open_gaps_for"]
+    assert steps == ["store_gaps", "audit planned", "write", "audit written", "store_gaps"]
+
+
+def test_an_outcome_that_cannot_be_stored_closes_no_gap(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    watched.fails = {"written"}
+    story, run = order(watched)
+    assert run.state is RunState.INCONCLUSIVE
+    assert {gap.state for gap in story.gaps()} == {State.OPEN}
+    outcomes = [row.outcome for row in ledger.audit_rows(run_id=run.id)]
+    assert outcomes == ["planned"] * 2, "what was announced, and may have been written"
+
+
+def test_an_announcement_that_cannot_be_stored_writes_nothing(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    story = missing(watched, 1, 2)
+    assert story.step() is not None
+    watched.fails = {"planned"}
+    assert story.carry_out().state is RunState.INCONCLUSIVE
+    assert story.rig.writes == []
+
+
+# what is due, and what is digested
+
+
+def judge_of(story: Story, clock: VirtualClock, *, batch: int = 2) -> KeyJudge:
+    async def stores() -> Any:
+        return story.rig.stores
+
+    delivered = Delivered(through_ms=None, age_alone=True)
+    return KeyJudge(stores, grace_ms=lambda: 1_000, delivered=lambda: delivered, clock=clock, batch=batch, digests=False)
+
+
+def test_the_oldest_keys_are_due_first_and_one_batch_of_them(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1, 2, 3, 4, 5)
+    judge = judge_of(story, story.clock)
+    for number in (5, 3, 1):
+        judge.add(story.rig.key(number))
+    assert [story.rig.number(case.key) for case in judge.due()] == [5, 3]
+    assert not asyncio.run(judge.step()), "a difference waits for its grace"
+    judge.add(story.rig.key(4))
+    assert [story.rig.number(case.key) for case in judge.due()] == [1, 4]
+    judge.drop(story.rig.key(1))
+    assert [story.rig.number(case.key) for case in judge.due()] == [4]
+    asyncio.run(story.clock.sleep(100))
+    assert [story.rig.number(case.key) for case in judge.due()] == [4, 5], "what was never read comes before what is read again"
+    assert {story.rig.number(item.case.key) for item in asyncio.run(judge.step())} <= {4, 5}
+    assert len(judge) == len(judge.cases)
+
+
+def test_a_key_put_back_is_due_as_it_was(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1)
+    judge = judge_of(story, story.clock)
+    judge.add(story.rig.key(1))
+    asyncio.run(judge.step())
+    asyncio.run(story.clock.sleep(100))
+    (decided,) = asyncio.run(judge.step())
+    assert len(judge) == 0
+    assert judge.due() == []
+    judge.again(decided)
+    judge.again(decided)
+    assert [case.key for case in judge.due()] == [story.rig.key(1)]
+
+
+def test_only_a_row_without_a_document_may_go_without_a_digest(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1, 2)
+    keys = [story.rig.key(number) for number in (1, 2, 3)]
+    batch = asyncio.run(read_batch(story.rig.stores, keys, story.clock, digested={keys[1]}))
+    whole = asyncio.run(read_batch(story.rig.stores, keys, story.clock))
+    assert [bool(batch.by_key[key].reads.after.identity) for key in keys] == [False, True, True]
+    for key in keys[1:]:
+        assert batch.by_key[key].stands_as(whole.by_key[key])
+    assert whole.by_key[keys[0]].reads.after.identity
