@@ -34,11 +34,11 @@ def execute(dsn: str, *statements: str) -> None:
             connection.execute(statement)
 
 
-def ask(method: str, url: str, body: Any = None) -> Any:
+def ask(method: str, url: str, body: Any = None, seconds: float = 30) -> Any:
     """Send JSON to an HTTP interface and return what it answers; urllib's HTTPError for a refusal."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=seconds) as response:
         return json.loads(response.read() or b"null")
 
 

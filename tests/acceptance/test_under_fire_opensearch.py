@@ -1,0 +1,220 @@
+"""The same as ``test_under_fire``, into an index: it refuses items, hangs, and its only node is killed while both sides change.
+
+Everybody reaches the node through a recorder, whose notes are read afterwards for what the repair did to every document. The
+short form runs in CI; ``--soak`` does it with 200,000 documents and 500 writes a second.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Message, Producer
+
+from gapwatch.embedded import EmbeddedStack, OpenSearchPart
+from gapwatch_connectors.opensearch.connection import encode
+from tests.acceptance import fire
+from tests.acceptance.copier import decode
+from tests.acceptance.fire import HEALED_SECONDS, REFUSED, REFUSED_OF, Length, State, Writer, differing, is_lost
+from tests.acceptance.indexer import Indexer
+from tests.acceptance.recorder import TOO_MANY, Item, Recorder, Sender
+from tests.acceptance.scenery import TABLE, configuration
+from tests.acceptance.service import EVERY_ROLE, Service, wait_for
+from tests.acceptance.test_opensearch import MAPPING, SETTINGS
+from tests.acceptance.test_opensearch import node as node
+from tests.stack import ask, captured
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(2_400)]
+
+PATIENT_SECONDS = 120  # the sink waits longer than the index ever hangs, so that no older bulk of its own comes late
+START_SECONDS = 300
+PAGE = 5_000
+OVERTAKEN = 20  # rows that change, or go, while a write of their documents is on its way
+
+SHORT = Length(rows=2_000, rate=60, seconds=18, grace="2s", away=3, hangs=4)
+LONG = Length(rows=200_000, rate=500, seconds=300, grace="10s", away=20, hangs=40)  # longer than Gapwatch waits for an answer
+
+
+@dataclass
+class Tolerant(Indexer):
+    """A sink that loses some of what it is to write, and passes over what the index refuses."""
+
+    def _index(self, producer: Producer, messages: Sequence[Message]) -> None:
+        changes = [change for change in map(decode, messages) if change is not None and not is_lost(change.seq)]
+        last = {change.key: change for change in changes}  # a bulk that was not answered is sent again, whole
+        body = b"".join(encode(line) + b"\n" for change in last.values() for line in self._lines(change))
+        while body and not self._stop.is_set():
+            errors = self._sent(body)
+            if errors is not None and all(one["type"] == "es_rejected_execution_exception" for one in errors):
+                self.refused += [one["type"] for one in errors]
+                return
+            time.sleep(0.3)
+
+    def _sent(self, body: bytes) -> list[Any] | None:
+        """Return the errors of a bulk's items; None where it was not answered."""
+        try:
+            answer = ask("POST", f"{self.url}/_bulk", body, PATIENT_SECONDS)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return None
+        except (OSError, HTTPException):
+            return None
+        return [said["error"] for item in answer["items"] for said in item.values() if "error" in said]
+
+
+def test_sweep_and_repair_of_an_index_under_fire(
+    stack: EmbeddedStack, node: OpenSearchPart, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    length = LONG if request.config.getoption("--soak") else SHORT
+    dsn, database = stack.postgres.dsn(postgres_database), postgres_database
+    index, group = f"{database}-orders", f"indexer-{database}"
+    fire.create(dsn, length)
+    ask("PUT", f"{node.url}/{index}", {"settings": SETTINGS, "mappings": MAPPING})
+    with (
+        Recorder(node.host, node.port) as recorder,
+        captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix,
+    ):
+        sink = Tolerant(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, recorder.url(Sender.SINK), index)
+        service = Service(tmp_path, config_of(stack, dsn, database, recorder.url(Sender.GAPWATCH), index, group, length))
+        writer = Writer(dsn, length.rows, length.rate)
+        sink.start()
+        try:
+            wait_for(lambda: len(documents(node, index)) >= length.rows * 0.97, "the rows to be copied", 300)
+            half(recorder.url(Sender.SINK), index, length.rows)
+            recorder.refuses = is_refused
+            service.start(EVERY_ROLE)
+            writer.start()
+            fire.burn(length, blows(recorder, node, service, dsn, length))
+            service.check_alive()
+            recorder.refuses = lambda _: False
+            writer.stop()
+            began = time.monotonic()
+            wait_for(lambda: differing(dsn, documents(node, index)) == {}, "both stores to be equal", HEALED_SECONDS)
+            healed = time.monotonic() - began
+            wait_for(lambda: not service.gaps(), "the gaps to be resolved", 120)
+            assert differing(dsn, documents(node, index)) == {}
+            judged = examine(recorder.items, documents(node, index), tmp_path / "gapwatch.db")
+            assert judged["writes"] >= length.rows * 0.1, judged
+            print(f"healed after {healed:.0f} s; {writer.writes} writes at the source; {judged}")
+        finally:
+            writer.stop()
+            sink.stop()
+            service.stop()
+
+
+def config_of(stack: EmbeddedStack, dsn: str, database: str, url: str, index: str, group: str, length: Length) -> dict[str, Any]:
+    target = {"store": "search", "index": index, "key": {"_id": "int"}, "feed": {"seq_no": True}}
+    config = configuration(stack, dsn, database, group, **fire.repairing(length), target=target)
+    config["stores"] = {"shop": config["stores"]["shop"], "search": {"type": "opensearch", "hosts": [url]}}
+    return config
+
+
+def is_refused(identifier: str) -> bool:
+    return int(identifier) % REFUSED_OF == REFUSED
+
+
+def half(url: str, index: str, rows: int) -> None:
+    """Take every other document away, before anybody looks."""
+    lines = [encode({"delete": {"_index": index, "_id": str(key)}}) + b"\n" for key in range(1, rows + 1, 2)]
+    for start in range(0, len(lines), PAGE):
+        ask("POST", f"{url}/_bulk", b"".join(lines[start : start + PAGE]), PATIENT_SECONDS)
+
+
+def blows(recorder: Recorder, node: OpenSearchPart, service: Service, dsn: str, length: Length) -> list[Callable[[], None]]:
+    """Return what happens, in order. A worker that is killed at a repair holds it for a minute: time for what comes after."""
+
+    def never_answer() -> None:
+        with recorder.hanging(*Sender, executes=True):
+            time.sleep(length.hangs)
+
+    def come_late() -> None:
+        """Kill the worker that waits for an answer; its bulk is done when its rows have changed, and the next one is at work."""
+        with recorder.hanging(Sender.GAPWATCH, executes=False) as bulk:
+            time.sleep(length.hangs / 2)
+            overtake(recorder, dsn, [int(one.id) for one in bulk if not is_refused(one.id)])
+            service.restart("repair", signal.SIGKILL)
+            time.sleep(length.hangs / 2)
+
+    def go_away() -> None:
+        node.kill()
+        time.sleep(length.away / 2)
+        service.restart("repair", signal.SIGKILL)
+        time.sleep(length.away / 2)
+        node.launch()
+        node.wait_ready(START_SECONDS)
+
+    return [never_answer, come_late, go_away, lambda: service.restart("repair", signal.SIGKILL)]
+
+
+def overtake(recorder: Recorder, dsn: str, keys: Sequence[int]) -> None:
+    """Change and delete rows whose documents are on their way; return when the sink has written what became of them."""
+    since, done = time.time_ns() // 1_000, set[int]()
+    change, delete = "UPDATE {} SET seq = seq + 1 WHERE id = %s RETURNING seq", "DELETE FROM {} WHERE id = %s RETURNING seq"
+    with psycopg.connect(dsn, autocommit=True) as connection:  # one row at a time: the writer locks several
+        for number, key in enumerate(keys[:OVERTAKEN]):
+            row = connection.execute((delete if number % 2 else change).format(TABLE), (key,)).fetchone()
+            if row and not is_lost(row[0]):
+                done.add(key)
+
+    def written() -> bool:
+        return done <= {
+            int(one.id)
+            for one in list(recorder.items)
+            if one.sender is Sender.SINK and one.at_us >= since and (one.was_done or one.found_nothing)
+        }
+
+    wait_for(written, f"the sink to write {len(done)} documents", 120)
+
+
+def documents(node: OpenSearchPart, index: str) -> dict[int, State]:
+    """Return `seq` and `v` of every document, from the node itself."""
+    ask("POST", f"{node.url}/{index}/_refresh")
+    query = {"size": PAGE, "sort": ["_doc"], "_source": ["seq", "v"]}
+    page = ask("POST", f"{node.url}/{index}/_search?scroll=2m&allow_partial_search_results=false", query)
+    found: dict[int, State] = {}
+    while page["hits"]["hits"]:
+        found |= {int(hit["_id"]): (hit["_source"]["seq"], hit["_source"]["v"]) for hit in page["hits"]["hits"]}
+        page = ask("POST", f"{node.url}/_search/scroll", {"scroll": "2m", "scroll_id": page["_scroll_id"]})
+    ask("DELETE", f"{node.url}/_search/scroll", {"scroll_id": page["_scroll_id"]})
+    return found
+
+
+def examine(items: Sequence[Item], final: Mapping[int, State], ledger: Path) -> dict[str, int]:
+    """Read the recorder's notes: no write of ours took a document back, and the audit knows of each one, and of no other."""
+    done = sorted((one for one in items if one.was_done or one.found_nothing), key=lambda one: (one.id, one.place))
+    states = [(int(one.id), one.seq, one.sender is Sender.GAPWATCH and one.was_done) for one in done]
+    judged, audit = fire.never_back(states), fire.audited(ledger)
+    counts = fire.accounted(judged.ours, audit)
+    told: Counter[str] = Counter()
+    sent: dict[int, list[int]] = {}
+    unknown: Counter[int] = Counter()
+    for one in items:
+        if one.status is None:
+            unknown[int(one.id)] += 1
+        if one.status in (None, 409, TOO_MANY):
+            told[f"{one.sender.value}_{one.status or 'unknown'}"] += 1
+        if one.sender is Sender.GAPWATCH:
+            sent.setdefault(int(one.id), []).append(one.at_us)
+    for key, times in sent.items():
+        announced = audit["planned"].get(key, [])
+        assert len(announced) >= len(times), f"{key} was sent {len(times)} times, and announced {len(announced)}"
+        assert all(before <= at for before, at in zip(announced, sorted(times), strict=False)), f"{key} was announced too late"
+    for key in audit["written"].keys() | audit["vanished"].keys():
+        claimed = len(audit["written"].get(key, ()))
+        assert claimed <= judged.ours[key] + unknown[key], f"{key}: {claimed} writes audited, {judged.ours[key]} done"
+    last = {key: seq for key, seq, _ in states}
+    left = {key: (seq, final.get(key)) for key, seq in last.items() if seq != final.get(key, (None,))[0] and not unknown[key]}
+    assert left == {}, "the recorder has not seen everything"
+    assert told["sink_429"], told
+    assert told["gapwatch_429"], told
+    assert told["gapwatch_409"], told
+    return {**counts, **told, "came_back": len(judged.came_back)}
