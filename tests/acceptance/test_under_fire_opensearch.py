@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ START_SECONDS = 300
 PAGE = 5_000
 OVERTAKEN = 20  # rows that change, or go, while a write of their documents is on its way
 
-SHORT = Length(rows=2_000, rate=60, seconds=18, grace="2s", away=3, hangs=4)
+SHORT = Length(rows=2_000, rate=60, seconds=14, grace="2s", away=3, hangs=4)
 LONG = Length(rows=200_000, rate=500, seconds=300, grace="10s", away=20, hangs=40)  # longer than Gapwatch waits for an answer
 
 
@@ -88,7 +89,7 @@ def test_sweep_and_repair_of_an_index_under_fire(
         writer = Writer(dsn, length.rows, length.rate)
         sink.start()
         try:
-            wait_for(lambda: len(documents(node, index)) >= length.rows * 0.97, "the rows to be copied", 300)
+            wait_for(lambda: count(node, index) >= length.rows * 0.97, "the rows to be copied", 600)
             half(recorder.url(Sender.SINK), index, length.rows)
             recorder.refuses = is_refused
             service.start(EVERY_ROLE)
@@ -130,11 +131,7 @@ def half(url: str, index: str, rows: int) -> None:
 
 
 def blows(recorder: Recorder, node: OpenSearchPart, service: Service, dsn: str, length: Length) -> list[Callable[[], None]]:
-    """Return what happens, in order. A worker that is killed at a repair holds it for a minute: time for what comes after."""
-
-    def never_answer() -> None:
-        with recorder.hanging(*Sender, executes=True):
-            time.sleep(length.hangs)
+    """Return what happens, in order; with each the worker is killed once."""
 
     def come_late() -> None:
         """Kill the worker that waits for an answer; its bulk is done when its rows have changed, and the next one is at work."""
@@ -152,7 +149,13 @@ def blows(recorder: Recorder, node: OpenSearchPart, service: Service, dsn: str, 
         node.launch()
         node.wait_ready(START_SECONDS)
 
-    return [never_answer, come_late, go_away, lambda: service.restart("repair", signal.SIGKILL)]
+    def never_answer() -> None:
+        """This begins when the repair goes on: a worker that was killed at it still holds it for a minute."""
+        with recorder.hanging(*Sender, executes=True):
+            time.sleep(length.hangs)
+        service.restart("repair", signal.SIGKILL)
+
+    return [come_late, go_away, never_answer]
 
 
 def overtake(recorder: Recorder, dsn: str, keys: Sequence[int]) -> None:
@@ -175,6 +178,11 @@ def overtake(recorder: Recorder, dsn: str, keys: Sequence[int]) -> None:
     wait_for(written, f"the sink to write {len(done)} documents", 120)
 
 
+def count(node: OpenSearchPart, index: str) -> int:
+    ask("POST", f"{node.url}/{index}/_refresh")
+    return int(ask("GET", f"{node.url}/{index}/_count")["count"])
+
+
 def documents(node: OpenSearchPart, index: str) -> dict[int, State]:
     """Return `seq` and `v` of every document, from the node itself."""
     ask("POST", f"{node.url}/{index}/_refresh")
@@ -193,7 +201,7 @@ def examine(items: Sequence[Item], final: Mapping[int, State], ledger: Path) -> 
     done = sorted((one for one in items if one.was_done or one.found_nothing), key=lambda one: (one.id, one.place))
     states = [(int(one.id), one.seq, one.sender is Sender.GAPWATCH and one.was_done) for one in done]
     judged, audit = fire.never_back(states), fire.audited(ledger)
-    counts = fire.accounted(judged.ours, audit)
+    counts = fire.accounted(judged.ours, audit) | {"came_back": len(judged.came_back), "overtaken": overtaken(done)}
     told: Counter[str] = Counter()
     sent: dict[int, list[int]] = {}
     unknown: Counter[int] = Counter()
@@ -217,4 +225,16 @@ def examine(items: Sequence[Item], final: Mapping[int, State], ledger: Path) -> 
     assert told["sink_429"], told
     assert told["gapwatch_429"], told
     assert told["gapwatch_409"], told
-    return {**counts, **told, "came_back": len(judged.came_back)}
+    assert counts["overtaken"], "no write of ours came after its row's deletion"
+    return {**counts, **told}
+
+
+def overtaken(done: Sequence[Item]) -> int:
+    """Count the deletes of the sink that came after a write of ours, and were done before it: it came back, for a while."""
+    return sum(
+        before.id == after.id
+        and (before.sender, before.operation) == (Sender.SINK, "delete")
+        and (after.sender, after.operation, after.was_done) == (Sender.GAPWATCH, "create", True)
+        and before.at_us > after.at_us
+        for before, after in pairwise(done)
+    )
