@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
 from gapwatch.ledger import Limit, Retention, SqlLedger
-from gapwatch.ledger.gaps import CHANGES_PER_TRANSACTION_MAX
+from gapwatch.ledger.gaps import BYTES_AT_ONCE_MAX, CHANGES_AT_ONCE_MAX, CHANGES_MAX, _transactions
 from gapwatch.model.gap import (
     Cause,
     Detector,
@@ -248,7 +248,7 @@ def test_many_writers_change_one_gap_one_at_a_time(ledger_url: str, opened: Open
 
 
 def test_more_changes_than_one_transaction_holds(ledger: SqlLedger) -> None:
-    count = CHANGES_PER_TRANSACTION_MAX + 100
+    count = CHANGES_AT_ONCE_MAX + 100
     changes = [opening(gap(number)) for number in range(1, count + 1)]
     assert ledger.store_gaps(changes) == [True] * count
     assert ledger.open_gaps_for("orders", [item.gap.key for item in changes]) == {item.gap.key: item.gap for item in changes}
@@ -328,6 +328,29 @@ def test_one_refused_change_holds_up_no_other(ledger: SqlLedger, state_only: boo
     assert ledger.store_gaps(steps) == [True, True, True, False]
     assert ledger.outbox_size() == told + 3
     assert [ledger.gap(one.id) for one in many[:-1]] == [step.gap for step in steps[:-1]]
+
+
+def test_one_refused_change_of_very_many_holds_up_no_other(ledger: SqlLedger) -> None:
+    """More than are looked at singly in one transaction: what each of them became is told in their order."""
+    many = [gap(number) for number in range(1, 3 * CHANGES_MAX)]
+    ledger.store_gaps([opening(one) for one in many])
+    overtaken = {5, CHANGES_MAX, 2 * CHANGES_MAX + 1}
+    ledger.store_gaps([change(many[at], "updated") for at in overtaken])
+    told = ledger.outbox_size()
+    stood = ledger.store_gaps([change(one, "repairing", state=State.REPAIRING) for one in many])
+    assert [at for at, stands in enumerate(stood) if not stands] == sorted(overtaken)
+    assert ledger.outbox_size() == told + len(many) - len(overtaken)
+
+
+def test_a_transaction_is_no_heavier_than_its_limit() -> None:
+    shown = [{"side": "source", "values": {"a": "x" * (BYTES_AT_ONCE_MAX // 3), "n": 5}}]
+    changes = [opening(gap(number, evidence=shown)) for number in range(1, 8)]
+    assert [len(part) for part in _transactions(changes)] == [2, 2, 2, 1]
+    alone = opening(gap(9, evidence=[{"side": "source", "values": {"a": "x" * 2 * BYTES_AT_ONCE_MAX}}]))
+    assert [len(part) for part in _transactions([alone, alone])] == [1, 1]
+    light = [opening(gap(number)) for number in range(CHANGES_AT_ONCE_MAX + 1)]
+    assert [len(part) for part in _transactions(light)] == [CHANGES_AT_ONCE_MAX, 1]
+    assert list(_transactions([])) == []
 
 
 def test_of_two_changes_of_one_gap_the_second_rests_on_the_first(ledger: SqlLedger) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gapwatch.core.canonical_records import MANY, canonical_records
 from gapwatch.core.column_parts import Handed, Moments
-from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.core.sweep_contents import PageContents
 from gapwatch.core.sweep_sets import digests
 from gapwatch.core.values import MISSING, Instant, JsonText, ObjectIdValue, Other
@@ -149,14 +149,55 @@ def _document(names: Sequence[str], values: Sequence[Any], *, nested: bool) -> d
     return found
 
 
+def form_of(mapping: CompiledMapping, side: Side, document: dict[str, Any]) -> Canonical:
+    return mapping.canonical_source(document) if side is Side.EXPECTED else mapping.canonical_target(document)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("options", [{}, {"maskable": True}, {"tolerance": Decimal("0.1")}], ids=["fixed", "mask", "value"])
+def test_a_value_without_a_canonical_form_equals_nothing_on_the_other_side(options: dict[str, Any]) -> None:
+    """It is nested too deep; its neighbours are compared as ever, and it is read by key, where its reason is said."""
+    kind = FieldType.DECIMAL if "tolerance" in options else FieldType.JSON
+    mapping = CompiledMapping(pipeline(field("a", kind, **options), field("b")))
+    documents = [{"a": 1, "b": "x"}, {"a": nested(250), "b": "y"}, {"a": 2, "b": "z"}]
+    found = []
+    for side in Side:
+        with pytest.raises(RecordError, match="nested deeper"):
+            form_of(mapping, side, documents[1])
+        contents = PageContents(mapping, side)
+        found.append(contents.contents(contents.columns(documents), len(documents)).tolist())
+        beside = [documents[0], documents[2]]
+        assert [found[-1][0], found[-1][2]] == contents.contents(contents.columns(beside), 2).tolist()
+    assert [one == other for one, other in zip(*found, strict=True)] == [True, False, True]
+    if "tolerance" in options:
+        assert not mapping.values_agree(found[0][1][1], found[1][1][1])
+
+
+@pytest.mark.parametrize("count", [2, 2 * MANY])
+def test_a_record_without_a_canonical_form_takes_no_other_one_with_it(count: int) -> None:
+    mapping = CompiledMapping(pipeline(field("a", FieldType.JSON)))
+    documents = [{"a": number} for number in range(count)]
+    documents[1] = {"a": nested(250)}
+    found = canonical_records(mapping, Side.EXPECTED)(documents)
+    assert isinstance(found[1], RecordError)
+    assert [one for at, one in enumerate(found) if at != 1] == [
+        mapping.canonical_source(document) for at, document in enumerate(documents) if at != 1
+    ]
+
+
 @given(pages(), st.sampled_from(list(Side)))
 def test_contents_of_a_page_are_those_of_its_records(page: tuple[CompiledMapping, list[dict[str, Any]]], side: Side) -> None:
     mapping, documents = page
-    canonical = mapping.canonical_source if side is Side.EXPECTED else mapping.canonical_target
     contents = PageContents(mapping, side)
     try:
-        alone = [canonical(document) for document in documents]
-    except (RecordError, ValueError, TypeError, ArithmeticError) as error:
+        alone = [form_of(mapping, side, document) for document in documents]
+    except (ValueError, TypeError, ArithmeticError) as error:
         with pytest.raises(type(error)):
             contents.contents(contents.columns(documents), len(documents))
         return
@@ -170,11 +211,10 @@ def test_contents_of_a_page_are_those_of_its_records(page: tuple[CompiledMapping
 @given(pages(), st.sampled_from(list(Side)))
 def test_many_records_become_canonical_as_each_of_them(page: tuple[CompiledMapping, list[dict[str, Any]]], side: Side) -> None:
     mapping, documents = page
-    canonical = mapping.canonical_source if side is Side.EXPECTED else mapping.canonical_target
     many = documents * MANY
     try:
-        alone = [canonical(document) for document in documents] * MANY
-    except (RecordError, ValueError, TypeError, ArithmeticError) as error:
+        alone = [form_of(mapping, side, document) for document in documents] * MANY
+    except (ValueError, TypeError, ArithmeticError) as error:
         with pytest.raises(type(error)):
             canonical_records(mapping, side)(many)
         return

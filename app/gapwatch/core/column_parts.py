@@ -24,6 +24,7 @@ from gapwatch.core.envelopes.compiled.numbers import decimal_of, fractions, furt
 from gapwatch.core.envelopes.compiled.numbers import thousandths as thousandths_of_second
 from gapwatch.core.temporal import EPOCH, EPOCH_ORDINAL, INFINITE_FROM, INFINITE_TO, MICROS, NAIVE_EPOCH, PER_SECOND
 from gapwatch.core.values import MISSING
+from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import FieldSpec, FieldType, Rounding
 
 Parts = list[bytes]
@@ -94,14 +95,25 @@ class ColumnParts:
         framed: Whether each part carries its length in front, as in a digest of several.
         driver: The driver's types.
         handed: How this column is handed over.
+        unreadable: What stands for a value that has no canonical form; None: RecordError is raised.
     """
 
-    def __init__(self, spec: FieldSpec, form: Form, *, framed: bool, driver: Driver = PLAIN, handed: Handed = USUAL) -> None:
+    def __init__(
+        self,
+        spec: FieldSpec,
+        form: Form,
+        *,
+        framed: bool,
+        driver: Driver = PLAIN,
+        handed: Handed = USUAL,
+        unreadable: bytes | None = None,
+    ) -> None:
         self._spec = spec
         self._form = form
         self._framed = framed
         self._driver = driver
         self._handed = handed
+        self._unreadable = unreadable
         self._leads = _leads(framed)
         self._null = self._whole(NULL)
         self._absent = self._whole(NULL if spec.absent_is_null else ABSENT)
@@ -146,7 +158,12 @@ class ColumnParts:
 
     def _general(self, value: Any) -> bytes:
         usual = self._handed.usual
-        return self._whole(self._form(value if usual is None else usual(value)))
+        try:
+            return self._whole(self._form(value if usual is None else usual(value)))
+        except RecordError:
+            if self._unreadable is None:
+                raise
+            return self._whole(self._unreadable)
 
     def _whole(self, part: bytes) -> bytes:
         return _WORD(len(part)) + part if self._framed else part

@@ -30,13 +30,14 @@ EVENTS = frozenset({"opened", "updated", "resolved", "acknowledged", "snoozed", 
 
 def rfc3339(time: datetime | None) -> str | None:
     """Return an aware `time` as RFC 3339 in UTC, as precise as it is (milliseconds at least), or None."""
-    return None if time is None else _rfc3339(time)
+    if time is None:
+        return None
+    assert time.tzinfo is not None, "times are aware"
+    return _rfc3339(time if time.tzinfo is UTC else time.astimezone(UTC))
 
 
 @lru_cache(maxsize=4_096)  # the gaps of one batch share their times
-def _rfc3339(time: datetime) -> str:
-    assert time.tzinfo is not None, "times are aware"
-    utc = time.astimezone(UTC)
+def _rfc3339(utc: datetime) -> str:
     return utc.isoformat(timespec="microseconds" if utc.microsecond % 1000 else "milliseconds").replace("+00:00", "Z")
 
 

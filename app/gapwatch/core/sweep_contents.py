@@ -7,19 +7,25 @@ them), without a record, a part or a form of its own for every row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xxhash
 
+from gapwatch.core.canonical import Form
 from gapwatch.core.column_parts import PLAIN, USUAL, ColumnParts, Driver, Handed
 from gapwatch.core.keys import KeyCodec, getter
 from gapwatch.core.mapping import CompiledMapping, value_text
 from gapwatch.core.sweep_sets import DIGEST, Array, objects
+from gapwatch.errors import RecordError
 from gapwatch.model.stream import Side
 
 Keys = Sequence[bytes] | Array
 Columns = Sequence[Sequence[Any]]  # one a mapped field, in mapping order
+
+UNREADABLE: Final = (
+    b"\x04"  # a value without a canonical form; then its side: it equals none of the other side's, and is read by key
+)
 
 
 class PageContents:
@@ -34,6 +40,7 @@ class PageContents:
 
     def __init__(self, mapping: CompiledMapping, side: Side, *, driver: Driver = PLAIN, handed: Sequence[Handed] = ()) -> None:
         self._mapping = mapping
+        self._side = side
         self._forms = mapping.side(side).forms
         self._handed = tuple(handed) or (USUAL,) * len(self._forms)
         self.columns = ColumnsOf(mapping.side(side).paths)
@@ -42,7 +49,14 @@ class PageContents:
             return [
                 (
                     at,
-                    ColumnParts(mapping.fields[at], self._forms[at], framed=framed, driver=driver, handed=self._handed[at]),
+                    ColumnParts(
+                        mapping.fields[at],
+                        self._forms[at],
+                        framed=framed,
+                        driver=driver,
+                        handed=self._handed[at],
+                        unreadable=UNREADABLE + bytes([side]),
+                    ),
                 )
                 for at in places
             ]
@@ -79,8 +93,14 @@ class PageContents:
         for at in self._mapping.value_at:
             form, usual = self._forms[at], self._handed[at].usual
             usually = columns[at] if usual is None else [v if v is None else usual(v) for v in columns[at]]
-            texts.append([value_text(form(value)) for value in usually])
+            texts.append([self._text(form, value) for value in usually])
         return list(zip(*texts, strict=True))
+
+    def _text(self, form: Form, value: Any) -> str | None:
+        try:
+            return value_text(form(value))
+        except RecordError:
+            return f"unreadable at the {self._side.name}"
 
 
 def cut(codec: KeyCodec, keys: Keys, contents: Array, lower: bytes | None, upper: bytes | None) -> tuple[Keys, Array]:

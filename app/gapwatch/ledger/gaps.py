@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +24,10 @@ from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapSummary, Kind,
 from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
 
 ROWS_PER_CHANGE: Final = 3  # and a few for all of them: the totals'
-CHANGES_PER_TRANSACTION_MAX: Final = ROWS_AT_ONCE_MAX // ROWS_PER_CHANGE
+CHANGES_AT_ONCE_MAX: Final = ROWS_AT_ONCE_MAX // ROWS_PER_CHANGE
+CHANGES_MAX: Final = ROWS_PER_TRANSACTION_MAX // ROWS_PER_CHANGE - 10  # in one transaction, where each is looked at singly
+VALUE_BYTES: Final = 32  # of one that is no text
+BYTES_AT_ONCE_MAX: Final = 4 << 20  # of values in evidence, which may be shown
 PAGE_MAX: Final = 1_000
 ALERTING: Final = frozenset({State.OPEN, State.REPAIRING})
 
@@ -40,16 +44,24 @@ class GapQueries(LedgerPart):
         exists, or where the key has another open gap.
         """
         stood: list[bool] = []
-        for part in chunks(changes, CHANGES_PER_TRANSACTION_MAX):
-            stood += self._db.write(lambda connection, part=part: self._store(connection, part))  # type: ignore[misc]
+        for part in _transactions(changes):
+            stored = self._db.write(partial(self._store, part))
+            if stored is None:
+                stored = [
+                    stands for few in chunks(part, CHANGES_MAX) for stands in self._db.write(partial(self._store, few)) or ()
+                ]
+            stood += stored
         return stood
 
-    def _store(self, connection: Connection, changes: Sequence[GapChange]) -> list[bool]:
+    def _store(self, changes: Sequence[GapChange], connection: Connection) -> list[bool] | None:
+        """Return which changes stand; None, and nothing is stored, where too many would have to be looked at singly."""
         at = from_us(self._db.now_us(connection))
         # In one order everywhere, so that two writers wait for each other instead of locking each other out.
         order = sorted(range(len(changes)), key=lambda index: _order(changes[index].gap))
         if self._at_once(connection, [changes[index] for index in order]):
             stood, totals = [True] * len(changes), _totals(changes)
+        elif len(changes) > CHANGES_MAX:
+            return None
         else:
             stood, totals = self._one_by_one(connection, changes, order)
         self._tell(connection, [change for change, stands in zip(changes, stood, strict=True) if stands], at)
@@ -318,6 +330,25 @@ def _one_of_each(changes: Sequence[GapChange], indexes: Sequence[int]) -> Mappin
 
 def _order(gap: Gap) -> tuple[str, bytes, str]:
     return gap.pipeline, key_hash(gap.key), gap.id
+
+
+def _transactions(changes: Sequence[GapChange]) -> Iterator[Sequence[GapChange]]:
+    """Cut changes into what one transaction takes, by number and by what their evidence weighs."""
+    start = weight = 0
+    for place, change in enumerate(changes):
+        more = _weight(change.gap)
+        if place > start and (place - start >= CHANGES_AT_ONCE_MAX or weight + more > BYTES_AT_ONCE_MAX):
+            yield changes[start:place]
+            start, weight = place, 0
+        weight += more
+    if start < len(changes):
+        yield changes[start:]
+
+
+def _weight(gap: Gap) -> int:
+    """Return about how many bytes of row data the evidence holds; the rest of a gap is short."""
+    shown = (row["values"] for row in gap.evidence if "values" in row)
+    return sum(len(value) if isinstance(value, str) else VALUE_BYTES for values in shown for value in values.values())
 
 
 def _totals(changes: Sequence[GapChange]) -> Totals:

@@ -14,7 +14,8 @@ from gapwatch.core.confirm import Cleared
 from gapwatch.core.gaps import by_hand
 from gapwatch.errors import StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.gap import AuditRow, Gap, Resolution, Run, RunState, State
+from gapwatch.model.gap import AuditRow, Gap, Resolution, Run, RunKind, RunState, State
+from gapwatch.model.pipeline import Policy
 from gapwatch.ports import GapChange, Key
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.holding import TRIES, Holding
@@ -22,7 +23,7 @@ from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.reads import read_batch
 from tests.ledger_samples import run as a_run
 from tests.simulation.stores import VirtualClock
-from tests.unit.roles.test_autorepairer import Story
+from tests.unit.roles.test_autorepairer import AUTO, Story
 
 
 @pytest.fixture
@@ -196,7 +197,95 @@ def test_an_announcement_that_cannot_be_stored_writes_nothing(ledger: SqlLedger)
     assert story.rig.writes == []
 
 
+TOO_DEEP: Any = 1
+for _ in range(250):
+    TOO_DEEP = [TOO_DEEP]
+
+
+def test_a_row_that_could_not_be_verified_is_not_written_and_holds_up_no_other(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1, 2, 3)
+    story.rig.source[2]["note"] = TOO_DEEP
+    assert story.step() is not None
+    run = story.carry_out()
+    assert (run.counts["written"], run.counts["failed"]) == (2, 1)
+    assert sorted(story.rig.number(item.key) for item in story.rig.writes) == [1, 3]
+    states = {story.rig.number(gap.key): gap.state for gap in story.gaps()}
+    assert states == {1: State.RESOLVED, 2: State.OPEN, 3: State.RESOLVED}
+    (failed,) = [row for row in ledger.audit_rows(run_id=run.id) if row.outcome == "failed"]
+    assert "nested deeper" in (failed.reason or "")
+    assert "planned" not in {row.outcome for row in ledger.audit_rows(run_id=run.id, key=story.rig.key(2))}
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_key_that_is_nested_too_deep_leaves_a_sweep_inconclusive_and_ends_nobody(ledger: SqlLedger, side: str) -> None:
+    story = missing(ledger, 1)
+    (story.rig.source if side == "source" else story.rig.target)[3]["note"] = TOO_DEEP
+    story.sweep()
+    run = next(run for run in ledger.runs(kind=RunKind.SWEEP, limit=1))
+    assert (run.state, run.counts["undecided"]) == (RunState.INCONCLUSIVE, 1)
+    assert [story.rig.number(gap.key) for gap in story.gaps()] == [1]
+
+
+def test_each_outcome_says_what_stood_there_and_what_stands_there_now(ledger: SqlLedger) -> None:
+    """In a batch of many, with deletions among the writes."""
+    story = Story(ledger, replace(AUTO, extra=Policy.AUTO), rows=400)
+    rig = story.rig
+    for number in range(0, 40, 2):
+        rig.stranger_writes(number, None)
+    for number in (1001, 1003):
+        rig.stranger_writes(number, {"_id": number, "total": 1, "note": "nobody's"})
+    orphans = {number: rig.mapping.canonical_target(rig.target[number]).identity.hex() for number in (1001, 1003)}
+    story.sweep()
+    run = story.repaired()
+    written = {
+        rig.number(row.key): row for row in ledger.audit_rows(run_id=run.id, limit=500) if row.key and row.outcome == "written"
+    }
+    assert len(written) == 22
+    for number, row in written.items():
+        if number in orphans:
+            assert (row.before, row.after) == (orphans[number], None)
+        else:
+            assert (row.before, row.after) == (None, rig.mapping.canonical_source(rig.source[number]).identity.hex())
+
+
 # what is due, and what is digested
+
+
+def test_a_key_that_is_taken_out_and_put_back_while_it_is_read_keeps_its_new_turn(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1)
+    judge, key = judge_of(story, story.clock), story.rig.key(1)
+    judge.add(key)
+
+    def again(what: str) -> None:
+        if what == "fetch OBSERVED":
+            judge.drop(key)
+            judge.add(key)
+
+    story.rig.between = again
+    assert asyncio.run(judge.step()) == []
+    story.rig.between = lambda what: None
+    assert [case.key for case in judge.due()] == [key], "the new one has not been read at all"
+
+
+def test_many_keys_are_read_as_each_of_them_alone(ledger: SqlLedger) -> None:
+    story = Story(ledger, rows=60)
+    for number in range(0, 60, 7):
+        story.rig.stranger_writes(number, None)
+    for number in range(3, 60, 7):
+        story.rig.source_deletes(number)
+    turn = iter(range(1_000))
+
+    def move(what: str) -> None:
+        if what == "fetch OBSERVED":
+            story.rig.source_writes(next(turn) % 2 + 4)
+
+    keys = [story.rig.key(number) for number in range(60)]
+    many = asyncio.run(read_batch(story.rig.stores, keys, story.clock))
+    alone = {key: asyncio.run(read_batch(story.rig.stores, [key], story.clock)).by_key[key] for key in keys}
+    assert all(many.by_key[key].stands_as(alone[key]) for key in keys)
+    story.rig.between = move
+    moved = asyncio.run(read_batch(story.rig.stores, keys, story.clock)).by_key[keys[4]].reads
+    assert moved.before.identity != moved.after.identity
 
 
 def judge_of(story: Story, clock: VirtualClock, *, batch: int = 2) -> KeyJudge:

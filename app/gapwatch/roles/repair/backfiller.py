@@ -65,6 +65,7 @@ class _Written:
 
     item: WriteItem
     row: StoredRecord | None  # None: the document is to go, as its row has gone
+    identity: str | None = None  # the row's, as the audit shows it
 
 
 class Backfiller:
@@ -221,6 +222,7 @@ class Backfiller:
             audit.append(self._books.row(work, key, outcome, reason))
         await self._on.book.close(stores, agreeing, backfilled=work.ours, held=held, newer=False)
         await asyncio.to_thread(self._on.ledger.audit, audit)
+        to_write = await self._identified(work, to_write)
         if work.undo is not None:
             await work.undo.note([_overwritten(item) for item in to_write] + [_asked_over(item) for item in to_ask])
         if to_ask:
@@ -230,6 +232,19 @@ class Backfiller:
         if to_ask or to_write:
             await self._on.clock.sleep(work.pace.limits.pause_seconds)
         return left
+
+    async def _identified(self, work: Work, batch: Sequence[_Written]) -> list[_Written]:
+        """Return what is written, with its rows' identities; a row that has none could not be verified: it is not written."""
+        rows = [item.row.fields for item in batch if item.row is not None]
+        made = iter(canonical_records(work.stores.mapping, Side.EXPECTED)(rows))
+        identified = []
+        for item in batch:
+            form = next(made) if item.row is not None else None
+            if isinstance(form, RecordError):
+                await self._books.conclude(work, item.item.key, ItemOutcome.FAILED, str(form))
+            else:
+                identified.append(item if form is None else replace(item, identity=form.identity.hex()))
+        return identified
 
     async def _is_our_insert(self, stores: PipelineStores, item: Decided, gap: Gap | None) -> bool:
         """Whether a document without a row is one that a backfill inserted for this open gap, and nobody changed.
@@ -260,9 +275,7 @@ class Backfiller:
         standing: list[_Written] = []
         audit: list[AuditRow] = []
         now = self._on.clock.now()
-        made = iter(canonical_records(stores.mapping, Side.EXPECTED)([item.row.fields for item in batch if item.row]))
         for item, result in zip(batch, results, strict=True):
-            after = next(made).identity.hex() if item.row else None
             outcome = {"written": ItemOutcome.WRITTEN, "guard_failed": ItemOutcome.ALREADY_NEWER}.get(
                 result.outcome, ItemOutcome.FAILED
             )
@@ -277,15 +290,17 @@ class Backfiller:
                     outcome,
                     result.reason,
                     before=_digest_before(stores, item.item.replaces),
-                    after=after,
+                    after=item.identity,
                     now=now,
                 )
             )
         noted = asyncio.create_task(asyncio.to_thread(self._on.ledger.audit, audit))  # while it is read back
         try:
             first = await self._read_back(work, standing) if standing else None
-        finally:
-            await noted
+        except BaseException:  # what ends us is told, not that noting failed as well
+            await asyncio.gather(noted, return_exceptions=True)
+            raise
+        await noted
         if first is not None:
             await self._verify(work, standing, first)
 

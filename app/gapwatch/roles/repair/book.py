@@ -119,7 +119,8 @@ class Book:
         if not decided:
             return set()
         known = {item.case.key: held[item.case.key] for item in decided if item.case.key in held}
-        others = [item.case.key for item in decided if item.case.key not in known] if newer else []
+        unknown = [item.case.key for item in decided if item.case.key not in known]
+        others = unknown if newer else []
         if others:
             known |= await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, others)
         now = self._clock.now()
@@ -136,7 +137,7 @@ class Book:
         changed = {key for key in keys if key in held and key not in stored} if newer else set()
         if changed:
             stored |= await self.close(stores, [item for item in decided if item.case.key in changed], backfilled=backfilled)
-        return stored | {item.case.key for item in decided if item.case.key not in known}
+        return stored | ({key for key in unknown if key not in known} if newer else set())
 
     async def _in_hand(self, gap: Gap) -> bool:
         """Whether a backfill wrote the document, or has it delivered again, and somebody else was the first to read that."""

@@ -11,7 +11,7 @@ from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Presence, Reading, Reads
 from gapwatch.core.counting import Age
 from gapwatch.core.mapping import Canonical, CompiledMapping
-from gapwatch.errors import StoreError
+from gapwatch.errors import RecordError, StoreError
 from gapwatch.model.stream import Side
 from gapwatch.ports import Absent, Clock, DatasetReader, Key, Read, StoredRecord, Unread
 from gapwatch.roles.stores import PipelineStores
@@ -19,7 +19,7 @@ from gapwatch.roles.stores import PipelineStores
 EXPIRED: Final = "its time at the target is over (target.keep)"
 
 Fetched = Mapping[Key, Read | tuple[StoredRecord, ...]]
-Forms = Mapping[int, Canonical]
+Forms = Mapping[int, Canonical | RecordError]
 NO_FORMS: Final[Forms] = MappingProxyType({})
 
 
@@ -62,7 +62,7 @@ async def read_batch(
     mapping = stores.mapping
     alone = set[Key]() if digested is None else {k for k in keys if k not in digested and not isinstance(target[k], StoredRecord)}
     rows = [read for key in keys if key not in alone for read in _distinct(before[key], after[key])]
-    forms = _forms(mapping, Side.EXPECTED, rows) | _forms(mapping, Side.OBSERVED, target.values())
+    forms = {**_forms(mapping, Side.EXPECTED, rows), **_forms(mapping, Side.OBSERVED, target.values())}
     by_key = {key: _key_reads(mapping, before[key], target[key], after[key], times, key not in alone, forms) for key in keys}
     return BatchReads(by_key=by_key, others_were_read=any(not item.reads.unread for item in by_key.values()))
 
@@ -71,9 +71,9 @@ def _distinct(before: Read | tuple[StoredRecord, ...], after: Read | tuple[Store
     return (before,) if _same_row(before, after) else (before, after)
 
 
-def _forms(mapping: CompiledMapping, side: Side, reads: Iterable[Read | tuple[StoredRecord, ...]]) -> dict[int, Canonical]:
-    """Return canonical forms of the records among these reads, by the record's identity in memory."""
-    records = [read for read in reads if isinstance(read, StoredRecord)]
+def _forms(mapping: CompiledMapping, side: Side, reads: Iterable[Read | tuple[StoredRecord, ...]]) -> Forms:
+    """Return canonical forms of the records among these reads that count, by the record's identity in memory."""
+    records = [read for read in reads if isinstance(read, StoredRecord) and not read.ignored]
     made = canonical_records(mapping, side)([record.fields for record in records])
     return dict(zip(map(id, records), made, strict=True))
 
@@ -158,7 +158,9 @@ def source_reading(
     if isinstance(single, StoredRecord):
         canonical = forms.get(id(single))
         if canonical is None and (digested or single.revision is None):
-            canonical = mapping.canonical_source(single.fields)
+            (canonical,) = canonical_records(mapping, Side.EXPECTED)([single.fields])
+        if isinstance(canonical, RecordError):
+            return _not_present(Unread(canonical.message)), None
         version = mapping.version_of_source(single.fields)
         return _present(single, canonical, version, placeholder=False), canonical
     if isinstance(read, tuple):
@@ -178,7 +180,11 @@ def target_reading(
     if isinstance(read, tuple):
         return Reading(presence=Presence.SEVERAL, target_ids=_ids(read)), None
     if isinstance(read, StoredRecord):
-        canonical = forms.get(id(read)) or mapping.canonical_target(read.fields)
+        canonical = forms.get(id(read))
+        if canonical is None:
+            (canonical,) = canonical_records(mapping, Side.OBSERVED)([read.fields])
+        if isinstance(canonical, RecordError):
+            return _not_present(Unread(canonical.message)), None
         version = mapping.version_of_target(read.fields)
         return _present(read, canonical, version, placeholder=mapping.holds_placeholder(read.fields)), canonical
     return _not_present(read), None
