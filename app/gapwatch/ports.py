@@ -15,7 +15,19 @@ import numpy.typing as npt
 
 from gapwatch.core.keys import TEXT_END
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.model.gap import AuditRow, FindingRecord, Gap, GapBurst, Kind, RepairPressure, RepairRecord, Run, RunKind, RunState
+from gapwatch.model.gap import (
+    AuditRow,
+    FindingRecord,
+    Gap,
+    GapBurst,
+    Kind,
+    RepairPressure,
+    RepairRecord,
+    Run,
+    RunKind,
+    RunState,
+    SweepPart,
+)
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec
 from gapwatch.model.stream import Side
@@ -222,6 +234,14 @@ class ContentReader(Protocol):
         """
 
 
+@runtime_checkable
+class KeySampler(Protocol):
+    """What a :class:`DatasetReader` may be besides: it shows some of its keys without reading them all."""
+
+    async def sample_keys(self, count: int) -> Sequence[Key]:
+        """Return some `count` keys from all over the dataset, in no order; how many, and how evenly, is for nobody to rely on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteItem:
     """One guarded write. ``document`` None: delete. ``replaces`` is what was read: ABSENT → insert, else replace exactly that."""
@@ -249,50 +269,6 @@ class TargetWriter(Protocol):
 
     def kept(self, document: StoredRecord) -> str:
         """Return a document, as it was read, as JSON from which a person can write it again: for the undo file."""
-
-    async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangeEvent:
-    """One change from a change stream, for the feed topic. ``value`` None: delete. ``token`` is the resume token after it."""
-
-    key: bytes
-    value: bytes
-    headers: Sequence[tuple[str, bytes]]
-    event_time: int
-    token: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamBatch:
-    """Changes in order, the resume token after them all, and the watermark that the reader's markers prove (0: none yet).
-
-    ``requests``: how many the store was asked since the batch before.
-    """
-
-    events: Sequence[ChangeEvent]
-    token: bytes
-    watermark: int
-    requests: int = 1
-
-
-class FeedReader(Protocol):
-    """Reads a store's own change stream. Called by role ``capture``, one owner at a time."""
-
-    def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
-        """Yield batches (also empty ones, at least every pulse, so that the watermark moves). From ``token``, else from now.
-
-        Raises HistoryLost when the token lies outside the store's history, StoreRefused when a right is missing.
-        """
-
-    async def close(self) -> None: ...
-
-
-class HeartbeatWriter(Protocol):
-    """Writes our numbered heartbeat rows into a source store."""
-
-    async def beat(self, number: int) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -436,6 +412,19 @@ class Ledger(Protocol):
         """Store state, progress, counts, cursor; renews the holder's lease. ConflictError when the holder lost it."""
 
     def cancel_run(self, run_id: str) -> Run: ...
+
+    # parts of a sweep that workers share
+    def split_run(self, run_id: str, parts: Sequence[SweepPart], *, holder: str) -> None:
+        """Store the parts of a run that has none. ConflictError when the holder lost the run."""
+
+    def parts(self, run_id: str) -> Sequence[SweepPart]:
+        """Return a run's parts in the order of their keys; none where it was not split."""
+
+    def take_part(self, holder: str, pipelines: Collection[str], *, seconds: float) -> tuple[Run, SweepPart] | None:
+        """Claim a queued part (or one whose holder's lease expired) of a sweep that runs and is not to be cancelled."""
+
+    def update_part(self, part: SweepPart, *, holder: str) -> None:
+        """Store what became of it; renews the holder's lease. ConflictError when it lost the part, or the sweep is over."""
 
     # repairs
     def repairable(self, pipeline: str, kinds: Collection[Kind], *, now: datetime, limit: int) -> Sequence[Gap]:

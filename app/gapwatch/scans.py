@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -11,7 +11,7 @@ from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.sweep_contents import Keys, PageContents
 from gapwatch.errors import StoreRefused
 from gapwatch.model.stream import Side
-from gapwatch.ports import ContentChunk, ContentReader, DatasetReader, Key, KeyChunk, ScanChunk
+from gapwatch.ports import ContentChunk, ContentReader, DatasetReader, Key, KeyChunk, KeySampler, ScanChunk
 
 
 def key_chunk(identity: str, keys: Keys) -> KeyChunk:
@@ -48,6 +48,11 @@ def contents_in(
         return reader.scan_contents(mapping, side, lower=lower, upper=upper, chunk=chunk)
     rows = reader.scan(content=True, lower=lower, upper=upper, chunk=chunk)
     return contents_of(rows, PageContents(mapping, side))
+
+
+async def keys_sampled(reader: DatasetReader, count: int) -> Sequence[Key]:
+    """Return some keys from all over a dataset; none where its reader cannot show any without reading them all."""
+    return await reader.sample_keys(count) if isinstance(reader, KeySampler) else ()
 
 
 def no_changed_at(store: str, dataset: str) -> StoreRefused:

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import entry_points
 
 from gapwatch.errors import UsageError
+from gapwatch.feed_ports import FeedReader, HeartbeatWriter
 from gapwatch.model.pipeline import PipelineSpec, StoreType
-from gapwatch.ports import DatasetReader, FeedReader, HeartbeatWriter, Preflight, TargetWriter
+from gapwatch.ports import DatasetReader, Preflight, TargetWriter
 from gapwatch_connectors import mongodb, postgres
 
 ENTRY_POINTS = "gapwatch.connectors"

@@ -11,6 +11,7 @@ from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.ledger import open_ledger
+from gapwatch.model.gap import RunState
 from tests.acceptance.scenery import TABLE, configuration, watched
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import found
@@ -75,6 +76,65 @@ def test_d13_a_sweep_goes_on_where_its_worker_was_killed(stack: EmbeddedStack, p
             assert "sweep_resumed" in scene.service.log("all").read_text()
     finally:
         client.close()
+
+
+def test_d13_workers_share_a_sweep_and_one_of_them_is_killed(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """Each takes ranges of keys; what the killed one had taken, the other one does, and every difference is found once."""
+    rows, lost = 40_000, {1, 9_999, 20_001, 40_000}
+    before = [f"INSERT INTO {TABLE} (id, seq) SELECT i, i FROM generate_series(1, {rows}) i"]
+    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
+    try:
+        orders = client[postgres_database].orders
+        orders.insert_many([{"_id": i, "seq": i} for i in range(1, rows + 1)])
+        with watched(
+            stack,
+            postgres_database,
+            tmp_path,
+            before=before,
+            connector={"snapshot.mode": "no_data"},
+            grace="1s",
+            baseline="assume",
+            fields={"seq": "seq"},
+            sweep={"load": 0.1, "parts": 4},
+            roles=("capture", "ingest", "match", "api", "repair#0", "repair#1"),
+            wait=False,
+        ) as scene:
+            api = scene.service.api
+            wait_for(lambda: scene.service.view()["status"], "the API to answer", 60)
+            first = wait_for(lambda: next(iter(api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]), None), "a sweep", 60)
+            record = ended(scene.service, first, 90)
+            assert (record["state"], "parts" in record["counts"]) == ("succeeded", False), (
+                "the mapping is on trial in the first one"
+            )
+
+            orders.delete_many({"_id": {"$in": sorted(lost)}})
+            run = wait_for(lambda: asked(scene.service), "a sweep of ours", 60)
+            ledger = open_ledger(scene.service.config["database"])
+            try:
+
+                def working() -> bool:
+                    return sum(part.state is RunState.RUNNING for part in ledger.parts(run["id"])) == 2
+
+                wait_for(working, "both workers to have a part", 60)
+            finally:
+                ledger.close()
+            scene.service.kill("repair#0")
+            record = ended(scene.service, run, 150)
+            assert record["state"] == "succeeded", record
+            counts = record["counts"]
+            assert (counts["source_keys"], counts["target_keys"], counts["parts"]) == (rows, rows - len(lost), 4)
+            assert found(scene) == dict.fromkeys(lost, "missing")
+            assert "sweep_part_ended" in scene.service.log("repair#1").read_text()
+    finally:
+        client.close()
+
+
+def asked(service: Service) -> dict[str, Any] | None:
+    """Ask for a sweep of everything; None while another one is under way."""
+    _, runs = service.answer("sweep", "start", "orders")
+    return runs[0] if isinstance(runs, list) else None
 
 
 def test_trap_25_keys_that_both_stores_sort_differently_are_compared_as_sets(

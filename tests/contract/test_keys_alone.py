@@ -17,7 +17,7 @@ from gapwatch.core.search_address import SearchAddress
 from gapwatch.core.sweep_sets import KeyForm
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.model.pipeline import KeyColumn, KeyType, StoreType
-from gapwatch.ports import DatasetReader, KeyChunk
+from gapwatch.ports import DatasetReader, KeyChunk, KeySampler
 from gapwatch_connectors.registry import connector_of
 from tests.stack import ask
 from tests.unit.core.samples import field, pipeline
@@ -224,5 +224,46 @@ async def test_a_scan_of_an_index_that_is_left_early_holds_no_point_in_time(
                 break
             assert held() == 1
         assert held() == 0
+    finally:
+        await reader.close()
+
+
+@pytest.mark.parametrize("kind", ["a table", "a partitioned table", "a collection"])
+async def test_a_sample_is_of_keys_from_all_over(stores: EmbeddedStack, unique: Callable[[str], str], kind: str) -> None:
+    name, rows = unique("sampled"), 40_000
+    if kind == "a collection":
+        store, dataset, address = StoreType.MONGODB, f"shop.{name}", collection(stores, name, range(rows))
+    else:
+        store, dataset, address = StoreType.POSTGRES, f"public.{name}", stores.postgres.dsn()
+        with psycopg.connect(address, autocommit=True) as connection:
+            parts = " PARTITION BY HASH (id)" if kind == "a partitioned table" else ""
+            connection.execute(f"CREATE TABLE {name} (id int8 PRIMARY KEY, v text){parts}".encode())
+            for number in range(3 if parts else 0):
+                rest = f"PARTITION OF {name} FOR VALUES WITH (MODULUS 3, REMAINDER {number})"
+                connection.execute(f"CREATE TABLE {name}_{number} {rest}".encode())
+            connection.execute(f"INSERT INTO {name} SELECT i, 'v' FROM generate_series(0, {rows - 1}) i".encode())
+    reader = reader_of(store, address, dataset, KeyType.INT)
+    assert isinstance(reader, KeySampler)
+    codec = KeyCodec([KeyColumn(path="id", type=KeyType.INT)])
+    try:
+        numbers = [codec.decode(key)[0] for key in await reader.sample_keys(160)]
+    finally:
+        await reader.close()
+    assert 100 <= len(set(numbers)) <= 1_000
+    quarters = [sum(at * rows // 4 <= number < (at + 1) * rows // 4 for number in numbers) for at in range(4)]
+    assert sum(quarters) == len(numbers)
+    assert min(quarters) > len(numbers) / 16, "none of four parts is much smaller than the others"
+
+
+@pytest.mark.parametrize("store", [StoreType.POSTGRES, StoreType.MONGODB])
+async def test_of_nothing_there_is_no_sample(stores: EmbeddedStack, unique: Callable[[str], str], store: StoreType) -> None:
+    name = unique("sampled")
+    if store is StoreType.POSTGRES:
+        reader = reader_of(store, table(stores, name, "int8", ()), f"public.{name}", KeyType.INT)
+    else:
+        reader = reader_of(store, collection(stores, name, ()), f"shop.{name}", KeyType.INT)
+    assert isinstance(reader, KeySampler)
+    try:
+        assert await reader.sample_keys(160) == []
     finally:
         await reader.close()

@@ -27,9 +27,11 @@ from gapwatch.model.gap import (
     RepairPressure,
     RepairRecord,
     Resolution,
+    Run,
     RunKind,
     RunState,
     State,
+    SweepPart,
 )
 from gapwatch.ports import GapChange, GapFilter, Ledger
 from tests.ledger_samples import T0, at, audit_row, change, finding, gap, opening, run
@@ -47,7 +49,8 @@ def expire_leases(ledger: SqlLedger) -> None:
     """Move every lease into the past, as the database's clock would by itself."""
     with ledger._db.engine.begin() as connection:
         connection.execute(text("UPDATE leases SET expires_us = 1"))
-        connection.execute(text("UPDATE runs SET lease_until = 1 WHERE lease_until IS NOT NULL"))
+        for table in ("runs", "sweep_parts"):
+            connection.execute(text(f"UPDATE {table} SET lease_until = 1 WHERE lease_until IS NOT NULL"))
 
 
 # repairs
@@ -716,6 +719,113 @@ def test_cancelling(ledger: SqlLedger) -> None:
     assert ledger.cancel_run("run_2").state is RunState.CANCELLED
     with pytest.raises(NotFoundError):
         ledger.cancel_run("run_3")
+
+
+# parts of a sweep that workers share
+
+
+def parts_of(run_id: str, count: int = 3) -> list[SweepPart]:
+    ends = [None, *(bytes([number, 0, 0xFF]) for number in range(1, count)), None]
+    return [SweepPart(run_id=run_id, number=at + 1, lower=ends[at], upper=ends[at + 1]) for at in range(count)]
+
+
+@pytest.fixture
+def split(ledger: SqlLedger) -> Run:
+    """A running sweep of three parts, held by "owner"."""
+    ledger.create_run(run(1))
+    held = ledger.take_run(RunKind.SWEEP, "owner", seconds=60)
+    assert held is not None
+    ledger.split_run(held.id, parts_of(held.id), holder="owner")
+    return held
+
+
+def test_parts_come_back_as_they_were_stored(ledger: SqlLedger, split: Run) -> None:
+    assert ledger.parts(split.id) == parts_of(split.id)
+    assert ledger.parts("run_2") == []
+    taken = ledger.take_part("a", ["orders"], seconds=60)
+    assert taken is not None
+    assert (taken[0].id, taken[1].number, taken[1].state) == (split.id, 1, RunState.RUNNING)
+    counted = replace(taken[1], counts={"source_keys": 7}, cursor={"from": "ff"}, error="no")
+    ledger.update_part(counted, holder="a")
+    assert ledger.parts(split.id)[0] == counted
+
+
+def test_a_run_is_split_once_and_by_its_holder(ledger: SqlLedger, split: Run) -> None:
+    with pytest.raises(ConflictError, match="split already"):
+        ledger.split_run(split.id, parts_of(split.id), holder="owner")
+    ledger.create_run(run(2, pipeline="others"))
+    with pytest.raises(ConflictError, match="no longer held"):
+        ledger.split_run("run_2", parts_of("run_2"), holder="owner")
+    assert len(ledger.parts(split.id)) == 3
+    assert ledger.parts("run_2") == []
+
+
+def test_many_workers_take_each_part_once(ledger_url: str, opened: Opener) -> None:
+    ledgers = [opened(ledger_url) for _ in range(4)]
+    ledgers[0].create_run(run(1))
+    assert ledgers[0].take_run(RunKind.SWEEP, "owner", seconds=60) is not None
+    ledgers[0].split_run("run_1", parts_of("run_1", 20), holder="owner")
+
+    def take_all(number: int) -> list[int]:
+        taken = []
+        while (mine := ledgers[number].take_part(f"w{number}", ["orders"], seconds=60)) is not None:
+            taken.append(mine[1].number)
+        return taken
+
+    with ThreadPoolExecutor(len(ledgers)) as pool:
+        taken = [number for numbers in pool.map(take_all, range(len(ledgers))) for number in numbers]
+    while (last := ledgers[0].take_part("last", ["orders"], seconds=60)) is not None:
+        taken.append(last[1].number)
+    assert sorted(taken) == list(range(1, 21))
+
+
+def test_f4_a_frozen_holder_loses_its_part_and_its_late_writes_are_refused(ledger: SqlLedger, split: Run) -> None:
+    frozen = ledger.take_part("a", ["orders"], seconds=60)
+    assert frozen is not None
+    ledger.update_part(replace(frozen[1], cursor={"from": "aa"}), holder="a")
+    expire_leases(ledger)
+    taken = ledger.take_part("b", ["orders"], seconds=60)
+    assert taken is not None
+    assert (taken[1].number, taken[1].cursor) == (frozen[1].number, {"from": "aa"}), "it goes on where the other one was"
+    with pytest.raises(ConflictError, match="no longer held"):
+        ledger.update_part(replace(frozen[1], state=RunState.SUCCEEDED), holder="a")
+    ledger.update_part(replace(taken[1], state=RunState.SUCCEEDED), holder="b")
+    with pytest.raises(ConflictError, match="no longer held"):
+        ledger.update_part(taken[1], holder="b")
+    assert [part.state for part in ledger.parts(split.id)] == [RunState.SUCCEEDED, RunState.QUEUED, RunState.QUEUED]
+
+
+def test_an_update_renews_the_lease_of_a_part(ledger: SqlLedger, split: Run) -> None:
+    numbers = []
+    while (taken := ledger.take_part("a", ["orders"], seconds=60)) is not None:
+        numbers.append(taken[1].number)
+        held = taken[1]
+    expire_leases(ledger)
+    ledger.update_part(held, holder="a")
+    again = []
+    while (taken := ledger.take_part("b", ["orders"], seconds=60)) is not None:
+        again.append(taken[1].number)
+    assert (numbers, again) == ([1, 2, 3], [1, 2])
+
+
+@pytest.mark.parametrize("why", ["cancelled", "ended", "another pipeline's"])
+def test_of_a_sweep_that_is_none_of_ours_no_part_is_taken_or_changed(ledger: SqlLedger, split: Run, why: str) -> None:
+    taken = ledger.take_part("a", ["orders"], seconds=60)
+    assert taken is not None
+    if why == "cancelled":
+        ledger.cancel_run(split.id)
+    elif why == "ended":
+        ledger.update_run(replace(split, state=RunState.INCONCLUSIVE), holder="owner")
+    assert ledger.take_part("b", ["others"] if why.startswith("another") else ["orders"], seconds=60) is None
+    if not why.startswith("another"):
+        with pytest.raises(ConflictError, match="over, or was cancelled"):
+            ledger.update_part(taken[1], holder="a")
+
+
+def test_parts_go_with_their_run(ledger: SqlLedger, split: Run) -> None:
+    ledger.update_run(replace(split, state=RunState.SUCCEEDED, ended_at=at(9)), holder="owner")
+    assert ledger.prune(Retention(runs=Limit(count=0)), now=at(10))["runs"] == 1
+    assert ledger.parts(split.id) == []
 
 
 # audit

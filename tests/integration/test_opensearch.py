@@ -21,8 +21,9 @@ from gapwatch.core.search_address import SearchAddress
 from gapwatch.core.seqno import Position
 from gapwatch.embedded import EmbeddedStack, OpenSearchPart
 from gapwatch.errors import HistoryLost, StoreRefused, StoreUnreachable
+from gapwatch.feed_ports import StreamBatch
 from gapwatch.model.pipeline import FeedKind, FeedSpec, PipelineSpec
-from gapwatch.ports import ABSENT, StoredRecord, StreamBatch, WriteItem
+from gapwatch.ports import ABSENT, StoredRecord, WriteItem
 from gapwatch_connectors.opensearch.connection import Search, encode
 from gapwatch_connectors.opensearch.feed import OpenSearchTail
 from gapwatch_connectors.opensearch.preflight import OpenSearchPreflight

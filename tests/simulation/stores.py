@@ -232,6 +232,10 @@ class ModelReader:
     def scan_keys(self, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 50_000) -> AsyncIterator[KeyChunk]:
         return keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=chunk))
 
+    async def sample_keys(self, count: int) -> Sequence[Key]:
+        rows = sorted(self._rig.source if self._side is Side.EXPECTED else self._rig.target)
+        return [self._rig.key(number) for number in rows[:: max(1, len(rows) // count)]]
+
     async def estimate(self) -> int:
         return len(self._rig.source if self._side is Side.EXPECTED else self._rig.target)
 
@@ -297,14 +301,14 @@ def trials(rig: Rig, ledger: Ledger, clock: Clock) -> MappingTrials:
     return MappingTrials(ledger, Board(settings, ledger, _NoStatus(), clock), findings, Provider(), clock)
 
 
-def sweeper_of(rig: Rig, ledger: Ledger, clock: Clock, *, delivered: Delivered | None = None) -> Sweeper:
+def sweeper_of(rig: Rig, ledger: Ledger, clock: Clock, *, delivered: Delivered | None = None, holder: str = "here") -> Sweeper:
     """Return a sweeper of the rig's stores, grace 1 s; without a delivery position unless there is one."""
     dependencies = SweeperDependencies(
         ledger=ledger,
         book=Book(ledger, clock),
         trials=trials(rig, ledger, clock),
         clock=clock,
-        holder="here",
+        holder=holder,
         grace_ms=lambda _: 1_000,
         delivered=lambda _: delivered or Delivered(through_ms=None, age_alone=True),
         on_compared=lambda *_: None,

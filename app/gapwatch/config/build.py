@@ -486,6 +486,7 @@ class _Builder:
             full_every_seconds=form.full_every or (FULL_EVERY_SECONDS if form.lookback is not None else None),
             start_delay_seconds=form.start_delay,
             load=form.load,
+            parts=form.parts,
             batch=BatchSpec(
                 documents=form.batch.documents,
                 bytes=form.batch.bytes,

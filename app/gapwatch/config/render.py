@@ -128,6 +128,7 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
         "sweep": {
             "start_delay": duration(sweep.start_delay_seconds),
             "load": sweep.load,
+            "parts": sweep.parts,
             "batch": {
                 "documents": sweep.batch.documents,
                 "bytes": sweep.batch.bytes,

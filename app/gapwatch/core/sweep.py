@@ -98,6 +98,17 @@ class Resumption:
         return Mark(key=bytes.fromhex(cursor["from"]), counts=(source, target)), dict(cursor["identities"])
 
 
+def cut_into(parts: int, sample: Collection[bytes]) -> list[tuple[bytes | None, bytes | None]]:
+    """Return ranges that hold about as many keys each, by a sample of them: half-open, in order, and together all keys.
+
+    Fewer than `parts` where the sample holds too few different keys.
+    """
+    keys = sorted(set(sample))
+    ends = dict.fromkeys(keys[at * len(keys) // parts] for at in range(1, parts)) if keys else {}
+    inner = [key for key in ends if key != keys[0]]
+    return list(zip([None, *inner], [*inner, None], strict=True))
+
+
 class Steps:
     """From where another worker may go on with a sweep by key: behind the steps all of whose keys were judged and booked."""
 

@@ -9,6 +9,7 @@ from gapwatch.ledger.database import Database, parse
 from gapwatch.ledger.facts import FactQueries
 from gapwatch.ledger.findings import FindingQueries
 from gapwatch.ledger.gaps import GapQueries
+from gapwatch.ledger.parts import SweepPartQueries
 from gapwatch.ledger.repairs import RepairQueries
 from gapwatch.ledger.retention import Limit, Retention, RetentionQueries
 from gapwatch.ledger.runs import RunQueries
@@ -18,7 +19,9 @@ from gapwatch.ledger.tokens import SCOPES, TokenQueries, TokenRecord
 __all__ = ["SCOPES", "Limit", "Retention", "SqlLedger", "TokenRecord", "inspected", "is_new", "open_ledger"]
 
 
-class SqlLedger(GapQueries, FindingQueries, RunQueries, RepairQueries, FactQueries, TokenQueries, RetentionQueries):
+class SqlLedger(
+    GapQueries, FindingQueries, RunQueries, SweepPartQueries, RepairQueries, FactQueries, TokenQueries, RetentionQueries
+):
     """Implements :class:`gapwatch.ports.Ledger`. Safe to use from many threads; made by :func:`open_ledger`.
 
     Beyond the port: ``count_gaps``, ``counts_by_state``, ``outbox_size``, ``holds``, ``prune`` and the tokens.

@@ -48,7 +48,7 @@ class RunQueries(LedgerPart):
 
     def run(self, run_id: str) -> Run | None:
         row = self._db.read(lambda connection: connection.execute(select(runs).where(runs.c.id == run_id)).first())
-        return None if row is None else _run(row)
+        return None if row is None else run_of(row)
 
     def runs(
         self,
@@ -66,7 +66,7 @@ class RunQueries(LedgerPart):
             query = query.where(runs.c.kind == kind.value)
         if states:
             query = query.where(runs.c.state.in_([state.value for state in states]))
-        return [_run(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
+        return [run_of(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
     def take_run(self, kind: RunKind, holder: str, *, seconds: float) -> Run | None:
         """Claim the oldest queued run (or one whose holder's lease expired) and return it as running.
@@ -102,7 +102,7 @@ class RunQueries(LedgerPart):
                 )
                 .returning(runs)
             )
-            return _run(connection.execute(claim).one())
+            return run_of(connection.execute(claim).one())
 
         return self._db.write(take)
 
@@ -144,12 +144,12 @@ class RunQueries(LedgerPart):
             if row is None:
                 raise NotFoundError(f"There is no run {run_id}.")
             if RunState(row.state) not in ACTIVE:
-                return _run(row)
+                return run_of(row)
             values: dict[str, Any] = {"cancel_requested": True}
             if row.state == RunState.QUEUED.value or row.lease_until is None or row.lease_until <= now:
                 values |= {"state": RunState.CANCELLED.value, "ended_at": from_us(now), "holder": None, "lease_until": None}
             statement = update(runs).where(runs.c.id == run_id).values(values).returning(runs)
-            return _run(connection.execute(statement).one())
+            return run_of(connection.execute(statement).one())
 
         return self._db.write(cancel)
 
@@ -191,7 +191,7 @@ def _columns(run: Run) -> dict[str, Any]:
     }
 
 
-def _run(row: Row[Any]) -> Run:
+def run_of(row: Row[Any]) -> Run:
     return Run(
         id=row.id,
         pipeline=row.pipeline,

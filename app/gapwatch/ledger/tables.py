@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from gapwatch.ledger.types import Json, KeyBytes, UtcTime, Words, serial
 
-HEAD: Final = "0002"  # the newest migration; a test compares it with the folder
+HEAD: Final = "0003"  # the newest migration; a test compares it with the folder
 
 metadata = MetaData()
 
@@ -202,6 +202,24 @@ runs = Table(
     ),
     Index("ix_runs_recent", "pipeline", "kind", "requested_at", "id"),
     Index("ix_runs_requested", "requested_at", "id"),
+)
+
+# Ranges of keys of a sweep that several workers share.
+sweep_parts = Table(
+    "sweep_parts",
+    metadata,
+    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer(), primary_key=True),
+    Column("lower", KeyBytes()),
+    Column("upper", KeyBytes()),
+    Column("state", String(32), nullable=False),
+    Column("counts", Json(), nullable=False),
+    Column("error", Words()),
+    Column("cursor", Json(), nullable=False),
+    Column("holder", Words()),
+    Column("lease_us", BigInteger()),
+    Column("lease_until", BigInteger()),
+    Index("ix_sweep_parts_state", "state"),
 )
 
 audit = Table(

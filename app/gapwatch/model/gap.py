@@ -216,6 +216,23 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPart:
+    """A range of keys of a sweep that workers share. ``lower``: its first key, ``upper``: the first one behind it; None: no end.
+
+    ``state``, ``counts``, ``error`` and ``cursor`` are a run's, of this range alone.
+    """
+
+    run_id: str
+    number: int
+    lower: bytes | None
+    upper: bytes | None
+    state: RunState = RunState.QUEUED
+    counts: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+    cursor: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RepairRecord:
     """An open gap whose repair did not come off: how often, why, and when it is tried again (None: not by itself).
 

@@ -237,7 +237,8 @@ class SweepSpec:
     start_delay_seconds: float = 120.0
     lookback_seconds: float | None = None  # scheduled sweeps look back so far; None: at everything
     full_every_seconds: float | None = None  # beside those that look back, one of everything
-    load: float = 0.5  # share of the time that a sweep may keep a store busy
+    load: float = 0.5  # share of the time that a sweep (or each of its parts) may keep a store busy
+    parts: int = 1  # ranges of keys that a full sweep is cut into, for workers to share
     batch: BatchSpec = BatchSpec()
 
 

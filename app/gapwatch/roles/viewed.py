@@ -5,7 +5,7 @@ The store hands over every record; which of them count is said here, by ``core/c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
@@ -14,7 +14,7 @@ from typing import Any, Final
 from gapwatch.core.counting import Age, Counting
 from gapwatch.model.stream import Side
 from gapwatch.ports import Absent, Clock, DatasetInfo, DatasetReader, Key, KeyChunk, Read, ScanChunk, StoredRecord
-from gapwatch.scans import keys_of
+from gapwatch.scans import keys_of, keys_sampled
 
 OUTSIDE: Final = Absent("its row does not satisfy source.where")
 SOFT_DELETED: Final = Absent("its document is marked as deleted (target.deleted_when)")
@@ -97,6 +97,10 @@ class ViewedReader:
     def scan_changed(self, since: datetime, *, cursor: Any = None, chunk: int = 2_000) -> AsyncIterator[ScanChunk]:
         """Read all that changed: also what left the filter did, and its document has to be looked for."""
         return self._reader.scan_changed(since, cursor=cursor, chunk=chunk)
+
+    async def sample_keys(self, count: int) -> Sequence[Key]:
+        """Return keys of the whole dataset: what a sample is for does not ask whether they count."""
+        return await keys_sampled(self._reader, count)
 
     async def is_empty(self) -> bool:
         """Prove that nothing counts: the dataset is empty, or a whole scan of it shows nothing that does."""

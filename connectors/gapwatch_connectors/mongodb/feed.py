@@ -21,8 +21,9 @@ from pymongo.errors import OperationFailure
 
 from gapwatch.clock import SystemClock
 from gapwatch.errors import HistoryLost, StoreRefused
+from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import ChangeEvent, Clock, StreamBatch
+from gapwatch.ports import Clock
 from gapwatch_connectors.mongodb.connection import Document, Mongo
 from gapwatch_connectors.mongodb.tokens import cluster_time, operation_index
 
@@ -38,7 +39,7 @@ EXACT: Final = CANONICAL_JSON_OPTIONS.with_options(datetime_conversion=DatetimeC
 
 
 class MongoChangeStream:
-    """Implements :class:`gapwatch.ports.FeedReader` for a pipeline's target collection."""
+    """Implements :class:`gapwatch.feed_ports.FeedReader` for a pipeline's target collection."""
 
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store

@@ -313,6 +313,19 @@ class MongoReader:
         batch = first_batch(reply["cursor"].raw)
         return page_of_block(batch, kind) if batch is not None else None
 
+    async def sample_keys(self, count: int) -> Sequence[Key]:
+        """Return keys of documents that the server takes at random; those that fit no key are passed over."""
+        found = []
+        stages = [{"$sample": {"size": count}}, {"$project": self._key_projection}]
+        with self._mongo.wrapped():
+            collection = self._mongo.collection(self._name).with_options(codec_options=OPTIONS)
+            async for document in await collection.aggregate(stages, maxTimeMS=30_000):
+                try:
+                    found.append(self._keys.of(document))
+                except KeyMisfit:
+                    continue
+        return found
+
     async def is_empty(self) -> bool:
         with self._mongo.wrapped():
             return await self._mongo.collection(self._name).find_one({}, {"_id": 1}) is None

@@ -9,8 +9,9 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.seqno import NOTHING, Position, Window
 from gapwatch.errors import StoreUnreachable
+from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.model.pipeline import FieldType, PipelineSpec
-from gapwatch.ports import ChangeEvent, Clock, StreamBatch
+from gapwatch.ports import Clock
 from gapwatch_connectors.opensearch.connection import Json, Search, encode, path
 from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset
 from gapwatch_connectors.opensearch.keys import ID
@@ -22,7 +23,7 @@ STATS: Final = "indices.*.uuid,indices.*.shards.*.routing,indices.*.shards.*.seq
 
 
 class OpenSearchTail:
-    """Implements :class:`gapwatch.ports.FeedReader` for a pipeline's target index.
+    """Implements :class:`gapwatch.feed_ports.FeedReader` for a pipeline's target index.
 
     The watermark is our clock from before a round took the global checkpoints. A resume token is a :class:`Position`.
     """

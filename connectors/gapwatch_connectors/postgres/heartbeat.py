@@ -7,7 +7,7 @@ from gapwatch_connectors.postgres.connection import Connections
 
 
 class PostgresHeartbeat:
-    """Implements :class:`gapwatch.ports.HeartbeatWriter`. ``sender`` tells several writers' numbers apart."""
+    """Implements :class:`gapwatch.feed_ports.HeartbeatWriter`. ``sender`` tells several writers' numbers apart."""
 
     def __init__(self, store: str, url: str, sender: str) -> None:
         self._connections = Connections(store, url, idle_max=1, read_only=False)

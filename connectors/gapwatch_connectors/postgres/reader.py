@@ -39,6 +39,7 @@ from gapwatch_connectors.postgres.pages import Pages, Selection, idents
 from gapwatch_connectors.postgres.values import BINARY
 
 REVISION: Final = sql.SQL("concat(t.xmin, '/', t.tableoid, '/', t.ctid)")
+BLOCK_BYTES: Final = 8_192
 TEXTS_PER_PAGE: Final = 20_000  # as long as an index takes them they fill some fifty MiB
 
 
@@ -338,6 +339,28 @@ class PostgresReader:
                 store=self._store,
                 remedy="Scan it again.",
             )
+
+    async def sample_keys(self, count: int) -> Sequence[Key]:
+        """Return keys of rows in blocks that the server takes at random; of a small table, all there are."""
+        names, table = idents(self._names), sql.Identifier(self._schema, self._relation_name)
+        size = sql.SQL("SELECT sum(pg_relation_size(relid)) AS bytes FROM pg_partition_tree({}::regclass)")
+        async with self._connections.connection(seconds=PAGE_SECONDS) as connection:
+            held = await _one(connection, size.format(sql.Literal(table.as_string())))
+            share = min(100.0, 100 * count * BLOCK_BYTES / max(1, int(held["bytes"] or 0)))  # a block for each key
+            query = sql.SQL("SELECT {} FROM {} t TABLESAMPLE SYSTEM ({}) WHERE {}").format(
+                sql.SQL(", ").join(names),
+                table,
+                sql.Literal(share),
+                sql.SQL(" AND ").join([sql.SQL("{} IS NOT NULL").format(name) for name in names]),
+            )
+            rows = await self._rows(connection, query, [])
+        found = []
+        for row in rows[:: max(1, len(rows) // count)]:
+            try:
+                found.append(self._codec.encode(row))
+            except KeyMisfit:
+                continue
+        return found
 
     async def is_empty(self) -> bool:
         query = sql.SQL("SELECT NOT EXISTS ({}) AS empty").format(self._select([sql.SQL("1")], []))

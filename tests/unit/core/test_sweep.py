@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapwatch.core.sweep import Mark, Resumption, Steps, SweepOutcome
+from gapwatch.core.sweep import Mark, Resumption, Steps, SweepOutcome, cut_into
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,21 @@ def test_a_sweep_by_key_goes_on_behind_the_steps_that_were_judged_whole() -> Non
     assert steps.advance({b"a": 1}) == {"at": 4}
     assert steps.advance({}) == {"at": 5}
     assert Steps({"at": 4}).advance({}) == {"at": 4}, "where an earlier worker stood"
+
+
+@given(parts=st.integers(2, 9), sample=st.lists(st.binary(max_size=3), max_size=60), key=st.binary(max_size=4))
+def test_every_key_lies_in_exactly_one_part(parts: int, sample: list[bytes], key: bytes) -> None:
+    ranges = cut_into(parts, sample)
+    assert 1 <= len(ranges) <= parts
+    inside = [
+        at for at, (lower, upper) in enumerate(ranges) if (lower is None or key >= lower) and (upper is None or key < upper)
+    ]
+    assert len(inside) == 1
+    assert all(lower is None or upper is None or lower < upper for lower, upper in ranges)
+
+
+def test_parts_hold_about_as_many_keys_each() -> None:
+    sample = [number.to_bytes(2, "big") for number in range(400)]
+    ranges = cut_into(4, sample)
+    sizes = [sum((lower or b"") <= key and (upper is None or key < upper) for key in sample) for lower, upper in ranges]
+    assert sizes == [100, 100, 100, 100]

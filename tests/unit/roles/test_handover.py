@@ -16,13 +16,13 @@ from gapwatch.core.checkpoint import Stage
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.errors import HistoryLost, StoreUnreachable
+from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.kafka.clients import Partition
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Detector, Finding, Kind
 from gapwatch.model.pipeline import DeliverySpec, FieldType, PipelineSpec, Settings, TopicsSpec
 from gapwatch.model.stream import FORMAT, NO_DELIVERY, Batch, Control, FeedState, Outcome, PipelineTimes, Side
 from gapwatch.model.suspect import Hole, Suspect
-from gapwatch.ports import ChangeEvent, StreamBatch
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.capture.role import CaptureDependencies, CaptureRole, Stream
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
@@ -426,7 +426,7 @@ class Stored:
 
 
 class Reader:
-    """Implements :class:`gapwatch.ports.FeedReader`. "From now" begins at the end: what is before that is never seen."""
+    """Implements :class:`gapwatch.feed_ports.FeedReader`. "From now" begins at the end: what is before that is never seen."""
 
     def __init__(self, store: Stored) -> None:
         self._store = store

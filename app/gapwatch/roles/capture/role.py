@@ -19,10 +19,11 @@ import xxhash
 
 from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.errors import ConflictError, HistoryLost, StoreError
+from gapwatch.feed_ports import FeedReader, HeartbeatWriter, StreamBatch
 from gapwatch.kafka.clients import AckedProducer
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec, Settings
-from gapwatch.ports import Clock, FeedReader, HeartbeatWriter, Lease, Ledger, StreamBatch
+from gapwatch.ports import Clock, Lease, Ledger
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ from gapwatch.ports import (
     WriteResult,
 )
 from gapwatch.roles.stores import PipelineStores, StoreProvider
-from gapwatch.scans import contents_in
+from gapwatch.scans import contents_in, keys_sampled
 
 Count = Callable[[str, str, str], None]  # store, purpose, pipeline
 
@@ -118,6 +118,10 @@ class CountedReader:
             async for found in chunks:
                 self._count()
                 yield found
+
+    async def sample_keys(self, count: int) -> Sequence[Key]:
+        self._count()
+        return await keys_sampled(self._reader, count)
 
     async def is_empty(self) -> bool:
         self._count()

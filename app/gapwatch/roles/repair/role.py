@@ -27,6 +27,7 @@ from gapwatch.roles.repair.quiet import QuietTimes
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencies
 from gapwatch.roles.repair.resending import Resender
+from gapwatch.roles.repair.split import SplitDependencies, SplitSweep
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
 from gapwatch.roles.repair.sweeps import LEASE_SECONDS, RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
 from gapwatch.roles.repair.trials import MappingTrials
@@ -199,6 +200,9 @@ class RepairRole:
                 board=on.board,
                 stores={kind: self._stores(kind.value) for kind in LEASE_SECONDS},
                 sweeper=lambda holder: Sweeper(replace(sweeping, holder=holder)),
+                split=lambda holder: SplitSweep(
+                    SplitDependencies(ledger=on.ledger, trials=self._trials, clock=on.clock, holder=holder)
+                ),
                 backfiller=lambda holder: Backfiller(replace(filling, holder=holder)),
                 replayer=replayer,
                 clock=on.clock,

@@ -17,7 +17,7 @@ import structlog
 from gapwatch.core.confirm import Cleared, Difference, Presence, Superseded, Unverifiable
 from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
-from gapwatch.model.gap import Detector, Run, RunState
+from gapwatch.model.gap import Detector, Run, RunState, SweepPart
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, DatasetReader, Key, Ledger
@@ -91,6 +91,17 @@ class Sweeper:
         """
         return await _Sweep(self._on, run, stores, last_full_started, asked).carry_out()
 
+    async def part(self, run: Run, part: SweepPart, stores: PipelineStores, *, last_full_started: datetime | None) -> None:
+        """Do as :meth:`run` with one part of a sweep that workers share; the part is stored, the run is its owner's."""
+        ends = {"from": part.lower, "to": part.upper}
+        request = {
+            **run.request,
+            "range": Scope.RANGE,
+            **{name: None if end is None else end.hex() for name, end in ends.items()},
+        }
+        ours = replace(run, request=request, counts=part.counts, cursor=part.cursor)
+        await _Sweep(self._on, ours, stores, last_full_started, None, part).carry_out()
+
 
 class _Sweep:
     """One run."""
@@ -102,10 +113,12 @@ class _Sweep:
         stores: PipelineStores,
         last_full_started: datetime | None,
         asked: Asked | None,
+        part: SweepPart | None = None,
     ) -> None:
         self._on = on
         self._run = run
         self._asked = asked
+        self._part = part
         self._stores = stores
         self._last_full_started = last_full_started
         self._started = run.started_at or on.clock.now()
@@ -150,10 +163,10 @@ class _Sweep:
 
     async def carry_out(self) -> Run:
         if self._resumption.reached is not None or self._steps.reached is not None:
-            log.info("sweep_resumed", pipeline=self._run.pipeline, run=self._run.id, source_keys=self._counts["source_keys"])
+            self._log("resumed", source_keys=self._counts["source_keys"])
         try:
             if self._scope is Scope.FULL:
-                self._estimate = await _estimate(self._stores.source) + await _estimate(self._stores.target)
+                self._estimate = await estimate_of(self._stores.source) + await estimate_of(self._stores.target)
             undecided = await self._judge_all(asyncio.create_task(self._reading()))
             undecided += await self._end_trial()
             undecided += self._undecided
@@ -174,8 +187,14 @@ class _Sweep:
             self._run = await self._asked.conclude(replace(self._run, counts=dict(self._counts)))
             self._counts = dict(self._run.counts)
         ended = await self._end(RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE, error=said or None)
-        log.info(f"{ended.kind.value}_ended", pipeline=ended.pipeline, run=ended.id, state=ended.state.value, **self._counts)
+        self._log("ended", state=ended.state.value, **self._counts)
         return ended
+
+    def _log(self, what: str, **more: object) -> None:
+        if self._part is None:
+            log.info(f"{self._run.kind.value}_{what}", pipeline=self._run.pipeline, run=self._run.id, **more)
+        else:
+            log.info(f"sweep_part_{what}", pipeline=self._run.pipeline, run=self._run.id, part=self._part.number, **more)
 
     # reading
 
@@ -372,9 +391,8 @@ class _Sweep:
         if now < self._next_report:
             return
         self._next_report = now + 1.0
-        current = await asyncio.to_thread(self._on.ledger.run, self._run.id)
-        if current is None or current.cancel_requested:
-            raise ConflictError("The sweep was cancelled.", running_id=self._run.id)
+        if self._part is None:
+            await refuse_cancelled(self._on.ledger, self._run.id)
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
         mark = self._resumption.advance({*self._judge.cases, *self._trial.held}) if whole else None
@@ -386,7 +404,16 @@ class _Sweep:
             progress=self._progress(),
             cursor=self._cursor(mark),
         )
-        await asyncio.to_thread(self._on.ledger.update_run, self._run, holder=self._on.holder)
+        await self._store()
+
+    async def _store(self) -> None:
+        """Store the run, or the part of it that this is. Raises ConflictError when another worker has it, or it was cancelled."""
+        on, run = self._on, self._run
+        if self._part is None:
+            await asyncio.to_thread(on.ledger.update_run, run, holder=on.holder)
+            return
+        self._part = replace(self._part, state=run.state, counts=run.counts, error=run.error, cursor=run.cursor)
+        await asyncio.to_thread(on.ledger.update_part, self._part, holder=on.holder)
 
     def _cursor(self, mark: Mark | None) -> dict[str, object]:
         packed = Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
@@ -416,8 +443,17 @@ class _Sweep:
             started_at=self._started,
             progress=1.0 if state is RunState.SUCCEEDED else self._progress(),
         )
-        await asyncio.to_thread(self._on.ledger.update_run, self._run, holder=self._on.holder)
+        if self._part is not None:
+            self._run = replace(self._run, cursor={**self._run.cursor, "identities": self._scanning.identities})
+        await self._store()
         return self._run
+
+
+async def refuse_cancelled(ledger: Ledger, run_id: str) -> None:
+    """Raise ConflictError where somebody asked for the run's end."""
+    current = await asyncio.to_thread(ledger.run, run_id)
+    if current is None or current.cancel_requested:
+        raise ConflictError("The sweep was cancelled.", running_id=run_id)
 
 
 def _is_present(item: Decided, side: Side) -> bool:
@@ -430,7 +466,7 @@ async def _nothing() -> None:
     """A scan that has ended."""
 
 
-async def _estimate(reader: DatasetReader) -> int:
+async def estimate_of(reader: DatasetReader) -> int:
     try:
         return await reader.estimate()
     except StoreError:

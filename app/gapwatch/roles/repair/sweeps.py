@@ -20,13 +20,14 @@ from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import uncovered_holes_within
 from gapwatch.core.sweep import Scope
 from gapwatch.errors import ConflictError, FeedError, NotFoundError, StoreError, UsageError
-from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState, SweepPart
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.replayer import Replayer
+from gapwatch.roles.repair.split import SplitSweep
 from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.stores import StoreProvider
 
@@ -280,6 +281,7 @@ class RunnerDependencies:
     board: Board
     stores: Mapping[RunKind, StoreProvider]
     sweeper: Callable[[str], Sweeper]
+    split: Callable[[str], SplitSweep]
     backfiller: Callable[[str], Backfiller]
     replayer: Callable[[str], Replayer]
     clock: Clock
@@ -299,6 +301,7 @@ class RunRunner:
         async with asyncio.TaskGroup() as tasks:
             for kind in LEASE_SECONDS:
                 tasks.create_task(self._take(kind, stop))
+            tasks.create_task(self._share(stop))
 
     async def _take(self, kind: RunKind, stop: asyncio.Event) -> None:
         on = self._on
@@ -319,6 +322,46 @@ class RunRunner:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    async def _share(self, stop: asyncio.Event) -> None:
+        """Take parts of sweeps that workers share, one at a time: more would only take turns on one core."""
+        on, holder = self._on, f"{self._on.holder}/part"
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                taken = await asyncio.to_thread(
+                    on.ledger.take_part, holder, list(on.pipelines), seconds=LEASE_SECONDS[RunKind.SWEEP]
+                )
+                if taken is None:
+                    await on.clock.sleep(TAKE_SECONDS)
+                    continue
+                part = asyncio.create_task(self._part(*taken, holder))
+                try:
+                    await asyncio.wait({part, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    part.cancel()
+                    await asyncio.gather(part, return_exceptions=True)
+                if not part.cancelled():
+                    part.result()
+        finally:
+            stopping.cancel()
+
+    async def _part(self, run: Run, part: SweepPart, holder: str) -> None:
+        on = self._on
+        try:
+            try:
+                stores = await on.stores[RunKind.SWEEP].stores(run.pipeline)
+                await on.sweeper(holder).part(run, part, stores, last_full_started=await self._covered(run.pipeline))
+            except (StoreError, FeedError, UsageError) as error:
+                failed = replace(part, state=RunState.INCONCLUSIVE, error=error.message)
+                await asyncio.to_thread(on.ledger.update_part, failed, holder=holder)
+        except ConflictError as error:
+            log.warning("sweep_part_given_up", run=run.id, part=part.number, pipeline=run.pipeline, reason=error.message)
+
+    async def _covered(self, pipeline: str) -> datetime | None:
+        """Return when the last completed sweep of everything began."""
+        swept = await asyncio.to_thread(self._on.ledger.fact, Facts.swept(pipeline))
+        return datetime.fromisoformat(swept["started_at"]) if swept else None
 
     async def _carry_out(self, run: Run, holder: str) -> None:
         try:
@@ -342,8 +385,7 @@ class RunRunner:
             await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
             await on.backfiller(holder).run(run, stores)
             return
-        swept = await asyncio.to_thread(on.ledger.fact, Facts.swept(run.pipeline))
-        covered = datetime.fromisoformat(swept["started_at"]) if swept else None
+        covered = await self._covered(run.pipeline)
         if run.kind is RunKind.REPLAY:
             await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
             await on.replayer(holder).run(run, stores, last_full_started=covered)
@@ -351,7 +393,11 @@ class RunRunner:
         masked = sum(record.counters.masked for record in on.board.records(run.pipeline))  # before anything is read
         if not run.cursor:
             run = replace(run, cursor={"masked": masked})
-        ended = await on.sweeper(holder).run(run, stores, last_full_started=covered)
+        split = on.split(holder)
+        if await split.takes(run, stores):
+            ended = await split.carry_out(run, stores)
+        else:
+            ended = await on.sweeper(holder).run(run, stores, last_full_started=covered)
         if ended.state is RunState.SUCCEEDED and ended.request.get("range") == "full":
             await asyncio.to_thread(self._settle, ended, int(ended.cursor.get("masked", 0)))
 

@@ -1,0 +1,51 @@
+"""What role ``capture`` asks of a store: its own change stream, and heartbeat rows in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeEvent:
+    """One change from a change stream, for the feed topic. ``value`` None: delete. ``token`` is the resume token after it."""
+
+    key: bytes
+    value: bytes
+    headers: Sequence[tuple[str, bytes]]
+    event_time: int
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamBatch:
+    """Changes in order, the resume token after them all, and the watermark that the reader's markers prove (0: none yet).
+
+    ``requests``: how many the store was asked since the batch before.
+    """
+
+    events: Sequence[ChangeEvent]
+    token: bytes
+    watermark: int
+    requests: int = 1
+
+
+class FeedReader(Protocol):
+    """Reads a store's own change stream. Called by role ``capture``, one owner at a time."""
+
+    def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
+        """Yield batches (also empty ones, at least every pulse, so that the watermark moves). From ``token``, else from now.
+
+        Raises HistoryLost when the token lies outside the store's history, StoreRefused when a right is missing.
+        """
+
+    async def close(self) -> None: ...
+
+
+class HeartbeatWriter(Protocol):
+    """Writes our numbered heartbeat rows into a source store."""
+
+    async def beat(self, number: int) -> None: ...
+
+    async def close(self) -> None: ...
