@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from bson import Decimal128
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pymongo import DeleteOne, MongoClient, ReplaceOne, UpdateOne, WriteConcern
 from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, OperationFailure
 
@@ -24,14 +24,7 @@ from tests.acceptance.background import Background
 PLACEHOLDER = "__debezium_unavailable_value"
 BATCH = 500
 AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError.UNKNOWN_TOPIC_OR_PART})
-LEFT = frozenset(
-    {
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.REBALANCE_IN_PROGRESS,  # it goes on only while we poll
-        KafkaError._NO_OFFSET,
-    }
-)
+ANSWER_SECONDS = 5.0  # a commit that is not answered by then is made once more
 
 Operation = ReplaceOne[dict[str, Any]] | UpdateOne | DeleteOne
 Rule = Callable[["Change"], list[tuple[float, Operation | None]]]
@@ -92,6 +85,8 @@ class Copier(Background):
     _idle: threading.Event = field(default_factory=threading.Event)
     _delayed: list[tuple[float, int, Operation]] = field(default_factory=list)
     _number: int = 0
+    _uncommitted: bool = False
+    _asked: float = 0.0  # since when an answer to a commit is waited for; 0: none is
 
     def start(self) -> None:
         self._running.set()
@@ -126,6 +121,7 @@ class Copier(Background):
                 "fetch.wait.max.ms": 20,
                 "topic.metadata.refresh.interval.ms": 1_000,  # a table without rows has no topic yet
                 "error_cb": lambda error: None,  # a broker that is away comes back
+                "on_commit": self._answered,
                 "log_level": 0,
             }
         )
@@ -137,8 +133,8 @@ class Copier(Background):
                 messages = consumer.consume(BATCH, timeout=0.05)
                 readable = [message for message in messages if _readable(message)]
                 self._copy(client, readable)
-                if readable:
-                    self._commit(consumer)
+                self._uncommitted = self._uncommitted or bool(readable)
+                self._commit(consumer)
         finally:
             consumer.close()
             client.close()
@@ -149,15 +145,19 @@ class Copier(Background):
             self._running.wait(0.05)
 
     def _commit(self, consumer: Consumer) -> None:
-        """Commit, again and again while the broker is away; what the group does not take from us is read and applied again."""
-        while not self._stop.is_set():
-            try:
-                consumer.commit(asynchronous=False)
-                return
-            except KafkaException as error:
-                if error.args[0].code() in LEFT:
-                    return
-                time.sleep(0.3)
+        """Commit what was applied, until the group takes it from us; never waiting: a rebalance goes on only while we poll."""
+        if not self._uncommitted or time.monotonic() < self._asked + ANSWER_SECONDS:
+            return
+        try:
+            consumer.commit(asynchronous=True)
+        except KafkaException:  # nothing of ours to commit, or nobody to ask: what is another's now is read and applied again
+            return
+        self._uncommitted, self._asked = False, time.monotonic()
+
+    def _answered(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        self._asked = 0.0
+        if error is not None and error.code() != KafkaError._NO_OFFSET:
+            self._uncommitted = True
 
     def _copy(self, client: MongoClient[dict[str, Any]], messages: list[Message]) -> None:
         operations: list[Operation] = []

@@ -166,7 +166,7 @@ class Service:
     def gaps(self, pipeline: str = "orders", state: str = OPEN_STATES) -> list[dict[str, Any]]:
         return self.api.pages("/api/v1/gaps", "gaps", 100_000, pipeline=pipeline, state=state)
 
-    def wait_healthy(self, pipeline: str = "orders", seconds: float = 90.0) -> dict[str, Any]:
+    def wait_healthy(self, pipeline: str = "orders", seconds: float = 150.0) -> dict[str, Any]:
         def healthy() -> dict[str, Any] | None:
             self.check_alive()
             view = self.view(pipeline)

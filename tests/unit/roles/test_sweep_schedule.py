@@ -15,10 +15,12 @@ from gapwatch.errors import UsageError
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec, Settings, SweepSpec, TopicsSpec
+from gapwatch.model.suspect import PartitionStatus
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, refuse_quiet, request_sweep
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
+from tests.unit.core.test_standing import record
 
 HOUR = 3600.0
 NUMBERS = itertools.count()
@@ -182,3 +184,54 @@ def test_f2_the_first_scheduled_sweep_waits_for_its_delay(ledger: SqlLedger) -> 
     asking = scheduler(ledger, clock, spec)
     assert not asking._scheduled(spec, None, clock.now() + timedelta(seconds=119))
     assert asking._scheduled(spec, None, clock.now() + timedelta(seconds=120))
+
+
+# what the last sweep leaves to do
+
+STARTED: list[PartitionStatus] = [record(0, pipeline=spec_of_rig().id, partitions=1)]
+
+
+def last_sweep(ledger: SqlLedger, clock: VirtualClock, state: RunState, *, seconds: float = 0.0, **request: Any) -> Run:
+    run = request_sweep(ledger, spec_of_rig(), clock, f"run{next(NUMBERS)}", request)
+    taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
+    assert taken is not None
+    started = clock.now() - timedelta(seconds=seconds)
+    ended = replace(taken, state=state, started_at=started, ended_at=clock.now())
+    ledger.update_run(ended, holder="here")
+    return replace(ended, id=run.id)
+
+
+async def test_no_second_baseline_is_asked_for_while_the_first_one_is_only_just_stored(ledger: SqlLedger) -> None:
+    """The run has ended, and what it proves is not on record yet."""
+    clock, spec = VirtualClock(), spec_of_rig()
+    asking = scheduler(ledger, clock, spec)
+    assert asking._wanted(spec, STARTED) == "baseline"
+    run = last_sweep(ledger, clock, RunState.SUCCEEDED)
+    assert asking._wanted(spec, STARTED) == ""
+    await clock.sleep(60)
+    assert asking._wanted(spec, STARTED) == "baseline", "whoever carried it out is gone"
+    ledger.set_fact(Facts.swept(spec.id), {"started_at": clock.now().isoformat(), "run": run.id, "masked": 0})
+    ledger.set_fact(Facts.baseline(spec.id), {"started_at": "x", "ended_at": "x", "sweep_id": run.id})
+    assert asking._wanted(spec, STARTED) == ""
+
+
+async def test_a_sweep_that_proved_nothing_is_done_again_as_it_was_asked_for(ledger: SqlLedger) -> None:
+    """Until then its pipeline is UNKNOWN, whoever asked for it. It leaves the stores alone for most of the time."""
+    clock, spec = VirtualClock(), spec_of_rig()
+    asking = scheduler(ledger, clock, spec)
+    ledger.set_fact(Facts.baseline(spec.id), {"started_at": "x", "ended_at": "x", "sweep_id": "first"})
+    asked: dict[str, Any] = {"range": "range", "from": "81", "to": None, "reason": "asked"}
+    last_sweep(ledger, clock, RunState.INCONCLUSIVE, **asked)
+    await clock.sleep(50)
+    assert asking._wanted(spec, STARTED) == ""
+    await clock.sleep(10)
+    assert asking._wanted(spec, STARTED) == "inconclusive"
+    assert asking._asked(spec, "inconclusive") == {**asked, "content": True}
+    last_sweep(ledger, clock, RunState.INCONCLUSIVE, seconds=60.0)
+    await clock.sleep(590)
+    assert asking._wanted(spec, STARTED) == ""
+    await clock.sleep(10)
+    assert asking._wanted(spec, STARTED) == "inconclusive"
+    last_sweep(ledger, clock, RunState.CANCELLED)
+    await clock.sleep(600)
+    assert asking._wanted(spec, STARTED) == "", "somebody did not want it"

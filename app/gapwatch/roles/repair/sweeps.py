@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
 HOLE_SPACING_SECONDS = 15.0  # a feed that stays broken makes a new hole all the time
-ONGOING_SPACING_SECONDS = 60.0  # between sweeps for a hole that still grows, at least …
+ONGOING_SPACING_SECONDS = 60.0  # between sweeps for a hole that still grows, or that prove nothing, at least …
 ONGOING_SPACING_FACTOR = 10  # … and so many times as long as the last one took: a tenth of the time goes to them, no more
 # A sweep and a replay renew their leases every second; a backfill between batches, each of which may wait for its stores.
 LEASE_SECONDS = {RunKind.SWEEP: 20.0, RunKind.BACKFILL: 60.0, RunKind.REPLAY: 20.0}
@@ -44,6 +44,7 @@ TAKE_SECONDS = 0.25
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
 SUSPECT_RETRY_SECONDS = 600.0  # … because the mapping looks wrong: somebody has to correct it first
 WIDE = ("full", "lookback")  # what a schedule asks for; sweeps of keys and ranges are asked for by somebody
+AGAIN = "inconclusive"  # the last one: its pipeline is UNKNOWN until another one has looked at the same
 RECENT = 100
 ACTIVE = (RunState.QUEUED, RunState.RUNNING)
 
@@ -140,7 +141,7 @@ class SweepScheduler:
         reason = await asyncio.to_thread(self._wanted, pipeline, records)
         if not reason:
             return
-        request = {"reason": reason, **(await asyncio.to_thread(self.extent, pipeline) if reason == "schedule" else {})}
+        request = {**await asyncio.to_thread(self._asked, pipeline, reason), "reason": reason}
         try:
             run = await asyncio.to_thread(
                 request_sweep, self._on.ledger, pipeline, self._on.clock, self._on.new_id(), request, "gapwatch"
@@ -149,13 +150,23 @@ class SweepScheduler:
             return  # somebody asked at the same moment
         log.info("sweep_requested", pipeline=pipeline.id, run=run.id, reason=reason)
 
+    def _last(self, pipeline: str) -> Run | None:
+        return next(iter(self._on.ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)), None)
+
+    def _asked(self, pipeline: PipelineSpec, reason: str) -> dict[str, Any]:
+        """Return how far a sweep for this reason looks."""
+        if reason == "schedule":
+            return self.extent(pipeline)
+        last = self._last(pipeline.id) if reason == AGAIN else None
+        return dict(last.request) if last is not None else {}
+
     def _wanted(self, pipeline: PipelineSpec, records: list[PartitionStatus]) -> str:
         """Return why a sweep is due now, or an empty string."""
         ledger, now = self._on.ledger, self._on.clock.now()
         if self._is_quiet(pipeline, now):
             return ""
-        last = next(iter(ledger.runs(pipeline=pipeline.id, kind=RunKind.SWEEP, limit=1)), None)
-        if last is not None and last.state in ACTIVE:
+        last = self._last(pipeline.id)
+        if last is not None and (last.state in ACTIVE or self._is_being_settled(pipeline, last, now)):
             return ""
         if last is not None and last.state is not RunState.SUCCEEDED:
             ended = last.ended_at or last.requested_at
@@ -181,7 +192,18 @@ class SweepScheduler:
             return "hole"
         if any(record.finding is Finding.MAPPING_CHANGED for record in findings):
             return Finding.MAPPING_CHANGED.value
-        return "schedule" if self._scheduled(pipeline, last, now) else ""
+        if self._scheduled(pipeline, last, now):
+            return "schedule"
+        return AGAIN if last is not None and last.state is RunState.INCONCLUSIVE and _may_go_on(last, now) else ""
+
+    def _is_being_settled(self, pipeline: PipelineSpec, last: Run, now: datetime) -> bool:
+        """Whether what a sweep of everything has proved is only just being stored: the baseline among it."""
+        if last.state is not RunState.SUCCEEDED or not _proves_all(pipeline, last):
+            return False
+        swept = self._on.ledger.fact(Facts.swept(last.pipeline))
+        if swept and swept["run"] == last.id:
+            return False
+        return last.ended_at is not None and now - last.ended_at < timedelta(seconds=LEASE_SECONDS[RunKind.SWEEP])
 
     def _uncovered(
         self, findings: Sequence[FindingRecord], covered: datetime | None, run: str, now: datetime
@@ -201,8 +223,7 @@ class SweepScheduler:
             return True
         if any(record.first_seen >= last.started_at for record in ongoing):
             return True
-        least = timedelta(seconds=ONGOING_SPACING_SECONDS)
-        return now - last.ended_at >= max(least, ONGOING_SPACING_FACTOR * (last.ended_at - last.started_at))
+        return _may_go_on(last, now)
 
     def _is_quiet(self, pipeline: PipelineSpec, now: datetime) -> bool:
         """Whether the pipeline is left alone now: what runs is ended, and once that is over, a sweep is asked for."""
@@ -240,6 +261,20 @@ class SweepScheduler:
         if spec.cron:  # also where nobody ran at the time
             return last.requested_at < last_due(spec.cron, now)
         return now - last.requested_at >= timedelta(seconds=spec.every_seconds or 0)
+
+
+def _proves_all(pipeline: PipelineSpec, run: Run) -> bool:
+    """Whether a sweep, once it has succeeded, says that everything is as the gaps say."""
+    compares = run.request.get("content") or pipeline.match is Match.PRESENCE
+    return bool(compares) and run.request.get("range", "full") == "full"
+
+
+def _may_go_on(last: Run, now: datetime) -> bool:
+    """Whether one more sweep, after many of the same kind, would leave the stores alone for most of the time."""
+    if last.ended_at is None:
+        return False
+    took = last.ended_at - (last.started_at or last.requested_at)
+    return now - last.ended_at >= max(timedelta(seconds=ONGOING_SPACING_SECONDS), ONGOING_SPACING_FACTOR * took)
 
 
 def ended_before(finding: FindingRecord, started: datetime) -> bool:
@@ -417,7 +452,7 @@ class RunRunner:
         assert started is not None
         assert ended is not None
         pipeline = on.pipelines[run.pipeline]
-        if not run.request.get("content") and pipeline.match is not Match.PRESENCE:
+        if not _proves_all(pipeline, run):
             return
         records = on.board.records(run.pipeline)
         findings = on.ledger.findings(run.pipeline)
