@@ -230,7 +230,7 @@ async def test_a_sweep_that_proved_nothing_is_done_again_as_it_was_asked_for(led
     last_sweep(ledger, clock, RunState.INCONCLUSIVE, seconds=60.0)
     await clock.sleep(590)
     assert asking._wanted(spec, STARTED) == ""
-    await clock.sleep(10)
+    await clock.sleep(11)
     assert asking._wanted(spec, STARTED) == "inconclusive"
     last_sweep(ledger, clock, RunState.CANCELLED)
     await clock.sleep(600)
