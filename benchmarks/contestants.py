@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
@@ -15,6 +16,7 @@ from gapwatch import native
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import unpack
 from gapwatch.core.mapping import CompiledMapping
+from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import Batch
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 
@@ -22,7 +24,7 @@ NATIVE = "ingest, native"
 NATIVE_PREFIX = "gapwatch-native"  # beside what the pure one writes on the same broker
 
 
-async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREFIX) -> dict[str, float]:
+async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREFIX, name: str = "bench") -> dict[str, float]:
     """Row 1: the real role, until every raw offset is committed; with the native module where ``GAPWATCH_NATIVE`` says so."""
     from gapwatch.kafka.clients import RawConsumer
     from gapwatch.kafka.offsets import OffsetReader
@@ -43,13 +45,13 @@ async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREF
             settings=settings,
             pipelines=settings.pipelines,
             ledger=ledger,
-            producer=AckedProducer(settings, client_id="bench"),
-            consumer=RawConsumer(settings, client_id="bench", group=group, options={"enable.partition.eof": True}),
-            heartbeats=RawConsumer(settings, client_id="bench-heartbeats"),
+            producer=AckedProducer(settings, client_id=name),
+            consumer=RawConsumer(settings, client_id=name, group=group, options={"enable.partition.eof": True}),
+            heartbeats=RawConsumer(settings, client_id=f"{name}-heartbeats"),
             offsets=OffsetReader(settings, clock),
             topics=TopicAdmin(settings),
             clock=clock,
-            name="bench",
+            name=name,
             skew_ms=no_skew,
             on_unparsable=lambda reason: sys.exit(f"unparsable: {reason}"),
             on_finding=lambda pipeline, finding: sys.exit(f"finding: {finding}"),
@@ -82,12 +84,27 @@ async def match(servers: str, keys: int, database: str) -> dict[str, float]:
     fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
     stop = asyncio.Event()
     running = asyncio.create_task(MatchRole(settings, fingerprints, clock, stop=stop).run())
+    statuses = await applied(settings, ends_of(servers, settings.topics.events), running)
+    stop.set()
+    await running
+    return {"events": float(work.records(keys)), "expected": float(sum(s.counters.expected for s in statuses.values()))}
+
+
+def ends_of(servers: str, topic: str) -> dict[int, int]:
+    """Return the end of each partition of an events topic."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-ends", "enable.auto.commit": False})
+    parts = [TopicPartition(topic, number) for number in range(work.EVENTS_PARTITIONS)]
+    ends = {part.partition: consumer.get_watermark_offsets(part)[1] for part in parts}
+    consumer.close()
+    return ends
+
+
+async def applied(settings: Settings, ends: Mapping[int, int], running: asyncio.Task[None]) -> dict[int, PartitionStatus]:
+    """Return the newest statuses once all partitions were applied to their ends; or what there is when the role has ended."""
     statuses: dict[int, PartitionStatus] = {}
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-status", "enable.auto.commit": False})
-    ends = {
-        number: consumer.get_watermark_offsets(TopicPartition(settings.topics.events, number))[1]
-        for number in range(settings.topics.partitions)
-    }
+    consumer = Consumer(
+        {"bootstrap.servers": settings.bootstrap_servers, "group.id": "bench-status", "enable.auto.commit": False}
+    )
     consumer.assign([TopicPartition(settings.topics.status, 0, 0)])
     while not running.done():
         for message in await asyncio.to_thread(consumer.consume, 100, 0.2):
@@ -98,20 +115,18 @@ async def match(servers: str, keys: int, database: str) -> dict[str, float]:
         if len(statuses) == len(ends) and all(status.input_offset >= ends[number] - 1 for number, status in statuses.items()):
             break
     consumer.close()
-    stop.set()
-    await running
-    return {"events": float(work.records(keys)), "expected": float(sum(s.counters.expected for s in statuses.values()))}
+    return statuses
 
 
-def found(servers: str) -> set[int]:
+def found(servers: str, prefix: str = work.PREFIX) -> set[int]:
     """Return the keys of all suspects."""
-    suspects = raised(servers)
+    suspects = raised(servers, prefix)
     return {*suspects.missing, *suspects.wrong}
 
 
-def raised(servers: str) -> work.Planted:
+def raised(servers: str, prefix: str = work.PREFIX) -> work.Planted:
     """Return the keys of all suspects: those whose document never came, and those whose document differs."""
-    settings = work.settings(servers, "")
+    settings = work.settings(servers, "", prefix)
     codec = CompiledMapping(settings.pipelines["orders"]).source.codec
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "bench-suspects", "enable.auto.commit": False})
     parts = [TopicPartition(settings.topics.suspects, number, 0) for number in range(settings.topics.partitions)]

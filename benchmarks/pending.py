@@ -156,12 +156,16 @@ class Statuses:
         while len(self.newest) < self._partitions or not reached(list(self.newest.values())):
             if time.monotonic() > until:
                 raise TimeoutError(f"match did not come so far within {WAIT_SECONDS:g} s")
-            for message in self._consumer.consume(100, timeout=0.05):
-                value = message.value()
-                if value is not None and message.error() is None:
-                    status = msgspec.json.decode(value, type=PartitionStatus)
-                    self.newest[status.partition] = status
+            self.look()
         return time.monotonic()
+
+    def look(self) -> None:
+        """Take up what was written since, for a moment."""
+        for message in self._consumer.consume(100, timeout=0.05):
+            value = message.value()
+            if value is not None and message.error() is None:
+                status = msgspec.json.decode(value, type=PartitionStatus)
+                self.newest[status.partition] = status
 
     def close(self) -> None:
         self._consumer.close()

@@ -1,0 +1,40 @@
+"""Rows 4 and 14: what is done with the work besides one ingester and one matcher. Every round has a broker of its own."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from benchmarks import contestants, replayed, work, workers
+from benchmarks.answers import check
+from gapwatch.embedded import EmbeddedStack
+from gapwatch.ledger import open_ledger
+
+ROWS = (4, 14)
+
+
+def measure(keys: int, rounds: int, wanted: Collection[int]) -> list[dict[str, Any]]:
+    """Return the rows that are wanted; which team goes first changes from round to round."""
+    teams: dict[tuple[str, int], list[workers.Team]] = {}
+    replays = []
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        counts = [1, 2] if number % 2 == 0 else [2, 1]
+        with EmbeddedStack(parts=("kafka",)) as stack, tempfile.TemporaryDirectory() as directory:
+            servers, database = stack.kafka.bootstrap_servers, f"sqlite:///{Path(directory) / 'bench.db'}"
+            planted = work.produce(servers, keys)
+            open_ledger(database).close()
+            for count in counts if 4 in wanted else [1]:
+                team = workers.run(workers.INGESTERS, count, servers, keys, database)
+                teams.setdefault((workers.INGESTERS, count), []).append(team)
+                check(contestants.differing(servers, keys, workers.prefix_of(workers.INGESTERS, count)), planted, keys)
+            for count in counts if 4 in wanted else []:
+                team = workers.run(workers.MATCHERS, count, servers, keys, database)
+                teams.setdefault((workers.MATCHERS, count), []).append(team)
+                check(contestants.found(servers, workers.prefix_of(workers.MATCHERS, count)), planted, keys)
+            if 14 in wanted:
+                replays.append(replayed.run(servers, keys, database, planted, Path(directory)))
+    return [*(workers.rows(teams) if 4 in wanted else []), *(replayed.rows(replays) if replays else [])]
