@@ -36,7 +36,7 @@ def connect(url: str, config: Path | None) -> Iterator[Api]:
     if Api(listening).alive(PROBE_SECONDS):
         yield Api(listening, token)
         return
-    from gapwatch.wiring import local_service
+    from gapwatch.wiring.service import local_service
 
     with local_service(settings) as opened:
         yield Api(opened, token)

@@ -26,7 +26,7 @@ def validate(
     settings = load(config_of(context), os.environ)
     note(f"{settings.file}: {len(settings.pipelines)} pipelines, {len(settings.stores)} stores, no problem found.")
     if against_live:
-        from gapwatch.wiring import validate_live
+        from gapwatch.wiring.examination import validate_live
 
         raise typer.Exit(report(validate_live(settings)))
 

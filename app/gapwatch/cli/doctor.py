@@ -16,6 +16,6 @@ app = typer.Typer(help="Check stores, connectors and topics before a start.", in
 def doctor(context: typer.Context) -> None:
     """Ask every store, connector and topic; print what is wrong and what to do. Exit code 2 on errors, 3 if one was not read."""
     from gapwatch.config import load
-    from gapwatch.wiring import examine
+    from gapwatch.wiring.examination import examine
 
     raise typer.Exit(report(examine(load(config_of(context), os.environ))))

@@ -50,7 +50,7 @@ def verdicts(
 ) -> None:
     """Name the writes of a range that were late, by the streams alone. Reads Kafka itself; changes nothing anywhere."""
     from gapwatch.config import load
-    from gapwatch.wiring import replay_verdicts
+    from gapwatch.wiring.replaying import replay_verdicts
 
     settings = load(config_of(context), os.environ)
     with Progress(f"replay {pipeline}") as progress:

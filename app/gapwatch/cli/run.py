@@ -27,6 +27,6 @@ def run(
     role: Annotated[Role, typer.Option(help="Which role; all: every one, on this machine.")] = Role.ALL,
 ) -> None:
     """Watch the configured pipelines until SIGTERM or Ctrl-C."""
-    from gapwatch.wiring import serve
+    from gapwatch.wiring.service import serve
 
     raise typer.Exit(serve(config_of(context), role))

@@ -22,7 +22,7 @@ def upgrade(
 ) -> None:
     """Say what the next start will do. Exit code 0: nothing, 1: something, 2: it will not start, 3: something was not read."""
     from gapwatch.config import load
-    from gapwatch.wiring import check_upgrade
+    from gapwatch.wiring.upgrade import check_upgrade
 
     if not check:
         raise UsageError("An upgrade happens by itself, at the next start.", remedy="Say --check to see what it will do.")

@@ -30,7 +30,7 @@ UUID_TEXT = "0a1b2c3d-0000-4000-8000-00000000000f"
 
 
 def test_the_driver_is_imported_where_it_is_used_and_nowhere_else() -> None:
-    code = "import sys, gapwatch.wiring, gapwatch_connectors.opensearch.acks; print('opensearchpy' in sys.modules)"
+    code = "import sys, gapwatch.wiring.service, gapwatch_connectors.opensearch.acks; print('opensearchpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
