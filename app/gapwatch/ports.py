@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol, runtime_checkable
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from gapwatch.core.keys import TEXT_END
 from gapwatch.core.mapping import CompiledMapping
@@ -31,6 +29,9 @@ from gapwatch.model.gap import (
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec
 from gapwatch.model.stream import Side
+
+if TYPE_CHECKING:  # roles that sweep nothing start without numpy
+    import numpy.typing as npt
 
 Key = bytes  # canonical bytes, made by core/keys.KeyCodec
 

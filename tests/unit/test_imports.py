@@ -1,0 +1,21 @@
+"""What a process need not load, it does not: starting Python is a good part of what a short command or a new worker costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("gapwatch.roles.ingest.role, gapwatch.kafka.clients, gapwatch.ledger", ("numpy", "aiohttp", "faust", "alembic")),
+        ("gapwatch.roles.match.role", ("sqlalchemy", "gapwatch_connectors")),
+        ("gapwatch.wiring.replaying", ("faust", "alembic")),
+    ],
+)
+def test_a_role_loads_no_more_than_it_needs(modules: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys, {modules}; print(*[name for name in {unwanted!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
