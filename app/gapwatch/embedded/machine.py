@@ -25,6 +25,16 @@ def java(say: downloads.Say, *, heap: Sequence[str]) -> list[str]:
         return [java_program(say), *heap, f"-Dlog4j2.configurationFile={logging}", "-cp", f"{libraries}/*"]
 
 
+def compilers() -> Sequence[str]:
+    """Return the options of a Java that runs for minutes: its second compiler and parallel collector would not pay for themselves.
+
+    ``GAPWATCH_EMBEDDED_JAVA=full``: those of one that is measured.
+    """
+    if os.environ.get("GAPWATCH_EMBEDDED_JAVA") == "full":
+        return ("-XX:+UseG1GC",)
+    return "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"
+
+
 def java_program(say: downloads.Say, *, least: int = JAVA_LEAST, what: str = "Kafka") -> str:
     """Return a Java that is new enough: the one that is there, else a package's. Raises EnvironmentLacks without either."""
     home = os.environ.get("JAVA_HOME")

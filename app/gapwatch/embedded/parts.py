@@ -20,7 +20,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from gapwatch.embedded import cache as downloads
 from gapwatch.embedded.connect import ConnectClient
-from gapwatch.embedded.machine import java, may_run, require_enterable
+from gapwatch.embedded.machine import compilers, java, may_run, require_enterable
 from gapwatch.embedded.ports import HOST, Port
 from gapwatch.embedded.process import Child, Watchdog, run_once, wait_until
 from gapwatch.errors import GapwatchError
@@ -139,7 +139,7 @@ class KafkaPart(Part):
             unfinished.write_text(_properties(self._settings()))
             self._format(unfinished)
             unfinished.replace(properties)
-        self._spawn([*java(self._say, heap=("-Xms256m", "-Xmx512m", "-XX:+UseG1GC")), "kafka.Kafka", str(properties)])
+        self._spawn([*java(self._say, heap=("-Xms256m", "-Xmx512m", *compilers())), "kafka.Kafka", str(properties)])
 
     def _format(self, properties: Path) -> None:
         quick = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
@@ -222,7 +222,7 @@ class ConnectPart(Part):
     def launch(self) -> None:
         properties = self.directory / "connect.properties"
         properties.write_text(_properties(self._settings()))
-        command = java(self._say, heap=("-Xms128m", "-Xmx512m", "-XX:+UseG1GC"))
+        command = java(self._say, heap=("-Xms128m", "-Xmx512m", *compilers()))
         self._spawn([*command, "org.apache.kafka.connect.cli.ConnectDistributed", str(properties)])
 
     def ready(self) -> bool:
