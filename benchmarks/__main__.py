@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import costs, page, pending, pinned, regrouped, sweeps, work
+from benchmarks import beside, costs, delay, page, pending, pinned, regrouped, service, sweeps, work
 from benchmarks.answers import check, limit
 from benchmarks.contestants import NATIVE, NATIVE_PREFIX, differing, found
 from gapwatch import native
@@ -26,6 +26,7 @@ ROWS = {1: "ingest", 2: "match", 3: "end to end"}
 PENDING_ROWS = (6, 7)
 SWEEP_ROWS = (8, 9, 10, 11, 12)
 RELATIVE = (*ROWS, 14)  # to R; all others have a reference of their own
+SERVICE_ROWS = (5, 13, 15, 16)
 GOALS = {1: 0.45, 2: 0.9, 3: 0.3}
 NATIVE_GOALS = {1: 1.0, 3: 0.65}  # matching has no native path: its row has one column
 ROUNDS = 3
@@ -117,11 +118,26 @@ def sweep(options: argparse.Namespace, rows: list[int]) -> Rows:
     return Rows(rows=sweeps.report(sweeps.measure(options.ids, options.rounds, rows), options.ids), keys=options.ids)
 
 
+def serve(options: argparse.Namespace, rows: list[int]) -> Rows:
+    """Measure rows 5, 13, 15 and 16."""
+    return Rows(rows=measure_service(rows, options.rounds), keys=0)
+
+
 FAMILIES = {  # by the section of the page
     "bench": Family(rows=(*ROWS, *PENDING_ROWS), measure=streams),
     "bench-workers": Family(rows=regrouped.ROWS, measure=regroup),
     "bench-sweeps": Family(rows=SWEEP_ROWS, measure=sweep),
+    "bench-service": Family(rows=SERVICE_ROWS, measure=serve),
 }
+
+
+def measure_service(rows: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Measure what stands beside no raw limit: delays, others' requests, and the cost of the whole service."""
+    return [
+        *(delay.rows(delay.measure()) if 5 in rows else []),
+        *(beside.rows(beside.measure(rounds)) if 13 in rows else []),
+        *service.measure(rows),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +205,9 @@ def _run(name: str, servers: str, keys: int, database: str) -> dict[str, float]:
 def section(report: dict[str, Any]) -> str:
     """Return the section of ``docs/performance.md`` for the rows that were measured."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    keys = f"{report['keys']:,} keys a side," if report["keys"] else ""
     lines = [
-        f"{report['machine']['cores']} cores, {report['machine']['system']}; {versions}; {report['keys']:,} keys a side,",
+        f"{report['machine']['cores']} cores, {report['machine']['system']}; {versions}; {keys}".rstrip(),
         f"{report['rounds']} rounds; load of the machine at the end: {report['machine']['load']:.1f}.",
         "",
         "| # | what | value | × R, or × its reference | goal | peak RSS, MiB |",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-SECTIONS = ("bench", "bench-workers", "bench-sweeps", "bench-peers", "simulate-scale")
+SECTIONS = ("bench", "bench-workers", "bench-sweeps", "bench-service", "bench-peers", "simulate-scale")
 
 
 def write(section: str, text: str, path: Path = PAGE) -> None:

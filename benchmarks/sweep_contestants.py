@@ -266,8 +266,8 @@ class Repair:
         assert run is not None
         return run
 
-    async def sweep(self, *, content: bool) -> dict[str, int]:
-        request_sweep(self.ledger, self.spec, self.clock, "sweep", {"content": content})
+    async def sweep(self, *, content: bool, run_id: str = "sweep") -> dict[str, int]:
+        request_sweep(self.ledger, self.spec, self.clock, run_id, {"content": content})
         run = await self.sweeper.run(self._taken(RunKind.SWEEP), self.made, last_full_started=None)
         assert run.state is RunState.SUCCEEDED, run
         return run.counts

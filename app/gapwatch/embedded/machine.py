@@ -26,7 +26,7 @@ def java(say: downloads.Say, *, heap: Sequence[str]) -> list[str]:
 
 
 def compilers() -> Sequence[str]:
-    """Return the options of a Java that runs for minutes: its second compiler and parallel collector would not pay for themselves.
+    """Return the options of a Java that runs for minutes: its second compiler and parallel collector do not pay for themselves.
 
     ``GAPWATCH_EMBEDDED_JAVA=full``: those of one that is measured.
     """
