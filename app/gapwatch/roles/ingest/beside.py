@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -15,7 +16,6 @@ from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import Finding
 from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
 from gapwatch.roles.board import grace_ms
-from gapwatch.roles.ingest.bindings import Binding
 from gapwatch.roles.ingest.parts import Shared
 from gapwatch.roles.ingest.transactions import checks_of
 
@@ -112,28 +112,31 @@ class Beside:
                     await shared.find(binding, Finding.SLOT_JUMPED, message, since_ms=broken_since)
 
     async def _read_deliveries(self, stop: asyncio.Event) -> None:
-        on = self._on
+        groups = _delivered_by(self._shared)
         while not stop.is_set():
-            for topic, bound in self._shared.bindings.items():
-                for binding in bound:
-                    if binding.side is Side.EXPECTED and binding.pipeline.delivery.group:
-                        await self._read_delivery(topic, binding)
-            await on.clock.sleep(DELIVERY_SECONDS)
+            for group, pipelines in groups.items():
+                await self._read_delivery(group, pipelines)
+            await self._on.clock.sleep(DELIVERY_SECONDS)
 
-    async def _read_delivery(self, topic: str, binding: Binding) -> None:
-        owned = {at: item for at, item in self._shared.owned.items() if at.topic == topic}
+    async def _read_delivery(self, group: str, pipelines: Mapping[str, Sequence[str]]) -> None:
+        """Ask once for all topics that a group reads; one that we may not ask about says nothing of the others."""
+        owned = {at: item for at, item in self._shared.owned.items() if at.topic in pipelines}
         if not owned:
             return
-        name, group = binding.pipeline.id, binding.pipeline.delivery.group
         try:
             found = await self._on.offsets.delivery(group, list(owned))
         except StoreError as error:
-            log.warning("delivery_unread", pipeline=name, group=group, reason=str(error))
-            for item in owned.values():
-                item.delivery[name] = (UNKNOWN_DELIVERY, self._on.clock.now_ms())
+            if len(pipelines) > 1 and not error.retriable:
+                for topic, names in pipelines.items():
+                    await self._read_delivery(group, {topic: names})
+                return
+            log.warning("delivery_unread", group=group, topics=sorted(pipelines), reason=str(error))
+            for at, item in owned.items():
+                item.delivery |= dict.fromkeys(pipelines[at.topic], (UNKNOWN_DELIVERY, self._on.clock.now_ms()))
             return
         for at, item in owned.items():
-            item.delivery[name] = (delivery_of(found.positions.get(at), item.progress.position), found.clock)
+            position = delivery_of(found.positions.get(at), item.progress.position)
+            item.delivery |= dict.fromkeys(pipelines[at.topic], (position, found.clock))
 
     async def _read_grace(self, stop: asyncio.Event) -> None:
         """Keep the grace in force of pipelines whose grace is measured; while the ledger is away, the last one that is known."""
@@ -156,3 +159,14 @@ class Beside:
                 except StoreError as error:
                     log.warning("clock_skew_unread", pipeline=name, reason=str(error))
             await on.clock.sleep(SKEW_SECONDS)
+
+
+def _delivered_by(shared: Shared) -> dict[str, dict[str, list[str]]]:
+    """Return, by group of a sink and by raw topic, the pipelines whose delivery it is."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for topic, bound in shared.bindings.items():
+        for binding in bound:
+            if binding.side is Side.EXPECTED and binding.pipeline.delivery.group:
+                names = groups.setdefault(binding.pipeline.delivery.group, {}).setdefault(topic, [])
+                names.append(binding.pipeline.id)
+    return groups

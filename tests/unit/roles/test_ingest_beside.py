@@ -1,0 +1,97 @@
+"""What runs beside ingest: each sink's group is asked once, for all the topics that it reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from gapwatch.core.feeds import FeedProgress, StandingEnd
+from gapwatch.errors import StoreError, StoreRefused, StoreUnreachable
+from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.offsets import GroupPositions
+from gapwatch.model.pipeline import DeliverySpec, FieldSpec, FieldType, PipelineSpec, Settings
+from gapwatch.model.stream import UNKNOWN_DELIVERY
+from gapwatch.roles.ingest.beside import Beside
+from gapwatch.roles.ingest.parts import IngestDependencies, Owned, Shared
+from tests.unit.core.samples import pipeline
+
+NOW, ASKED = 1_000, 900
+
+
+def spec(name: str, topic: str, group: str) -> PipelineSpec:
+    one = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
+    feed = replace(one.source.feed, topic=topic)
+    return replace(one, id=name, source=replace(one.source, feed=feed), delivery=DeliverySpec(group=group))
+
+
+class Rig:
+    """Four pipelines: two of one sink, one of the same sink that reads the first topic too, one of another sink."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+        self.refused: dict[str, StoreError] = {}  # by topic
+        self.stop = asyncio.Event()
+        specs = [spec("a", "t.a", "sink"), spec("b", "t.b", "sink"), spec("again", "t.a", "sink"), spec("c", "t.c", "other")]
+        pipelines = {one.id: one for one in specs}
+        dependencies = SimpleNamespace(
+            settings=Settings(bootstrap_servers="", pipelines=pipelines),
+            pipelines=pipelines,
+            offsets=SimpleNamespace(delivery=self._delivery),
+            clock=SimpleNamespace(now_ms=lambda: NOW, sleep=self._sleep),
+            native=None,
+        )
+        self.shared = Shared(cast("IngestDependencies", dependencies))
+        for number, topic in enumerate(("t.a", "t.b", "t.c")):
+            progress = FeedProgress(topic=topic, partition=0, partitions=1, epoch=1, position=9, sent=9, disorder_ms=200)
+            self.shared.owned[Partition(topic, 0)] = Owned(progress=progress, topic_id=str(number), end=StandingEnd(500))
+
+    async def _delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
+        self.asked.append((group, sorted(at.topic for at in partitions)))
+        for at in partitions:
+            if at.topic in self.refused:
+                raise self.refused[at.topic]
+        return GroupPositions(group=group, positions=dict.fromkeys(partitions, 7), clock=ASKED)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.stop.set()
+
+    async def run(self) -> dict[str, tuple[int, int]]:
+        await Beside(self.shared)._read_deliveries(self.stop)
+        return {name: said for owned in self.shared.owned.values() for name, said in owned.delivery.items()}
+
+
+async def test_a_group_is_asked_once_for_all_topics_that_it_reads() -> None:
+    rig = Rig()
+    assert await rig.run() == dict.fromkeys(["a", "again", "b", "c"], (7, ASKED))
+    assert sorted(rig.asked) == [("other", ["t.c"]), ("sink", ["t.a", "t.b"])]
+
+
+async def test_topics_that_somebody_else_owns_are_not_asked_for() -> None:
+    rig = Rig()
+    del rig.shared.owned[Partition("t.b", 0)], rig.shared.owned[Partition("t.c", 0)]
+    await rig.run()
+    assert rig.asked == [("sink", ["t.a"])]
+
+
+async def test_a_topic_that_is_refused_says_nothing_of_the_others() -> None:
+    rig = Rig()
+    rig.refused["t.b"] = StoreRefused("no right", store="kafka")
+    found = await rig.run()
+    assert found["b"] == (UNKNOWN_DELIVERY, NOW)
+    assert found["a"] == found["again"] == found["c"] == (7, ASKED)
+
+
+@pytest.mark.parametrize("topic", ["t.a", "t.b"])
+async def test_brokers_that_do_not_answer_are_asked_once(topic: str) -> None:
+    rig = Rig()
+    rig.refused[topic] = StoreUnreachable("away", store="kafka")
+    found = await rig.run()
+    assert {name: position for name, (position, _) in found.items() if name != "c"} == dict.fromkeys(
+        ["a", "again", "b"], UNKNOWN_DELIVERY
+    )
+    assert len([group for group, _ in rig.asked if group == "sink"]) == 1
