@@ -310,16 +310,19 @@ class Parts:
             await offsets.close()
 
     async def _lags(self, offsets: OffsetReader, topics: TopicAdmin) -> dict[tuple[str, str], int]:
-        group = f"{self.settings.topics.prefix}.ingest"
-        found: dict[tuple[str, str], int] = {}
-        for spec in self.settings.pipelines.values():
-            names = [feed.topic for feed in (*spec.source.feeds, spec.target.feed) if feed.topic]
-            for topic, fact in (await topics.describe(names)).items():
-                partitions = [Partition(topic, number) for number in range(fact.partitions)]
-                ends = (await offsets.log_ends(partitions)).ends
-                positions = (await offsets.delivery(group, partitions)).positions
-                found[spec.id, topic] = sum(max(0, ends[at] - (positions[at] or 0)) for at in partitions)
-        return found
+        """Ask once for the topics of all pipelines."""
+        pipelines = self.settings.pipelines.values()
+        read = [(spec.id, feed.topic) for spec in pipelines for feed in (*spec.source.feeds, spec.target.feed) if feed.topic]
+        facts = await topics.describe(sorted({topic for _, topic in read}))
+        partitions = [Partition(topic, number) for topic, fact in facts.items() for number in range(fact.partitions)]
+        if not partitions:
+            return {}
+        ends = (await offsets.log_ends(partitions)).ends
+        positions = (await offsets.delivery(f"{self.settings.topics.prefix}.ingest", partitions)).positions
+        lags = dict.fromkeys(facts, 0)
+        for at in partitions:
+            lags[at.topic] += max(0, ends[at] - (positions[at] or 0))
+        return {(pipeline, topic): lags[topic] for pipeline, topic in read if topic in lags}
 
     async def _skew_ms(self, pipeline: str) -> int:
         """Return the larger of both stores' clock offsets, in milliseconds."""
