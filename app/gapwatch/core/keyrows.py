@@ -298,6 +298,11 @@ class KeyRows:
         """Return the rows of the open keys with one observed write, of which nothing is expected."""
         return np.flatnonzero(self.place[: self.size] >= ALONE)
 
+    def event_times(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """Return the event times of these writes; ``take`` would first copy the whole column, and so touch what holds nothing."""
+        times: npt.NDArray[np.int64] = self.writes["event_time"][rows]
+        return times
+
     def open_long(self) -> Iterator[tuple[bytes, Held]]:
         """Yield the open keys in their long form."""
         place, at = self.place, self.at

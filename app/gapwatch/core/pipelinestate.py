@@ -249,7 +249,7 @@ class PipelineState:
     def waiting(self, time_from: int, time_to: int) -> int:
         """Return how many keys have an open write with an event time in ``[time_from, time_to)``."""
         rows = self.cell.rows
-        times = rows.writes["event_time"].take(rows.open_rows())
+        times = rows.event_times(rows.open_rows())
         short = int(np.count_nonzero((times >= time_from) & (times < time_to)))
         alone = self._alone_times()
         short += int(np.count_nonzero((alone >= time_from) & (alone < time_to)))
@@ -258,7 +258,7 @@ class PipelineState:
     def _alone_times(self) -> npt.NDArray[np.int64]:
         """Return the event times of the keys with one observed write, of which nothing is expected; not the baseline's."""
         rows = self.cell.rows
-        times: npt.NDArray[np.int64] = rows.writes["event_time"].take(rows.alone_rows())
+        times = rows.event_times(rows.alone_rows())
         return times[times >= self.start] if self.start else times[:0]
 
     def _is_open_within(self, held: Held, time_from: int, time_to: int) -> bool:
@@ -297,7 +297,7 @@ class PipelineState:
         found = rows.open_rows()
         if not len(found):
             return
-        times = rows.writes["event_time"].take(found)
+        times = rows.event_times(found)
         survey.oldest = min(survey.oldest, int(times.min()))
         if not self.delivery_known:
             return

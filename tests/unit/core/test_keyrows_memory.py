@@ -1,0 +1,38 @@
+"""Rows that hold nothing take no memory, whatever is asked of them: ten pipelines have eighty of them in one process."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gapwatch.core.keyrows import CAPACITY_MIN
+from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.matching import KeyMatcher
+from gapwatch.model.pipeline import FieldSpec, FieldType
+from tests.unit.core.samples import pipeline
+
+PIPELINES, STATES_MIB_MAX = 20, 4.0
+
+
+def shared_mib() -> float:
+    """Return what this process holds of memory that it mapped."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssShmem:"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_the_status_of_pipelines_without_keys_takes_no_memory() -> None:
+    spec = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
+    pipelines = {name: replace(spec, id=name) for name in (f"orders_{number}" for number in range(PIPELINES))}
+    fingerprints = {name: CompiledMapping(one).fingerprint for name, one in pipelines.items()}
+    matcher = KeyMatcher(0, 1, pipelines, fingerprints=fingerprints, life="one")
+    before = shared_mib()
+    assert {status.pending for status in matcher.status("w", 0)} == {0}
+    matcher.advance()
+    matcher.state_records()
+    matcher.marker()
+    assert {matcher.waiting(name, 0, 1) for name in pipelines} == {0}
+    assert shared_mib() - before < STATES_MIB_MAX < PIPELINES * CAPACITY_MIN * 8 / (1 << 20)
