@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--ids", type=int, default=1_000_000, help="ids a side of row 8 (10,000,000: the work of reference)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    pinned.logs_to_stderr()
+    pinned.begin()
     rows = sorted(int(row) for row in options.rows.split(","))
     there = sorted(row for family in FAMILIES.values() for row in family.rows)
     unknown = [row for row in rows if row not in there]

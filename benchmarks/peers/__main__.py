@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--no-crash", action="store_true", help="without the trials with kill -9")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    pinned.logs_to_stderr()
+    pinned.begin()
     keys = options.events // 2_000 * 1_000
     only = {name for name in options.only.split(",") if name}
     names = {contestant.name for contestant in roster.CONTESTANTS}

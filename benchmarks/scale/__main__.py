@@ -41,7 +41,7 @@ def main() -> int:
         parser.add_argument(f"--{name.name.replace('_', '-')}", type=type(name.default), default=name.default)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    pinned.logs_to_stderr()
+    pinned.begin()
     assumed = Assumed(**{name.name: getattr(options, name.name) for name in fields(Assumed)})
     costs = read(json.loads(options.bench.read_text())) if options.bench else measured()
     if options.fleet:

@@ -28,9 +28,9 @@ def java(say: downloads.Say, *, heap: Sequence[str]) -> list[str]:
 def compilers() -> Sequence[str]:
     """Return the options of a Java that runs for minutes: its second compiler and parallel collector do not pay for themselves.
 
-    ``GAPWATCH_EMBEDDED_JAVA=full``: those of one that is measured.
+    ``EMBEDDED_JAVA=full``: those of one that is measured.
     """
-    if os.environ.get("GAPWATCH_EMBEDDED_JAVA") == "full":
+    if os.environ.get("EMBEDDED_JAVA") == "full":
         return ("-XX:+UseG1GC",)
     return "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"
 
