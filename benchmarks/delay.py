@@ -65,6 +65,7 @@ def measure(seconds: float = MEASURED_SECONDS) -> Delays:
         settings = parse(service.file.read_text(), {})
         asyncio.run(_prepare(settings))
         service.start(ROLES)
+        time.sleep(running.FIRST_SECONDS)
         try:
             produced = traffic.ended(traffic.start(stack, plan))
             time.sleep(1.0)

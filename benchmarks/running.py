@@ -16,6 +16,7 @@ import yaml
 from gapwatch.api_client import Api
 from gapwatch.embedded import EmbeddedStack
 
+FIRST_SECONDS = 30.0  # a first start raises what was before it as holes, and sweeps for them: that is over by then
 STOP_SECONDS = 30.0
 SHOWN_CHARACTERS = 3_000
 

@@ -61,6 +61,7 @@ def measure_busy(seconds: float = MEASURED_SECONDS) -> Cost:
         service = running.Service(stack, Path(directory), traffic.configuration(stack, plan))
         service.start()
         try:
+            time.sleep(running.FIRST_SECONDS)
             producing = traffic.start(stack, plan)
             cost = _cost(service, SETTLE_SECONDS, seconds)
             produced = traffic.ended(producing)
