@@ -34,7 +34,7 @@ from gapwatch.model.stream import Control
 from gapwatch.model.suspect import Hole, Suspect
 
 RATE = 10_000
-WARM_SECONDS, MEASURED_SECONDS, REST_SECONDS = 20.0, 60.0, 8.0  # the producer goes on while the last ones are found
+WARM_SECONDS, MEASURED_SECONDS, REST_SECONDS = 45.0, 60.0, 8.0  # the first start sweeps; the last ones are still to be found
 GRACE_SECONDS, DISORDER_SECONDS = 1.0, 0.2
 SUSPECT_SECONDS, GAP_SECONDS = 0.7, 1.5  # the goals, above W
 ROLES = ("ingest", "match", "repair")
