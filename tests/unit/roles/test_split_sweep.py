@@ -122,6 +122,15 @@ async def nothing(reader: ModelReader, count: int) -> list[bytes]:
     return []
 
 
+async def test_a_trial_that_another_worker_has_ended_is_over_for_all(ledger: SqlLedger) -> None:
+    rig = copied(100)
+    waiting = trials(rig, ledger, VirtualClock())
+    assert not await waiting.is_over(rig.stores)
+    first = Shared(rig, ledger, content=True)
+    await sweeper_of(rig, ledger, first.clock, holder="holder").run(first.run, rig.stores, last_full_started=None)
+    assert await waiting.is_over(rig.stores)
+
+
 @pytest.mark.parametrize(
     "why", ["one part is asked for", "a range", "it has begun as a whole", "no order", "hardly any keys", "no sample"]
 )
