@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.ledger import open_ledger
-from tests.acceptance.scenery import TABLE, configuration, watched
+from tests.acceptance.scenery import TABLE, Scene, configuration, watched
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import found
 from tests.stack import captured, execute
@@ -29,52 +31,60 @@ def ended(service: Service, run: dict[str, Any], seconds: float = 60.0) -> dict[
     return wait_for(look, "the sweep to end", seconds)
 
 
+@contextmanager
+def many_rows(
+    stack: EmbeddedStack, database: str, directory: Path, rows: int, lost: Collection[int], sweep: dict[str, Any], **more: Any
+) -> Iterator[tuple[Scene, dict[str, Any]]]:
+    """Yield a pipeline of so many rows, of which the target lacks some, and its first sweep, under way.
+
+    The first start on an existing log is a hole, which asks for a sweep by itself.
+    """
+    before = [f"INSERT INTO {TABLE} (id, seq) SELECT i, i FROM generate_series(1, {rows}) i"]
+    with MongoClient[dict[str, Any]](stack.mongodb.uri) as client:
+        for start in range(1, rows + 1, 40_000):
+            here = [{"_id": i, "seq": i} for i in range(start, min(start + 40_000, rows + 1)) if i not in lost]
+            client[database].orders.insert_many(here)
+    with watched(
+        stack,
+        database,
+        directory,
+        before=before,
+        connector={"snapshot.mode": "no_data"},
+        grace="1s",
+        baseline="assume",
+        fields={"seq": "seq"},
+        sweep=sweep,
+        wait=False,
+        **more,
+    ) as scene:
+        api = scene.service.api
+        wait_for(lambda: scene.service.view()["status"], "the API to answer", 60)
+        yield scene, wait_for(lambda: next(iter(api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]), None), "a sweep", 60)
+
+
 def test_d13_a_sweep_goes_on_where_its_worker_was_killed(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
     """Killed in the middle, taken over: what was compared and judged is not read again, and every difference is found once."""
     rows = 120_000
     lost = {5, 59_999, 60_001, rows}
-    before = [f"INSERT INTO {TABLE} (id, seq) SELECT i, i FROM generate_series(1, {rows}) i"]
-    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
-    try:
-        orders = client[postgres_database].orders
-        for start in range(1, rows + 1, 40_000):
-            orders.insert_many([{"_id": i, "seq": i} for i in range(start, start + 40_000) if i not in lost])
-        with watched(
-            stack,
-            postgres_database,
-            tmp_path,
-            before=before,
-            connector={"snapshot.mode": "no_data"},
-            grace="1s",
-            baseline="assume",
-            fields={"seq": "seq"},
-            sweep={"load": 0.1},
-            wait=False,
-        ) as scene:
-            api = scene.service.api
-            wait_for(lambda: scene.service.view()["status"], "the API to answer", 60)
-            # The first start on an existing log is a hole, which asks for a sweep by itself.
-            run = wait_for(lambda: next(iter(api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]), None), "a sweep", 60)
+    with many_rows(stack, postgres_database, tmp_path, rows, lost, {"load": 0.1}) as (scene, run):
 
-            def marked() -> bool:
-                """Whether a part was compared and judged: the mark stands before a difference that is not judged yet."""
-                ledger = open_ledger(scene.service.config["database"])
-                try:
-                    stored = ledger.run(run["id"])
-                finally:
-                    ledger.close()
-                return bool(stored and "from" in stored.cursor and stored.counts.get("source_keys", 0) >= 20_000)
+        def marked() -> bool:
+            """Whether a part was compared and judged: the mark stands before a difference that is not judged yet."""
+            ledger = open_ledger(scene.service.config["database"])
+            try:
+                stored = ledger.run(run["id"])
+            finally:
+                ledger.close()
+            return bool(stored and "from" in stored.cursor and stored.counts.get("source_keys", 0) >= 20_000)
 
-            wait_for(marked, "a part of the sweep", 60)
-            scene.service.restart("all")
-            wait_for(lambda: scene.service.view()["status"], "the API to answer again", 60)
-            record = ended(scene.service, run, 150)
-            assert record["state"] == "succeeded", record
-            assert (record["counts"]["source_keys"], record["counts"]["target_keys"]) == (rows, rows - len(lost))
-            assert found(scene) == dict.fromkeys(lost, "missing")
-            assert "sweep_resumed" in scene.service.log("all").read_text()
-    finally:
-        client.close()
+        wait_for(marked, "a part of the sweep", 60)
+        scene.service.restart("all")
+        wait_for(lambda: scene.service.view()["status"], "the API to answer again", 60)
+        record = ended(scene.service, run, 150)
+        assert record["state"] == "succeeded", record
+        assert (record["counts"]["source_keys"], record["counts"]["target_keys"]) == (rows, rows - len(lost))
+        assert found(scene) == dict.fromkeys(lost, "missing")
+        assert "sweep_resumed" in scene.service.log("all").read_text()
 
 
 def test_d13_workers_share_a_sweep_and_one_of_them_is_killed(
@@ -82,44 +92,24 @@ def test_d13_workers_share_a_sweep_and_one_of_them_is_killed(
 ) -> None:
     """Each takes ranges of keys; who had cut the sweep is killed, the other one does the rest: each difference is found once."""
     rows, lost = 20_000, {1, 4_999, 10_001, 20_000}
-    before = [f"INSERT INTO {TABLE} (id, seq) SELECT i, i FROM generate_series(1, {rows}) i"]
-    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
-    try:
-        orders = client[postgres_database].orders
-        orders.insert_many([{"_id": i, "seq": i} for i in range(1, rows + 1)])
-        with watched(
-            stack,
-            postgres_database,
-            tmp_path,
-            before=before,
-            connector={"snapshot.mode": "no_data"},
-            grace="1s",
-            baseline="assume",
-            fields={"seq": "seq"},
-            sweep={"load": 0.03, "parts": 4},
-            roles=("capture", "ingest", "match", "api", "repair#0", "repair#1"),
-            wait=False,
-        ) as scene:
-            api = scene.service.api
-            wait_for(lambda: scene.service.view()["status"], "the API to answer", 60)
-            first = wait_for(lambda: next(iter(api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]), None), "a sweep", 60)
-            record = ended(scene.service, first, 90)
-            assert (record["state"], "parts" in record["counts"]) == ("succeeded", False), (
-                "the mapping is on trial in the first one"
-            )
+    roles = ("capture", "ingest", "match", "api", "repair#0", "repair#1")
+    slowly = {"load": 0.03, "parts": 4}
+    with many_rows(stack, postgres_database, tmp_path, rows, (), slowly, roles=roles) as (scene, first):
+        record = ended(scene.service, first, 90)
+        assert record["state"] == "succeeded", record
+        assert "parts" not in record["counts"], "the mapping is on trial in the first one"
 
-            orders.delete_many({"_id": {"$in": sorted(lost)}})
-            run = wait_for(lambda: asked(scene.service), "a sweep of ours", 60)
-            holder, other = wait_for(lambda: holder_of(scene.service, run), "the sweep to be cut", 60)
-            scene.service.kill(holder)
-            record = ended(scene.service, run, 150)
-            assert record["state"] == "succeeded", record
-            counts = record["counts"]
-            assert (counts["source_keys"], counts["target_keys"], counts["parts"]) == (rows, rows - len(lost), 4)
-            assert found(scene) == dict.fromkeys(lost, "missing")
-            assert "sweep_part_ended" in scene.service.log(other).read_text()
-    finally:
-        client.close()
+        with scene.mongo() as client:
+            client[postgres_database].orders.delete_many({"_id": {"$in": sorted(lost)}})
+        run = wait_for(lambda: asked(scene.service), "a sweep of ours", 60)
+        holder, other = wait_for(lambda: holder_of(scene.service, run), "the sweep to be cut", 60)
+        scene.service.kill(holder)
+        record = ended(scene.service, run, 150)
+        assert record["state"] == "succeeded", record
+        counts = record["counts"]
+        assert (counts["source_keys"], counts["target_keys"], counts["parts"]) == (rows, rows - len(lost), 4)
+        assert found(scene) == dict.fromkeys(lost, "missing")
+        assert "sweep_part_ended" in scene.service.log(other).read_text()
 
 
 def holder_of(service: Service, run: dict[str, Any]) -> tuple[str, str] | None:

@@ -122,39 +122,19 @@ def changed(known: Gap, latest: Gap) -> bool:
 
 
 def resolved(known: Gap, resolution: Resolution, now: datetime, *, note: str = "") -> Gap:
-    return _moved(known, State.RESOLVED, resolution=resolution, resolved_at=now, note=note or known.note)
+    return replace(
+        known,
+        state=State.RESOLVED,
+        resolution=resolution,
+        resolved_at=now,
+        note=note or known.note,
+        revision=known.revision + 1,
+    )
 
 
 def repairing(known: Gap) -> Gap:
     """Return an open gap that a backfill has in hand."""
-    return _moved(known, State.REPAIRING, resolution=known.resolution, resolved_at=known.resolved_at, note=known.note)
-
-
-def _moved(known: Gap, state: State, *, resolution: Resolution | None, resolved_at: datetime | None, note: str) -> Gap:
-    """Do as ``replace``, in half the time: a repair moves each gap twice."""
-    return Gap(
-        id=known.id,
-        pipeline=known.pipeline,
-        key=known.key,
-        key_fields=known.key_fields,
-        target_id=known.target_id,
-        kind=known.kind,
-        cause=known.cause,
-        state=state,
-        detector=known.detector,
-        event_time=known.event_time,
-        first_seen=known.first_seen,
-        confirmed_at=known.confirmed_at,
-        resolved_at=resolved_at,
-        resolution=resolution,
-        fields=known.fields,
-        occurrences=known.occurrences,
-        evidence=known.evidence,
-        note=note,
-        opened_by=known.opened_by,
-        revision=known.revision + 1,
-        held_since=known.held_since,
-    )
+    return replace(known, state=State.REPAIRING, revision=known.revision + 1)
 
 
 def set_down(known: Gap, refused: str) -> Gap:

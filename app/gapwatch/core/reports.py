@@ -75,12 +75,7 @@ def key_text(fields: Mapping[str, Any]) -> str:
     Exact where a reader of the JSON number may not be (integers above 2**53 in a browser).
     """
     parts = [plain(value) for value in fields.values()]
-    texts = [part if isinstance(part, str) else str(part) if type(part) is int else _written(part) for part in parts]
-    return texts[0] if len(texts) == 1 else ",".join(texts)
-
-
-def _written(part: Any) -> str:
-    return json.dumps(part, ensure_ascii=False)
+    return ",".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
 
 
 def gap_record(gap: Gap) -> dict[str, Any]:

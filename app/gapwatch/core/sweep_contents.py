@@ -23,9 +23,8 @@ from gapwatch.model.stream import Side
 Keys = Sequence[bytes] | Array
 Columns = Sequence[Sequence[Any]]  # one a mapped field, in mapping order
 
-UNREADABLE: Final = (
-    b"\x04"  # a value without a canonical form; then its side: it equals none of the other side's, and is read by key
-)
+# A value without a canonical form; then its side: it equals none of the other side's, and is read by key.
+UNREADABLE: Final = b"\x05"
 
 
 class PageContents:

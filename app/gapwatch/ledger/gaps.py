@@ -46,11 +46,13 @@ class GapQueries(LedgerPart):
         stood: list[bool] = []
         for part in _transactions(changes):
             stored = self._db.write(partial(self._store, part))
-            if stored is None:
-                stored = [
-                    stands for few in chunks(part, CHANGES_MAX) for stands in self._db.write(partial(self._store, few)) or ()
-                ]
-            stood += stored
+            if stored is not None:
+                stood += stored
+                continue
+            for few in chunks(part, CHANGES_MAX):
+                stored = self._db.write(partial(self._store, few))
+                assert stored is not None, "so few are looked at singly"
+                stood += stored
         return stood
 
     def _store(self, changes: Sequence[GapChange], connection: Connection) -> list[bool] | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-
-import pytest
 
 from gapwatch.core.keyrows import CAPACITY_MIN
 from gapwatch.core.mapping import CompiledMapping
@@ -23,7 +20,6 @@ def shared_mib() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssShmem:"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
 def test_the_status_of_pipelines_without_keys_takes_no_memory() -> None:
     spec = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
     pipelines = {name: replace(spec, id=name) for name in (f"orders_{number}" for number in range(PIPELINES))}

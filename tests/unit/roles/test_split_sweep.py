@@ -6,18 +6,20 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from gapwatch.errors import ConflictError
+from gapwatch.errors import ConflictError, StoreRefused
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Run, RunKind, RunState, SweepPart
 from gapwatch.model.pipeline import SweepSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter
-from gapwatch.roles.repair.split import SplitDependencies, SplitSweep
-from gapwatch.roles.repair.sweeps import request_sweep
+from gapwatch.roles.repair.split import SplitDependencies, SplitSweep, other_mapping
+from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner, request_sweep
+from gapwatch.roles.stores import PipelineStores
 from tests.simulation.stores import ModelReader, Rig, VirtualClock, spec_of_rig, sweeper_of, trials
 
 PARTS = 4
@@ -147,6 +149,72 @@ async def test_what_cannot_be_shared_is_swept_by_one(ledger: SqlLedger, monkeypa
         monkeypatch.setattr(ModelReader, "sample_keys", nothing)
     assert not await shared.split.takes(shared.run, rig.stores)
     assert ledger.parts(shared.run.id) == []
+
+
+async def test_a_table_that_cannot_be_sampled_is_swept_by_one(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = copied(100)
+
+    async def refuse(reader: ModelReader, count: int) -> list[bytes]:
+        raise StoreRefused("TABLESAMPLE can only be applied to tables.", store="shop")
+
+    monkeypatch.setattr(ModelReader, "sample_keys", refuse)
+    shared = Shared(rig, ledger)
+    assert not await shared.split.takes(shared.run, rig.stores)
+    assert ledger.parts(shared.run.id) == []
+
+
+async def test_what_was_known_before_anything_is_read_is_on_record_before_anybody_reads(ledger: SqlLedger) -> None:
+    """The holder may be gone a moment later: what it knew is not asked for again, after parts were read."""
+    rig = copied(100)
+    shared = Shared(rig, ledger)
+    shared.run = replace(shared.run, cursor={"masked": 7})
+    assert await shared.split.takes(shared.run, rig.stores)
+    stored = ledger.run(shared.run.id)
+    assert stored is not None
+    assert stored.cursor == {"masked": 7, "mapping": rig.mapping.fingerprint}
+    working = asyncio.create_task(shared.work("worker"))
+    ended = await shared.split.carry_out(replace(shared.run, cursor={}), rig.stores)
+    await working
+    assert ended.cursor["masked"] == 7
+
+
+async def test_a_sweep_proves_nothing_by_two_mappings(ledger: SqlLedger) -> None:
+    """Whoever was started with another configuration, holder or worker, takes no part in it."""
+    rig = copied(100)
+    shared = Shared(rig, ledger)
+    assert await shared.split.takes(shared.run, rig.stores)
+    await shared.work("worker")
+    other = Rig(spec=replace(rig.spec, fields=rig.spec.fields[:1]), source=rig.source, target=rig.target)
+    run = ledger.run(shared.run.id)
+    assert run is not None
+    assert (other_mapping(run, rig.stores), "configuration" in other_mapping(run, other.stores)) == ("", True)
+    ended = await shared.split.carry_out(shared.run, other.stores)
+    assert ended.state is RunState.INCONCLUSIVE
+    assert "another one than when the sweep began" in (ended.error or "")
+
+
+async def test_a_worker_with_another_configuration_compares_nothing(ledger: SqlLedger) -> None:
+    rig = copied(100)
+    spoil(rig)
+    shared = Shared(rig, ledger)
+    assert await shared.split.takes(shared.run, rig.stores)
+    other = Rig(spec=replace(rig.spec, fields=rig.spec.fields[:1]), source=rig.source, target=rig.target)
+
+    class Provider:
+        async def stores(self, pipeline: str) -> PipelineStores:
+            return other.stores
+
+    on = SimpleNamespace(
+        ledger=ledger,
+        stores={RunKind.SWEEP: Provider()},
+        sweeper=lambda holder: sweeper_of(other, ledger, shared.clock, holder=holder),
+    )
+    taken = ledger.take_part("worker", [rig.spec.id], seconds=1e6)
+    assert taken is not None
+    await RunRunner(cast("RunnerDependencies", on))._part(*taken, "worker")
+    part = ledger.parts(shared.run.id)[taken[1].number - 1]
+    assert (part.state, "another one" in (part.error or "")) == (RunState.INCONCLUSIVE, True)
+    assert found(ledger) == {}
 
 
 async def test_a_worker_that_is_gone_leaves_its_part_to_another_one(ledger: SqlLedger) -> None:

@@ -16,6 +16,7 @@ import structlog
 
 from gapwatch.core.sweep import Scope, SweepOutcome, cut_into
 from gapwatch.core.sweep_sets import KeyForm
+from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import Run, RunState, SweepPart
 from gapwatch.ports import Clock, DatasetReader, Ledger
 from gapwatch.roles.repair.sweeper import estimate_of, refuse_cancelled
@@ -25,6 +26,7 @@ from gapwatch.scans import keys_sampled
 
 log = structlog.get_logger(__name__)
 
+MAPPING: Final = "mapping"  # in the cursor of the run: the fingerprint that all of its parts are compared by
 LOOK_SECONDS: Final = 1.0
 SAMPLED: Final = 40  # keys for each part
 OVER: Final = (RunState.SUCCEEDED, RunState.INCONCLUSIVE)
@@ -47,9 +49,10 @@ class SplitSweep:
     async def takes(self, run: Run, stores: PipelineStores) -> bool:
         """Whether the run is split, by an earlier holder or, where that can be, now.
 
-        While the mapping is on trial nothing is split: the trial looks at the sweep as a whole. Raises StoreError, ConflictError.
+        While the mapping is on trial nothing is split: the trial looks at the sweep as a whole. Raises StoreUnreachable,
+        ConflictError.
         """
-        ledger = self._on.ledger
+        ledger, holder = self._on.ledger, self._on.holder
         if await asyncio.to_thread(ledger.parts, run.id):
             return True
         wanted = stores.spec.sweep.parts
@@ -57,17 +60,26 @@ class SplitSweep:
             return False
         if run.request.get("content") and not await self._on.trials.is_over(stores):
             return False
-        ranges = cut_into(wanted, await keys_sampled(stores.source, wanted * SAMPLED))
+        try:
+            ranges = cut_into(wanted, await keys_sampled(stores.source, wanted * SAMPLED))
+        except StoreRefused as error:  # it can be read, and not be sampled
+            log.warning("sweep_not_split", pipeline=run.pipeline, run=run.id, reason=error.message)
+            return False
         if len(ranges) < 2:
             return False
         parts = [SweepPart(run_id=run.id, number=at, lower=lower, upper=upper) for at, (lower, upper) in enumerate(ranges, 1)]
-        await asyncio.to_thread(ledger.split_run, run.id, parts, holder=self._on.holder)
+        # What was known before anything is read has to be on record before anybody may read.
+        begun = replace(run, cursor={**run.cursor, MAPPING: stores.mapping.fingerprint})
+        await asyncio.to_thread(ledger.update_run, begun, holder=holder)
+        await asyncio.to_thread(ledger.split_run, run.id, parts, holder=holder)
         log.info("sweep_split", pipeline=run.pipeline, run=run.id, parts=len(parts))
         return True
 
     async def carry_out(self, run: Run, stores: PipelineStores) -> Run:
         """Wait for all parts; return the run as it ended (it is stored as well). Raises ConflictError when it was cancelled."""
         ledger, clock = self._on.ledger, self._on.clock
+        stored = await asyncio.to_thread(ledger.run, run.id)
+        run = run if stored is None else stored  # with what was put on record when it was split
         started = run.started_at or clock.now()
         estimate = await estimate_of(stores.source) + await estimate_of(stores.target)
         while True:
@@ -86,7 +98,8 @@ class SplitSweep:
             and await _is_proved(stores.target, counts["target_keys"]),
             identity_stable=_is_one(parts, "expected") and _is_one(parts, "observed"),
         )
-        errors = [part.error or "A part of it is inconclusive." for part in parts if part.state is not RunState.SUCCEEDED]
+        errors = [reason] if (reason := other_mapping(run, stores)) else []
+        errors += [part.error or "A part of it is inconclusive." for part in parts if part.state is not RunState.SUCCEEDED]
         succeeded = outcome.conclusive and not errors
         ended = replace(
             run,
@@ -100,6 +113,13 @@ class SplitSweep:
         await asyncio.to_thread(ledger.update_run, ended, holder=self._on.holder)
         log.info("sweep_ended", pipeline=ended.pipeline, run=ended.id, state=ended.state.value, **counts)
         return ended
+
+
+def other_mapping(run: Run, stores: PipelineStores) -> str:
+    """Return why this process cannot take part in a sweep that was split: what it compares is not what the others do."""
+    if run.cursor.get(MAPPING) == stores.mapping.fingerprint:
+        return ""
+    return "The mapping is another one than when the sweep began: a worker's configuration was changed meanwhile."
 
 
 def _in_one_order(stores: PipelineStores) -> bool:

@@ -27,7 +27,7 @@ from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.replayer import Replayer
-from gapwatch.roles.repair.split import SplitSweep
+from gapwatch.roles.repair.split import SplitSweep, other_mapping
 from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.stores import StoreProvider
 
@@ -386,6 +386,8 @@ class RunRunner:
         try:
             try:
                 stores = await on.stores[RunKind.SWEEP].stores(run.pipeline)
+                if reason := other_mapping(run, stores):
+                    raise UsageError(reason)
                 await on.sweeper(holder).part(run, part, stores, last_full_started=await self._covered(run.pipeline))
             except (StoreError, FeedError, UsageError) as error:
                 failed = replace(part, state=RunState.INCONCLUSIVE, error=error.message)
