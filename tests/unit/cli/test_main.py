@@ -14,12 +14,12 @@ from typing import NoReturn
 import pytest
 import typer
 
-from gapwatch import wiring
 from gapwatch.cli import exits, main, output
 from gapwatch.cli.exits import CONSISTENT, INTERRUPTED, UNDECIDED, USAGE
 from gapwatch.errors import ConflictError, GapwatchError, NotFoundError, StoreUnreachable
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Advice
+from gapwatch.wiring import examination
 from tests.unit.config.test_load import GOOD
 
 CLI = Path(main.__file__).parent
@@ -217,7 +217,7 @@ def test_advice_of_the_live_check_decides_the_exit_code(
         assert set(settings.pipelines) == {"orders"}
         return advice
 
-    monkeypatch.setattr(wiring, "validate_live", validate_live)
+    monkeypatch.setattr(examination, "validate_live", validate_live)
     assert main.run(["config", "validate", "--against-live", "--config", good]) == code
     assert len(capsys.readouterr().out.splitlines()) == len(advice)
 
@@ -225,7 +225,7 @@ def test_advice_of_the_live_check_decides_the_exit_code(
 def test_advice_is_printed_worst_first_with_its_remedy(
     good: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(wiring, "validate_live", lambda _: [OK, WARNING, UNKNOWN, ERROR])
+    monkeypatch.setattr(examination, "validate_live", lambda _: [OK, WARNING, UNKNOWN, ERROR])
     main.run(["config", "validate", "--against-live", "--config", good])
     assert capsys.readouterr().out.splitlines() == [
         "error    orders.target: No right. Grant it.",
