@@ -233,6 +233,8 @@ class Matcher(Process):
             if self.held and self.clock.now_ms() >= due:
                 due = self.clock.now_ms() + CHECKPOINT_MS
                 await self._checkpointer.run()
+            elif any(held.said for held in self.held.values()):
+                await self._checkpointer.say()
 
     @property
     def writing(self) -> bool:

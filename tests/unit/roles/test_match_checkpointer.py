@@ -139,6 +139,38 @@ async def test_what_is_applied_during_a_checkpoint_waits_for_the_next() -> None:
     assert broker.seen[-1] == "ack 10"
 
 
+async def test_suspects_are_raised_before_their_checkpoint_and_once() -> None:
+    broker = Broker()
+    checkpointer, held, _ = rig(broker)
+    count, said = len(held.events), len(held.said)
+    assert said
+    assert await checkpointer.say()
+    assert broker.seen == ["suspects"] * said + ["suspects acknowledged"] * said
+    assert len(held.events) == count, "nothing is acknowledged before its checkpoint"
+    assert await checkpointer.run()
+    assert broker.seen.count("suspects") == said
+    assert list(spans(broker.seen)) == ORDER
+    assert await checkpointer.say()
+    assert broker.seen.count("suspects") == said
+
+
+async def test_what_could_not_be_raised_ends_the_worker_and_leaves_its_records_to_the_next() -> None:
+    broker = Broker("suspects")
+    checkpointer, held, _ = rig(broker)
+    with pytest.raises(StoreUnreachable):
+        await checkpointer.say()
+    assert held.events
+    assert not [line for line in broker.seen if line.startswith("ack ")]
+
+
+async def test_a_worker_that_the_group_did_not_answer_raises_nothing_and_forgets_nothing() -> None:
+    broker = Broker()
+    checkpointer, held, _ = rig(broker, owns=False)
+    assert not await checkpointer.say()
+    assert broker.seen == []
+    assert held.said
+
+
 async def test_without_new_records_only_the_status_is_written() -> None:
     broker = Broker()
     checkpointer, _, _ = rig(broker)

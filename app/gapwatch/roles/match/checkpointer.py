@@ -40,7 +40,8 @@ class Checkpointer:
     4. the commit marker is,
     5. the input records are acknowledged to Faust, in offset order.
 
-    A crash in between repeats what was said (ids are deterministic) and never loses any.
+    A crash in between repeats what was said (ids are deterministic) and never loses any. So suspects need not wait for their
+    checkpoint: :meth:`say` raises them as soon as they are known.
     """
 
     def __init__(
@@ -82,6 +83,20 @@ class Checkpointer:
             for cut in changed:
                 for event in cut.events:
                     event.ack()
+            return True
+
+    async def say(self) -> bool:
+        """Raise what was said since the last checkpoint. False: not now; the next checkpoint will.
+
+        Until then nothing is acknowledged for it: a successor applies the same records and says the same once more.
+        """
+        async with self._lock:
+            if not self._owns():
+                return False
+            said = [one for held in self._held.values() for one in held.said]
+            for held in self._held.values():
+                held.said = []
+            await self._outlet.raise_suspects(said)
             return True
 
     def _cut(self, held: Held, now: int) -> Cut:

@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 EAGER_SECONDS: Final = 0.1
 EAGER_TICKS: Final = 10  # with partitions in hand, before the checkpoints come at their own pace
+SPEAK_SECONDS: Final = 0.05  # what one control record makes due comes partition by partition
 POSTPONED_SECONDS: Final = 0.2  # before a checkpoint that had to wait is tried again while the agent is held up
 
 
@@ -63,6 +64,7 @@ class MatchWorker:
             self._held, self._table, outlet, clock, worker=name, topic_id=lambda: self._restorer.topic_id, owns=self._owns
         )
         self._failure: asyncio.Future[BaseException]
+        self._spoken = asyncio.Event()
         self.hung = False
         self._wire()
 
@@ -74,7 +76,7 @@ class MatchWorker:
         try:
             await self._restorer.identify(TopicAdmin(self._settings))
             self._app.finalize()
-            lives = (self._app.start(), self._crash(), self._tick(), self._probe())
+            lives = (self._app.start(), self._crash(), self._tick(), self._speak(), self._probe())
             tasks = [asyncio.create_task(self._guard(life)) for life in lives]
             stopping = asyncio.create_task(stop.wait())
             tasks.append(stopping)
@@ -125,6 +127,8 @@ class MatchWorker:
         if offset != held.expected and not await self._admit(held, TP(self._events, partition), offset):
             return
         held.apply(self._record(message), offset, round(message.timestamp * 1000), event)
+        if held.said:
+            self._spoken.set()
         if held.crowded(self._tuning.unacknowledged_records_max, self._tuning.suspects_max):
             await self._make_room(held)
 
@@ -212,6 +216,15 @@ class MatchWorker:
                     continue
                 pause = self._tuning.checkpoint_seconds
             await self._checkpointer.run()
+
+    async def _speak(self) -> None:
+        """Raise suspects as they come, a few at a time: whoever waits for a gap should not wait for a checkpoint."""
+        while True:
+            await self._spoken.wait()
+            await self._clock.sleep(SPEAK_SECONDS)
+            self._spoken.clear()
+            if self._held and not self._app.rebalancing:
+                await self._checkpointer.say()
 
     async def _probe(self) -> None:
         """End a worker that hangs: known of Faust after broker outages and in recovery, without any error of its own."""
