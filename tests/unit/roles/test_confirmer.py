@@ -11,7 +11,7 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.confirm import Cleared, Difference
 from gapwatch.model.gap import Cause, Kind
 from gapwatch.model.stream import Outcome
-from gapwatch.model.suspect import Suspect
+from gapwatch.model.suspect import Hole, Suspect
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised
 from gapwatch.roles.repair.judging import Case, Decided
 from tests.unit.core.samples import unsatisfied
@@ -50,6 +50,7 @@ class World:
         self.verdicts: list[Any] = []
         self.events: list[str] = []  # what becomes of the next differences
         self.detected: list[float] = []
+        self.holes: list[Hole] = []
         self.judge = Judge()
         self._quiet = quiet
         self._slow = slow
@@ -63,12 +64,16 @@ class World:
                 book=cast(Any, self),
                 clock=SystemClock(),
                 trials=cast(Any, self),
-                on_hole=cast(Any, None),
+                on_hole=self.hole,
                 on_cleared=lambda *_: None,
                 on_detected=lambda _, seconds: self.detected.append(seconds),
                 is_quiet=self.is_quiet,
             )
         )
+
+    async def hole(self, hole: Hole) -> None:
+        assert not self.finished, "it was finished before it was stored"
+        self.holes.append(hole)
 
     async def is_quiet(self, _: str) -> bool:
         for _turn in range(self._slow):
@@ -138,3 +143,26 @@ async def test_what_is_raised_in_a_quiet_time_waits_for_its_end_and_holds_nothin
     assert world.verdicts == []
     assert [item.offset for item in world.finished] == [7]
     assert list(world.judge.cases) == [KEY]
+
+
+async def test_a_hole_that_every_partition_names_is_stored_once_with_all_that_they_say() -> None:
+    """At a first start there are as many as raw partitions times partitions of the events; suspects wait behind them."""
+    world = World(quiet=False, slow=1)
+    named = [hole("a", 5, 20), hole("b", 1, 2), hole("a", 3, 10)]
+    world.waiting = [Raised(partition=number, offset=number, record=one) for number, one in enumerate(named)] + [raised()]
+    await world.run(least=40)
+    assert [(one.id, one.time_from, one.time_to) for one in world.holes] == [("a", 3, 20), ("b", 1, 2)]
+    assert sorted(item.offset for item in world.finished) == [0, 1, 2, 7]
+
+
+def hole(name: str, time_from: int, time_to: int) -> Hole:
+    return Hole(
+        id=name,
+        pipeline="orders",
+        side=0,
+        feed="shop.public.orders",
+        feed_partition=0,
+        time_from=time_from,
+        time_to=time_to,
+        reason="ingest_hole",
+    )

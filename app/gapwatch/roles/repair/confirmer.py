@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
+from msgspec import structs
 
 from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable, last_covered
 from gapwatch.core.gaps import time_of
@@ -110,10 +111,11 @@ class Confirmer:
 
     async def _receive(self, raised: Sequence[Raised]) -> None:
         finished = []
+        holes: dict[str, Hole] = {}
         for item in raised:
             record = item.record
             if isinstance(record, Hole):
-                await self._on.on_hole(record)
+                holes[record.id] = _joined(holes.get(record.id), record)
                 finished.append(item)
             elif record.pipeline not in self._on.judges:
                 finished.append(item)  # a pipeline that this configuration does not have (any more)
@@ -123,6 +125,8 @@ class Confirmer:
                 else:
                     self._waiting.setdefault((record.pipeline, record.key), []).append(item)
                 self._on.judges[record.pipeline].add(record.key, record)  # last: from here on it may be settled
+        for hole in holes.values():
+            await self._on.on_hole(hole)
         if finished:
             await self._on.inbox.done(finished)
 
@@ -196,6 +200,13 @@ class Confirmer:
                 self._on.on_cleared(pipeline, item.judgement.reason)
             elif item.case.key in new and item.case.suspect is not None:
                 self._on.on_detected(pipeline, (now - item.case.suspect.opening.event_time) / 1000)
+
+
+def _joined(known: Hole | None, hole: Hole) -> Hole:
+    """Return both as one, as the ledger would: every partition of the events names the same hole."""
+    if known is None:
+        return hole
+    return structs.replace(hole, time_from=min(known.time_from, hole.time_from), time_to=max(known.time_to, hole.time_to))
 
 
 def _unverifiable(item: Decided) -> Decided:
