@@ -12,7 +12,7 @@ import pytest
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import pack, read
 from gapwatch.core.matching import KeyMatcher
-from gapwatch.errors import StoreUnreachable
+from gapwatch.errors import ProtocolError, StoreUnreachable
 from gapwatch.kafka.clients import Delivered
 from gapwatch.kafka.faust_safety import StateTable
 from gapwatch.model.pipeline import Settings
@@ -114,6 +114,12 @@ async def test_after_a_failed_step_nothing_later_happens(fails: str) -> None:
     with pytest.raises(StoreUnreachable):
         await checkpointer.run()
     assert not set(spans(broker.seen)) & set(ORDER[ORDER.index(fails) + 1 :])
+    seen = list(broker.seen)
+    with pytest.raises(ProtocolError):  # another task may wait for its turn: it must not write a marker over what is lost
+        await checkpointer.run()
+    with pytest.raises(ProtocolError):
+        await checkpointer.say()
+    assert broker.seen == seen
 
 
 async def test_a_worker_that_the_group_did_not_answer_writes_nothing() -> None:
@@ -160,6 +166,8 @@ async def test_what_could_not_be_raised_ends_the_worker_and_leaves_its_records_t
     with pytest.raises(StoreUnreachable):
         await checkpointer.say()
     assert held.events
+    with pytest.raises(ProtocolError):
+        await checkpointer.run()
     assert not [line for line in broker.seen if line.startswith("ack ")]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from gapwatch.errors import ProtocolError
 from gapwatch.kafka.faust_safety import StateTable
 from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
 from gapwatch.ports import Clock
@@ -73,16 +75,8 @@ class Checkpointer:
             if not self._owns():
                 log.warning("match_checkpoint_postponed", worker=self._worker)
                 return False
-            now = self._clock.now_ms()
-            cuts = [self._cut(held, now) for held in self._held.values()]
-            await self._outlet.raise_suspects([said for cut in cuts for said in cut.said])
-            await self._outlet.show_status([status for cut in cuts for status in cut.statuses])
-            changed = [cut for cut in cuts if cut.events or cut.records]
-            await self._write_state(changed)
-            await self._write_markers(changed)
-            for cut in changed:
-                for event in cut.events:
-                    event.ack()
+            with self._in_hand() as mine:
+                await self._make_durable(mine)
             return True
 
     async def say(self) -> bool:
@@ -93,11 +87,39 @@ class Checkpointer:
         async with self._lock:
             if not self._owns():
                 return False
-            said = [one for held in self._held.values() for one in held.said]
-            for held in self._held.values():
-                held.said = []
-            await self._outlet.raise_suspects(said)
+            with self._in_hand() as mine:
+                said = [one for held in mine for one in held.said]
+                for held in mine:
+                    held.said = []
+                await self._outlet.raise_suspects(said)
             return True
+
+    @contextmanager
+    def _in_hand(self) -> Iterator[Sequence[Held]]:
+        """Give out what is held; interrupted, none of it may be used again: what was taken from it is nowhere any more."""
+        mine = list(self._held.values())
+        if torn := [held.partition for held in mine if held.in_hand]:
+            raise ProtocolError(
+                f"A checkpoint of partitions {torn} was interrupted, and this worker would have gone on.",
+                remedy="It ends, and the next reads their records again. If this comes back, report it with the log.",
+            )
+        for held in mine:
+            held.in_hand = True
+        yield mine
+        for held in mine:
+            held.in_hand = False
+
+    async def _make_durable(self, mine: Sequence[Held]) -> None:
+        now = self._clock.now_ms()
+        cuts = [self._cut(held, now) for held in mine]
+        await self._outlet.raise_suspects([said for cut in cuts for said in cut.said])
+        await self._outlet.show_status([status for cut in cuts for status in cut.statuses])
+        changed = [cut for cut in cuts if cut.events or cut.records]
+        await self._write_state(changed)
+        await self._write_markers(changed)
+        for cut in changed:
+            for event in cut.events:
+                event.ack()
 
     def _cut(self, held: Held, now: int) -> Cut:
         cut = Cut(

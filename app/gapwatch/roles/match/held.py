@@ -31,7 +31,7 @@ class Held:
     """One partition's state, and what follows from it that is not durable yet.
 
     ``expected``: the next offset to apply. ``again``: where reading was taken back to after a jump, and when (monotonic).
-    ``probed``: the offset that the probe last saw applied, and when.
+    ``probed``: the offset that the probe last saw applied, and when. ``in_hand``: what was taken from here is not durable yet.
     """
 
     partition: int
@@ -44,6 +44,7 @@ class Held:
     again_since: float = 0.0
     probed: int = NOTHING_APPLIED
     probed_at: float = 0.0
+    in_hand: bool = False
 
     @property
     def applied(self) -> int:
