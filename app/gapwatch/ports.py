@@ -305,6 +305,9 @@ class Preflight(Protocol):
     async def check(self) -> Sequence[Advice]:
         """Return all advice. Raising means: could not check."""
 
+    async def watch(self) -> Sequence[Advice]:
+        """Return what names a finding or a measure, as a running service asks for it every few seconds. Raises as `check`."""
+
     async def close(self) -> None: ...
 
 
@@ -355,6 +358,9 @@ class Ledger(Protocol):
 
     Raises StoreUnreachable when the database does not answer, ConflictError where a revision, index or lease says no.
     """
+
+    def writes(self) -> int:
+        """Return a number that grows when this process has written gaps, findings or runs. Asks nobody; from any thread."""
 
     # gaps
     def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:

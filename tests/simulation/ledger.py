@@ -23,10 +23,12 @@ class ModelLedger:
         self.on_gap: list[Callable[[GapChange], None]] = []
         self._facts: dict[str, Any] = {}
         self._epochs: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
+        self._stored = 0
 
     # gaps
 
     def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:
+        self._stored += 1
         return [self._store(change) for change in changes]
 
     def _store(self, change: GapChange) -> bool:
@@ -40,6 +42,9 @@ class ModelLedger:
         for tell in self.on_gap:
             tell(change)
         return True
+
+    def writes(self) -> int:
+        return self._stored
 
     def gap(self, gap_id: str) -> Gap | None:
         return self.known.get(gap_id)

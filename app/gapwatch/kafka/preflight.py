@@ -58,6 +58,9 @@ class TopicPreflight:
             advice += [one async for one in self._letters(pipeline.target.dead_letter_topic, facts)]
         return advice
 
+    async def watch(self) -> Sequence[Advice]:
+        return await self.check()
+
     async def close(self) -> None:
         await self._offsets.close()
 

@@ -241,6 +241,9 @@ class RegistryPreflight:
             Advice(level="ok", subject=f"{self._pipeline}.source", message=f"The schema registry at {self._spec.place} answers.")
         ]
 
+    async def watch(self) -> Sequence[Advice]:
+        return []
+
     async def close(self) -> None:
         if self._registry is not None:
             self._registry.close()

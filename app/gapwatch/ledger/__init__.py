@@ -27,6 +27,10 @@ class SqlLedger(
     Beyond the port: ``count_gaps``, ``counts_by_state``, ``outbox_size``, ``holds``, ``prune`` and the tokens.
     """
 
+    def writes(self) -> int:
+        """Return a number that grows when this process has written; see the port."""
+        return self._db.writes
+
     def close(self) -> None:
         self._db.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -44,14 +45,26 @@ class Database:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.file = _file(url) if self.is_sqlite else None
         self.engine = _sqlite(url, self.file) if self.is_sqlite else _postgres(url)
+        self.writes = 0
+        self._numbers = count(1)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction that sees one state and never waits for writers."""
         with translated(), self.engine.connect().execution_options(gapwatch_read=True) as connection, connection.begin():
             return work(connection)
 
-    def write(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction; once more when the database rolled it back in favour of another one."""
+    def write(self, work: Callable[[Connection], T], *, counts: bool = True) -> T:
+        """Run `work` in a transaction; once more when the database rolled it back in favour of another one.
+
+        Afterwards ``writes`` has grown, unless the write does not count: it tells nobody of anything to do.
+        """
+        try:
+            return self._write(work)
+        finally:
+            if counts:
+                self.writes = next(self._numbers)
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(RETRIES_MAX):
             try:
                 with translated(), self.engine.begin() as connection:

@@ -40,7 +40,7 @@ class FactQueries(LedgerPart):
             return None if inserted is None else int(inserted)
 
         for _ in range(EPOCH_ATTEMPTS_MAX):  # None: somebody took the number at the same moment
-            answer = self._db.write(number)
+            answer = self._db.write(number, counts=False)
             if answer is not None:
                 return answer
         raise StoreUnreachable("Too many workers ask the ledger for an epoch of one feed at once.", store="ledger")
@@ -70,7 +70,7 @@ class FactQueries(LedgerPart):
         else:
             insert = self._db.insert(facts).values(name=name, value=value)
             statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
-        self._db.write(lambda connection: connection.execute(statement))
+        self._db.write(lambda connection: connection.execute(statement), counts=False)
 
     def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None:
         """Take a free or expired lease; None while somebody holds it (also when that is `holder`: it has `renew_lease`).
@@ -84,7 +84,7 @@ class FactQueries(LedgerPart):
             set_={"holder": insert.excluded.holder, "fencing": leases.c.fencing + 1, "expires_us": insert.excluded.expires_us},
             where=leases.c.expires_us <= self._db.now(),
         ).returning(leases)
-        row = self._db.write(lambda connection: connection.execute(statement).one_or_none())
+        row = self._db.write(lambda connection: connection.execute(statement).one_or_none(), counts=False)
         return None if row is None else _lease(row)
 
     def renew_lease(self, lease: Lease, *, seconds: float) -> Lease | None:
@@ -100,7 +100,7 @@ class FactQueries(LedgerPart):
             .values(expires_us=self._db.now() + int(seconds * MICROSECONDS))
             .returning(leases)
         )
-        row = self._db.write(lambda connection: connection.execute(statement).one_or_none())
+        row = self._db.write(lambda connection: connection.execute(statement).one_or_none(), counts=False)
         return None if row is None else _lease(row)
 
     def release_lease(self, lease: Lease) -> None:
@@ -110,7 +110,7 @@ class FactQueries(LedgerPart):
             .where(leases.c.name == lease.name, leases.c.holder == lease.holder, leases.c.fencing == lease.fencing)
             .values(expires_us=0)
         )
-        self._db.write(lambda connection: connection.execute(statement))
+        self._db.write(lambda connection: connection.execute(statement), counts=False)
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still ours by the database's clock."""

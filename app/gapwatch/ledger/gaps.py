@@ -303,7 +303,7 @@ class GapQueries(LedgerPart):
     def outbox_done(self, ids: Sequence[int]) -> None:
         for part in chunks(ids, ROWS_PER_TRANSACTION_MAX):
             statement = delete(outbox).where(outbox.c.id.in_(part))
-            self._db.write(lambda connection, statement=statement: connection.execute(statement))  # type: ignore[misc]
+            self._db.write(lambda connection, statement=statement: connection.execute(statement), counts=False)  # type: ignore[misc]
 
     def outbox_size(self) -> int:
         return int(self._db.read(lambda connection: connection.execute(select(func.count()).select_from(outbox)).scalar_one()))

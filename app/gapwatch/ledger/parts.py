@@ -71,7 +71,7 @@ class SweepPartQueries(LedgerPart):
             part = _part(connection.execute(claim).one())
             return run_of(connection.execute(select(runs).where(runs.c.id == found.run_id)).one()), part
 
-        return self._db.write(take)
+        return self._db.write(take, counts=False)
 
     def update_part(self, part: SweepPart, *, holder: str) -> None:
         """Store state, counts, error and cursor; renew the lease by what its holder asked for.

@@ -104,7 +104,7 @@ class RunQueries(LedgerPart):
             )
             return run_of(connection.execute(claim).one())
 
-        return self._db.write(take)
+        return self._db.write(take, counts=False)
 
     def update_run(self, run: Run, *, holder: str | None = None) -> None:
         """Store state, progress, counts, error, times and cursor; with `holder`, renew its lease by what it asked for.
@@ -156,7 +156,7 @@ class RunQueries(LedgerPart):
     def audit(self, rows: Sequence[AuditRow]) -> None:
         """Append; a row whose id is there already is the same row once more, and changes nothing."""
         for part in chunks(rows, ROWS_AT_ONCE_MAX):
-            self._db.write(lambda connection, part=part: self._bulk.audit(connection, part))  # type: ignore[misc]
+            self._db.write(lambda connection, part=part: self._bulk.audit(connection, part), counts=False)  # type: ignore[misc]
 
     def audit_rows(
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100

@@ -106,9 +106,13 @@ class Facts:
 
 
 def grace_ms(ledger: Ledger, spec: PipelineSpec) -> int:
+    """Return the grace in force, as the ledger has it."""
+    return grace_in_force(spec, ledger.fact(Facts.grace(spec.id)) if spec.grace_least_seconds is not None else None)
+
+
+def grace_in_force(spec: PipelineSpec, fact: Mapping[str, Any] | None) -> int:
     """Return the grace in force: the declared one, or what was measured, within its bounds; the largest before there is any."""
     most = int(spec.grace_seconds * 1000)
-    fact = ledger.fact(Facts.grace(spec.id)) if spec.grace_least_seconds is not None else None
     if fact is None or spec.grace_least_seconds is None:
         return most
     return min(most, max(int(spec.grace_least_seconds * 1000), int(fact["ms"])))
@@ -132,6 +136,7 @@ class Board:
         self._clock = clock
         self._lags = lags
         self._records: dict[tuple[str, int], PartitionStatus] = {}
+        self.looked_at = clock.monotonic()  # when somebody asked for a view last, or the process began
         self._ended: frozenset[str] = frozenset()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -176,43 +181,66 @@ class Board:
         if spec is None:
             known = ", ".join(sorted(self._settings.pipelines)) or "none"
             raise NotFoundError(f"There is no pipeline {pipeline!r}.", remedy=f"Configured: {known}.")
+        self.looked_at = self._clock.monotonic()
         records = self.records(pipeline)
-        facts = await asyncio.to_thread(self._facts, pipeline)
+        [facts] = await asyncio.to_thread(self._facts, [spec])
+        return self._view(spec, records, facts)
+
+    async def views(self) -> list[PipelineView]:
+        self.looked_at = self._clock.monotonic()
+        return await self.measured()
+
+    async def measured(self) -> list[PipelineView]:
+        """Return all views for the metrics: nobody has asked for them yet."""
+        specs = list(self._settings.pipelines.values())
+        records = [self.records(spec.id) for spec in specs]
+        facts = await asyncio.to_thread(self._facts, specs)
+        return [self._view(*one) for one in zip(specs, records, facts, strict=True)]
+
+    def _view(self, spec: PipelineSpec, records: list[PartitionStatus], facts: LedgerFacts) -> PipelineView:
         view = standing(spec, self._settings.topics.partitions, records, facts, self._clock.now())
         if self._lags is None:
             return view
         lags = self._lags()
-        return replace(view, feeds=tuple(_with_lag(feed, lags.get((pipeline, feed.topic))) for feed in view.feeds))
+        return replace(view, feeds=tuple(_with_lag(feed, lags.get((spec.id, feed.topic))) for feed in view.feeds))
 
-    async def views(self) -> list[PipelineView]:
-        return [await self.view(pipeline) for pipeline in self._settings.pipelines]
+    def _facts(self, specs: Sequence[PipelineSpec]) -> list[LedgerFacts]:
+        """Read what the ledger says, in this order, so that nothing that moves meanwhile is missed on both sides.
 
-    def _facts(self, pipeline: str) -> LedgerFacts:
+        A baseline is stored after the holes that it covers; a hole, and a key that nobody could verify, are cleared after
+        what was found there has become gaps.
+        """
         ledger = self._ledger
-        baseline = _baseline(ledger.fact(Facts.baseline(pipeline)))  # first: it is stored after the holes that it covers
-        summary = ledger.gap_summary(pipeline)
-        said = [fact for fact in ledger.facts(Facts.repair(pipeline)).values() if self._fresh(pipeline, fact)]
-        swept: Mapping[str, Any] | None = ledger.fact(Facts.swept(pipeline))
-        paused: Mapping[str, Any] | None = ledger.fact(Facts.paused(pipeline))
-        stopped: Mapping[str, Any] | None = ledger.fact(Facts.repair_stopped(pipeline))
-        sweeps = ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)
-        return LedgerFacts(
-            summary=summary,
-            findings=ledger.findings(pipeline),
-            baseline=baseline,
-            last_full_sweep_started=_time(swept["started_at"]) if swept else None,
-            masked_swept=int(swept.get("masked", 0)) if swept else 0,
-            last_sweep=sweeps[0] if sweeps else None,
-            unverifiable_oldest=ledger.unverifiable_oldest(pipeline),
-            undecided=sum(int(fact["undecided"]) for fact in said),
-            quiet=quiet_at(self._settings.pipelines[pipeline].maintenance, paused, self._clock.now()),
-            unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
-            accepted=ledger.accepted_gaps(pipeline, self._clock.now() - timedelta(hours=1)),
-            grace_ms=grace_ms(ledger, self._settings.pipelines[pipeline]),
-            repair_stopped=str(stopped["reason"]) if stopped else "",
-            given_up=ledger.repair_counts().get((pipeline, True), 0),
-            repair_seen=max((_time(fact["at"]) for fact in said), default=None),
-        )
+        facts, findings = ledger.facts(), ledger.findings()
+        unverifiable = {spec.id: ledger.unverifiable_oldest(spec.id) for spec in specs}
+        repairs = ledger.repair_counts()
+        found = []
+        for spec in specs:
+            pipeline, now = spec.id, self._clock.now()
+            reports = [fact for name, fact in facts.items() if name.startswith(Facts.repair(pipeline))]
+            said = [fact for fact in reports if self._fresh(pipeline, fact)]
+            swept: Mapping[str, Any] | None = facts.get(Facts.swept(pipeline))
+            stopped: Mapping[str, Any] | None = facts.get(Facts.repair_stopped(pipeline))
+            sweeps = ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)
+            one = LedgerFacts(
+                summary=ledger.gap_summary(pipeline),
+                findings=[record for record in findings if record.pipeline == pipeline],
+                baseline=_baseline(facts.get(Facts.baseline(pipeline))),
+                last_full_sweep_started=_time(swept["started_at"]) if swept else None,
+                masked_swept=int(swept.get("masked", 0)) if swept else 0,
+                last_sweep=sweeps[0] if sweeps else None,
+                unverifiable_oldest=unverifiable[pipeline],
+                undecided=sum(int(fact["undecided"]) for fact in said),
+                quiet=quiet_at(spec.maintenance, facts.get(Facts.paused(pipeline)), now),
+                unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
+                accepted=ledger.accepted_gaps(pipeline, now - timedelta(hours=1)),
+                grace_ms=grace_in_force(spec, facts.get(Facts.grace(pipeline))),
+                repair_stopped=str(stopped["reason"]) if stopped else "",
+                given_up=repairs.get((pipeline, True), 0),
+                repair_seen=max((_time(fact["at"]) for fact in said), default=None),
+            )
+            found.append(one)
+        return found
 
     def _fresh(self, pipeline: str, fact: Mapping[str, Any]) -> bool:
         limit = timedelta(seconds=self._settings.pipelines[pipeline].stall_after_seconds)

@@ -41,8 +41,9 @@ from gapwatch_connectors.registry import connector_of
 
 log = structlog.get_logger(__name__)
 
-METRICS_SECONDS = 2.0
-LAG_SECONDS = 2.0
+SHOWN_SECONDS = 2.0  # between two looks at what is counted, while somebody reads it …
+UNSEEN_SECONDS = 10.0  # … and while nobody has for a while
+UNSEEN_AFTER_SECONDS = 60.0
 STATUS_SECONDS = 1.0
 
 
@@ -58,6 +59,7 @@ class Parts:
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
         self._preflights: dict[str, Sequence[Preflight]] = {}
+        self._scraped_at = self.clock.monotonic()
         self._registry = SchemaRegistry(settings.schema_registry, self.clock) if settings.schema_registry else None
         self._hot_path = native.find(os.environ)
         self._hot_path_told = False
@@ -226,7 +228,7 @@ class Parts:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._show_metrics(board, stop))
                 tasks.create_task(self._read_status(status, board, stop))
-                tasks.create_task(self._read_lags(lags, stop))
+                tasks.create_task(self._read_lags(board, lags, stop))
         finally:
             await server.stop()
             await status.close()
@@ -259,16 +261,28 @@ class Parts:
             operations=desk,
             ledger=self.ledger,
             tokens=self.ledger,
-            probes=ProbeDeps(readiness=readiness, metrics=self.metrics.exposition),
+            probes=ProbeDeps(readiness=readiness, metrics=self.exposition),
             clock=self.clock,
             version=__version__,
         )
 
     async def _show_metrics(self, board: Board, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            views = await board.views()
+            views = await board.measured()
             self.metrics.show(await asyncio.to_thread(self._snapshot, views))
-            await self.clock.sleep(METRICS_SECONDS)
+            await self._pause(board)
+
+    async def _pause(self, board: Board) -> None:
+        """Wait before metrics and lags are read again: shorter while they are read from here, too."""
+        until = self.clock.monotonic() + UNSEEN_SECONDS
+        await self.clock.sleep(SHOWN_SECONDS)
+        while (now := self.clock.monotonic()) < until and now - max(board.looked_at, self._scraped_at) > UNSEEN_AFTER_SECONDS:
+            await self.clock.sleep(SHOWN_SECONDS)
+
+    def exposition(self) -> bytes:
+        """Return the metrics as Prometheus reads them."""
+        self._scraped_at = self.clock.monotonic()
+        return self.metrics.exposition()
 
     def _snapshot(self, views: Sequence[Any]) -> Snapshot:
         ledger = self.ledger
@@ -293,7 +307,7 @@ class Parts:
             stopped={view.id for view in views if ledger.fact(Facts.repair_stopped(view.id))},
         )
 
-    async def _read_lags(self, lags: dict[tuple[str, str], int], stop: asyncio.Event) -> None:
+    async def _read_lags(self, board: Board, lags: dict[tuple[str, str], int], stop: asyncio.Event) -> None:
         """Keep how many raw records ingest has not yet read, per pipeline and topic; nothing is shown that is not known."""
         offsets, topics = OffsetReader(self.settings, self.clock), TopicAdmin(self.settings)
         try:
@@ -305,7 +319,7 @@ class Parts:
                     log.warning("lags_unread", reason=str(error))
                 lags.clear()
                 lags.update(found)
-                await self.clock.sleep(LAG_SECONDS)
+                await self._pause(board)
         finally:
             await offsets.close()
 

@@ -64,7 +64,7 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
 
     supervisor.tasks = _tasks(parts, readiness, config, role)
     log.info("starting", role=role, version=__version__, pipelines=sorted(settings.pipelines))
-    probes = ProbeServer(ProbeDeps(readiness=readiness, metrics=parts.metrics.exposition))
+    probes = ProbeServer(ProbeDeps(readiness=readiness, metrics=parts.exposition))
     try:
         if settings.probes_port:
             await _listen(probes, settings.probes_host, settings.probes_port)

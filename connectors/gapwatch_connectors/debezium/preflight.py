@@ -51,6 +51,9 @@ class ConnectorPreflight:
                 advice += [*self._state("target", sink), *self._sink(sink)]
         return advice or [self._advice("source", "ok", "Its connectors run.")]
 
+    async def watch(self) -> Sequence[Advice]:
+        return await self.check()
+
     async def close(self) -> None:
         return None
 

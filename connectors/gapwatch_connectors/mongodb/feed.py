@@ -29,6 +29,7 @@ from gapwatch_connectors.mongodb.tokens import cluster_time, operation_index
 
 EVENTS_PER_BATCH: Final = 1_000
 AWAIT_MILLISECONDS: Final = 50
+REST_SECONDS: Final = 0.25  # at most, between two looks at a stream in which nothing happens
 MARKERS_MAX: Final = 10_000  # a stream that is far behind keeps no more; the oldest ones prove least
 STEP_SECONDS: Final = 10
 MARKER_COLLECTION: Final = "gapwatch_markers"
@@ -76,6 +77,8 @@ class MongoChangeStream:
                 if ended:
                     remedy = "A sweep covers what follows; reading begins anew by itself."
                     raise HistoryLost(f"The change stream of {self._name} ended with {ended}.", remedy=remedy)
+                if not events:
+                    await self._rest()
                 await self._mark()  # not before the first batch: a watermark must come after a position to go on from
 
     async def _watch(self, token: bytes | None, *, images: bool) -> AsyncChangeStream[Document]:
@@ -156,6 +159,12 @@ class MongoChangeStream:
         return number
 
     # markers
+
+    async def _rest(self) -> None:
+        """Wait for the next marker's time: nothing that came in between could be proven before it."""
+        until = self._next_marker - self._clock.monotonic() if self._may_mark else REST_SECONDS
+        if until > 0:
+            await self._clock.sleep(min(until, REST_SECONDS))
 
     async def _mark(self) -> None:
         """Write a marker once a pulse; what it proves is known when the stream has passed it."""

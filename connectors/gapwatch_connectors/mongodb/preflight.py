@@ -48,6 +48,10 @@ class MongoPreflight:
             return [self._advice("error", error.message, error.remedy)]
         return advice or [self._advice("ok", f"{self._name} can be read.")]
 
+    async def watch(self) -> Sequence[Advice]:
+        """Leave rights and documents to :meth:`check`: a stream is not opened all the time to learn what its reader knows."""
+        return await self._window() if self._pipeline.target.feed.kind is FeedKind.CHANGE_STREAM else []
+
     async def close(self) -> None:
         await self._reader.close()
         await self._mongo.close()

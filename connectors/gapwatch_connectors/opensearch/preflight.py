@@ -47,6 +47,9 @@ class OpenSearchPreflight:
             return [*advice, self._advice("error", error.message, error.remedy)]
         return advice or [self._advice("ok", f"{self._target.collection} can be read.")]
 
+    async def watch(self) -> Sequence[Advice]:
+        return []  # what is lost of an index, its tail and its readers notice
+
     async def close(self) -> None:
         await self._search.close()
 

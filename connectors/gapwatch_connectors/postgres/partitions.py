@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -38,9 +38,15 @@ class PostgresSourcePreflight:
         self._connections = Connections(pipeline.source.store, url, idle_max=1)
 
     async def check(self) -> Sequence[Advice]:
+        return await self._together({table: await one.check() for table, one in self._tables.items()})
+
+    async def watch(self) -> Sequence[Advice]:
+        return await self._together({table: await one.watch() for table, one in self._tables.items()})
+
+    async def _together(self, said: Mapping[str, Sequence[Advice]]) -> Sequence[Advice]:
         found: dict[Advice, None] = {}
-        for table, check in self._tables.items():
-            for advice in await check.check():
+        for table, of_it in said.items():
+            for advice in of_it:
                 found[replace(advice, table=table) if table in advice.message else advice] = None
         if self._pipeline.source.feed.kind is FeedKind.DEBEZIUM:
             try:

@@ -51,6 +51,12 @@ class PostgresPreflight:
         self._types: dict[str, tuple[Any, ...]] = {}  # of the mapped columns, as of the first check
 
     async def check(self) -> Sequence[Advice]:
+        return await self._looked(rows=True)
+
+    async def watch(self) -> Sequence[Advice]:
+        return await self._looked(rows=False)
+
+    async def _looked(self, *, rows: bool) -> Sequence[Advice]:
         try:
             await self._reader.ping()
             info = await self._reader.describe()
@@ -59,7 +65,7 @@ class PostgresPreflight:
                 changed = self._mapping(info)
                 advice = self._identity(table) + changed + await self._log(connection, table)
                 advice += [] if changed else self._columns(table)
-            advice += [] if changed else await self._rows()
+            advice += await self._rows() if rows and not changed else []
         except StoreRefused as error:
             return [self._advice("error", error.message, error.remedy)]
         return advice or [self._advice("ok", f"{self._table} can be read.")]

@@ -73,7 +73,7 @@ class PostgresTargetPreflight:
 
     async def check(self) -> Sequence[Advice]:
         subject = f"{self._pipeline.id}.target"
-        found = [replace(advice, subject=subject) for advice in await self._check.check()]
+        found = self._of_target(await self._check.check())
         if any(advice.level == "error" for advice in found):
             return found
         target = self._pipeline.target
@@ -89,6 +89,12 @@ class PostgresTargetPreflight:
             remedy = f"GRANT {rights} ON {target.collection}, or leave repairs to others."
             found.append(Advice(level="warning", subject=subject, message=message, remedy=remedy))
         return found
+
+    async def watch(self) -> Sequence[Advice]:
+        return self._of_target(await self._check.watch())
+
+    def _of_target(self, said: Sequence[Advice]) -> list[Advice]:
+        return [replace(advice, subject=f"{self._pipeline.id}.target") for advice in said]
 
     async def close(self) -> None:
         await self._check.close()

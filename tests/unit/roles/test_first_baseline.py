@@ -16,7 +16,8 @@ from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
 from gapwatch.model.pipeline import Settings, TopicsSpec
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner
+from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
+from tests.ledger_samples import gap, opening
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 
 SPEC = spec_of_rig()
@@ -117,7 +118,26 @@ def test_no_hole_is_shown_while_the_baseline_that_covers_it_is_stored(made: Call
                 for step in left:
                     step()
 
-            facts = board(Slow(ledger, turn, rest), clock)._facts(SPEC.id)
+            [facts] = board(Slow(ledger, turn, rest), clock)._facts([SPEC])
             covered = facts.last_full_sweep_started is not None and facts.findings == []
             assert facts.baseline is None or covered, f"after {done} steps, and the rest before read {turn}"
     assert ledger.fact(Facts.baseline(SPEC.id)) is not None
+
+
+def test_what_a_sweep_found_is_never_missed_as_a_hole_and_as_a_gap(made: Callable[[], SqlLedger]) -> None:
+    """Gaps are stored first, the hole is cleared behind them: whoever reads meanwhile sees the one, the other, or both."""
+    seen = set()
+    for turn in range(1, 12):
+        ledger, clock = made(), VirtualClock()
+        first_sweep(ledger, clock)
+
+        def rest(ledger: SqlLedger = ledger, clock: VirtualClock = clock) -> None:
+            now = clock.now()
+            ledger.store_gaps([opening(gap(pipeline=SPEC.id))])
+            ledger.clear_finding("hole_1", at=now)
+
+        [facts] = board(Slow(ledger, turn, rest), clock)._facts([SPEC])
+        shown = (len(facts.findings), sum(facts.summary.open_by_kind.values()))
+        assert shown != (0, 0), f"the sweep ended before read {turn}"
+        seen.add(shown)
+    assert len(seen) > 1

@@ -18,7 +18,7 @@ from gapwatch.model.gap import FindingRecord, Run, RunKind, RunState
 from gapwatch.model.suspect import Hole, PartitionStatus
 from gapwatch.ports import Advice, Measure
 from gapwatch.roles.board import Facts
-from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner
+from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.watcher import POLL_SECONDS, FindingBook, Watcher, WatcherDependencies
 from tests.simulation.stores import VirtualClock, spec_of_rig
 from tests.unit.core.test_standing import record
@@ -56,6 +56,9 @@ class World:
         if self.away:
             raise StoreUnreachable("It does not answer.")
         return self.found
+
+    async def watch(self) -> Sequence[Advice]:
+        return await self.check()
 
     async def close(self) -> None: ...
 

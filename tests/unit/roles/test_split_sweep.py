@@ -17,8 +17,9 @@ from gapwatch.model.gap import Run, RunKind, RunState, SweepPart
 from gapwatch.model.pipeline import SweepSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter
+from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.split import SplitDependencies, SplitSweep, other_mapping
-from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner, request_sweep
+from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.roles.stores import PipelineStores
 from tests.simulation.stores import ModelReader, Rig, VirtualClock, spec_of_rig, sweeper_of, trials
 

@@ -80,20 +80,20 @@ async def test_m22_a_window_ends_what_runs_and_is_followed_by_a_sweep_of_what_ch
     spec = replace(spec, source=replace(spec.source, changed_at="changed"))
     asking = scheduler(ledger, clock, spec)
     running = request_sweep(ledger, spec, clock, "running", {"reason": "asked"})
-    await asking._tick(spec)
+    await asking.tick()
     assert found(ledger, running.id).state is RunState.QUEUED, "before the window"
     await clock.sleep(HOUR + 1)
-    await asking._tick(spec)
+    await asking.tick()
     assert found(ledger, running.id).state is RunState.CANCELLED
     with pytest.raises(UsageError, match="left alone now: maintenance until"):
         refuse_quiet(ledger, spec, clock.now())
     await clock.sleep(2 * HOUR)
-    await scheduler(ledger, clock, spec)._tick(spec)  # another process: what one began to wait for, another one goes on with
+    await scheduler(ledger, clock, spec).tick()  # another process: what one began to wait for, another one goes on with
     (sweep,) = ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED])
     assert (sweep.request["reason"], sweep.request["range"]) == ("resumed", "lookback")
     assert datetime.fromisoformat(sweep.request["since"]) == start - timedelta(seconds=spec.grace_seconds)
     ledger.cancel_run(sweep.id)
-    await asking._tick(spec)
+    await asking.tick()
     assert ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED]) == [], "once is enough"
 
 
@@ -101,12 +101,12 @@ async def test_m22_without_a_time_of_the_last_write_the_sweep_after_a_pause_look
     clock, spec = VirtualClock(), spec_of_rig()
     asking = scheduler(ledger, clock, spec)
     ledger.set_fact(Facts.paused(spec.id), {"reason": "a move", "at": clock.now().isoformat()})
-    await asking._tick(spec)
+    await asking.tick()
     ledger.set_fact(Facts.paused(spec.id), None)
     request_sweep(ledger, spec, clock, "asked", {"reason": "asked"})
-    await asking._tick(spec)
+    await asking.tick()
     ledger.cancel_run("asked")
-    await asking._tick(spec)
+    await asking.tick()
     (sweep,) = ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED])
     assert (sweep.request["reason"], sweep.request["range"]) == ("resumed", "full"), "it waited for the one under way"
 
@@ -147,7 +147,7 @@ async def test_m22_a_pause_that_ends_while_a_run_still_does_is_followed_by_a_swe
     assert ledger.fact(Facts.paused(spec.id)) is None
     assert ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED]) == []
     ledger.update_run(replace(found(ledger, "running"), state=RunState.CANCELLED, ended_at=clock.now()), holder="here")
-    await asking._tick(spec)
+    await asking.tick()
     (sweep,) = ledger.runs(pipeline=spec.id, kind=RunKind.SWEEP, states=[RunState.QUEUED])
     since = datetime.fromisoformat(sweep.request["since"]) + timedelta(seconds=spec.grace_seconds)
     assert abs((since - first).total_seconds()) < 1

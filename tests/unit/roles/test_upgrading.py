@@ -22,7 +22,8 @@ from gapwatch.model.stream import Outcome
 from gapwatch.model.suspect import Suspect
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.mappings import MappingWatch
-from gapwatch.roles.repair.sweeps import RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
+from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler
 from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.upgrading import Stored, of_ledger, of_pipelines, of_state, opened
 from tests.simulation import world
@@ -135,7 +136,7 @@ async def test_m26_a_changed_mapping_is_one_finding_until_a_content_sweep_succee
     ledger.set_fact(Facts.swept("orders"), {"started_at": time, "run": "", "masked": 0})
     await start()
     await start()
-    await scheduler._tick(BEFORE)
+    await scheduler.tick()
     assert (found, ledger.runs(pipeline="orders")) == ([], []), "the first mapping is no change, nor is the same one"
 
     pipelines.spec = AFTER
@@ -144,7 +145,7 @@ async def test_m26_a_changed_mapping_is_one_finding_until_a_content_sweep_succee
     (record,) = ledger.findings("orders")
     assert (record.finding, record.is_hole, found) == (Finding.MAPPING_CHANGED, False, ["mapping_changed"])
     assert SAID in record.message
-    await scheduler._tick(BEFORE)
+    await scheduler.tick()
     (run,) = ledger.runs(pipeline="orders")
     assert (run.request["reason"], run.request["content"], run.request["range"]) == ("mapping_changed", True, "full")
 

@@ -31,7 +31,7 @@ LEASE_SECONDS = 10.0
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 _NOTHING: Mapping[str, Any] = {}
-TOKEN_SECONDS = 1.0  # how often the position of a quiet stream is stored
+TOKEN_SECONDS = 5.0  # how often the position of a quiet stream is stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

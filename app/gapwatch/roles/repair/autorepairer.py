@@ -21,6 +21,7 @@ from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, DatasetReader, GapFilter, Ledger
 from gapwatch.roles.board import Facts
+from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.plans import plan_of, request_apply
 from gapwatch.roles.repair.sweeps import ACTIVE, mapping_is_suspect
@@ -30,6 +31,7 @@ from gapwatch.roles.stores import StoreProvider
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 0.25
+OTHERS_SECONDS = 1.0  # before a gap is seen that another process has stored, or that has waited long enough
 RETRY = timedelta(seconds=10)  # after a run that read nothing, or could not be carried out
 SIZE_SECONDS = 60.0  # how long an estimate of a dataset's size serves
 TIDY_SECONDS = 5.0
@@ -56,8 +58,9 @@ class AutoRepairer:
         self._tidied: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
+        asking = Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
-            for pipeline in self._on.pipelines.values():
+            for pipeline in self._on.pipelines.values() if asking.due() else ():
                 try:
                     await self.step(pipeline)
                 except StoreError as error:

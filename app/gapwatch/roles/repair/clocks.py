@@ -40,6 +40,9 @@ class StoreClocks:
                 )
         return advice
 
+    async def watch(self) -> Sequence[Advice]:
+        return await self.check()
+
     async def close(self) -> None: ...
 
     async def _offset_ms(self, reader: DatasetReader) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
 
 from gapwatch.core.incidents import SAMPLES, incident_of, known_incident, since_of
+from gapwatch.model.gap import FindingRecord
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.repair.watcher import FindingBook
@@ -29,14 +30,15 @@ class IncidentWatch:
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            findings = await asyncio.to_thread(self._ledger.findings)
             for pipeline in self._pipelines.values():
-                await self.look(pipeline)
+                await self.look(pipeline, [record for record in findings if record.pipeline == pipeline.id])
             await self._clock.sleep(LOOK_SECONDS)
 
-    async def look(self, pipeline: PipelineSpec) -> None:
-        """Raise, renew or clear the incident of one pipeline."""
+    async def look(self, pipeline: PipelineSpec, findings: Sequence[FindingRecord]) -> None:
+        """Raise, renew or clear the incident of one pipeline, whose open findings are given."""
         now = self._clock.now()
-        known = known_incident(await asyncio.to_thread(self._ledger.findings, pipeline.id))
+        known = known_incident(findings)
         since = since_of(known, now)
         burst = await asyncio.to_thread(lambda: self._ledger.gap_burst(pipeline.id, since, samples=SAMPLES))
         incident = incident_of(pipeline.id, burst, known, threshold=pipeline.incident_threshold, now=now)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gapwatch.ports import Clock, Ledger, OutboxRow
+from gapwatch.roles.repair.asking import Asking
 
 BATCH = 500
-IDLE_SECONDS = 0.2
+IDLE_SECONDS = 0.1
+OTHERS_SECONDS = 1.0  # before rows are seen that another process has left
 
 
 class OutboxSink(Protocol):
@@ -26,9 +28,12 @@ class OutboxPublisher:
         self._clock = clock
 
     async def run(self, stop: asyncio.Event) -> None:
+        asking = Asking(self._ledger, self._clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
-            if not await self.step():
+            if not asking.due():
                 await self._clock.sleep(IDLE_SECONDS)
+            elif await self.step():
+                asking.again()
 
     async def step(self) -> int:
         """Send one batch; return how many rows it had."""

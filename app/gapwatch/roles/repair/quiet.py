@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.model.pipeline import PipelineSpec
@@ -24,15 +24,14 @@ class QuietTimes:
         self._pipelines = pipelines
         self._ledger = ledger
         self._clock = clock
-        self._known: dict[str, tuple[float, bool]] = {}
+        self._paused: Mapping[str, Any] = {}
+        self._read_at: float | None = None
 
     async def is_quiet(self, pipeline: str) -> bool:
         """Whether nothing is opened or repaired now: the pipeline is paused, or in a maintenance window."""
         at = self._clock.monotonic()
-        known = self._known.get(pipeline)
-        if known is not None and at - known[0] < FRESH_SECONDS:
-            return known[1]
-        paused = await asyncio.to_thread(self._ledger.fact, Facts.paused(pipeline))
-        quiet = quiet_at(self._pipelines[pipeline].maintenance, paused, self._clock.now()) is not None
-        self._known[pipeline] = (at, quiet)
-        return quiet
+        if self._read_at is None or at - self._read_at >= FRESH_SECONDS:
+            self._paused = await asyncio.to_thread(self._ledger.facts, Facts.paused(""))
+            self._read_at = at
+        paused = self._paused.get(Facts.paused(pipeline))
+        return quiet_at(self._pipelines[pipeline].maintenance, paused, self._clock.now()) is not None

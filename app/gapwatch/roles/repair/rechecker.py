@@ -17,6 +17,7 @@ from gapwatch.errors import StoreError
 from gapwatch.model.gap import State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, GapFilter, Ledger
+from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Case, Decided
 from gapwatch.roles.repair.quiet import never_quiet
@@ -26,6 +27,7 @@ from gapwatch.roles.stores import StoreProvider
 log = structlog.get_logger(__name__)
 
 BATCH = 200
+OTHERS_SECONDS = 5.0  # before a gap is seen that another process has stored
 PAUSE_SECONDS = 1.0  # between batches: at most 200 keys a second and pipeline are read for this
 STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.SNOOZED.value)  # one that is repairing is read by its backfill
 
@@ -44,23 +46,32 @@ class Rechecker:
     def __init__(self, dependencies: RecheckerDependencies) -> None:
         self._on = dependencies
         self._cursors: dict[str, str | None] = {}
+        self._found: dict[str, bool] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
+        asking = {name: Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS) for name in self._on.pipelines}
         while not stop.is_set():
             for pipeline in self._on.pipelines:
+                if not self._begun(pipeline) and not asking[pipeline].due():
+                    continue
                 try:
                     await self.step(pipeline)
                 except StoreError as error:
                     log.warning("stores_unavailable", pipeline=pipeline, purpose="recheck", error=error.message)
             await self._on.clock.sleep(PAUSE_SECONDS)
 
+    def _begun(self, pipeline: str) -> bool:
+        """Whether there were open gaps when they were read last: each is read again and again."""
+        return self._found.get(pipeline, False)
+
     async def step(self, pipeline: str) -> int:
         """Read the next batch of one pipeline's open gaps; return how many were resolved."""
         if await self._on.is_quiet(pipeline):
             return 0
         where = GapFilter(pipeline=pipeline, states=STATES)
-        page = await asyncio.to_thread(self._on.ledger.gaps, where, limit=BATCH, cursor=self._cursors.get(pipeline))
-        self._cursors[pipeline] = page.next_cursor
+        cursor = self._cursors.get(pipeline)
+        page = await asyncio.to_thread(self._on.ledger.gaps, where, limit=BATCH, cursor=cursor)
+        self._cursors[pipeline], self._found[pipeline] = page.next_cursor, bool(page.gaps or cursor)
         if not page.gaps:
             return 0
         stores = await self._on.stores.stores(pipeline)

@@ -27,9 +27,10 @@ from gapwatch.roles.repair.quiet import QuietTimes
 from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencies
 from gapwatch.roles.repair.resending import Resender
+from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.split import SplitDependencies, SplitSweep
 from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
-from gapwatch.roles.repair.sweeps import LEASE_SECONDS, RunnerDependencies, RunRunner, SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.sweeps import LEASE_SECONDS, SchedulerDependencies, SweepScheduler
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook, Watcher, WatcherDependencies
 from gapwatch.roles.stores import PipelineStores, StoreProvider

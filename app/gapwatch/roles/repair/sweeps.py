@@ -1,4 +1,4 @@
-"""Which sweeps are due, who carries them out, and what a succeeded one settles.
+"""Which sweeps are due.
 
 A sweep is asked for by a person, by the schedule, by the first start (baseline) and by every hole in the stream. One of a
 pipeline runs at a time, on any number of workers: the ledger hands it out.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,17 +19,12 @@ from gapwatch.core.gaps import rfc3339
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import uncovered_holes_within
 from gapwatch.core.sweep import Scope
-from gapwatch.errors import ConflictError, FeedError, NotFoundError, StoreError, UsageError
-from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState, SweepPart
+from gapwatch.errors import ConflictError, UsageError
+from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.repair.backfiller import Backfiller
-from gapwatch.roles.repair.replayer import Replayer
-from gapwatch.roles.repair.split import SplitSweep, other_mapping
-from gapwatch.roles.repair.sweeper import Sweeper
-from gapwatch.roles.stores import StoreProvider
 
 log = structlog.get_logger(__name__)
 
@@ -39,8 +34,6 @@ ONGOING_SPACING_SECONDS = 60.0  # between sweeps for a hole that still grows, or
 ONGOING_SPACING_FACTOR = 10  # … and so many times as long as the last one took: a tenth of the time goes to them, no more
 # A sweep and a replay renew their leases every second; a backfill between batches, each of which may wait for its stores.
 LEASE_SECONDS = {RunKind.SWEEP: 20.0, RunKind.BACKFILL: 60.0, RunKind.REPLAY: 20.0}
-RUNS_AT_ONCE = 4  # of a kind in one process
-TAKE_SECONDS = 0.25
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
 SUSPECT_RETRY_SECONDS = 600.0  # … because the mapping looks wrong: somebody has to correct it first
 WIDE = ("full", "lookback")  # what a schedule asks for; sweeps of keys and ranges are asked for by somebody
@@ -122,6 +115,21 @@ def refuse_quiet(ledger: Ledger, pipeline: PipelineSpec, now: datetime) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger knows of all pipelines, read at once; the facts first: a baseline is stored after the holes it covers."""
+
+    facts: Mapping[str, Any]
+    findings: Sequence[FindingRecord]
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Known:
+        return cls(ledger.facts(), ledger.findings())
+
+    def of_pipeline(self, pipeline: str) -> Sequence[FindingRecord]:
+        return [record for record in self.findings if record.pipeline == pipeline]
+
+
 class SweepScheduler:
     """Asks for the sweeps that nobody has to ask for. Any number of processes may run one: the ledger admits one run."""
 
@@ -132,15 +140,21 @@ class SweepScheduler:
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             if self._on.board.read_through:
-                for pipeline in self._on.pipelines.values():
-                    await self._tick(pipeline)
+                await self.tick()
             await self._on.clock.sleep(TICK_SECONDS)
 
-    async def _tick(self, pipeline: PipelineSpec) -> None:
-        records = self._on.board.records(pipeline.id)
-        reason = await asyncio.to_thread(self._wanted, pipeline, records)
-        if not reason:
-            return
+    async def tick(self) -> None:
+        """Ask for the sweeps that are due now."""
+        for pipeline, reason in (await asyncio.to_thread(self._look)).items():
+            await self._ask(self._on.pipelines[pipeline], reason)
+
+    def _look(self) -> Mapping[str, str]:
+        """Return the pipelines that want a sweep now, and why."""
+        known = Known.of(self._on.ledger)
+        wanted = {name: self._wanted(spec, self._on.board.records(name), known) for name, spec in self._on.pipelines.items()}
+        return {name: reason for name, reason in wanted.items() if reason}
+
+    async def _ask(self, pipeline: PipelineSpec, reason: str) -> None:
         request = {**await asyncio.to_thread(self._asked, pipeline, reason), "reason": reason}
         try:
             run = await asyncio.to_thread(
@@ -160,29 +174,30 @@ class SweepScheduler:
         last = self._last(pipeline.id) if reason == AGAIN else None
         return dict(last.request) if last is not None else {}
 
-    def _wanted(self, pipeline: PipelineSpec, records: list[PartitionStatus]) -> str:
-        """Return why a sweep is due now, or an empty string."""
+    def _wanted(self, pipeline: PipelineSpec, records: list[PartitionStatus], known: Known | None = None) -> str:
+        """Return why a sweep is due now, or an empty string. What is known is read before the last run: never newer than it."""
         ledger, now = self._on.ledger, self._on.clock.now()
-        if self._is_quiet(pipeline, now):
+        known = known or Known.of(ledger)
+        if self._is_quiet(pipeline, known, now):
             return ""
-        last = self._last(pipeline.id)
-        if last is not None and (last.state in ACTIVE or self._is_being_settled(pipeline, last, now)):
+        last, swept = self._last(pipeline.id), known.facts.get(Facts.swept(pipeline.id))
+        if last is not None and (last.state in ACTIVE or _is_being_settled(pipeline, last, swept, now)):
             return ""
         if last is not None and last.state is not RunState.SUCCEEDED:
             ended = last.ended_at or last.requested_at
-            pause = SUSPECT_RETRY_SECONDS if mapping_is_suspect(ledger, pipeline.id) else RETRY_SECONDS
+            suspect = any(record.finding is Finding.MAPPING_SUSPECT for record in known.of_pipeline(pipeline.id))
+            pause = SUSPECT_RETRY_SECONDS if suspect else RETRY_SECONDS
             if now - ended < timedelta(seconds=pause):
                 return ""
         if not _have_start_positions(pipeline, records, self._on.partitions):
             return ""
-        if ledger.fact(Facts.baseline(pipeline.id)) is None:
+        if known.facts.get(Facts.baseline(pipeline.id)) is None:
             if pipeline.baseline == "assume":
-                _set_baseline(ledger, pipeline.id, started=now, ended=now, run_id=None)
+                set_baseline(ledger, pipeline.id, started=now, ended=now, run_id=None)
                 return ""
             return "baseline"
-        swept = ledger.fact(Facts.swept(pipeline.id))
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
-        findings = self._uncovered(ledger.findings(pipeline.id), covered, swept["run"] if swept else "", now)
+        findings = self._uncovered(known.of_pipeline(pipeline.id), covered, swept["run"] if swept else "", now)
         over = [record for record in findings if not record.ongoing]
         waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
         if uncovered_holes_within(records, over, covered, ended_before=now):
@@ -195,15 +210,6 @@ class SweepScheduler:
         if self._scheduled(pipeline, last, now):
             return "schedule"
         return AGAIN if last is not None and last.state is RunState.INCONCLUSIVE and _may_go_on(last, now) else ""
-
-    def _is_being_settled(self, pipeline: PipelineSpec, last: Run, now: datetime) -> bool:
-        """Whether what a sweep of everything has proved is only just being stored: the baseline among it."""
-        if last.state is not RunState.SUCCEEDED or not _proves_all(pipeline, last):
-            return False
-        swept = self._on.ledger.fact(Facts.swept(last.pipeline))
-        if swept and swept["run"] == last.id:
-            return False
-        return last.ended_at is not None and now - last.ended_at < timedelta(seconds=LEASE_SECONDS[RunKind.SWEEP])
 
     def _uncovered(
         self, findings: Sequence[FindingRecord], covered: datetime | None, run: str, now: datetime
@@ -225,14 +231,14 @@ class SweepScheduler:
             return True
         return _may_go_on(last, now)
 
-    def _is_quiet(self, pipeline: PipelineSpec, now: datetime) -> bool:
+    def _is_quiet(self, pipeline: PipelineSpec, known: Known, now: datetime) -> bool:
         """Whether the pipeline is left alone now: what runs is ended, and once that is over, a sweep is asked for."""
-        ledger = self._on.ledger
-        quiet = quiet_at(pipeline.maintenance, ledger.fact(Facts.paused(pipeline.id)), now)
+        ledger, was_quiet = self._on.ledger, known.facts.get(Facts.quiet(pipeline.id)) is not None
+        quiet = quiet_at(pipeline.maintenance, known.facts.get(Facts.paused(pipeline.id)), now)
         if quiet is None:
-            return not sweep_after_quiet(ledger, pipeline, self._on.clock, self._on.new_id())
+            return was_quiet and not sweep_after_quiet(ledger, pipeline, self._on.clock, self._on.new_id())
         cancel_active(ledger, pipeline.id)
-        if ledger.fact(Facts.quiet(pipeline.id)) is None:
+        if not was_quiet:
             remember_quiet(ledger, pipeline.id, quiet.since)
             log.info("pipeline_quiet", pipeline=pipeline.id, reason=quiet.reason)
         return True
@@ -263,7 +269,16 @@ class SweepScheduler:
         return now - last.requested_at >= timedelta(seconds=spec.every_seconds or 0)
 
 
-def _proves_all(pipeline: PipelineSpec, run: Run) -> bool:
+def _is_being_settled(pipeline: PipelineSpec, last: Run, swept: Mapping[str, Any] | None, now: datetime) -> bool:
+    """Whether what a sweep of everything has proved is only just being stored: the baseline among it."""
+    if last.state is not RunState.SUCCEEDED or not proves_all(pipeline, last):
+        return False
+    if swept and swept["run"] == last.id:
+        return False
+    return last.ended_at is not None and now - last.ended_at < timedelta(seconds=LEASE_SECONDS[RunKind.SWEEP])
+
+
+def proves_all(pipeline: PipelineSpec, run: Run) -> bool:
     """Whether a sweep, once it has succeeded, says that everything is as the gaps say."""
     compares = run.request.get("content") or pipeline.match is Match.PRESENCE
     return bool(compares) and run.request.get("range", "full") == "full"
@@ -301,168 +316,7 @@ def _have_start_positions(pipeline: PipelineSpec, records: list[PartitionStatus]
     return all(record.source_watermark and (record.target_watermark or not observed) for record in records)
 
 
-def _set_baseline(ledger: Ledger, pipeline: str, *, started: datetime, ended: datetime, run_id: str | None) -> None:
+def set_baseline(ledger: Ledger, pipeline: str, *, started: datetime, ended: datetime, run_id: str | None) -> None:
     fact = {"started_at": started.isoformat(), "ended_at": ended.isoformat(), "sweep_id": run_id}
     ledger.set_fact(Facts.baseline(pipeline), fact)
     log.info("baseline_set", pipeline=pipeline, started_at=rfc3339(started), sweep=run_id)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerDependencies:
-    """``stores`` by what they are asked for; ``sweeper`` and its like make one that holds its run under the given name."""
-
-    pipelines: Mapping[str, PipelineSpec]
-    ledger: Ledger
-    board: Board
-    stores: Mapping[RunKind, StoreProvider]
-    sweeper: Callable[[str], Sweeper]
-    split: Callable[[str], SplitSweep]
-    backfiller: Callable[[str], Backfiller]
-    replayer: Callable[[str], Replayer]
-    clock: Clock
-    holder: str
-
-
-class RunRunner:
-    """Takes queued sweeps, backfills and replays from the ledger and carries them out, a few of each kind at a time.
-
-    A run may wait for hours for a sink that stands still; those of other pipelines must not wait behind it.
-    """
-
-    def __init__(self, dependencies: RunnerDependencies) -> None:
-        self._on = dependencies
-
-    async def run(self, stop: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for kind in LEASE_SECONDS:
-                tasks.create_task(self._take(kind, stop))
-            tasks.create_task(self._share(stop))
-
-    async def _take(self, kind: RunKind, stop: asyncio.Event) -> None:
-        on = self._on
-        free = [f"{on.holder}/{kind.value}{number}" for number in range(RUNS_AT_ONCE)]
-        running: dict[asyncio.Task[None], str] = {}
-        try:
-            while not stop.is_set():
-                for task in [task for task in running if task.done()]:
-                    free.append(running.pop(task))
-                    task.result()
-                run = await asyncio.to_thread(on.ledger.take_run, kind, free[-1], seconds=LEASE_SECONDS[kind]) if free else None
-                if run is None:
-                    await on.clock.sleep(TAKE_SECONDS)
-                    continue
-                holder = free.pop()
-                running[asyncio.create_task(self._carry_out(run, holder))] = holder
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    async def _share(self, stop: asyncio.Event) -> None:
-        """Take parts of sweeps that workers share, one at a time: more would only take turns on one core."""
-        on, holder = self._on, f"{self._on.holder}/part"
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            while not stop.is_set():
-                taken = await asyncio.to_thread(
-                    on.ledger.take_part, holder, list(on.pipelines), seconds=LEASE_SECONDS[RunKind.SWEEP]
-                )
-                if taken is None:
-                    await on.clock.sleep(TAKE_SECONDS)
-                    continue
-                part = asyncio.create_task(self._part(*taken, holder))
-                try:
-                    await asyncio.wait({part, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    part.cancel()
-                    await asyncio.gather(part, return_exceptions=True)
-                if not part.cancelled():
-                    part.result()
-        finally:
-            stopping.cancel()
-
-    async def _part(self, run: Run, part: SweepPart, holder: str) -> None:
-        on = self._on
-        try:
-            try:
-                stores = await on.stores[RunKind.SWEEP].stores(run.pipeline)
-                if reason := other_mapping(run, stores):
-                    raise UsageError(reason)
-                await on.sweeper(holder).part(run, part, stores, last_full_started=await self._covered(run.pipeline))
-            except (StoreError, FeedError, UsageError) as error:
-                failed = replace(part, state=RunState.INCONCLUSIVE, error=error.message)
-                await asyncio.to_thread(on.ledger.update_part, failed, holder=holder)
-        except ConflictError as error:
-            log.warning("sweep_part_given_up", run=run.id, part=part.number, pipeline=run.pipeline, reason=error.message)
-
-    async def _covered(self, pipeline: str) -> datetime | None:
-        """Return when the last completed sweep of everything began."""
-        swept = await asyncio.to_thread(self._on.ledger.fact, Facts.swept(pipeline))
-        return datetime.fromisoformat(swept["started_at"]) if swept else None
-
-    async def _carry_out(self, run: Run, holder: str) -> None:
-        try:
-            await self._run(run, holder)
-        except ConflictError as error:
-            log.warning("run_given_up", run=run.id, kind=run.kind.value, pipeline=run.pipeline, reason=error.message)
-            await self._end(run, holder, RunState.CANCELLED, error.message)
-        except (UsageError, NotFoundError) as error:
-            await self._end(run, holder, RunState.FAILED, str(error))
-        except (StoreError, FeedError) as error:
-            await self._end(run, holder, RunState.INCONCLUSIVE, error.message)
-
-    async def _run(self, run: Run, holder: str) -> None:
-        on = self._on
-        if run.pipeline not in on.pipelines:
-            await self._end(run, holder, RunState.FAILED, f"There is no pipeline {run.pipeline!r} in this configuration.")
-            return
-        await asyncio.to_thread(refuse_quiet, on.ledger, on.pipelines[run.pipeline], on.clock.now())
-        stores = await on.stores[run.kind].stores(run.pipeline)
-        if run.kind is RunKind.BACKFILL:
-            await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
-            await on.backfiller(holder).run(run, stores)
-            return
-        covered = await self._covered(run.pipeline)
-        if run.kind is RunKind.REPLAY:
-            await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
-            await on.replayer(holder).run(run, stores, last_full_started=covered)
-            return
-        masked = sum(record.counters.masked for record in on.board.records(run.pipeline))  # before anything is read
-        if not run.cursor:
-            run = replace(run, cursor={"masked": masked})
-        split = on.split(holder)
-        if await split.takes(run, stores):
-            ended = await split.carry_out(run, stores)
-        else:
-            ended = await on.sweeper(holder).run(run, stores, last_full_started=covered)
-        if ended.state is RunState.SUCCEEDED and ended.request.get("range") == "full":
-            await asyncio.to_thread(self._settle, ended, int(ended.cursor.get("masked", 0)))
-
-    async def _end(self, run: Run, holder: str, state: RunState, error: str) -> None:
-        ended = replace(run, state=state, error=error, ended_at=self._on.clock.now())
-        try:
-            await asyncio.to_thread(self._on.ledger.update_run, ended, holder=holder)
-        except ConflictError:
-            return  # somebody else holds it by now: it is theirs to end
-
-    def _settle(self, run: Run, masked: int) -> None:
-        """Store what a succeeded sweep of the whole range proves.
-
-        Holes that ended before it, unverifiable keys, the baseline, and the first `masked` writes that events showed in part.
-        """
-        on, started, ended = self._on, run.started_at, run.ended_at
-        assert started is not None
-        assert ended is not None
-        pipeline = on.pipelines[run.pipeline]
-        if not _proves_all(pipeline, run):
-            return
-        records = on.board.records(run.pipeline)
-        findings = on.ledger.findings(run.pipeline)
-        hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
-        on.ledger.clear_unverifiable(run.pipeline, before=started)
-        for finding in findings:
-            if ended_before(finding, started) or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
-                on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
-        on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})
-        if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
-            _set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)

@@ -135,7 +135,7 @@ class Watcher:
         for check in self._on.checks(pipeline.id):
             try:
                 async with asyncio.timeout(CHECK_SECONDS_MAX):
-                    said = await check.check()
+                    said = await check.watch()
                 found += [record for advice in said if (record := self._finding(pipeline, advice))]
                 measures += [advice.measure for advice in said if advice.measure is not None]
             except (GapwatchError, TimeoutError) as error:
