@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from bson import CodecOptions
 from bson.codec_options import DatetimeConversion
@@ -39,14 +43,23 @@ AWAY = frozenset({6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 1343
 OPTIONS: CodecOptions[Document] = CodecOptions(tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
-class _Asked(CommandListener):
-    """Counts the commands that are sent."""
+@dataclass(slots=True)
+class _Count:
+    """How many commands somebody had sent."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    number: int = 0
+
+
+_ASKING: ContextVar[_Count | None] = ContextVar("asking", default=None)
+
+
+class _Listener(CommandListener):
+    """Counts commands for whoever sends them: the driver calls it where they are sent."""
 
     def started(self, event: CommandStartedEvent) -> None:
-        self.count += 1
+        count = _ASKING.get()
+        if count is not None:
+            count.number += 1
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
         """Counted when it began."""
@@ -55,26 +68,44 @@ class _Asked(CommandListener):
         """Counted when it began."""
 
 
+_LISTENER = _Listener()
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A client and how many use it. Each client watches its servers by itself, which forty of them make 3 % of a core."""
+
+    client: AsyncMongoClient[Document]
+    users: int = 0
+
+
+_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()  # by loop and uri
+
+
 class Mongo:
-    """One client of a store, opened at the first use: a wrong address is then an answer like any other."""
+    """A user of a store's client, opened at the first use inside a loop: a wrong address is then an answer like any other."""
 
     def __init__(self, store: str, uri: str) -> None:
         self.store = store
         self._uri = uri
-        self._client: AsyncMongoClient[Document] | None = None
-        self._asked = _Asked()
+        self._clients: dict[str, _Shared] = {}  # those of our loop, once one is in use
+        self._asked = _Count()
 
     def asked(self) -> int:
-        """Return how many requests were made since this was asked last."""
-        count, self._asked.count = self._asked.count, 0
+        """Return how many requests were made inside :meth:`wrapped` since this was asked last."""
+        count, self._asked.number = self._asked.number, 0
         return count
 
     @property
     def client(self) -> AsyncMongoClient[Document]:
         """The client: gives up within seconds. Raises StoreRefused for a wrong address."""
-        if self._client is None:
-            self._client = self._open()
-        return self._client
+        if not self._clients:
+            clients = _SHARED.setdefault(asyncio.get_running_loop(), {})
+            if self._uri not in clients:
+                clients[self._uri] = _Shared(client=self._open())
+            clients[self._uri].users += 1
+            self._clients = clients
+        return self._clients[self._uri].client
 
     def _open(self) -> AsyncMongoClient[Document]:
         try:
@@ -87,7 +118,8 @@ class Mongo:
                 retryReads=True,
                 retryWrites=True,
                 appname="gapwatch",
-                event_listeners=[self._asked],
+                maxPoolSize=None,  # whoever has many pipelines has as many readers
+                event_listeners=[_LISTENER],
             )
         except (PyMongoError, ValueError, TypeError):
             # The driver's message may quote the address, password and all: it is not kept as the cause either.
@@ -113,13 +145,24 @@ class Mongo:
 
     @contextmanager
     def wrapped(self) -> Iterator[None]:
-        with wrapped(self.store):
-            yield
+        """Count the requests made inside for :meth:`asked`, and turn errors into ours."""
+        before = _ASKING.get()
+        _ASKING.set(self._asked)
+        try:
+            with wrapped(self.store):
+                yield
+        finally:
+            _ASKING.set(before)
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        if not self._clients:
+            return
+        clients, self._clients = self._clients, {}
+        shared = clients[self._uri]
+        shared.users -= 1
+        if not shared.users:
+            del clients[self._uri]
+            await shared.client.close()
 
 
 @contextmanager
