@@ -18,7 +18,7 @@ from gapwatch.core.batches import unpack
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import Batch
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import PartitionStatus, Said, Suspect
 
 NATIVE = "ingest, native"
 NATIVE_PREFIX = "gapwatch-native"  # beside what the pure one writes on the same broker
@@ -138,7 +138,7 @@ def raised(servers: str, prefix: str = work.PREFIX) -> work.Planted:
     while read < total:
         for message in consumer.consume(500, timeout=0.2):
             read += 1
-            record = msgspec.json.decode(message.value() or b"", type=Suspect | Hole)
+            record = msgspec.json.decode(message.value() or b"", type=Said)
             if isinstance(record, Suspect):
                 (wrong if record.newest_observed else missing).add(int(codec.decode(record.key)[0]))
     consumer.close()

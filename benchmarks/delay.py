@@ -31,7 +31,7 @@ from gapwatch.ledger import open_ledger
 from gapwatch.model.gap import RunKind
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import Control
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.suspect import Said, Suspect
 
 RATE = 10_000
 WARM_SECONDS, MEASURED_SECONDS, REST_SECONDS = 45.0, 60.0, 8.0  # the first start sweeps; the last ones are still to be found
@@ -130,7 +130,7 @@ def _suspects(settings: Settings) -> dict[Place, int]:
     codecs = {name: KeyCodec(spec.source.key) for name, spec in settings.pipelines.items()}
     found: dict[Place, int] = {}
     for appended, value in records(settings, settings.topics.suspects):
-        record = msgspec.json.decode(value, type=Suspect | Hole)
+        record = msgspec.json.decode(value, type=Said)
         if isinstance(record, Suspect):
             found.setdefault((numbers[record.pipeline], int(codecs[record.pipeline].decode(record.key)[0])), appended)
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from gapwatch.embedded import EmbeddedStack, mongo_sink_config
@@ -81,7 +82,7 @@ def _key_at(scene: Scene, row: dict[str, Any]) -> str:
 def test_m2_a_write_that_the_sink_connector_gave_up_is_dead_lettered(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
-    """The topic of its dead letters is made with the sink, after the start; and it is made anew in between."""
+    """The topic of its dead letters is made with the sink, after the start; it is made anew in between; and one comes late."""
     letters = f"{postgres_database}.dead"
     with watched(stack, postgres_database, tmp_path, beside={"sunk": _sunk(postgres_database, letters)}) as scene:
         _refuse(scene, "no")
@@ -111,6 +112,9 @@ def test_m2_a_write_that_the_sink_connector_gave_up_is_dead_lettered(
             assert _dead_lettered(scene, 4)["evidence"]
             scene.sql(f"DELETE FROM {TABLE} WHERE id = 4")
             wait_for(lambda: not scene.service.gaps("sunk"), "the gap to be resolved", 60)
+        with _sink(scene, ""):
+            scene.insert(5, 5, "no")
+            _told_late(scene, letters, 5)
 
 
 def _sunk(database: str, letters: str) -> dict[str, Any]:
@@ -131,14 +135,14 @@ def _refuse(scene: Scene, value: str) -> None:
 @contextmanager
 def _sink(scene: Scene, letters: str) -> Iterator[None]:
     name, client = f"sink-{scene.database}", scene.stack.connect.client
-    options = {
-        "errors.tolerance": "all",
-        "errors.deadletterqueue.topic.name": letters,
-        "errors.deadletterqueue.topic.replication.factor": "1",
-        "errors.deadletterqueue.context.headers.enable": "true",
-        "bulk.write.ordered": "false",
-        "consumer.override.auto.offset.reset": "earliest",
-    }
+    """Run a sink that passes over what the target refuses, and says so in the topic of its dead letters where it has one."""
+    options = {"errors.tolerance": "all", "bulk.write.ordered": "false", "consumer.override.auto.offset.reset": "earliest"}
+    if letters:
+        options |= {
+            "errors.deadletterqueue.topic.name": letters,
+            "errors.deadletterqueue.topic.replication.factor": "1",
+            "errors.deadletterqueue.context.headers.enable": "true",
+        }
     topic = f"{scene.database}.{TABLE}"
     config = mongo_sink_config(
         scene.stack.mongodb, topic=topic, database=scene.database, collection="sunk", variant="unwrap", **options
@@ -157,6 +161,25 @@ def _sunk_keys(scene: Scene) -> set[int]:
         return {document["_id"] for document in client[scene.database].sunk.find()}
     finally:
         client.close()
+
+
+def _told_late(scene: Scene, letters: str, key: int) -> None:
+    """The gap of a write that the sink gave up in silence learns its cause from a dead letter that comes behind it."""
+    [gap] = wait_for(lambda: scene.service.gaps("sunk"), "the gap", 90)
+    assert (gap["key"]["id"], gap["cause"]) == (key, "never_written")
+    _, shown = scene.service.answer("gaps", "show", gap["id"])
+    [written] = [row for row in shown["evidence"] if row["side"] == "expected"]
+    servers = scene.stack.kafka.bootstrap_servers
+    record, producer = record_at(servers, written), Producer({"bootstrap.servers": servers})
+    place = {"topic": written["topic"], "partition": written["partition"], "offset": written["offset"]}
+    headers = [(f"__connect.errors.{name}", str(value).encode()) for name, value in place.items()]
+    producer.produce(letters, record.value(), record.key(), headers=headers)
+    producer.flush(10)
+    wait_for(lambda: [one["cause"] for one in scene.service.gaps("sunk")] == ["dead_lettered"], "its cause", 30)
+    known = _dead_lettered(scene, key)
+    assert (known["id"], known["occurrences"], known["first_seen"]) == (shown["id"], 1, shown["first_seen"])
+    assert known["evidence"][: len(shown["evidence"])] == shown["evidence"]
+    assert [row["topic"] for row in known["evidence"] if row["side"] == "sink"] == [letters]
 
 
 def _dead_lettered(scene: Scene, key: int) -> dict[str, Any]:

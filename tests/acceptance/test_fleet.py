@@ -31,7 +31,7 @@ from gapwatch.core.matching import KeyMatcher
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.ledger import open_ledger
 from gapwatch.model.pipeline import Settings
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import PartitionStatus, Said
 from gapwatch.wiring.stores import resolved_settings
 from tests.acceptance.copier import Change, Operation
 from tests.acceptance.service import Service, wait_for
@@ -284,7 +284,7 @@ def _records(settings: Settings, topic: str) -> Iterator[tuple[int, int, int, by
 def _said(service: Service, partitions: int) -> set[str]:
     """Return the ids of all suspects that the fleet raised."""
     settings = _settings(service)
-    decode = msgspec.json.Decoder(Suspect | Hole).decode
+    decode = msgspec.json.Decoder(Said).decode
     return {decode(value).id for _, _, _, value in _records(settings, settings.topics.suspects)}
 
 

@@ -23,7 +23,7 @@ from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import ensure_topics, match_app_id
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import Batch, Control
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import PartitionStatus, Said
 from gapwatch.parent import tied_to_us
 from gapwatch.roles.match.settings import MatchTuning
 from tests.integration.broker import until
@@ -163,7 +163,7 @@ class Rig:
         told = Told()
         for rows in (await self.read_all(self.settings.topics.suspects)).values():
             for _, _, value in rows:
-                told.add(msgspec.json.decode(value, type=Suspect | Hole))
+                told.add(msgspec.json.decode(value, type=Said))
         for rows in (await self.read_all(self.settings.topics.status)).values():
             for _, _, value in rows:
                 status = msgspec.json.decode(value, type=PartitionStatus)

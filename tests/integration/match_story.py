@@ -34,7 +34,7 @@ from gapwatch.model.stream import (
     PipelineTimes,
     Side,
 )
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import Hole, PartitionStatus, Said, Suspect
 
 PIPELINE = "orders"
 MAPPING = 7
@@ -163,10 +163,10 @@ class Told:
     holes: dict[str, Hole] = field(default_factory=dict)
     statuses: dict[int, PartitionStatus] = field(default_factory=dict)
 
-    def add(self, said: Suspect | Hole) -> None:
+    def add(self, said: Said) -> None:
         if isinstance(said, Suspect):
             self.suspects[said.id] = said
-        else:
+        elif isinstance(said, Hole):
             self.holes[said.id] = said
 
     @property

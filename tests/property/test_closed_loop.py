@@ -33,7 +33,7 @@ from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.gap import Kind
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import FORMAT, Batch, Control, Operation, Outcome, Section, Side, VerdictSection
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import PartitionStatus, Said, Suspect
 from tests.property.test_consistent_through import claim, explains
 from tests.property.test_matching import OFTEN, RAGGED, SEEDS, conserved
 from tests.simulation.world import GRACE_MS, MAPPING, PIPELINE, START, Raw, World, digest, pipeline
@@ -165,7 +165,7 @@ class Loop:
                 case.suspect = said
         self._offset += 1
 
-    def _restart(self) -> Sequence[Suspect | Hole]:
+    def _restart(self) -> Sequence[Said]:
         """Another worker takes over, and another confirmer: what was under judgement is forgotten, and raised again."""
         for name, value in self.matcher.state_records():
             if value is None:

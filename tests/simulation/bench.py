@@ -22,7 +22,7 @@ from gapwatch.model.stream import (
     Side,
     VerdictSection,
 )
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import Hole, PartitionStatus, Said, Suspect
 from tests.simulation.world import GRACE_MS, MAPPING, PIPELINE, START, TOPICS, digest, pipeline
 
 KEY = b"key-42"
@@ -36,7 +36,7 @@ class Bench:
         self.spec = spec or pipeline()
         self.lives = 0
         self.matcher = KeyMatcher(0, 1, {PIPELINE: self.spec}, fingerprints={PIPELINE: MAPPING}, life="0")
-        self.said: list[Suspect | Hole] = []
+        self.said: list[Said] = []
         self.delivery = NO_DELIVERY
         self._next = {Side.EXPECTED: 0, Side.OBSERVED: 0}
         self._sent = {Side.EXPECTED: 0, Side.OBSERVED: 0}
@@ -47,14 +47,14 @@ class Bench:
 
     # what happens
 
-    def expect(self, value: int | None, at: int, **more: Any) -> list[Suspect | Hole]:
+    def expect(self, value: int | None, at: int, **more: Any) -> list[Said]:
         """The source writes `value` (None: deletes) at `at`."""
         return self._write(Side.EXPECTED, value, at, **more)
 
-    def observe(self, value: int | None, at: int, **more: Any) -> list[Suspect | Hole]:
+    def observe(self, value: int | None, at: int, **more: Any) -> list[Said]:
         return self._write(Side.OBSERVED, value, at, **more)
 
-    def _write(self, side: Side, value: int | None, at: int, **more: Any) -> list[Suspect | Hole]:
+    def _write(self, side: Side, value: int | None, at: int, **more: Any) -> list[Said]:
         return self.apply(Batch(FORMAT, [self.section(side, value, at, **more)], []))
 
     def section(
@@ -135,7 +135,7 @@ class Bench:
         section = VerdictSection(PIPELINE, [suspect.key], bytes([opening.side]), [token], bytes([outcome]))
         self.apply(Batch(FORMAT, [], [section]))
 
-    def apply(self, record: Batch | Control | None, *, skip: int = 0) -> list[Suspect | Hole]:
+    def apply(self, record: Batch | Control | None, *, skip: int = 0) -> list[Said]:
         self._append += 10
         self._offset += skip
         said = self.matcher.apply(record, self._offset, self._append)
@@ -143,7 +143,7 @@ class Bench:
         self.said += said
         return said
 
-    def restart(self) -> list[Suspect | Hole]:
+    def restart(self) -> list[Said]:
         """A worker takes over from a complete checkpoint; return what it raises again."""
         self.lives += 1
         for name, payload in self.matcher.state_records():
@@ -185,7 +185,7 @@ class Bench:
         return [one for one in self.said if isinstance(one, Hole) and one.time_from]
 
 
-def only(said: Sequence[Suspect | Hole]) -> Suspect:
+def only(said: Sequence[Said]) -> Suspect:
     (one,) = said
     assert isinstance(one, Suspect)
     return one

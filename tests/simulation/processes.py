@@ -19,7 +19,7 @@ from gapwatch.kafka.clients import Committed, Partition
 from gapwatch.kafka.faust_safety import StateTable
 from gapwatch.kafka.topics import match_app_id, state_topic
 from gapwatch.model.pipeline import Settings
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.suspect import Said
 from gapwatch.roles.board import Board
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 from gapwatch.roles.match.checkpointer import Checkpointer
@@ -53,7 +53,7 @@ class Surroundings:
     ledger: ModelLedger
     settings: Settings
     torn: set[int] = field(default_factory=set)
-    on_said: Callable[[int, int, Suspect | Hole], None] = lambda partition, offset, said: None
+    on_said: Callable[[int, int, Said], None] = lambda partition, offset, said: None
 
 
 class Process(ABC):

@@ -20,7 +20,7 @@ from gapwatch.kafka.clients import Committed, Partition
 from gapwatch.kafka.topics import match_app_id, state_topic
 from gapwatch.model.gap import Gap, State
 from gapwatch.model.stream import Batch, Control, FeedState, Outcome, Section, Side, VerdictSection
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import Heard, Hole, PartitionStatus, Said, Suspect
 from gapwatch.ports import GapChange
 from gapwatch.roles.match.journal import rank_of
 from tests.simulation.kafka import Record
@@ -29,7 +29,7 @@ from tests.simulation.shop import GRACE_MS, PARTITIONS, PIPELINE, RAW, SHOWN, ST
 from tests.simulation.worker import keys_of
 
 TOPIC_OF = {Side.EXPECTED: RAW, Side.OBSERVED: SHOWN}
-_said = msgspec.json.Decoder(Suspect | Hole)
+_said = msgspec.json.Decoder(Said)
 _status = msgspec.json.Decoder(PartitionStatus)
 
 
@@ -97,8 +97,8 @@ class Watch:
         self._state = state_topic(around.settings)
         self._processes = processes
         self.ears = [Ear() for _ in range(PARTITIONS)]
-        self.heard: dict[str, Suspect | Hole] = {}  # what lies on the suspects topic, by id
-        self.suspects: list[Suspect | Hole] = []
+        self.heard: dict[str, Said] = {}  # what lies on the suspects topic, by id
+        self.suspects: list[Said] = []
         self.statuses: dict[int, PartitionStatus] = {}
         self._marked: dict[int, int] = {}
         self._booked: set[tuple[bytes, int, int, int, int]] = set()
@@ -246,11 +246,11 @@ class Watch:
             for said, before in zip(self.suspects[: position.offset], self._before, strict=False):
                 self._is_decided(said, before)
 
-    def _is_decided(self, said: Suspect | Hole, before: int) -> None:
+    def _is_decided(self, said: Said, before: int) -> None:
         if isinstance(said, Hole):
             if said.id not in self._around.ledger.found:
                 raise self._broken("4: a hole is committed, and the ledger does not hold it")
-        elif self._verdicts.get(said.key, 0) <= before:
+        elif isinstance(said, Suspect) and self._verdicts.get(said.key, 0) <= before:
             raise self._broken(f"4: a suspect of row {self._shop.number(said.key)} is committed without a verdict")
 
     def booked(self, change: GapChange) -> None:
@@ -292,13 +292,13 @@ class Watch:
 
     # what a matcher says
 
-    def raised(self, partition: int, offset: int, said: Suspect | Hole) -> None:
+    def raised(self, partition: int, offset: int, said: Said) -> None:
         """2: a suspect has waited for the grace of what raised it, for the target, for the whole source and for the sink."""
         if isinstance(said, Hole):
             if said.time_from:
                 raise self._broken(f"3: a hole {said.reason} was said from {_since(said.time_from)} on, and nothing was lost")
             return
-        if said.raised_again:
+        if isinstance(said, Heard) or said.raised_again:
             return
         opening = said.opening
         at = Partition(opening.feed, opening.partition)

@@ -11,7 +11,7 @@ from gapwatch.core.keystate import KeyState, pending_state, settled_state
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Batch, Control
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import PartitionStatus, Said, Suspect
 from gapwatch.roles.match.journal import Journal
 from tests.simulation.world import MAPPING, PIPELINE
 
@@ -26,7 +26,7 @@ class Durable:
     """What survives a worker: the suspects topic, the status topic, the changelog, the acknowledged offset."""
 
     def __init__(self) -> None:
-        self.said: dict[str, Suspect | Hole] = {}
+        self.said: dict[str, Said] = {}
         self.statuses: list[PartitionStatus] = []
         self.changelog: dict[bytes, bytes] = {}
         self.acknowledged = 0
@@ -60,7 +60,7 @@ class Worker:
                 records=found.records,
                 marker=found.marker,
             )
-        self.pending: list[Suspect | Hole] = []
+        self.pending: list[Said] = []
 
     def run(self, log: Log, *, every: int = 0, crash_after: int = -1, crash_at: Stage | None = None) -> None:
         """Apply the log's records from where the state ends; checkpoint after each `every`; end in checkpoint `crash_after`."""

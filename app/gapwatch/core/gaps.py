@@ -9,12 +9,14 @@ from functools import lru_cache
 from typing import Any, Final
 
 import xxhash
+from msgspec import structs
 
 from gapwatch.core.confirm import Difference, Presence, Reads, evidence_of, evidence_of_sink
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
-from gapwatch.model.stream import Side
-from gapwatch.model.suspect import Seen, Suspect
+from gapwatch.model.stream import Operation, Side
+from gapwatch.model.suspect import GivenUp, Heard, Reason, Seen, Suspect
 
+UNEXPLAINED: Final = frozenset({Cause.NEVER_WRITTEN, Cause.UNKNOWN})  # the sink may say why after the gap was opened
 REFUSED: Final = "repair refused: "  # how the note of a gap begins whose repair was refused
 
 
@@ -121,6 +123,37 @@ def changed(known: Gap, latest: Gap) -> bool:
     )
 
 
+def explained(known: Gap, heard: Heard) -> Gap | None:
+    """Return an open gap whose write the sink gave up, as it says only now; None where it means another, or that is known."""
+    opening, time = known.opened_by, known.event_time
+    if known.state is State.RESOLVED or known.cause not in UNEXPLAINED or opening is None or time is None:
+        return None
+    if opening[0] != Side.EXPECTED or not _is_meant(heard, opening[2:], time):
+        return None
+    dead = heard.given_up.operation == Operation.DEAD_LETTERED
+    cause = Cause.DEAD_LETTERED if dead else Cause.REJECTED
+    return replace(known, cause=cause, evidence=(*known.evidence, _sink_row(heard.given_up)), revision=known.revision + 1)
+
+
+def told(suspect: Suspect, heard: Heard) -> Suspect | None:
+    """Return a suspect that is under judgement with what the sink says of its write only now; None as for :func:`explained`."""
+    opening = suspect.opening
+    if suspect.given_up is not None or suspect.reason != Reason.UNSATISFIED:
+        return None
+    if not _is_meant(heard, (opening.major, opening.minor), time_of(opening.event_time)):
+        return None
+    dead = heard.given_up.operation == Operation.DEAD_LETTERED
+    return structs.replace(suspect, reason=Reason.DEAD_LETTERED if dead else Reason.REJECTED, given_up=heard.given_up)
+
+
+def _is_meant(heard: Heard, position: tuple[int, ...], time: datetime) -> bool:
+    """Whether the sink had the write when it said so: it is the one that is named, or an older one."""
+    said = heard.given_up
+    if said.operation == Operation.DEAD_LETTERED:
+        return position <= (said.major, said.minor) and time <= time_of(said.time)
+    return time <= time_of(said.time + heard.skew)
+
+
 def resolved(known: Gap, resolution: Resolution, now: datetime, *, note: str = "") -> Gap:
     return replace(
         known,
@@ -187,8 +220,7 @@ def evidence(
     """Return evidence objects: what the stream showed, with offsets, and what the three reads found, with times."""
     rows = [_stream_row(seen, tables) for seen in _seen(suspect)]
     if suspect is not None and suspect.given_up is not None:
-        said = evidence_of_sink(suspect.given_up)
-        rows.append(said | {"time": rfc3339(time_of(said.pop("time_ms")))})
+        rows.append(_sink_row(suspect.given_up))
     for side, reading in (("source", reads.after), ("target", reads.target)):
         row: dict[str, Any] = {
             "side": side,
@@ -228,6 +260,11 @@ def _stream_row(seen: Seen, tables: Mapping[str, str]) -> dict[str, Any]:
     if seen.feed in tables and seen.side == Side.EXPECTED:
         row["tables"] = [tables[seen.feed]]
     return row
+
+
+def _sink_row(given_up: GivenUp) -> dict[str, Any]:
+    said = evidence_of_sink(given_up)
+    return said | {"time": rfc3339(time_of(said.pop("time_ms")))}
 
 
 def tables_of(gap: Gap) -> list[str]:

@@ -28,12 +28,12 @@ from gapwatch.core.keystate import (
 from gapwatch.core.pipelinestate import PipelineState
 from gapwatch.core.watermarks import NEVER, FeedTimes
 from gapwatch.model.stream import NO_DELIVERY, Letter, Operation, Outcome, Side, VerdictSection
-from gapwatch.model.suspect import GivenUp, Hole, Suspect
+from gapwatch.model.suspect import GivenUp, Heard, Hole, Suspect
 
 EARLY_MAX: Final = 500  # letters that wait for the write that they mean; one that makes room costs a cause, never a verdict
 OVERFLOW_MS: Final = 10_000  # stretches that overflow gives up are rounded up to this, so that one hole stands for many keys
 
-Said = list[Suspect | Hole]
+Said = list[Suspect | Hole | Heard]
 
 
 class Judge:
@@ -86,7 +86,10 @@ class Judge:
             time=letter.time,
             reason=letter.reason,
         )
-        if self._tell(letter.key, given_up, said) or self._is_history(given_up):
+        if self._tell(letter.key, given_up, said):
+            return
+        if self._is_history(given_up):
+            said.append(self._heard(letter.key, given_up))
             return
         pipeline.early.pop(letter.key, None)
         pipeline.early[letter.key] = given_up
@@ -99,9 +102,19 @@ class Judge:
         state = self._cell.state(key)
         effect = self._pipeline.rules.give_up(state, given_up, self._pipeline.skew)
         self._file(key, state, effect, said)
-        if given_up.operation != Operation.DEAD_LETTERED or state.expected is None:
-            return effect is not Effect.NONE
-        return token_of(state.expected)[1:] >= (given_up.major, given_up.minor)
+        if effect is not Effect.NONE:
+            if state.raised:
+                said.append(self._heard(key, given_up))
+            return given_up.operation != Operation.DEAD_LETTERED or _has_come(state, given_up)
+        if given_up.operation == Operation.DEAD_LETTERED and _has_come(state, given_up):
+            said.append(self._heard(key, given_up))
+            return True
+        return False
+
+    def _heard(self, key: bytes, given_up: GivenUp) -> Heard:
+        identity = f"{self._pipeline.id}\0{given_up.feed}\0{given_up.partition}\0{given_up.offset}\0".encode() + key
+        name = "heard_" + xxhash.xxh3_128_hexdigest(identity)
+        return Heard(id=name, pipeline=self._pipeline.id, key=key, given_up=given_up, skew=self._pipeline.skew)
 
     def _is_history(self, given_up: GivenUp) -> bool:
         """Whether everything that can be meant was read, and is judged or settled."""
@@ -266,6 +279,11 @@ class Judge:
             state = self._cell.state(key)
             found.append(self.suspect(key, state, state.due, again=True))
         return found
+
+
+def _has_come(state: KeyState, given_up: GivenUp) -> bool:
+    """Whether the write that a dead letter names was read."""
+    return state.expected is not None and token_of(state.expected)[1:] >= (given_up.major, given_up.minor)
 
 
 def _due(held: Held) -> int:

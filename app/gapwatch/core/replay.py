@@ -196,7 +196,7 @@ class Replay:
             if isinstance(one, Suspect):
                 self._name(one)
                 suspects.append(one)
-            elif self._stretch.touches(one) and not self._is_the_beginning(one):
+            elif isinstance(one, Hole) and self._stretch.touches(one) and not self._is_the_beginning(one):
                 self._holes[one.id] = one
         if suspects:
             self._applied += 1

@@ -35,7 +35,7 @@ _CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
     "partition.assignment.strategy": "range",
     "session.timeout.ms": 10_000,
     "heartbeat.interval.ms": 1_000,
-    "fetch.wait.max.ms": 50,
+    "fetch.wait.max.ms": 250,  # of a broker that has nothing; what arrives is sent at once
     "fetch.queue.backoff.ms": 20,  # by default a full queue is looked at again after a second: the wall clock stalls
     "queued.max.messages.kbytes": 65_536,
     "topic.metadata.refresh.interval.ms": 30_000,

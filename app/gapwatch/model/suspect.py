@@ -85,6 +85,22 @@ class Hole(msgspec.Struct, frozen=True, kw_only=True, tag="hole"):
     reason: str
 
 
+class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
+    """What the sink said of a key's write that had been raised, or judged, before: an open gap of it learns its cause.
+
+    ``id`` is deterministic. ``skew``: milliseconds by which the sink's clock, in what names no write, may be behind the source's.
+    """
+
+    id: str
+    pipeline: str
+    key: bytes
+    given_up: GivenUp
+    skew: int = 0
+
+
+Said = Suspect | Hole | Heard  # what lies on the topic
+
+
 class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     side: int
     feed: str

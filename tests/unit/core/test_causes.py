@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
 
 from gapwatch.core.confirm import Difference, Presence, Progress, Reading, Reads, WaitAndReadAgain, judge
-from gapwatch.core.gaps import evidence
+from gapwatch.core.gaps import evidence, explained, opened, told
 from gapwatch.core.judging import EARLY_MAX
 from gapwatch.core.matching import KeyMatcher
-from gapwatch.model.gap import Cause, Kind
+from gapwatch.model.gap import Cause, Detector, Gap, Kind, State
 from gapwatch.model.pipeline import Match
-from gapwatch.model.stream import FORMAT, Batch, Letter, Operation, Side
-from gapwatch.model.suspect import Suspect
+from gapwatch.model.stream import FORMAT, Batch, Letter, Operation, Outcome, Side, VerdictSection
+from gapwatch.model.suspect import Heard, Reason, Suspect
 from tests.property.test_hotpath import SPECS, Life, Teller
 from tests.simulation.world import MAPPING, PIPELINE, START, digest
 
@@ -129,6 +131,125 @@ def test_m2_what_the_sink_said_of_another_write_is_no_cause(said: Letter) -> Non
     assert proved(suspect, missing(digest(0))).cause is Cause.NEVER_WRITTEN
     assert suspect.given_up is None
     assert waited == raised(WRITTEN)[1]
+
+
+NEWER = (1, Operation.UPSERT, 2, 1, 500)  # at position 2
+
+
+def told_after(*steps: Any, outcome: Outcome | None = Outcome.GAP, restored: bool = False) -> tuple[Suspect, list[Heard]]:
+    """Return the suspect of a write that came late, and what is heard of it once these steps follow its verdict, if any."""
+    teller, life = Teller(0), Life(SPECS["plain"], event_by_event=False)
+    suspects: list[Suspect] = []
+    heard: list[Heard] = []
+    for offset, step in enumerate((10, WRITTEN, 50, 10_000, outcome, *steps)):
+        if step is None:
+            continue
+        if restored:
+            life.restart()
+        of_verdict = isinstance(step, Outcome)
+        record = Batch(FORMAT, [], [_verdict(suspects[0], step)]) if of_verdict else _record(teller, step)
+        said = life.matcher.apply(record, offset, teller.clock)
+        suspects += [one for one in said if isinstance(one, Suspect)]
+        heard += [one for one in said if isinstance(one, Heard)]
+    assert suspects[0].reason == Reason.UNSATISFIED
+    return suspects[0], heard
+
+
+def _verdict(suspect: Suspect, outcome: Outcome) -> VerdictSection:
+    opening = suspect.opening
+    token = (opening.epoch, opening.major, opening.minor)
+    return VerdictSection(
+        pipeline=PIPELINE, keys=[suspect.key], sides=bytes([opening.side]), tokens=[token], outcomes=bytes([int(outcome)])
+    )
+
+
+def a_gap_of(suspect: Suspect, *, cause: Cause | None = None, version: int = 0) -> Gap:
+    reads = missing(digest(version))
+    gap = opened(
+        pipeline=PIPELINE,
+        key=suspect.key,
+        key_fields={"id": 1},
+        difference=proved(suspect, reads),
+        reads=reads,
+        suspect=suspect,
+        detector=Detector.STREAM,
+        opened_by=suspect.id,
+        values={},
+        now=datetime(2026, 11, 28, tzinfo=UTC),
+    )
+    assert gap.cause is Cause.NEVER_WRITTEN
+    return gap if cause is None else replace(gap, cause=cause)
+
+
+@pytest.mark.parametrize("outcome", [None, Outcome.GAP, Outcome.CLEARED], ids=["no verdict", "gap", "cleared"])
+@pytest.mark.parametrize(("letter", "cause"), [(DEAD, Cause.DEAD_LETTERED), (REFUSED, Cause.REJECTED)], ids=["dead", "refused"])
+@pytest.mark.parametrize("restored", [False, True])
+def test_m2_what_the_sink_says_after_a_write_was_raised_is_told_to_its_gap(
+    outcome: Outcome | None, letter: Letter, cause: Cause, restored: bool
+) -> None:
+    suspect, [heard] = told_after(letter, outcome=outcome, restored=restored)
+    gap = a_gap_of(suspect)
+    known = explained(gap, heard)
+    assert known is not None
+    assert (known.cause, known.kind, known.state, known.revision) == (cause, gap.kind, gap.state, gap.revision + 1)
+    assert known.evidence[:-1] == gap.evidence
+    assert [(row["side"], row["topic"], row["offset"], row["reason"]) for row in known.evidence[-1:]] == [
+        ("sink", "said", 9, "why")
+    ]
+    assert explained(known, heard) is None, "it is known"
+    judged = told(suspect, heard)
+    assert judged is not None
+    assert proved(judged, missing(digest(0))).cause is cause
+    assert (judged.id, judged.opening) == (suspect.id, suspect.opening)
+    assert told(judged, heard) is None
+
+
+def test_m2_the_same_letter_is_told_under_one_name() -> None:
+    _, heard = told_after(DEAD, DEAD, 10_000, DEAD)
+    assert len(heard) == 3
+    assert len({one.id for one in heard}) == 1
+    _, [other] = told_after(letter(Operation.DEAD_LETTERED, major=1, time=START + 15, place=10))
+    assert other.id != heard[0].id
+
+
+@pytest.mark.parametrize(
+    "said",
+    [letter(Operation.DEAD_LETTERED, major=0, time=START + 15), letter(Operation.REJECTED, time=START - 100_000)],
+    ids=["older position", "older time"],
+)
+def test_m2_what_the_sink_said_of_an_older_write_explains_no_gap(said: Letter) -> None:
+    suspect, [heard] = told_after(said)
+    assert explained(a_gap_of(suspect), heard) is None
+    assert told(suspect, heard) is None
+
+
+@pytest.mark.parametrize("cause", [Cause.LOST_IN_STREAM, Cause.OVERWRITTEN, Cause.REJECTED])
+def test_m2_a_cause_that_was_proved_is_not_replaced(cause: Cause) -> None:
+    suspect, [heard] = told_after(DEAD)
+    assert explained(a_gap_of(suspect, cause=cause), heard) is None
+
+
+def test_m2_a_gap_that_is_over_or_that_only_a_sweep_found_stays_as_it_is() -> None:
+    suspect, [heard] = told_after(DEAD)
+    gap = a_gap_of(suspect)
+    assert explained(replace(gap, state=State.RESOLVED), heard) is None
+    assert explained(replace(gap, opened_by=None), heard) is None
+    assert explained(replace(gap, event_time=None), heard) is None
+    assert explained(replace(gap, opened_by=(int(Side.OBSERVED), 1, 1, 0)), heard) is None
+
+
+def test_m2_a_letter_in_time_needs_no_telling() -> None:
+    teller, life = Teller(0), Life(SPECS["plain"], event_by_event=False)
+    said: list[Any] = []
+    for offset, step in enumerate((10, WRITTEN, DEAD)):
+        said += life.matcher.apply(_record(teller, step), offset, teller.clock)
+    assert not [one for one in said if isinstance(one, Heard)]
+
+
+def test_m2_a_newer_write_is_not_what_the_sink_gave_up() -> None:
+    _, heard = told_after(NEWER, DEAD)
+    suspect, _ = raised(NEWER)
+    assert [explained(a_gap_of(suspect, version=1), one) for one in heard] == [None]
 
 
 def test_m2_a_dead_letter_moves_no_time_and_opens_nothing() -> None:

@@ -7,7 +7,7 @@ import pytest
 from gapwatch.core import pipelinestate
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import FORMAT, NO_DELIVERY, Control, Lost, Operation, Outcome, Side
-from gapwatch.model.suspect import Hole, Reason, Suspect
+from gapwatch.model.suspect import Hole, Reason, Said, Suspect
 from tests.simulation.bench import KEY, Bench, only
 from tests.simulation.world import GRACE_MS, START, pipeline
 from tests.unit.core.test_feeds import progress
@@ -166,7 +166,7 @@ def test_trap_6_a_hot_row_that_never_arrives_is_found_at_the_age_of_its_first_wr
     """A plain reset at each event would hide it for ever: it is written every half grace, and the target shows nothing."""
     bench = Bench()
     at = 0
-    found: list[Suspect | Hole] = []
+    found: list[Said] = []
     while not found and at < 20 * GRACE_MS:
         bench.expect(at, at)
         at += GRACE_MS // 2

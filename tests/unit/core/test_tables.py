@@ -16,7 +16,7 @@ from gapwatch.errors import ConfigError
 from gapwatch.model.gap import Cause, Detector, Kind
 from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldType, Match, PipelineSpec, SourceTable
 from gapwatch.model.stream import FORMAT, Batch, Control, Operation, Outcome, PipelineTimes, Side
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.suspect import Said, Suspect
 from gapwatch.ports import StoredRecord
 from gapwatch.roles.repair.reads import source_reading
 from tests.simulation import world
@@ -47,7 +47,7 @@ class Shards(Bench):
         self.sent = dict.fromkeys(TABLES, 0)
         super().__init__(of_tables(world.pipeline()))
 
-    def write(self, table: str, value: int | None, at: int, place: int, **more: Any) -> list[Suspect | Hole]:
+    def write(self, table: str, value: int | None, at: int, place: int, **more: Any) -> list[Said]:
         offset = self.positions[table]
         self.positions[table] += 1
         section = self.section(Side.EXPECTED, value, at, place=place, offset=offset, **more)

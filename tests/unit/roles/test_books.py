@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gapwatch.core.confirm import Cleared
 from gapwatch.core.gaps import by_hand
 from gapwatch.errors import StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.gap import AuditRow, Gap, Resolution, Run, RunKind, RunState, State
+from gapwatch.model.gap import AuditRow, Cause, Gap, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Policy
+from gapwatch.model.stream import Operation
+from gapwatch.model.suspect import GivenUp, Heard
 from gapwatch.ports import GapChange, Key
 from gapwatch.roles.board import Delivered
+from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.holding import TRIES, Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.reads import read_batch
+from tests.ledger_samples import gap as a_gap
+from tests.ledger_samples import opening
 from tests.ledger_samples import run as a_run
 from tests.simulation.stores import VirtualClock
 from tests.unit.roles.test_autorepairer import AUTO, Story
@@ -336,3 +342,42 @@ def test_only_a_row_without_a_document_may_go_without_a_digest(ledger: SqlLedger
     for key in keys[1:]:
         assert batch.by_key[key].stands_as(whole.by_key[key])
     assert whole.by_key[keys[0]].reads.after.identity
+
+
+def a_streamed_gap(ledger: SqlLedger) -> Gap:
+    gap = a_gap(cause=Cause.NEVER_WRITTEN)
+    assert ledger.store_gaps([opening(gap)]) == [True]
+    return gap
+
+
+def given_up(gap: Gap) -> Heard:
+    assert gap.opened_by is not None
+    assert gap.event_time is not None
+    _, _, major, minor = gap.opened_by
+    time = round(gap.event_time.timestamp() * 1000) + 1
+    said = GivenUp(operation=Operation.DEAD_LETTERED, feed="said", partition=0, offset=3, major=major, minor=minor, time=time)
+    return Heard(id="heard_1", pipeline=gap.pipeline, key=gap.key, given_up=said)
+
+
+def test_an_open_gap_learns_later_why_its_write_never_came(ledger: SqlLedger) -> None:
+    gap = a_streamed_gap(ledger)
+    book, heard = Book(ledger, VirtualClock()), given_up(gap)
+    asyncio.run(book.explain(gap.pipeline, [heard, heard]))
+    known = ledger.gap(gap.id)
+    assert known is not None
+    assert (known.cause, known.state, known.kind, known.revision) == (Cause.DEAD_LETTERED, gap.state, gap.kind, 2)
+    assert [row["side"] for row in known.evidence] == ["expected", "sink"]
+    asyncio.run(book.explain(gap.pipeline, [heard]))
+    assert ledger.gap(gap.id) == known
+    assert [row["event"] for row in ledger.gap_history(gap.id)] == ["opened", "updated"]
+    asyncio.run(book.explain(gap.pipeline, [structs.replace(heard, key=b"nobody")]))
+
+
+def test_a_gap_that_somebody_changes_meanwhile_learns_it_all_the_same(ledger: SqlLedger) -> None:
+    watched = Watched(ledger)
+    gap = a_streamed_gap(ledger)
+    watched.before_store = [lambda: somebody(ledger, gap)]
+    asyncio.run(Book(watched, VirtualClock()).explain(gap.pipeline, [given_up(gap)]))
+    known = ledger.gap(gap.id)
+    assert known is not None
+    assert (known.cause, known.state, known.note) == (Cause.DEAD_LETTERED, State.ACKNOWLEDGED, "mine")

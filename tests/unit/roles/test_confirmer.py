@@ -10,8 +10,8 @@ from typing import Any, cast
 from gapwatch.clock import SystemClock
 from gapwatch.core.confirm import Cleared, Difference
 from gapwatch.model.gap import Cause, Kind
-from gapwatch.model.stream import Outcome
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.stream import Operation, Outcome
+from gapwatch.model.suspect import GivenUp, Heard, Hole, Reason, Suspect
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised
 from gapwatch.roles.repair.judging import Case, Decided
 from tests.unit.core.samples import unsatisfied
@@ -51,6 +51,7 @@ class World:
         self.events: list[str] = []  # what becomes of the next differences
         self.detected: list[float] = []
         self.holes: list[Hole] = []
+        self.explained: list[Heard] = []
         self.judge = Judge()
         self._quiet = quiet
         self._slow = slow
@@ -88,6 +89,10 @@ class World:
 
     async def open(self, _: Any, decided: Sequence[Decided], *__: Any) -> dict[bytes, str]:
         return {item.case.key: self.events.pop(0) for item in decided}
+
+    async def explain(self, pipeline: str, heard: Sequence[Heard]) -> None:
+        assert pipeline == "orders"
+        self.explained += heard
 
     async def close(self, _: Any, decided: Sequence[Decided]) -> list[bytes]:
         return [item.case.key for item in decided]
@@ -166,3 +171,34 @@ def hole(name: str, time_from: int, time_to: int) -> Hole:
         time_to=time_to,
         reason="ingest_hole",
     )
+
+
+def heard(*, major: int, key: bytes = KEY) -> Heard:
+    said = GivenUp(operation=Operation.DEAD_LETTERED, feed="said", partition=0, offset=3, major=major, minor=0, time=10**13)
+    return Heard(id="heard_1", pipeline="orders", key=key, given_up=said)
+
+
+async def test_what_the_sink_says_of_a_key_under_judgement_is_judged_with_it() -> None:
+    world, opening = World(quiet=True, slow=0), unsatisfied(KEY).opening
+    world.judge.add(KEY, unsatisfied(KEY))
+    said = heard(major=opening.major)
+    world.waiting = [Raised(partition=0, offset=8, record=said)]
+    await world.run()
+    suspect = world.judge.cases[KEY].suspect
+    assert suspect is not None
+    assert (suspect.reason, suspect.given_up, suspect.opening) == (Reason.DEAD_LETTERED, said.given_up, opening)
+    assert world.explained == []
+    assert [item.offset for item in world.finished] == [8]
+
+
+async def test_what_the_sink_says_of_another_write_goes_to_the_gaps_before_it_is_finished() -> None:
+    world, opening = World(quiet=True, slow=0), unsatisfied(KEY).opening
+    world.judge.add(KEY, unsatisfied(KEY))
+    others = [heard(major=opening.major - 1), heard(major=opening.major, key=b"other")]
+    world.waiting = [Raised(partition=0, offset=8 + number, record=one) for number, one in enumerate(others)]
+    await world.run(least=10)
+    assert world.explained == others
+    assert sorted(item.offset for item in world.finished) == [8, 9]
+    suspect = world.judge.cases[KEY].suspect
+    assert suspect is not None
+    assert suspect.given_up is None

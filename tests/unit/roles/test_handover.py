@@ -22,7 +22,7 @@ from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Detector, Finding, Kind
 from gapwatch.model.pipeline import DeliverySpec, FieldType, PipelineSpec, Settings, TopicsSpec
 from gapwatch.model.stream import FORMAT, NO_DELIVERY, Batch, Control, FeedState, Outcome, PipelineTimes, Side
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.suspect import Hole, Said, Suspect
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.capture.role import CaptureDependencies, CaptureRole, Stream
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
@@ -220,7 +220,7 @@ class Recorder(Bench):
         self.log: list[tuple[Batch | Control, int]] = []
         super().__init__()
 
-    def apply(self, record: Batch | Control | None, *, skip: int = 0) -> list[Suspect | Hole]:
+    def apply(self, record: Batch | Control | None, *, skip: int = 0) -> list[Said]:
         assert record is not None
         self.log.append((record, self._append + 10))
         return super().apply(record, skip=skip)

@@ -12,7 +12,7 @@ import structlog
 
 from gapwatch.errors import ProtocolError
 from gapwatch.kafka.faust_safety import StateTable
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import PartitionStatus, Said
 from gapwatch.ports import Clock
 from gapwatch.roles.match.held import Held
 from gapwatch.roles.match.outlet import Outlet
@@ -26,7 +26,7 @@ class Cut:
 
     held: Held
     applied: int
-    said: Sequence[Suspect | Hole]
+    said: Sequence[Said]
     statuses: Sequence[PartitionStatus]
     records: Sequence[tuple[str, bytes | None]]
     marker: bytes

@@ -18,7 +18,7 @@ from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, state_topic
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import Control, PackedBatch
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.suspect import Said
 from gapwatch.roles.match.journal import MARKER, Journal, Restored, StateTorn, name_of
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ class Held:
     journal: Journal
     expected: int
     events: list[Any] = field(default_factory=list)
-    said: list[Suspect | Hole] = field(default_factory=list)
+    said: list[Said] = field(default_factory=list)
     again: int | None = None
     again_since: float = 0.0
     probed: int = NOTHING_APPLIED

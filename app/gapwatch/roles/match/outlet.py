@@ -10,14 +10,14 @@ import msgspec
 
 from gapwatch.kafka.clients import AckedProducer
 from gapwatch.model.pipeline import TopicsSpec
-from gapwatch.model.suspect import Hole, PartitionStatus, Suspect
+from gapwatch.model.suspect import Hole, PartitionStatus, Said
 
 _JSON: Final = msgspec.json.Encoder()
 
 
-def suspect_record(said: Suspect | Hole) -> tuple[bytes, bytes]:
+def suspect_record(said: Said) -> tuple[bytes, bytes]:
     """Return key and value on ``suspects``: one key's suspects stay in order; a hole has its id in the key's place."""
-    name = said.key if isinstance(said, Suspect) else said.id.encode()
+    name = said.id.encode() if isinstance(said, Hole) else said.key
     return said.pipeline.encode() + b"\0" + name, _JSON.encode(said)
 
 
@@ -33,7 +33,7 @@ class Outlet:
         self._producer = producer
         self._topics = topics
 
-    async def raise_suspects(self, said: Sequence[Suspect | Hole]) -> None:
+    async def raise_suspects(self, said: Sequence[Said]) -> None:
         await self._send(self._topics.suspects, [suspect_record(item) for item in said])
 
     async def show_status(self, statuses: Sequence[PartitionStatus]) -> None:

@@ -17,6 +17,7 @@ from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome
 from gapwatch.core.confirm import SKIPPED, Cleared, Difference, Presence
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
+from gapwatch.model.suspect import Heard
 from gapwatch.ports import Clock, GapChange, Key, Ledger, StoredRecord
 from gapwatch.roles.repair.judging import Decided
 from gapwatch.roles.repair.reads import EXPIRED, KeyReads
@@ -25,6 +26,7 @@ from gapwatch.roles.stores import PipelineStores
 log = structlog.get_logger(__name__)
 
 
+ATTEMPTS = 5
 UNCHANGED = "unchanged"
 NOTHING: Mapping[Key, Gap] = MappingProxyType({})
 ROWS_PER_KEY = 20  # of the audit
@@ -138,6 +140,22 @@ class Book:
         if changed:
             stored |= await self.close(stores, [item for item in decided if item.case.key in changed], backfilled=backfilled)
         return stored | ({key for key in unknown if key not in known} if newer else set())
+
+    async def explain(self, pipeline: str, heard: Sequence[Heard]) -> None:
+        """Bring open gaps up to date of whose writes the sink says only now that it gave them up."""
+        left = {record.key: [one for one in heard if one.key == record.key] for record in heard}
+        for _ in range(ATTEMPTS):
+            if not left:
+                return
+            known = await asyncio.to_thread(self._ledger.open_gaps_for, pipeline, list(left))
+            changed: dict[Key, Gap] = {}
+            for key, gap in known.items():
+                explained = next((said for one in left[key] if (said := gaps.explained(gap, one)) is not None), None)
+                if explained is not None:
+                    changed[key] = explained
+            changes = [GapChange(gap=gap, against=known[key].revision, event="updated") for key, gap in changed.items()]
+            stored = await self._store(list(changed), changes)
+            left = {key: left[key] for key in changed if key not in stored}  # somebody changed the gap at the same moment
 
     async def _in_hand(self, gap: Gap) -> bool:
         """Whether a backfill wrote the document, or has it delivered again, and somebody else was the first to read that."""

@@ -20,11 +20,11 @@ import structlog
 from msgspec import structs
 
 from gapwatch.core.confirm import Cleared, Difference, Superseded, Unverifiable, last_covered
-from gapwatch.core.gaps import time_of
+from gapwatch.core.gaps import time_of, told
 from gapwatch.errors import StoreError
 from gapwatch.model.gap import Detector
 from gapwatch.model.stream import Outcome
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.suspect import Heard, Hole, Said, Suspect
 from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.repair.book import NEW, Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
@@ -61,7 +61,7 @@ class Raised:
 
     partition: int
     offset: int
-    record: Suspect | Hole
+    record: Said
 
 
 class Inbox(Protocol):
@@ -94,6 +94,7 @@ class Confirmer:
     def __init__(self, dependencies: ConfirmerDependencies) -> None:
         self._on = dependencies
         self._waiting: dict[tuple[str, Key], list[Raised]] = {}
+        self._heard: dict[str, list[tuple[Raised, Heard]]] = {}  # by pipeline: what is to be known of its gaps
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Raises when Kafka or the ledger cannot be used at all."""
@@ -119,6 +120,8 @@ class Confirmer:
                 finished.append(item)
             elif record.pipeline not in self._on.judges:
                 finished.append(item)  # a pipeline that this configuration does not have (any more)
+            elif isinstance(record, Heard):
+                self._heard.setdefault(record.pipeline, []).append((item, record))
             else:
                 if await self._on.is_quiet(record.pipeline):
                     finished.append(item)  # it waits here for the end of the quiet; forgotten, it is raised again
@@ -133,6 +136,8 @@ class Confirmer:
     async def _judge_forever(self, pipeline: str, stop: asyncio.Event) -> None:
         judge = self._on.judges[pipeline]
         while not stop.is_set():
+            if heard := self._heard.pop(pipeline, []):
+                await self._hear(pipeline, heard)
             if await self._on.is_quiet(pipeline):
                 await self._on.clock.sleep(IDLE_SECONDS)
                 continue
@@ -146,6 +151,19 @@ class Confirmer:
                 await self._settle(pipeline, decided)
             elif not judge.due():
                 await self._on.clock.sleep(IDLE_SECONDS)
+
+    async def _hear(self, pipeline: str, heard: Sequence[tuple[Raised, Heard]]) -> None:
+        """Tell keys under judgement, and open gaps, what the sink says of their writes: from the task that opens them."""
+        judge, others = self._on.judges[pipeline], list[Heard]()
+        for _, record in heard:
+            case = judge.cases.get(record.key)
+            suspect = told(case.suspect, record) if case is not None and case.suspect is not None else None
+            if suspect is not None:
+                judge.add(record.key, suspect)
+            else:
+                others.append(record)
+        await self._on.book.explain(pipeline, others)
+        await self._on.inbox.done([item for item, _ in heard])
 
     async def _settle(self, pipeline: str, decided: Sequence[Decided]) -> None:
         stores = await self._on.stores(pipeline)

@@ -13,7 +13,7 @@ from gapwatch.errors import HistoryLost, ProtocolError
 from gapwatch.kafka.clients import AckedProducer, Committed, Partition, RawConsumer
 from gapwatch.model.pipeline import TopicsSpec
 from gapwatch.model.stream import FORMAT, Batch, VerdictSection
-from gapwatch.model.suspect import Hole, Suspect
+from gapwatch.model.suspect import Said
 from gapwatch.ports import OutboxRow
 from gapwatch.roles.repair.confirmer import Raised, Verdict
 
@@ -53,7 +53,7 @@ class SuspectInbox:
             if value is None:
                 continue
             self._open.setdefault(at, {})[offset] = None
-            raised.append(Raised(partition=number, offset=offset, record=msgspec.json.decode(value, type=Suspect | Hole)))
+            raised.append(Raised(partition=number, offset=offset, record=msgspec.json.decode(value, type=Said)))
         return raised
 
     async def done(self, raised: Sequence[Raised]) -> None:
