@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gapwatch.embedded import cache as downloads
-from gapwatch.embedded.machine import java_program
+from gapwatch.embedded.machine import compilers, java_program
 from gapwatch.embedded.parts import Part
 from gapwatch.embedded.ports import Port
 from gapwatch.embedded.process import Watchdog
 
 JAVA_LEAST = 21
-HEAP = ("-Xms256m", "-Xmx512m", "-XX:+UseG1GC")
+HEAP = ("-Xms256m", "-Xmx512m")
 # The native library is needed for nothing here, and without it the server does not refuse to run as root.
 WITHOUT_NATIVES = ("-Djna.noclasspath=true", "-Djna.nosys=true", "-Djna.boot.library.path=/nonexistent")
 MAIN = "org.opensearch.bootstrap.OpenSearch"
@@ -57,9 +57,9 @@ class OpenSearchPart(Part):
         with as_file(files("gapwatch.embedded") / "resources" / "opensearch-log4j2.properties") as logging:
             (config / "log4j2.properties").write_text(logging.read_text())
         where = (f"-Dopensearch.path.home={home}", f"-Dopensearch.path.conf={config}", "-Dopensearch.distribution.type=tar")
-        options = (*HEAP, *WITHOUT_NATIVES, "-Dlog4j2.disable.jmx=true", "--enable-native-access=ALL-UNNAMED", *where)
+        options = (*HEAP, *compilers(), *WITHOUT_NATIVES, "-Dlog4j2.disable.jmx=true", "--enable-native-access=ALL-UNNAMED")
         java = java_program(self._say, least=JAVA_LEAST, what="OpenSearch")
-        self._spawn([java, *options, "-cp", f"{home / 'lib'}/*", MAIN])
+        self._spawn([java, *options, *where, "-cp", f"{home / 'lib'}/*", MAIN])
 
     def ready(self) -> bool:
         """Say whether the node has joined its cluster, and every shard has its primary."""
