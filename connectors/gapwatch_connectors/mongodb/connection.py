@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from bson import CodecOptions
+from bson import CodecOptions, Timestamp
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
@@ -28,7 +28,9 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 from pymongo.read_concern import ReadConcern
 
 from gapwatch.errors import HistoryLost, StoreRefused, StoreUnreachable
+from gapwatch.ports import Clock
 
+T = TypeVar("T")
 Document = dict[str, Any]
 SELECTION_MILLISECONDS = 5_000
 SOCKET_MILLISECONDS = 10_000  # a server that was stopped closes nothing
@@ -71,12 +73,25 @@ class _Listener(CommandListener):
 _LISTENER = _Listener()
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A note in the oplog. What was committed before `clock_ms`, our time before it was written, comes before `cluster_time`."""
+
+    clock_ms: int
+    cluster_time: int
+    at: float  # by the monotonic clock
+
+
 @dataclass(slots=True)
 class _Shared:
     """A client and how many use it. Each client watches its servers by itself, which forty of them make 3 % of a core."""
 
     client: AsyncMongoClient[Document]
     users: int = 0
+    note: Note | None = None  # the newest one that was written through it
+    noting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    told: dict[str, tuple[float, Any]] = field(default_factory=dict)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()  # by loop and uri
@@ -129,6 +144,30 @@ class Mongo:
                 remedy="Write mongodb://USER:PASSWORD@HOST:PORT/?replicaSet=NAME, with %40 for an @ in the password.",
             ) from None
 
+    async def note(self, clock: Clock, *, newer_than: float) -> Note:
+        """Return a note in the oplog that was written after then, by the monotonic clock: all users of the client share them.
+
+        Raises OperationFailure where notes are not allowed.
+        """
+        client = self.client
+        shared = self._clients[self._uri]
+        async with shared.noting:
+            if shared.note is None or shared.note.at <= newer_than:
+                clock_ms, at = clock.now_ms(), clock.monotonic()
+                said = await client.admin.command("appendOplogNote", 1, data={"gapwatch": "marker"})
+                shared.note = Note(clock_ms=clock_ms, cluster_time=u64(said["operationTime"]), at=at)
+            return shared.note
+
+    async def of_cluster(self, name: str, ask: Callable[[], Awaitable[T]], clock: Clock, *, seconds: float) -> T:
+        """Return what the cluster says to everybody alike, asked for at most so long ago by whichever user of the client."""
+        _ = self.client
+        shared = self._clients[self._uri]
+        async with shared.asking:
+            known = shared.told.get(name)
+            if known is None or clock.monotonic() - known[0] >= seconds:
+                known = shared.told[name] = (clock.monotonic(), await ask())
+            return cast(T, known[1])
+
     def database(self, name: str) -> AsyncDatabase[Document]:
         return self.client[name]
 
@@ -163,6 +202,11 @@ class Mongo:
         if not shared.users:
             del clients[self._uri]
             await shared.client.close()
+
+
+def u64(stamp: Timestamp) -> int:
+    """Return a cluster time as one number."""
+    return (stamp.time << 32) | stamp.inc
 
 
 @contextmanager

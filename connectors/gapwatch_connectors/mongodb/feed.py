@@ -24,7 +24,7 @@ from gapwatch.errors import HistoryLost, StoreRefused
 from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock
-from gapwatch_connectors.mongodb.connection import Document, Mongo
+from gapwatch_connectors.mongodb.connection import Document, Mongo, Note, u64
 from gapwatch_connectors.mongodb.tokens import cluster_time, operation_index
 
 EVENTS_PER_BATCH: Final = 1_000
@@ -52,6 +52,7 @@ class MongoChangeStream:
         self._may_mark = True
         self._markers: deque[tuple[int, int]] = deque(maxlen=MARKERS_MAX)  # our clock, cluster time of the marker
         self._next_marker = 0.0
+        self._opened = 0.0  # what was noted before proves nothing of this stream
         self._at_time: tuple[int, int] = (0, 0)
         self._proven_clock = 0
 
@@ -61,6 +62,7 @@ class MongoChangeStream:
     async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
         images = await self._post_images()
         stream = await self._watch(token, images=images)
+        self._opened = self._clock.monotonic()
         async with stream:
             while True:
                 events, ended = await self._read(stream, images=images)
@@ -135,7 +137,7 @@ class MongoChangeStream:
         headers = [
             ("gapwatch-op", operation.encode()),
             ("gapwatch-time", str(time_ms).encode()),
-            ("gapwatch-position", f"{_u64(cluster)}:{self._minor(cluster, change['_id'])}".encode()),
+            ("gapwatch-position", f"{u64(cluster)}:{self._minor(cluster, change['_id'])}".encode()),
         ]
         return ChangeEvent(
             key=_encoded(change["documentKey"]),
@@ -153,7 +155,7 @@ class MongoChangeStream:
         index = operation_index(token)
         if index is not None:
             return index
-        now = _u64(cluster)
+        now = u64(cluster)
         number = self._at_time[1] + 1 if self._at_time[0] == now else 0
         self._at_time = (now, number)
         return number
@@ -170,29 +172,34 @@ class MongoChangeStream:
         """Write a marker once a pulse; what it proves is known when the stream has passed it."""
         if not self._may_mark or self._clock.monotonic() < self._next_marker:
             return
-        self._next_marker = self._clock.monotonic() + self._pulse
         try:
-            await self.mark()
+            self._next_marker = await self.mark() + self._pulse
         except StoreRefused:
             self._may_mark = False
 
-    async def mark(self) -> None:
-        """Write a marker now. Raises StoreRefused when no way of writing one is allowed."""
-        clock = self._clock.now_ms()
-        with self._mongo.wrapped():
-            cluster = await self._note() if self._may_note else None
-            self._may_note = cluster is not None
-            self._markers.append((clock, await self._document() if cluster is None else cluster))
+    async def mark(self) -> float:
+        """Write a marker now, or take the one that another stream of the cluster has just written; return when it was written.
 
-    async def _note(self) -> int | None:
-        """Write a note into the oplog; None where that is not allowed."""
+        Raises StoreRefused when no way of writing one is allowed.
+        """
+        at, clock = self._clock.monotonic(), self._clock.now_ms()
+        with self._mongo.wrapped():
+            note = await self._note(max(self._opened, at - self._pulse / 2)) if self._may_note else None
+            self._may_note = note is not None
+            if note is None:
+                self._markers.append((clock, await self._document()))
+                return at
+            self._markers.append((note.clock_ms, note.cluster_time))
+            return note.at
+
+    async def _note(self, newer_than: float) -> Note | None:
+        """Return a note in the oplog; None where that is not allowed."""
         try:
-            said = await self._mongo.client.admin.command("appendOplogNote", 1, data={"gapwatch": "marker"})
+            return await self._mongo.note(self._clock, newer_than=newer_than)
         except OperationFailure as error:
             if error.code not in NOT_ALLOWED:
                 raise
             return None
-        return _u64(said["operationTime"])
 
     async def _document(self) -> int:
         """Write a document of ours beside the watched collection."""
@@ -210,7 +217,7 @@ class MongoChangeStream:
                     remedy="Grant the action appendOplogNote on the cluster, or readWrite on that collection.",
                 ) from error
             assert session.operation_time is not None
-            return _u64(session.operation_time)
+            return u64(session.operation_time)
 
     def _proven(self, token: Mapping[str, Any]) -> int:
         """Return up to when everything was read: our clock at the newest marker that the token has passed, 0 for none yet."""
@@ -232,7 +239,3 @@ async def first_batch(stream: MongoChangeStream, token: bytes | None = None) -> 
 
 def _encoded(value: Any) -> bytes:
     return dumps(value, json_options=EXACT).encode()
-
-
-def _u64(stamp: Timestamp) -> int:
-    return (stamp.time << 32) | stamp.inc

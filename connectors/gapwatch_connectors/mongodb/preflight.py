@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pymongo.errors import OperationFailure
 
+from gapwatch.clock import SystemClock
 from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice, Measure
@@ -18,6 +19,7 @@ from gapwatch_connectors.mongodb.reader import MongoReader
 
 SAMPLE = 10
 WINDOW_SECONDS_MIN = 3_600  # an outage of capture that lasts longer than the oplog's window loses the stream
+WINDOW_FRESH_SECONDS = 4.0  # all pipelines of a cluster ask for it every five
 FULL_SHARE = 0.9  # before an oplog is that full its window still grows
 
 
@@ -114,7 +116,8 @@ class MongoPreflight:
 
     async def _window(self) -> list[Advice]:
         """Say how much time the oplog holds; a full one that holds little is a warning: a position is then soon lost."""
-        store, window = self._pipeline.target.store, await self._oplog()
+        store = self._pipeline.target.store
+        window = await self._mongo.of_cluster("oplog", self._oplog, SystemClock(), seconds=WINDOW_FRESH_SECONDS)
         if window is None:
             return []
         seconds, full = window

@@ -6,12 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
+from bson import Timestamp
 from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
 from pymongo.monitoring import CommandStartedEvent
 
 from gapwatch.errors import StoreRefused
 from gapwatch_connectors.mongodb import connection
 from gapwatch_connectors.mongodb.connection import Document, Mongo
+from tests.simulation.stores import VirtualClock
 
 URI = "mongodb://127.0.0.1:1/"
 
@@ -80,3 +83,67 @@ def test_requests_are_counted_for_whoever_makes_them() -> None:
         raise RuntimeError
     command()
     assert one.asked() == 0
+
+
+class Server:
+    """The admin database of a cluster that numbers its operations."""
+
+    def __init__(self) -> None:
+        self.notes = 0
+        self.refuses = False
+
+    @property
+    def admin(self) -> Server:
+        return self
+
+    async def command(self, name: str, value: int, *, data: dict[str, str]) -> dict[str, Any]:
+        assert (name, value, data) == ("appendOplogNote", 1, {"gapwatch": "marker"})
+        await asyncio.sleep(0)
+        if self.refuses:
+            raise OperationFailure("not authorized", 13)
+        self.notes += 1
+        return {"operationTime": Timestamp(1_700_000_000, self.notes)}
+
+    async def close(self) -> None: ...
+
+
+async def test_streams_of_a_cluster_share_a_note_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, clock = Server(), VirtualClock()
+    monkeypatch.setattr(Mongo, "_open", lambda _: server)
+    one, other = Mongo("crm", URI), Mongo("crm", URI)
+    began = clock.monotonic()
+    first, second = await asyncio.gather(one.note(clock, newer_than=began - 1), other.note(clock, newer_than=began - 1))
+    assert (first, server.notes) == (second, 1)
+    assert (first.clock_ms, first.cluster_time) == (clock.now_ms(), 1_700_000_000 << 32 | 1)
+    await clock.sleep(1)
+    assert await other.note(clock, newer_than=began) != first, "what was noted before a stream was opened proves nothing of it"
+    assert await one.note(clock, newer_than=began) == await other.note(clock, newer_than=began)
+    assert server.notes == 2
+    server.refuses = True
+    with pytest.raises(OperationFailure):
+        await one.note(clock, newer_than=clock.monotonic())
+    await one.close()
+    await other.close()
+
+
+async def test_what_a_cluster_says_to_everybody_is_asked_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = VirtualClock(), []
+    monkeypatch.setattr(Mongo, "_open", lambda _: Server())
+    one, other = Mongo("crm", URI), Mongo("crm", URI)
+
+    async def ask() -> int:
+        await asyncio.sleep(0)
+        asked.append(clock.monotonic())
+        return len(asked)
+
+    async def both(name: str) -> list[int]:
+        return list(await asyncio.gather(*(user.of_cluster(name, ask, clock, seconds=4) for user in (one, other))))
+
+    assert await both("oplog") == [1, 1]
+    assert await both("other") == [2, 2]
+    await clock.sleep(3.9)
+    assert await both("oplog") == [1, 1]
+    await clock.sleep(0.2)
+    assert await both("oplog") == [3, 3]
+    await one.close()
+    await other.close()
