@@ -18,7 +18,7 @@ import structlog
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import Baseline, LedgerFacts, standing
 from gapwatch.errors import NotFoundError
-from gapwatch.model.gap import RunKind
+from gapwatch.model.gap import FindingRecord, RunKind
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView
@@ -211,7 +211,7 @@ class Board:
         what was found there has become gaps.
         """
         ledger = self._ledger
-        facts, findings = ledger.facts(), ledger.findings()
+        facts, findings = self._read(specs)
         unverifiable = {spec.id: ledger.unverifiable_oldest(spec.id) for spec in specs}
         repairs = ledger.repair_counts()
         found = []
@@ -241,6 +241,16 @@ class Board:
             )
             found.append(one)
         return found
+
+    def _read(self, specs: Sequence[PipelineSpec]) -> tuple[Mapping[str, Any], Sequence[FindingRecord]]:
+        """Return facts and findings of these pipelines, and perhaps of others; the baseline's fact is read first, or with all."""
+        ledger = self._ledger
+        if len(specs) > 1:
+            return ledger.facts(), ledger.findings()
+        pipeline = specs[0].id
+        names = [name(pipeline) for name in (Facts.baseline, Facts.swept, Facts.paused, Facts.repair_stopped, Facts.grace)]
+        facts = {name: ledger.fact(name) for name in names}
+        return {**facts, **ledger.facts(Facts.repair(pipeline))}, ledger.findings(pipeline)
 
     def _fresh(self, pipeline: str, fact: Mapping[str, Any]) -> bool:
         limit = timedelta(seconds=self._settings.pipelines[pipeline].stall_after_seconds)

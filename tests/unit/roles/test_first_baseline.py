@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +22,7 @@ from tests.ledger_samples import gap, opening
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 
 SPEC = spec_of_rig()
+READS = 12  # of a board, for one pipeline
 
 
 class Recording:
@@ -41,12 +43,12 @@ class Slow:
     """A ledger whose `turn`-th read comes after somebody else has written everything that is left."""
 
     def __init__(self, ledger: SqlLedger, turn: int, meanwhile: Callable[[], None]) -> None:
-        self._ledger, self._turn, self._meanwhile = ledger, turn, meanwhile
+        self._ledger, self.left, self._meanwhile = ledger, turn, meanwhile
 
     def __getattr__(self, name: str) -> Any:
         def read(*args: Any, **more: Any) -> Any:
-            self._turn -= 1
-            if self._turn == 0:
+            self.left -= 1
+            if self.left == 0:
                 self._meanwhile()
             return getattr(self._ledger, name)(*args, **more)
 
@@ -56,9 +58,12 @@ class Slow:
 @pytest.fixture
 def made(tmp_path: Path) -> Iterator[Callable[[], SqlLedger]]:
     opened: list[SqlLedger] = []
+    open_ledger(f"sqlite:///{tmp_path}/empty.db").close()
 
     def make() -> SqlLedger:
-        opened.append(open_ledger(f"sqlite:///{tmp_path}/{len(opened)}.db"))
+        file = tmp_path / f"{len(opened)}.db"
+        shutil.copy(tmp_path / "empty.db", file)
+        opened.append(open_ledger(f"sqlite:///{file}"))
         return opened[-1]
 
     yield make
@@ -108,7 +113,7 @@ def test_no_hole_is_shown_while_the_baseline_that_covers_it_is_stored(made: Call
     steps = len(first_sweep(made(), VirtualClock()))
     assert steps >= 4
     for done in range(steps + 1):
-        for turn in range(1, 12):
+        for turn in range(1, READS + 1):
             ledger, clock = made(), VirtualClock()
             writing = first_sweep(ledger, clock)
             for step in writing[:done]:
@@ -118,7 +123,9 @@ def test_no_hole_is_shown_while_the_baseline_that_covers_it_is_stored(made: Call
                 for step in left:
                     step()
 
-            [facts] = board(Slow(ledger, turn, rest), clock)._facts([SPEC])
+            slow = Slow(ledger, turn, rest)
+            [facts] = board(slow, clock)._facts([SPEC])
+            assert turn - READS <= slow.left <= turn - 1, "there are as many reads as are tried here, or fewer"
             covered = facts.last_full_sweep_started is not None and facts.findings == []
             assert facts.baseline is None or covered, f"after {done} steps, and the rest before read {turn}"
     assert ledger.fact(Facts.baseline(SPEC.id)) is not None
@@ -127,7 +134,7 @@ def test_no_hole_is_shown_while_the_baseline_that_covers_it_is_stored(made: Call
 def test_what_a_sweep_found_is_never_missed_as_a_hole_and_as_a_gap(made: Callable[[], SqlLedger]) -> None:
     """Gaps are stored first, the hole is cleared behind them: whoever reads meanwhile sees the one, the other, or both."""
     seen = set()
-    for turn in range(1, 12):
+    for turn in range(1, READS + 1):
         ledger, clock = made(), VirtualClock()
         first_sweep(ledger, clock)
 

@@ -95,6 +95,7 @@ class Confirmer:
         self._on = dependencies
         self._waiting: dict[tuple[str, Key], list[Raised]] = {}
         self._heard: dict[str, list[tuple[Raised, Heard]]] = {}  # by pipeline: what is to be known of its gaps
+        self._news = {pipeline: asyncio.Event() for pipeline in dependencies.judges}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Raises when Kafka or the ledger cannot be used at all."""
@@ -122,12 +123,14 @@ class Confirmer:
                 finished.append(item)  # a pipeline that this configuration does not have (any more)
             elif isinstance(record, Heard):
                 self._heard.setdefault(record.pipeline, []).append((item, record))
+                self._news[record.pipeline].set()
             else:
                 if await self._on.is_quiet(record.pipeline):
                     finished.append(item)  # it waits here for the end of the quiet; forgotten, it is raised again
                 else:
                     self._waiting.setdefault((record.pipeline, record.key), []).append(item)
                 self._on.judges[record.pipeline].add(record.key, record)  # last: from here on it may be settled
+                self._news[record.pipeline].set()
         for hole in holes.values():
             await self._on.on_hole(hole)
         if finished:
@@ -138,6 +141,10 @@ class Confirmer:
         while not stop.is_set():
             if heard := self._heard.pop(pipeline, []):
                 await self._hear(pipeline, heard)
+            if not judge.cases:
+                await self._news[pipeline].wait()
+                self._news[pipeline].clear()
+                continue
             if await self._on.is_quiet(pipeline):
                 await self._on.clock.sleep(IDLE_SECONDS)
                 continue
