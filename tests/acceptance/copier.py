@@ -118,7 +118,7 @@ class Copier(Background):
                 "group.id": self.group,
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 20,
+                "fetch.wait.max.ms": 250,
                 "topic.metadata.refresh.interval.ms": 1_000,  # a table without rows has no topic yet
                 "error_cb": lambda error: None,  # a broker that is away comes back
                 "on_commit": self._answered,
