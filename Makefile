@@ -26,7 +26,7 @@ run: $(STAMP) ## gapwatch run with gapwatch.yaml
 	@$(BIN)/gapwatch run $(ARGS)
 
 test: $(STAMP) ## every test but those of page and alerts
-	@$(BIN)/pytest -m "not page and not alerts" -n 2 --no-loadscope-reorder $(ARGS)
+	@$(BIN)/pytest -m "not page and not alerts" -n 3 --no-loadscope-reorder $(ARGS)
 
 page: $(STAMP) ## the dashboard page in a real Chromium
 	@scripts/page $(ARGS)
