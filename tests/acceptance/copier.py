@@ -85,7 +85,7 @@ class Copier(Background):
     _idle: threading.Event = field(default_factory=threading.Event)
     _delayed: list[tuple[float, int, Operation]] = field(default_factory=list)
     _number: int = 0
-    _uncommitted: bool = False
+    _copied: dict[int, int] = field(default_factory=dict)  # by partition: up to where all is applied, and not yet committed
     _asked: float = 0.0  # since when an answer to a commit is waited for; 0: none is
 
     def start(self) -> None:
@@ -133,7 +133,7 @@ class Copier(Background):
                 messages = consumer.consume(BATCH, timeout=0.05)
                 readable = [message for message in messages if _readable(message)]
                 self._copy(client, readable)
-                self._uncommitted = self._uncommitted or bool(readable)
+                self._copied |= {message.partition() or 0: (message.offset() or 0) + 1 for message in readable}
                 self._commit(consumer)
         finally:
             consumer.close()
@@ -145,19 +145,28 @@ class Copier(Background):
             self._running.wait(0.05)
 
     def _commit(self, consumer: Consumer) -> None:
-        """Commit what was applied, until the group takes it from us; never waiting: a rebalance goes on only while we poll."""
-        if not self._uncommitted or time.monotonic() < self._asked + ANSWER_SECONDS:
+        """Commit what was applied, until the group takes it from us; never waiting: a rebalance goes on only while we poll.
+
+        By its offsets: a commit of "what was read" means what was read by the time it is sent, which may be not applied yet.
+        """
+        if not self._copied or time.monotonic() < self._asked + ANSWER_SECONDS:
+            return
+        ours = {at.partition for at in consumer.assignment()}
+        self._copied = {number: offset for number, offset in self._copied.items() if number in ours}
+        if not self._copied:
             return
         try:
-            consumer.commit(asynchronous=True)
-        except KafkaException:  # nothing of ours to commit, or nobody to ask: what is another's now is read and applied again
+            offsets = [TopicPartition(self.topic, number, offset) for number, offset in self._copied.items()]
+            consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException:  # nobody to ask: what is another's by now is read and applied again
             return
-        self._uncommitted, self._asked = False, time.monotonic()
+        self._asked = time.monotonic()
 
     def _answered(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         self._asked = 0.0
-        if error is not None and error.code() != KafkaError._NO_OFFSET:
-            self._uncommitted = True
+        for at in partitions if error is None else ():
+            if at.error is None and self._copied.get(at.partition) == at.offset:
+                self._copied.pop(at.partition, None)
 
     def _copy(self, client: MongoClient[dict[str, Any]], messages: list[Message]) -> None:
         operations: list[Operation] = []

@@ -23,6 +23,7 @@ from gapwatch.scans import contents_in
 
 KEYS_PER_CHUNK: Final = 50_000
 RECORDS_PER_CHUNK: Final = 5_000
+GIVING_WAY: Final = 10  # a sweep with a load reads so many times less at once: a store's others wait for one chunk at most
 SHOWN_SECONDS: Final = 0.5  # between two looks at how far both sides have come
 AHEAD_MAX: Final = 200_000  # keys that the faster side may wait with before it pauses
 
@@ -87,6 +88,7 @@ class Scanning:
         self._content = content
         self._clock = clock
         self._load = load
+        self._part = GIVING_WAY if load < 1 else 1
         self._on_compared = on_compared
         self._start = start
         self._lower = lower
@@ -191,9 +193,9 @@ class Scanning:
         source: AsyncIterator[ContentChunk] | AsyncIterator[KeyChunk]
         if self._content:
             mapping = self._stores.mapping
-            source = contents_in(reader, mapping, side, lower=lower, upper=self._upper, chunk=RECORDS_PER_CHUNK)
+            source = contents_in(reader, mapping, side, lower=lower, upper=self._upper, chunk=RECORDS_PER_CHUNK // self._part)
         else:
-            source = reader.scan_keys(lower=lower, upper=self._upper, chunk=KEYS_PER_CHUNK)
+            source = reader.scan_keys(lower=lower, upper=self._upper, chunk=KEYS_PER_CHUNK // self._part)
         iterator = aiter(source)
         try:
             while True:
