@@ -85,7 +85,7 @@ class Copier(Background):
     _idle: threading.Event = field(default_factory=threading.Event)
     _delayed: list[tuple[float, int, Operation]] = field(default_factory=list)
     _number: int = 0
-    _copied: dict[int, int] = field(default_factory=dict)  # by partition: up to where all is applied, and not yet committed
+    _copied: dict[tuple[str, int], int] = field(default_factory=dict)  # up to where all is applied, and not yet committed
     _asked: float = 0.0  # since when an answer to a commit is waited for; 0: none is
 
     def start(self) -> None:
@@ -133,7 +133,7 @@ class Copier(Background):
                 messages = consumer.consume(BATCH, timeout=0.05)
                 readable = [message for message in messages if _readable(message)]
                 self._copy(client, readable)
-                self._copied |= {message.partition() or 0: (message.offset() or 0) + 1 for message in readable}
+                self._copied |= {_place(message): (message.offset() or 0) + 1 for message in readable}
                 self._commit(consumer)
         finally:
             consumer.close()
@@ -151,12 +151,12 @@ class Copier(Background):
         """
         if not self._copied or time.monotonic() < self._asked + ANSWER_SECONDS:
             return
-        ours = {at.partition for at in consumer.assignment()}
-        self._copied = {number: offset for number, offset in self._copied.items() if number in ours}
+        ours = {(at.topic, at.partition) for at in consumer.assignment()}
+        self._copied = {place: offset for place, offset in self._copied.items() if place in ours}
         if not self._copied:
             return
         try:
-            offsets = [TopicPartition(self.topic, number, offset) for number, offset in self._copied.items()]
+            offsets = [TopicPartition(*place, offset) for place, offset in self._copied.items()]
             consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException:  # nobody to ask: what is another's by now is read and applied again
             return
@@ -165,8 +165,9 @@ class Copier(Background):
     def _answered(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         self._asked = 0.0
         for at in partitions if error is None else ():
-            if at.error is None and self._copied.get(at.partition) == at.offset:
-                self._copied.pop(at.partition, None)
+            place = at.topic, at.partition
+            if at.error is None and self._copied.get(place) == at.offset:
+                self._copied.pop(place, None)
 
     def _copy(self, client: MongoClient[dict[str, Any]], messages: list[Message]) -> None:
         operations: list[Operation] = []
@@ -202,6 +203,10 @@ class Copier(Background):
                 return
             except (AutoReconnect, ConnectionFailure, BulkWriteError, OperationFailure):
                 time.sleep(0.3)
+
+
+def _place(message: Message) -> tuple[str, int]:
+    return message.topic() or "", message.partition() or 0
 
 
 def _readable(message: Message) -> bool:
