@@ -156,6 +156,8 @@ class Book:
             changes = [GapChange(gap=gap, against=known[key].revision, event="updated") for key, gap in changed.items()]
             stored = await self._store(list(changed), changes)
             left = {key: left[key] for key in changed if key not in stored}  # somebody changed the gap at the same moment
+        if left:
+            log.warning("cause_not_stored", pipeline=pipeline, gaps=len(left), attempts=ATTEMPTS)
 
     async def _in_hand(self, gap: Gap) -> bool:
         """Whether a backfill wrote the document, or has it delivered again, and somebody else was the first to read that."""
