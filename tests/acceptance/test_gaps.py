@@ -133,7 +133,7 @@ def test_m25_watching_costs_the_stores_what_the_budget_says(stack: EmbeddedStack
             ("catalog", "watch", "orders"),
         }
         assert 1 <= rest["shop", "heartbeat", ""] <= REST_SECONDS / 0.25 + 1
-        assert 1 <= rest["catalog", "capture", "orders"] <= REST_SECONDS * (20 + 4) * 1.1
+        assert 1 <= rest["catalog", "capture", "orders"] <= REST_SECONDS * (4 + 4) * 1.5
         assert max(rest["shop", "watch", "orders"], rest["catalog", "watch", "orders"]) <= 2 * PINGS
         before = asked()
         scene.copier.rules[7] = nothing
