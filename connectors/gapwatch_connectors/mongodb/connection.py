@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -82,16 +82,44 @@ class Note:
     at: float  # by the monotonic clock
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What was asked for all who want it, once: a store that is away keeps them waiting together, not one after the other."""
+
+    at: float  # before it was asked, by the monotonic clock
+    task: asyncio.Task[Any]
+
+    def serves(self, newer_than: float) -> bool:
+        failed = self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+        return self.at > newer_than and not failed
+
+
 @dataclass(slots=True)
 class _Shared:
     """A client and how many use it. Each client watches its servers by itself, which forty of them make 3 % of a core."""
 
     client: AsyncMongoClient[Document]
     users: int = 0
-    note: Note | None = None  # the newest one that was written through it
-    noting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    told: dict[str, tuple[float, Any]] = field(default_factory=dict)
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    answers: dict[str, _Answer] = field(default_factory=dict)
+
+    async def answer(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], clock: Clock, *, newer_than: float) -> T:
+        """Return what was asked after then by whoever came first; his failure is everybody's who waits for it."""
+        known = self.answers.get(name)
+        if known is None or not known.serves(newer_than):
+            known = self.answers[name] = _Answer(clock.monotonic(), asyncio.create_task(ask(), name=f"mongodb-{name}"))
+            known.task.add_done_callback(_looked_at)
+        return cast(T, await asyncio.shield(known.task))
+
+    async def close(self) -> None:
+        for answer in self.answers.values():
+            answer.task.cancel()
+        await self.client.close()
+
+
+def _looked_at(task: asyncio.Task[Any]) -> None:
+    """Nobody may be left who waits for it; then its failure is nobody's."""
+    if not task.cancelled():
+        task.exception()
 
 
 _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()  # by loop and uri
@@ -150,23 +178,18 @@ class Mongo:
         Raises OperationFailure where notes are not allowed.
         """
         client = self.client
-        shared = self._clients[self._uri]
-        async with shared.noting:
-            if shared.note is None or shared.note.at <= newer_than:
-                clock_ms, at = clock.now_ms(), clock.monotonic()
-                said = await client.admin.command("appendOplogNote", 1, data={"gapwatch": "marker"})
-                shared.note = Note(clock_ms=clock_ms, cluster_time=u64(said["operationTime"]), at=at)
-            return shared.note
 
-    async def of_cluster(self, name: str, ask: Callable[[], Awaitable[T]], clock: Clock, *, seconds: float) -> T:
+        async def write() -> Note:
+            clock_ms, at = clock.now_ms(), clock.monotonic()
+            said = await client.admin.command("appendOplogNote", 1, data={"gapwatch": "marker"})
+            return Note(clock_ms=clock_ms, cluster_time=u64(said["operationTime"]), at=at)
+
+        return await self._clients[self._uri].answer("note", write, clock, newer_than=newer_than)
+
+    async def of_cluster(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], clock: Clock, *, seconds: float) -> T:
         """Return what the cluster says to everybody alike, asked for at most so long ago by whichever user of the client."""
         _ = self.client
-        shared = self._clients[self._uri]
-        async with shared.asking:
-            known = shared.told.get(name)
-            if known is None or clock.monotonic() - known[0] >= seconds:
-                known = shared.told[name] = (clock.monotonic(), await ask())
-            return cast(T, known[1])
+        return await self._clients[self._uri].answer(name, ask, clock, newer_than=clock.monotonic() - seconds)
 
     def database(self, name: str) -> AsyncDatabase[Document]:
         return self.client[name]
@@ -201,7 +224,7 @@ class Mongo:
         shared.users -= 1
         if not shared.users:
             del clients[self._uri]
-            await shared.client.close()
+            await shared.close()
 
 
 def u64(stamp: Timestamp) -> int:

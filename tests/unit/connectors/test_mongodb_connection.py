@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from bson import Timestamp
 from pymongo import AsyncMongoClient
-from pymongo.errors import OperationFailure
+from pymongo.errors import AutoReconnect, OperationFailure
 from pymongo.monitoring import CommandStartedEvent
 
 from gapwatch.errors import StoreRefused
@@ -147,3 +147,27 @@ async def test_what_a_cluster_says_to_everybody_is_asked_once_in_a_while(monkeyp
     assert await both("oplog") == [3, 3]
     await one.close()
     await other.close()
+
+
+async def test_a_cluster_that_is_away_keeps_its_streams_waiting_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = VirtualClock(), []
+    monkeypatch.setattr(Mongo, "_open", lambda _: Server())
+    users = [Mongo("crm", URI) for _ in range(3)]
+
+    async def away() -> int:
+        asked.append(clock.monotonic())
+        await clock.sleep(10)
+        raise AutoReconnect("nobody there")
+
+    began = clock.monotonic()
+    asking = [asyncio.create_task(user.of_cluster("oplog", away, clock, seconds=4)) for user in users]
+    await asyncio.sleep(0)
+    asking[0].cancel()  # who asked first need not wait to the end for the others to be told
+    said = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(one) for one in said] == [asyncio.CancelledError, AutoReconnect, AutoReconnect]
+    assert (asked, clock.monotonic() - began) == ([began], 10)
+    with pytest.raises(AutoReconnect):
+        await users[1].of_cluster("oplog", away, clock, seconds=40)
+    assert len(asked) == 2, "a failure is no answer: whoever comes later asks anew"
+    for user in users:
+        await user.close()

@@ -53,7 +53,7 @@ class SuspectInbox:
             if value is None:
                 continue
             self._open.setdefault(at, {})[offset] = None
-            raised.append(Raised(partition=number, offset=offset, record=msgspec.json.decode(value, type=Said)))
+            raised.append(Raised(partition=number, offset=offset, record=_read(value, f"{at.topic}[{number}]", offset)))
         return raised
 
     async def done(self, raised: Sequence[Raised]) -> None:
@@ -88,6 +88,17 @@ class SuspectInbox:
 
 
 BEGINNING = -2  # librdkafka's name for the start of the log
+
+
+def _read(value: bytes, where: str, offset: int) -> Said:
+    try:
+        said: Said = msgspec.json.decode(value, type=Said)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(
+            f"The record at offset {offset} of {where} is none that this version reads: {error}.",
+            remedy="Where a newer Gapwatch wrote it, upgrade role repair first; it begins there again.",
+        ) from error
+    return said
 
 
 class VerdictPublisher:
