@@ -18,6 +18,7 @@ import msgspec
 from confluent_kafka import Message
 
 from benchmarks import limits, work
+from gapwatch import native
 from gapwatch.core.batches import SectionBuilder, batches, pack
 from gapwatch.core.envelopes import BatchDecoder, EventColumns, decoder_for
 from gapwatch.core.feeds import FeedProgress
@@ -33,10 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hot_ingest", description=__doc__)
     parser.add_argument("--events", type=int, default=40_000, help="of each side")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--native", action="store_true", help="with the module that `make native` builds")
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     for side in Side:
-        stages = Stages(side, options.events)
+        stages = Stages(side, options.events, native.find({native.SWITCH: "1" if options.native else "0"}))
         taken: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             for name, seconds in stages.run().items():
@@ -50,13 +52,13 @@ def main() -> None:
 class Stages:
     """One side of the work of reference, in memory."""
 
-    def __init__(self, side: Side, events: int) -> None:
+    def __init__(self, side: Side, events: int, hot_path: native.HotPath) -> None:
         spec = work.settings("", "").pipelines["orders"]
         mapping = CompiledMapping(spec)
         self._side, self._fingerprint = side, mapping.fingerprint
         self._topic = (work.SOURCE, work.TARGET)[side]
         self._messages = [self._message(number + 100_000) for number in range(events)]
-        self._decoder = BatchDecoder(decoder_for(spec, side, mapping))
+        self._decoder = BatchDecoder(decoder_for(spec, side, mapping, native=hot_path.module))
 
     def _message(self, number: int) -> Message:
         key, value = work.source_record(number) if self._side is Side.EXPECTED else work.target_record(number, wrong=False)

@@ -184,6 +184,33 @@ def test_offsets_say_the_same_as_times(bug: Bug) -> None:
     assert {row["key"]["id"] for row in record["named"]}.isdisjoint(bug.right)
 
 
+def test_offsets_of_raw_topics_choose_the_writes_that_evidence_names(bug: Bug) -> None:
+    service = bug.scene.service
+    rows = {row["key"]["id"]: row for row in bug.verdicts("--of", "raw")[1]["named"]}
+    wanted = [rows[key] for key in (*sorted(bug.lost)[:2], bug.deleted)]
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for row in wanted:
+        place = f"{row['topic']}/{row['partition']}"
+        first[place] = min(row["offset"], first.get(place, row["offset"]))
+        last[place] = max(row["offset"] + 1, last.get(place, 0))
+    begin, end = (",".join(f"{place}:{offset}" for place, offset in found.items()) for found in (first, last))
+    within = {
+        key
+        for key, row in rows.items()
+        if first.get(place := f"{row['topic']}/{row['partition']}", 1 << 62) <= row["offset"] < last.get(place, 0)
+    }
+    code, record = service.answer("replay", "verdicts", "orders", "--of", "raw", "--from", begin, "--to", end)
+    assert isinstance(record, dict), record
+    assert (code, {row["key"]["id"] for row in record["named"]}, record["complete"]) == (1, within, True)
+    assert within >= {row["key"]["id"] for row in wanted}
+    assert [row for row in record["named"] if row["key"]["id"] in rows] == [
+        row for row in bug.verdicts("--of", "raw")[1]["named"] if row["key"]["id"] in within
+    ]
+    code, record = service.answer("replay", "verdicts", "orders", "--of", "raw", "--from", "99:0", "--to", "99:1")
+    assert (code, "has no partition 99" in record) == (2, True)
+
+
 def test_reconcile_opens_gaps_for_what_is_still_wrong_and_its_plan_repairs_it(bug: Bug) -> None:
     scene, service = bug.scene, bug.scene.service
     assert service.command("replay", "reconcile", "nope", *bug.range).returncode == 2
@@ -216,6 +243,16 @@ def test_reconcile_opens_gaps_for_what_is_still_wrong_and_its_plan_repairs_it(bu
     assert {key: documents[key]["v"] for key in wrong - {bug.deleted}} == {key: rows[key][2] for key in wrong - {bug.deleted}}
     caught_up_again = service.command("gaps", "resolve", gaps[bug.deleted]["id"], "--resolution", "accepted")
     assert caught_up_again.returncode == 0
+
+
+def test_reconcile_reads_the_keys_of_chosen_raw_records(bug: Bug) -> None:
+    """It runs after the plan was applied: by then the stores agree on them."""
+    rows = [row for row in bug.verdicts("--of", "raw")[1]["named"] if row["key"]["id"] in bug.lost]
+    row = min(rows, key=lambda row: row["key"]["id"])
+    begin, end = (f"{row['topic']}/{row['partition']}:{row['offset'] + more}" for more in (0, 1))
+    asked = ("replay", "reconcile", "orders", "--of", "raw", "--from", begin, "--to", end, "--wait")
+    code, run = bug.scene.service.answer(*asked)
+    assert (code, run[0]["state"], run[0]["counts"]["keys"]) == (0, "succeeded", 1), run
 
 
 def test_a_range_that_is_no_longer_in_the_log_says_from_where_on_it_is(bug: Bug) -> None:

@@ -344,3 +344,18 @@ def test_raw_topics_of_a_sink_in_time_name_nothing(seed: int) -> None:
     found = reread(World(seed, Shape(partitions=1, writes=60, lag=1_500, repeats=0.2)), pipeline())
     assert (found.named, found.holes) == ([], [])
     assert found.counts["expected"] == found.counts["settled"] + found.counts["superseded"]
+
+
+@OFTEN
+@given(SEEDS, st.sampled_from(list(Side)), st.integers(0, 40), st.integers(1, 60))
+def test_chosen_raw_records_are_named_as_the_whole_log_names_them(seed: int, side: Side, start: int, length: int) -> None:
+    world = World(seed, ROUGH)
+    place, chosen = (TOPICS[side], 0), range(start, start + length)
+    part = reread(world, pipeline(), Stretch(records={place: chosen}))
+    whole = reread(world, pipeline())
+    openings = {id(one): one.suspect.opening for one in whole.named}
+    named = [one for one in whole.named if (openings[id(one)].feed, openings[id(one)].partition) == place]
+    named = [one for one in named if openings[id(one)].offset in chosen]
+    assert text(part) == text(dataclasses.replace(whole, named=named))
+    writes = [message.holds for message in topics_of(world)[place][start : start + length]]
+    assert part.keys == {one.key for one in writes if isinstance(one, Raw) and one.operation != Operation.SNAPSHOT}

@@ -315,7 +315,10 @@ class Repairer(Process):
         findings = FindingBook(ledger, clock, lambda *_: None)  # type: ignore[arg-type]
         book = Book(ledger, clock)  # type: ignore[arg-type]
         provider = Provider(stores)
-        self.judge = KeyJudge(open_stores, grace_ms=lambda: GRACE_MS, delivered=partial(board.delivered, PIPELINE), clock=clock)
+        self.judge, rejudge = (
+            KeyJudge(open_stores, grace_ms=lambda: GRACE_MS, delivered=partial(board.delivered, PIPELINE), clock=clock)
+            for _ in range(2)
+        )
         confirmer = Confirmer(
             ConfirmerDependencies(
                 ledger=ledger,  # type: ignore[arg-type]
@@ -332,7 +335,14 @@ class Repairer(Process):
             )
         )
         rechecker = Rechecker(
-            RecheckerDependencies(pipelines=settings.pipelines, ledger=ledger, book=book, stores=provider, clock=clock)  # type: ignore[arg-type]
+            RecheckerDependencies(
+                pipelines=settings.pipelines,
+                ledger=ledger,  # type: ignore[arg-type]
+                book=book,
+                stores=provider,
+                judges={PIPELINE: rejudge},
+                clock=clock,
+            )
         )
         works: tuple[Coroutine[Any, Any, None], ...] = (
             confirmer.run(self._stop),

@@ -32,7 +32,7 @@ COLUMNS = (
     "offset",
 )
 
-FromOption = Annotated[str, typer.Option("--from", metavar="TIME", help="RFC 3339, or PARTITION:OFFSET,… of the events topic.")]
+FromOption = Annotated[str, typer.Option("--from", metavar="TIME", help="RFC 3339, or [TOPIC/]PARTITION:OFFSET,…")]
 ToOption = Annotated[str, typer.Option("--to", metavar="TIME", help="The same; not a part of the range.")]
 OfOption = Annotated[str, typer.Option("--of", help="events (canonical sections), or raw (the feeds' own topics).")]
 

@@ -17,6 +17,7 @@ from gapwatch.model.suspect import GivenUp, Reason, Seen, Suspect
 SKIPPED = Cause.SKIPPED_BY_POLICY.value
 OLD = "the stores take longer to answer than a difference may be old"
 RETURNS_MAX = 3  # waits that a document which keeps changing, of a row that is gone, is given
+WITH_FIELDS = frozenset({Kind.MISMATCH, Kind.STALE, Kind.AHEAD})  # differences that name fields
 READS_MAX = 10  # attempts on a moving source before `superseded`, and counted failures before `unverifiable`
 
 
@@ -296,7 +297,7 @@ def _difference(suspect: Suspect | None, reads: Reads, match: Match) -> Differen
     return Difference(
         kind=kind,
         cause=cause_of(suspect, reads, kind),
-        fields=reads.differing if kind in (Kind.MISMATCH, Kind.STALE, Kind.AHEAD) else (),
+        fields=reads.differing if kind in WITH_FIELDS else (),
         target_ids=reads.target.target_ids,
     )
 

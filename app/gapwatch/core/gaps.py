@@ -11,12 +11,14 @@ from typing import Any, Final
 import xxhash
 from msgspec import structs
 
-from gapwatch.core.confirm import Difference, Presence, Reads, evidence_of, evidence_of_sink
+from gapwatch.core.confirm import WITH_FIELDS, Difference, Presence, Reads, evidence_of, evidence_of_sink, kind_of
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
+from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import GivenUp, Heard, Reason, Seen, Suspect
 
 UNEXPLAINED: Final = frozenset({Cause.NEVER_WRITTEN, Cause.UNKNOWN})  # the sink may say why after the gap was opened
+READ: Final = ("source", "target")  # sides of evidence that were read; the others are the stream's
 REFUSED: Final = "repair refused: "  # how the note of a gap begins whose repair was refused
 
 
@@ -80,6 +82,8 @@ def found_again(known: Gap, latest: Gap) -> Gap:
     if latest.opened_by is None and _coarse(latest.kind) is _coarse(known.kind):
         # Two reads without the stream cannot tell stale from mismatch, nor undeleted from extra: what was proved stays.
         latest = replace(latest, kind=known.kind, cause=known.cause, evidence=known.evidence)
+    elif latest.opened_by is None:  # what the stream showed is as true as before
+        latest = replace(latest, evidence=(*_of_the_stream(known), *latest.evidence))
     again = latest.opened_by is not None and latest.opened_by != known.opened_by
     times = [time for time in (known.event_time, latest.event_time) if time is not None]
     return replace(
@@ -95,6 +99,10 @@ def found_again(known: Gap, latest: Gap) -> Gap:
         opened_by=latest.opened_by or known.opened_by,
         revision=known.revision + 1,
     )
+
+
+def _of_the_stream(gap: Gap) -> list[dict[str, Any]]:
+    return [row for row in gap.evidence if row["side"] not in READ]
 
 
 def _coarse(kind: Kind) -> Kind:
@@ -121,6 +129,13 @@ def changed(known: Gap, latest: Gap) -> bool:
         latest.target_id or known.target_id,
         latest.opened_by or known.opened_by,
     )
+
+
+def looks_changed(known: Gap, reads: Reads, match: Match) -> bool:
+    """Whether stores that do not agree differ otherwise by now than a gap says: what was missing is there, and wrong."""
+    kind = kind_of(None, reads, match)
+    fields = reads.differing if kind in WITH_FIELDS else ()
+    return _coarse(kind) is not _coarse(known.kind) or fields != known.fields
 
 
 def explained(known: Gap, heard: Heard) -> Gap | None:
@@ -221,7 +236,7 @@ def evidence(
     rows = [_stream_row(seen, tables) for seen in _seen(suspect)]
     if suspect is not None and suspect.given_up is not None:
         rows.append(_sink_row(suspect.given_up))
-    for side, reading in (("source", reads.after), ("target", reads.target)):
+    for side, reading in zip(READ, (reads.after, reads.target), strict=True):
         row: dict[str, Any] = {
             "side": side,
             "topic": None,

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from gapwatch.core.batches import packed
 from gapwatch.core.gaps import rfc3339, time_of
@@ -33,12 +34,13 @@ from gapwatch.model.stream import (
     Side,
     VerdictSection,
 )
-from gapwatch.model.suspect import Hole, Reason, Suspect
+from gapwatch.model.suspect import Hole, Reason, Seen, Suspect
 
 EVER: Final = 1 << 62
 LEAD_GRACES: Final = 2  # how many graces are read before a stretch, and after it
 NAMED_MAX: Final = 1_000_000  # writes that one replay names
 KEYS_MAX: Final = 1_000_000  # keys that one reconciliation reads
+_NONE: Final = range(0)
 BLIND: Final = frozenset({Reason.TOUCHED, Reason.MAPPING})  # the content is in no event, or cannot be compared: only reads tell
 
 
@@ -52,13 +54,32 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """Which writes are named, by event time in ``[time_from, time_to)``; milliseconds. Left out: all."""
+    """Which writes are named: by event time in ``[time_from, time_to)``, milliseconds; left out: all.
+
+    ``records``: by their offsets in these feed partitions instead; the times are then those between which such writes lie.
+    """
 
     time_from: int = 0
     time_to: int = EVER
+    records: Mapping[tuple[str, int], range] | None = None
 
     def holds(self, time: int) -> bool:
         return self.time_from <= time < self.time_to
+
+    def names(self, write: Seen) -> bool:
+        if self.records is None:
+            return self.holds(write.event_time)
+        return write.offset in self.records.get((write.feed, write.partition), _NONE)
+
+    def chosen(self, section: PackedSection) -> npt.NDArray[np.bool_]:
+        """Return which events of a section are named."""
+        if self.records is None:
+            column, first, last = section.event_times, self.time_from, self.time_to
+        else:
+            within = self.records.get((section.feed, section.feed_partition), _NONE)
+            column, first, last = section.offsets, within.start, within.stop
+        numbers = np.frombuffer(column, "<i8")
+        return (numbers >= first) & (numbers < last)
 
     def touches(self, hole: Hole) -> bool:
         return hole.time_from < self.time_to and hole.time_to >= self.time_from
@@ -212,7 +233,7 @@ class Replay:
 
     def _name(self, suspect: Suspect) -> None:
         opening = suspect.opening
-        if not self._stretch.holds(opening.event_time):
+        if not self._stretch.names(opening):
             return
         story_is_short = opening.side == Side.OBSERVED and suspect.newest_expected is None and not self._whole
         named = Named(suspect=suspect, unknown=story_is_short or suspect.reason in BLIND)
@@ -244,8 +265,7 @@ class Replay:
         if not self._keys_max:
             return
         for section in sections:
-            times = np.frombuffer(section.event_times, "<i8")
-            chosen = (times >= self._stretch.time_from) & (times < self._stretch.time_to)
+            chosen = self._stretch.chosen(section)
             chosen &= np.frombuffer(section.operations, np.uint8) != Operation.SNAPSHOT
             self._keys.update(section.keys[number] for number in np.flatnonzero(chosen).tolist())
         if len(self._keys) > self._keys_max:

@@ -21,9 +21,9 @@ from gapwatch.model.view import PipelineView
 from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.plans import plan, request_apply, requeue
+from gapwatch.roles.repair.questions import check, question_of
 from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.repair.replayer import request_replay
-from gapwatch.roles.repair.replaying import check, question_of
 from gapwatch.roles.repair.sweeps import (
     cancel_active,
     refuse_quiet,

@@ -19,7 +19,9 @@ from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.ledger import SqlLedger, is_new, open_ledger
 from gapwatch.logs import set_up_logs
 from gapwatch.model.pipeline import Settings
-from gapwatch.roles.repair.replaying import OnProgress, ReplayReader, check, question_of
+from gapwatch.roles.repair.questions import check, question_of
+from gapwatch.roles.repair.replaying import ReplayReader
+from gapwatch.roles.repair.rereading import OnProgress
 from gapwatch.wiring.stores import new_id, resolved_fact, resolved_pipeline
 
 

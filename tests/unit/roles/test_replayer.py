@@ -18,8 +18,9 @@ from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter
 from gapwatch.roles.repair.plans import PLAN_ACTION
+from gapwatch.roles.repair.questions import Question
 from gapwatch.roles.repair.replayer import Replayer, ReplayerDependencies, request_replay
-from gapwatch.roles.repair.replaying import OnProgress, Question
+from gapwatch.roles.repair.rereading import OnProgress
 from tests.simulation.stores import Rig, VirtualClock, sweeper_of
 from tests.unit.core.samples import unsatisfied
 

@@ -16,8 +16,9 @@ from gapwatch.core.replay import Found, Stretch
 from gapwatch.errors import GapwatchError, HistoryLost, NotFoundError, UsageError
 from gapwatch.kafka.clients import Partition
 from gapwatch.kafka.topics import TopicAdmin
-from gapwatch.model.pipeline import Settings, TopicsSpec
-from gapwatch.roles.repair.replaying import Question, ReplayReader, check, question_of
+from gapwatch.model.pipeline import FeedKind, FeedSpec, Settings, TopicsSpec
+from gapwatch.roles.repair.questions import Question, check, chosen_by, question_of
+from gapwatch.roles.repair.replaying import ReplayReader
 from tests.property.test_replay import ROUGH, lasting, replayed, text
 from tests.simulation import kafka
 from tests.simulation.stores import VirtualClock
@@ -149,7 +150,11 @@ def test_a_topic_that_is_not_there_is_no_empty_range() -> None:
         ("0:7,0:3", "0:9", {}, "names a partition twice"),
         ("0:9", "0:7", {}, "--from (0:9) lies after --to (0:7)."),
         ("0:7", "0:7", {}, "The range is empty"),
-        ("0:7", "0:9", {"of": "raw"}, "Offsets choose records of the events topic."),
+        ("src/0:7", "src/0:9", {}, "Records of the events topic are chosen without a topic's name, and not of src."),
+        ("src/0:7", "0:9", {"of": "raw"}, "--from and --to name different partitions."),
+        ("src/0:9", "src/0:7", {"of": "raw"}, "--from (src/0:9) lies after --to (src/0:7)."),
+        ("src/0:7,src/0:8", "src/0:9", {"of": "raw"}, "names a partition twice"),
+        ("src:7", "src:9", {"of": "raw"}, "--from must be a time in RFC 3339 with its zone, or offsets"),
         ("2023-11-14T22:00:00Z", "2023-11-14T23:00:00Z", {"of": "gaps"}, "'gaps' cannot be replayed."),
         ("2023-11-14T22:00:00Z", "2023-11-14T23:00:00Z", {"grace_ms": 0}, "A grace of zero makes every write late."),
     ],
@@ -159,6 +164,42 @@ def test_what_has_no_answer_is_refused_with_what_to_do(time_from: str, time_to: 
         check(dataclasses.replace(question_of(time_from, time_to), **more), NOW)
     assert said in caught.value.message
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "said"),
+    [
+        (("other/0:0", "other/0:1"), UsageError, "other is no feed of orders. Its feeds: src, dst."),
+        (("src/0:0,0:0", "src/0:1,0:1"), UsageError, "src/0 is named twice."),
+        (("1:0", "1:1"), UsageError, "src has no partition 1. It has 1, from 0 on."),
+        (("dst/0:0", "dst/0:9"), UsageError, "dst[0] ends at offset 2, before 9. Ask up to 0:2."),
+        (("0:0", "0:2"), HistoryLost, "Offset 0 of src[0] is no longer there: the log begins at 1."),
+    ],
+)
+def test_raw_records_that_are_not_there_say_which_are(asked: tuple[str, str], kind: type[GapwatchError], said: str) -> None:
+    broker = kafka.Broker({"src": 1, "dst": 1}, VirtualClock(), seed=1)
+    for topic in ("src", "dst"):
+        for number in range(2):
+            broker.append(Partition(topic, 0), None, b"{}", time=START + number)
+    begins = {Partition("src", 0): 1}
+    settings = Settings(bootstrap_servers="nowhere", topics=TopicsSpec(partitions=1))
+    clock = VirtualClock()
+    clock._ms = NOW
+    reader = ReplayReader(settings, lambda: cast(Any, Consumer(broker, begins)), cast(TopicAdmin, kafka.Admin(broker)), clock)
+    feed = FeedSpec(kind=FeedKind.TOPIC, topic="dst", format="debezium")
+    spec = pipeline(target=dataclasses.replace(pipeline().target, feed=feed))
+    with pytest.raises(kind) as caught:
+        asyncio.run(reader.answer(question_of(*asked, of="raw"), spec, lambda share, counts: None))
+    assert said in str(caught.value)
+
+
+def test_a_source_of_several_topics_wants_a_name() -> None:
+    question = question_of("0:0", "0:1", of="raw")
+    with pytest.raises(UsageError, match=r"has 2 topics, and 0:0 names none of them\. Write a/0:0\."):
+        chosen_by(question, "orders", ["a", "b"], ["a", "b", "dst"])
+    named = question_of("b/0:0,dst/3:5", "b/0:1,dst/3:7", of="raw")
+    found = chosen_by(named, "orders", ["a", "b"], ["a", "b", "dst"])
+    assert found == {Partition("b", 0): range(1), Partition("dst", 3): range(5, 7)}
 
 
 def test_a_tolerance_is_tried_where_the_events_hold_the_value() -> None:

@@ -50,6 +50,7 @@ class Book:
         *,
         opened_by: str = "",
         held_since: datetime | None = None,
+        only_known: bool = False,
     ) -> dict[Key, str]:
         """Open a gap for each difference, or bring the key's open gap up to date; return what happened, by key.
 
@@ -59,10 +60,13 @@ class Book:
             detector: Who found them.
             opened_by: What names them besides the key where there is no suspect: the run's id.
             held_since: The time from which a gap without a commit time holds consistent-through.
+            only_known: Open nothing: what somebody has resolved meanwhile is not this one's business.
         """
         if not decided:
             return {}
         known = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, [item.case.key for item in decided])
+        if only_known:
+            decided = [item for item in decided if item.case.key in known]
         now = self._clock.now()
         made = {item.case.key: self._gap(stores, item, detector, opened_by, held_since, now) for item in decided}
         ids = [gap.id for key, gap in made.items() if key not in known]

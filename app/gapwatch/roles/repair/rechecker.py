@@ -1,7 +1,9 @@
-"""Reads the keys of open gaps again and again, oldest first, and resolves those that agree by now.
+"""Reads the keys of open gaps again and again, oldest first; resolves those that agree by now, and says how others differ.
 
-A gap may end without any event that the stream shows (somebody repaired the target by hand, the sink came back): only
-reading tells. Two agreeing reads of one moment are enough to close; a difference needs no second proof, the gap is open already.
+A gap may end, or change, without any event that is late (somebody repaired the target by hand, the sink came back, an update
+put a document without its unchanged fields where there was none): only reading tells. Two agreeing reads of one moment are
+enough to close. What differs otherwise than the gap says is judged like any difference before the gap is brought up to date:
+what is read at once may be on its way.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from gapwatch.core.confirm import Cleared, satisfied
+from gapwatch.core.confirm import Cleared, Difference, satisfied
+from gapwatch.core.gaps import looks_changed, proof_of
 from gapwatch.errors import StoreError
-from gapwatch.model.gap import State
+from gapwatch.model.gap import Detector, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, GapFilter, Ledger
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.book import Book
-from gapwatch.roles.repair.judging import Case, Decided
+from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.quiet import never_quiet
 from gapwatch.roles.repair.reads import read_batch
 from gapwatch.roles.stores import StoreProvider
@@ -38,6 +41,7 @@ class RecheckerDependencies:
     ledger: Ledger
     book: Book
     stores: StoreProvider
+    judges: Mapping[str, KeyJudge]  # its own: it judges gaps, and not suspects
     clock: Clock
     is_quiet: Callable[[str], Awaitable[bool]] = never_quiet
 
@@ -62,7 +66,7 @@ class Rechecker:
 
     def _begun(self, pipeline: str) -> bool:
         """Whether there were open gaps when they were read last: each is read again and again."""
-        return self._found.get(pipeline, False)
+        return self._found.get(pipeline, False) or bool(self._on.judges[pipeline].cases)
 
     async def step(self, pipeline: str) -> int:
         """Read the next batch of one pipeline's open gaps; return how many were resolved."""
@@ -72,13 +76,20 @@ class Rechecker:
         cursor = self._cursors.get(pipeline)
         page = await asyncio.to_thread(self._on.ledger.gaps, where, limit=BATCH, cursor=cursor)
         self._cursors[pipeline], self._found[pipeline] = page.next_cursor, bool(page.gaps or cursor)
-        if not page.gaps:
+        stores = await self._on.stores.stores(pipeline) if self._begun(pipeline) else None
+        if stores is None:
             return 0
-        stores = await self._on.stores.stores(pipeline)
         batch = await read_batch(stores, [gap.key for gap in page.gaps], self._on.clock)
-        agreeing = [
-            Decided(case=Case(key=key), judgement=Cleared(reason="in_agreement"), reads=reads)
-            for key, reads in batch.by_key.items()
-            if not reads.reads.unread and satisfied(reads.reads, stores.spec.match)
-        ]
+        judge, agreeing = self._on.judges[pipeline], list[Decided]()
+        for gap in page.gaps:
+            reads = batch.by_key[gap.key]
+            if reads.reads.unread:
+                continue
+            if satisfied(reads.reads, stores.spec.match):
+                agreeing.append(Decided(case=Case(key=gap.key), judgement=Cleared(reason="in_agreement"), reads=reads))
+            elif looks_changed(gap, reads.reads, stores.spec.match):
+                judge.add(gap.key, proof=proof_of(gap))
+        decided = await judge.step()
+        differing = [item for item in decided if isinstance(item.judgement, Difference)]
+        await self._on.book.open(stores, differing, Detector.SWEEP, only_known=True)
         return len(await self._on.book.close(stores, agreeing))

@@ -27,7 +27,8 @@ from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.repair.plans import plan
-from gapwatch.roles.repair.replaying import EVENTS, OnProgress, Question, question_of
+from gapwatch.roles.repair.questions import EVENTS, Question, question_of
+from gapwatch.roles.repair.rereading import OnProgress
 from gapwatch.roles.repair.sweeper import Asked, Sweeper
 from gapwatch.roles.stores import PipelineStores
 

@@ -67,7 +67,7 @@ class RepairRole:
         self._auto_grace = AutoGrace(on.settings.pipelines, partitions, on.ledger, on.board, on.clock, on.host)
         self._findings = FindingBook(on.ledger, on.clock, self._count_finding)
         self._trials = MappingTrials(on.ledger, on.board, self._findings, self._stores("trial"), on.clock)
-        self._judges = {name: self._judge(name) for name in on.settings.pipelines}
+        self._judges = {name: self._judge(name, "confirm") for name in on.settings.pipelines}
 
     async def run(self, stop: asyncio.Event) -> None:
         collect_seldom()
@@ -93,6 +93,7 @@ class RepairRole:
                     ledger=on.ledger,
                     book=self._book,
                     stores=self._stores("recheck"),
+                    judges={name: self._judge(name, "recheck") for name in pipelines},
                     clock=on.clock,
                     is_quiet=self._quiet.is_quiet,
                 )
@@ -120,10 +121,10 @@ class RepairRole:
             IncidentWatch(pipelines, on.ledger, self._findings, on.clock).run,
         )
 
-    def _judge(self, pipeline: str) -> KeyJudge:
+    def _judge(self, pipeline: str, purpose: str) -> KeyJudge:
         on = self._on
         return KeyJudge(
-            partial(self._stores("confirm").stores, pipeline),
+            partial(self._stores(purpose).stores, pipeline),
             grace_ms=partial(self._grace_ms, pipeline),
             delivered=partial(on.board.delivered, pipeline),
             clock=on.clock,
