@@ -304,9 +304,9 @@ class KeyRows:
         return times
 
     def open_long(self) -> Iterator[tuple[bytes, Held]]:
-        """Yield the open keys in their long form."""
-        place, at = self.place, self.at
-        return ((key, held) for key, held in self.long.items() if place[at[key]] == OPEN)
+        """Yield the open keys in their long form. (There may be very many more that are settled: they are not looked at.)"""
+        rows = np.flatnonzero(self.place[: self.size] == OPEN).tolist()
+        return ((key, self.long[key]) for row in rows if (key := self.keys[row]) is not None)
 
     def make_room(self, settled_max: int) -> int:
         """Where too many keys are settled, let those go that have not changed for longest; return how many went.

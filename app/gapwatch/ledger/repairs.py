@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select
 
+from gapwatch.ledger.bulk import AS_READ, gap_of_columns
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.gaps import gap_of
 from gapwatch.ledger.part import LedgerPart, chunks
@@ -23,13 +24,13 @@ class RepairQueries(LedgerPart):
     def repairable(self, pipeline: str, kinds: Collection[Kind], *, now: datetime, limit: int) -> Sequence[Gap]:
         """Return open gaps of these kinds, the oldest first, without those that wait for another attempt or are given up."""
         query = (
-            select(gaps)
-            .outerjoin(repairs, repairs.c.gap_id == gaps.c.id)
+            select(*AS_READ)
+            .outerjoin_from(gaps, repairs, repairs.c.gap_id == gaps.c.id)
             .where(*_open(pipeline, kinds), or_(repairs.c.gap_id.is_(None), repairs.c.next_at <= now))
             .order_by(gaps.c.first_seen, gaps.c.id)
             .limit(limit)
         )
-        return [gap_of(row) for row in self._db.read(lambda connection: connection.execute(query).mappings().all())]
+        return [gap_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
     def repair_pressure(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from gapwatch.roles.repair.reads import read_batch
 from tests.ledger_samples import gap as a_gap
 from tests.ledger_samples import opening
 from tests.ledger_samples import run as a_run
-from tests.simulation.stores import VirtualClock
+from tests.simulation.stores import ModelReader, VirtualClock
 from tests.unit.roles.test_autorepairer import AUTO, Story
 
 
@@ -381,3 +382,48 @@ def test_a_gap_that_somebody_changes_meanwhile_learns_it_all_the_same(ledger: Sq
     known = ledger.gap(gap.id)
     assert known is not None
     assert (known.cause, known.state, known.note) == (Cause.DEAD_LETTERED, State.ACKNOWLEDGED, "mine")
+
+
+def sweep_again(story: Story, ledger: Any) -> tuple[Mapping[str, int], dict[str, int]]:
+    """Return what a sweep counted, and how many keys were read of each store by key."""
+    reads: Counter[str] = Counter()
+    fetch = ModelReader.fetch
+
+    async def counted(reader: ModelReader, keys: Collection[Key]) -> Any:
+        reads[reader._side.name.lower()] += len(keys)
+        return await fetch(reader, keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelReader, "fetch", counted)
+        story.sweep()
+    run = ledger.runs(pipeline=story.spec.id, kind=RunKind.SWEEP, limit=1)[0]
+    assert run.state is RunState.SUCCEEDED
+    return run.counts, dict(reads)
+
+
+def test_what_has_an_open_gap_is_swept_with_one_look_and_what_is_in_hand_with_none(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1, 2, 3, 4)
+    story.rig.stranger_writes(5, None)
+    counts, reads = sweep_again(story, ledger)
+    assert (counts["differences"], counts["missing"]) == (5, 5)
+    assert reads == {"expected": 4 + 2, "observed": 4 + 2}, "the fifth is read, waited for, and read again"
+    gaps = taken(story, ledger)
+    assert len(gaps) == 5
+    story.rig.stranger_writes(6, None)
+    counts, reads = sweep_again(story, ledger)
+    assert (counts["differences"], counts["in_hand"], reads) == (1, 5, {"expected": 2, "observed": 2})
+    assert [gap.state for gap in story.gaps()].count(State.REPAIRING) == 5
+    row = story.rig.source_writes(5)
+    story.rig.stranger_writes(5, row)
+    asyncio.run(Holding(ledger, story.clock).set_down(story.spec.id, list(gaps), {}))
+    counts, _ = sweep_again(story, ledger)
+    assert (counts["differences"], counts.get("in_hand")) == (5, None), "what a backfill left behind is judged"
+
+
+def test_an_open_gap_whose_row_has_changed_is_waited_for_as_any_other(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1)
+    story.rig.source_writes(1)  # and its sink will write it
+    before = story.clock.now_ms()
+    counts, reads = sweep_again(story, ledger)
+    assert (counts["differences"], reads) == (1, {"expected": 2, "observed": 2})
+    assert story.clock.now_ms() - before >= 1_000

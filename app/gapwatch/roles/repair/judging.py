@@ -24,7 +24,7 @@ from gapwatch.core.gaps import Proof
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.reads import KeyReads, read_batch
+from gapwatch.roles.repair.reads import KeyReads, first_read, read_batch
 from gapwatch.roles.stores import PipelineStores
 
 KEYS_PER_BATCH_MAX = 500
@@ -156,7 +156,14 @@ class KeyJudge:
         stores = await self._stores()
         asked = {case.key: case.suspect for case in cases}
         digested = None if self._digests else {key for key, suspect in asked.items() if suspect is not None}
-        batch = await read_batch(stores, list(asked), self._clock, digested=digested)
+        known: dict[Key, Reading | None] = {}
+        for case in cases:
+            baseline = case.progress.baseline
+            if baseline is None and case.suspect is None:
+                known[case.key] = None  # whatever is there now is what the wait begins with
+            elif first := first_read(baseline):
+                known[case.key] = first
+        batch = await read_batch(stores, list(asked), self._clock, digested=digested, known=known)
         decided = []
         for case in cases:
             if case.suspect is not asked[case.key]:

@@ -79,7 +79,8 @@ class Rechecker:
         stores = await self._on.stores.stores(pipeline) if self._begun(pipeline) else None
         if stores is None:
             return 0
-        batch = await read_batch(stores, [gap.key for gap in page.gaps], self._on.clock)
+        keys = [gap.key for gap in page.gaps]
+        batch = await read_batch(stores, keys, self._on.clock, known=dict.fromkeys(keys))
         judge, agreeing = self._on.judges[pipeline], list[Decided]()
         for gap in page.gaps:
             reads = batch.by_key[gap.key]

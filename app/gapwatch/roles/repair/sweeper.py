@@ -15,9 +15,10 @@ from typing import Final
 import structlog
 
 from gapwatch.core.confirm import Cleared, Difference, Presence, Superseded, Unverifiable
+from gapwatch.core.gaps import proof_of
 from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepOutcome
 from gapwatch.errors import ConflictError, StoreError
-from gapwatch.model.gap import Detector, Run, RunState, SweepPart
+from gapwatch.model.gap import Detector, Run, RunState, State, SweepPart
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, DatasetReader, Key, Ledger
@@ -214,12 +215,27 @@ class _Sweep:
         """Put every key that differs under judgement; wait while there are too many."""
         async for found in self._scanning.steps():
             self._counts["source_keys"], self._counts["target_keys"] = found.rows
-            for key in found.differing.all():
-                self._judge.add(key)
+            await self._examine(list(found.differing.all()))
             if found.mark is not None:
                 self._resumption.compared(found.mark)
             while len(self._judge) > CANDIDATES_MAX:
                 await self._on.clock.sleep(IDLE_SECONDS)
+
+    async def _examine(self, keys: Sequence[Key]) -> None:
+        """Put keys that differ under judgement.
+
+        Of an open gap it is proved already that they do: while its row is the same, one look is enough. What a backfill has in
+        hand it reads itself, and whoever ends it reads what it left.
+        """
+        for start in range(0, len(keys), KEYS_PER_READ):
+            some = keys[start : start + KEYS_PER_READ]
+            known = await asyncio.to_thread(self._on.ledger.open_gaps_for, self._stores.spec.id, some)
+            for key in some:
+                gap = known.get(key)
+                if gap is not None and gap.state is State.REPAIRING:
+                    self._counts["in_hand"] = self._counts.get("in_hand", 0) + 1
+                else:
+                    self._judge.add(key, proof=proof_of(gap) if gap is not None else None)
 
     async def _feed(self) -> None:
         """Put every key under judgement that is asked for; wait while there are too many."""
