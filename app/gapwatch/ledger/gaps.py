@@ -10,7 +10,20 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, bindparam, case, delete, func, literal, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    Select,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from gapwatch.core.reports import gap_event_bytes, rfc3339
@@ -195,7 +208,9 @@ class GapQueries(LedgerPart):
         if cursor is not None:
             first_seen, gap_id = _read_cursor(cursor)
             query = query.where(tuple_(gaps.c.first_seen, gaps.c.id) < tuple_(literal(first_seen, UtcTime()), gap_id))
-        query = query.order_by(gaps.c.first_seen.desc(), gaps.c.id.desc()).limit(size + 1)
+        # A key has few gaps: its index has to be used, and not the one that has the order.
+        first_seen_of: Any = gaps.c.first_seen if where.key is None else gaps.c.first_seen.op("+")(literal_column("0"))
+        query = query.order_by(first_seen_of.desc(), gaps.c.id.desc()).limit(size + 1)
         rows = [gap_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
         more = len(rows) > size
         return Page(gaps=rows[:size], next_cursor=_cursor(rows[size - 1]) if more else None)
@@ -382,6 +397,8 @@ def _filtered(query: Select[Any], where: GapFilter) -> Select[Any]:
     for column, values in ((gaps.c.kind, where.kinds), (gaps.c.state, where.states), (gaps.c.cause, where.causes)):
         if values:
             query = query.where(column.in_([str(value) for value in values]))
+    if where.states and State.RESOLVED not in [State(state) for state in where.states]:
+        query = query.where(gaps.c.state != RESOLVED)  # as the index of open gaps says it
     return query
 
 

@@ -162,7 +162,9 @@ class RunQueries(LedgerPart):
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100
     ) -> Sequence[AuditRow]:
         """Return audit rows, newest first."""
-        query = select(*AUDIT_AS_READ).order_by(audit.c.at.desc(), audit.c.number.desc()).limit(limit)
+        # A key has few rows: ordered as they were stored, its index is used, and not the one that has the order of times.
+        order = (audit.c.at.desc(), audit.c.number.desc()) if key is None else (audit.c.number.desc(),)
+        query = select(*AUDIT_AS_READ).order_by(*order).limit(limit)
         if pipeline is not None:
             query = query.where(audit.c.pipeline == pipeline)
         if run_id is not None:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from gapwatch.ledger.types import Json, KeyBytes, UtcTime, Words, serial
 
-HEAD: Final = "0003"  # the newest migration; a test compares it with the folder
+HEAD: Final = "0004"  # the newest migration; a test compares it with the folder
 
 metadata = MetaData()
 
@@ -77,6 +77,15 @@ gaps = Table(
         "confirmed_at",
         "event_time",
         "held_since",
+        sqlite_where=text(IS_OPEN_SQL),
+        postgresql_where=text(IS_OPEN_SQL),
+    ),
+    # Pages of open gaps, whatever history the table keeps.
+    Index(
+        "ix_gaps_open_page",
+        "pipeline",
+        "first_seen",
+        "id",
         sqlite_where=text(IS_OPEN_SQL),
         postgresql_where=text(IS_OPEN_SQL),
     ),
