@@ -66,7 +66,7 @@ def test_d13_a_sweep_goes_on_where_its_worker_was_killed(stack: EmbeddedStack, p
     """Killed in the middle, taken over: what was compared and judged is not read again, and every difference is found once."""
     rows = 120_000
     lost = {5, 59_999, 60_001, rows}
-    with many_rows(stack, postgres_database, tmp_path, rows, lost, {"load": 0.1}) as (scene, run):
+    with many_rows(stack, postgres_database, tmp_path, rows, lost, {"load": 0.3}) as (scene, run):
 
         def marked() -> bool:
             """Whether a part was compared and judged: the mark stands before a difference that is not judged yet."""
@@ -93,7 +93,7 @@ def test_d13_workers_share_a_sweep_and_one_of_them_is_killed(
     """Each takes ranges of keys; who had cut the sweep is killed, the other one does the rest: each difference is found once."""
     rows, lost = 20_000, {1, 4_999, 10_001, 20_000}
     roles = ("capture", "ingest", "match", "api", "repair#0", "repair#1")
-    slowly = {"load": 0.03, "parts": 4}
+    slowly = {"load": 0.1, "parts": 4}
     with many_rows(stack, postgres_database, tmp_path, rows, (), slowly, roles=roles) as (scene, first):
         record = ended(scene.service, first, 90)
         assert record["state"] == "succeeded", record
