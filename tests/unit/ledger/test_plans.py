@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Kind
 from gapwatch.ports import GapFilter
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 OPEN = ("open", "acknowledged", "snoozed")
 KEY = b"\x80\x07"
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
-import pytest
 
 from gapwatch.config import parse, render
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.pipeline import PipelineSpec, Settings, TopicsSpec
 from gapwatch.model.stream import FORMAT, Control, Outcome, PipelineTimes, Side
 from gapwatch.roles.board import Board, Facts, grace_ms
@@ -23,13 +20,6 @@ from tests.unit.config.test_load import GOOD, problems
 
 LEAST_SECONDS, MOST_SECONDS = 2.0, 120.0
 SPEC = pipeline(grace_seconds=MOST_SECONDS, grace_least_seconds=LEAST_SECONDS)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 class Measured:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gapwatch.core.backfill import ItemOutcome
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Gap, Kind, RepairRecord, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Policy, RepairSpec
 from gapwatch.model.stream import Side
@@ -107,13 +105,6 @@ class Story:
 
     def wait(self, seconds: float) -> None:
         asyncio.run(self.clock.sleep(seconds / 100))
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 def test_d16_a_gap_is_repaired_by_itself_and_its_life_tells_so(ledger: SqlLedger) -> None:

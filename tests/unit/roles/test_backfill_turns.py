@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Run, RunState, State
 from gapwatch.model.stream import Side
 from tests.unit.roles.test_autorepairer import Story
 from tests.unit.roles.test_old_reads import Slow
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 def missing(ledger: SqlLedger, *numbers: int) -> Story:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from msgspec import structs
 from gapwatch.core.confirm import Cleared
 from gapwatch.core.gaps import by_hand
 from gapwatch.errors import StoreUnreachable
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import AuditRow, Cause, Gap, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Policy
 from gapwatch.model.stream import Operation
@@ -31,13 +30,6 @@ from tests.ledger_samples import opening
 from tests.ledger_samples import run as a_run
 from tests.simulation.stores import ModelReader, VirtualClock
 from tests.unit.roles.test_autorepairer import AUTO, Story
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 class Watched:

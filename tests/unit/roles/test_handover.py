@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,6 @@ ROWS = 9
 LOST = {2, 5}  # rows that the sink drops
 EVENTS = "gapwatch.events"
 TARGET = "gapwatch.feed.orders.target"
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 # ── ingest ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
-
-import pytest
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.confirm import Cleared, Difference, Judgement, Presence, Reading, Reads
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.trial import KEYS
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Finding, Kind, Resolution
 from gapwatch.model.pipeline import FieldType
 from gapwatch.ports import GapFilter, StoredRecord
@@ -47,13 +44,6 @@ def decided(number: int, judgement: Judgement) -> Decided:
 
 def mismatch(number: int, *fields: str) -> Decided:
     return decided(number, Difference(kind=Kind.MISMATCH, cause=Cause.UNKNOWN, fields=fields))
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    made = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield made
-    made.close()
 
 
 def trials_of(ledger: SqlLedger, stores: PipelineStores) -> MappingTrials:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import bson
@@ -16,7 +15,7 @@ from gapwatch.core.backfill import Step, decide
 from gapwatch.core.confirm import Difference, Progress, judge
 from gapwatch.core.keys import KeyCodec
 from gapwatch.errors import ConflictError
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Detector, Finding, FindingRecord, Kind, RunKind, RunState, State
 from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType, RepairSpec
 from gapwatch.model.stream import Side
@@ -35,13 +34,6 @@ from tests.unit.core.samples import field, unsatisfied
 from tests.unit.roles.test_autorepairer import AUTO, Story
 
 GRACE_MS = 5_000
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 class Slow(Story):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
-import pytest
-
 from gapwatch.core.gaps import by_hand, found_again
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Kind, Resolution, State
 from gapwatch.ports import GapChange
 from gapwatch.roles.repair.judging import KeyJudge
@@ -20,13 +16,6 @@ from tests.ledger_samples import gap as a_gap
 from tests.unit.roles.test_autorepairer import Story
 
 GRACE_MS = 1_000
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 class Rechecked(Story):

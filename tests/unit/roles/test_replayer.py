@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
 from gapwatch.core.replay import Found, Named
 from gapwatch.errors import ConflictError, FeedError
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
@@ -27,13 +26,6 @@ from tests.unit.core.samples import unsatisfied
 REQUEST = {"from": "2023-11-14T22:00:00Z", "to": "2023-11-14T22:10:00Z", "of": "events"}
 OFFSETS = {"from": "0:1", "to": "0:100", "of": "events"}
 SWEPT = datetime(2023, 11, 13, tzinfo=UTC)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 def reconciled(

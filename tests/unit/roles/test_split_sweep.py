@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from gapwatch.errors import ConflictError, StoreRefused
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Run, RunKind, RunState, SweepPart
 from gapwatch.model.pipeline import SweepSpec
 from gapwatch.model.stream import Side
@@ -24,13 +23,6 @@ from gapwatch.roles.stores import PipelineStores
 from tests.simulation.stores import ModelReader, Rig, VirtualClock, spec_of_rig, sweeper_of, trials
 
 PARTS = 4
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 class Shared:

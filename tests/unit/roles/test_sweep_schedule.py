@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from gapwatch.errors import UsageError
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec, Settings, SweepSpec, TopicsSpec
 from gapwatch.model.suspect import PartitionStatus
@@ -24,13 +22,6 @@ from tests.unit.core.test_standing import record
 
 HOUR = 3600.0
 NUMBERS = itertools.count()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 def scheduler(ledger: SqlLedger, clock: VirtualClock, spec: PipelineSpec) -> SweepScheduler:

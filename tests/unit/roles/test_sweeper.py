@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter
 from gapwatch.roles.repair.sweeps import request_sweep
 from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 def swept(rig: Rig, ledger: SqlLedger, *, cursor: Any = None, **request: Any) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,13 +34,6 @@ from tests.unit.core.samples import field, pipeline
 BEFORE = pipeline(field("total", FieldType.DECIMAL, scale=2), field("note"))
 AFTER = pipeline(field("total", FieldType.DECIMAL, scale=3), field("note"), field("city"))
 SAID = "field city is new; field total (scale 2 → 3)"
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 def as_stored(mapping: CompiledMapping) -> Any:

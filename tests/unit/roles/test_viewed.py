@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gapwatch.core.confirm import Cleared, Presence, Progress, WaitAndReadAgain, judge, satisfied
-from gapwatch.ledger import SqlLedger, open_ledger
+from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Kind, Resolution, RunState, State
 from gapwatch.model.pipeline import FieldType, Match, PipelineSpec, Policy, RepairSpec
 from gapwatch.model.stream import Side
@@ -63,13 +61,6 @@ def scanned(rig: Rig, side: Side) -> list[int]:
         return [rig.number(key) async for chunk in reader.scan_keys() for key in chunk.keys]
 
     return asyncio.run(scan())
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
-    opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
 
 
 def story(ledger: SqlLedger, rig: Ruled) -> Story:

@@ -24,7 +24,7 @@ from gapwatch.core.gaps import Proof
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.reads import KeyReads, first_read, read_batch
+from gapwatch.roles.repair.reads import KeyReads, read_batch
 from gapwatch.roles.stores import PipelineStores
 
 KEYS_PER_BATCH_MAX = 500
@@ -156,14 +156,8 @@ class KeyJudge:
         stores = await self._stores()
         asked = {case.key: case.suspect for case in cases}
         digested = None if self._digests else {key for key, suspect in asked.items() if suspect is not None}
-        known: dict[Key, Reading | None] = {}
-        for case in cases:
-            baseline = case.progress.baseline
-            if baseline is None and case.suspect is None:
-                known[case.key] = None  # whatever is there now is what the wait begins with
-            elif first := first_read(baseline):
-                known[case.key] = first
-        batch = await read_batch(stores, list(asked), self._clock, digested=digested, known=known)
+        once = {case.key for case in cases if _is_read_once(case)}
+        batch = await read_batch(stores, list(asked), self._clock, digested=digested, once=once)
         decided = []
         for case in cases:
             if case.suspect is not asked[case.key]:
@@ -205,6 +199,18 @@ class KeyJudge:
 def _proven(key: Key, proof: Proof) -> Case:
     baseline = Reading(presence=Presence.PRESENT, revision=proof.revision)
     return Case(key=key, progress=Progress(baseline=baseline, waiting_since_ms=proof.at_ms), waits_for_ms=proof.at_ms)
+
+
+def _is_read_once(case: Case) -> bool:
+    """Whether the source need not be read before the target too.
+
+    A wait begins with whatever is there now; and one that began with a row whose revision changes with every write knows that it
+    stood still from then on if the last read finds that revision. A suspect that was not waited for may be a difference at once.
+    """
+    baseline = case.progress.baseline
+    if baseline is None:
+        return case.suspect is None
+    return baseline.presence is Presence.PRESENT and baseline.revision is not None
 
 
 def _delivery_passed(case: Case, delivered: Delivered) -> bool:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gapwatch.core.canonical_records import canonical_records
-from gapwatch.core.confirm import Presence, Reading, Reads, same_record
+from gapwatch.core.confirm import Presence, Reading, Reads
 from gapwatch.core.counting import Age
 from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.errors import RecordError, StoreError
@@ -21,7 +21,6 @@ EXPIRED: Final = "its time at the target is over (target.keep)"
 Fetched = Mapping[Key, Read | tuple[StoredRecord, ...]]
 Forms = Mapping[int, Canonical | RecordError]
 NO_FORMS: Final[Forms] = MappingProxyType({})
-NOBODY_ASKED: Final[Mapping[Key, Reading | None]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,38 +51,30 @@ async def read_batch(
     clock: Clock,
     *,
     digested: Container[Key] | None = None,
-    known: Mapping[Key, Reading | None] = NOBODY_ASKED,
+    once: Collection[Key] = frozenset(),
 ) -> BatchReads:
     """Read every key at the source, at the target and at the source again; an unanswered store makes all its keys unread.
 
-    ``known``: keys whose first read is not needed. Of a row that was read before, with its revision (:func:`first_read`), that is
-    the first read: it stood still since then if the last one finds that revision. None: nobody asks whether it stood still.
+    ``once``: keys whose source is read after the target alone, as nobody asks whether it stood still meanwhile, or the caller
+    compares what is read with an earlier read that has a revision.
 
     ``digested``: the only keys whose row is wanted in canonical form though there is no document beside it (None: all). For the
     others it says nothing: their row has a revision, and nobody compares it. It is a quarter of the cost of a missing document.
     """
     started = clock.now_ms()
-    unknown = [key for key in keys if key not in known] if known else keys
-    before = dict(await _fetch(stores.source, unknown)) if unknown else {}
+    twice = [key for key in keys if key not in once]
+    before = await _fetch(stores.source, twice) if twice else {}
     target = await _fetch(stores.target, keys)
     proven = clock.now_ms()
     after = await _fetch(stores.source, keys)
-    before |= {key: after[key] for key in keys if key in known}
+    before = {key: before.get(key, after[key]) for key in keys}
     times = (started, proven, clock.now_ms())
     mapping = stores.mapping
     alone = set[Key]() if digested is None else {k for k in keys if k not in digested and not isinstance(target[k], StoredRecord)}
     rows = [read for key in keys if key not in alone for read in _distinct(before[key], after[key])]
     forms = {**_forms(mapping, Side.EXPECTED, rows), **_forms(mapping, Side.OBSERVED, target.values())}
     by_key = {key: _key_reads(mapping, before[key], target[key], after[key], times, key not in alone, forms) for key in keys}
-    for key, first in known.items():
-        if first is not None and not by_key[key].reads.unread and not same_record(first, by_key[key].reads.after):
-            by_key[key] = replace(by_key[key], reads=replace(by_key[key].reads, before=first))
     return BatchReads(by_key=by_key, others_were_read=any(not item.reads.unread for item in by_key.values()))
-
-
-def first_read(reading: Reading | None) -> Reading | None:
-    """Return what was read of a row before, if the next judgement can rest on it: if its revision changes with every write."""
-    return reading if reading is not None and reading.presence is Presence.PRESENT and reading.revision is not None else None
 
 
 def _distinct(before: Read | tuple[StoredRecord, ...], after: Read | tuple[StoredRecord, ...]) -> tuple[Any, ...]:

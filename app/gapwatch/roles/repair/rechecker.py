@@ -80,7 +80,7 @@ class Rechecker:
         if stores is None:
             return 0
         keys = [gap.key for gap in page.gaps]
-        batch = await read_batch(stores, keys, self._on.clock, known=dict.fromkeys(keys))
+        batch = await read_batch(stores, keys, self._on.clock, once=frozenset(keys))
         judge, agreeing = self._on.judges[pipeline], list[Decided]()
         for gap in page.gaps:
             reads = batch.by_key[gap.key]
@@ -92,5 +92,5 @@ class Rechecker:
                 judge.add(gap.key, proof=proof_of(gap))
         decided = await judge.step()
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
-        await self._on.book.open(stores, differing, Detector.SWEEP, only_known=True)
+        await self._on.book.open(stores, differing, Detector.SWEEP, only_known=True)  # a gap keeps the detector that it has
         return len(await self._on.book.close(stores, agreeing))
