@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gapwatch.core.batches import SectionBuilder
-from gapwatch.core.envelopes import EventColumns, Marker, RawRecord, Refused, heartbeat_row
+from gapwatch.core.envelopes import EventColumns, Marker, RawRecord, Refused, Truncate, heartbeat_row
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.records import Message
 from gapwatch.core.feeds import Check, FeedProgress, HeartbeatRows
@@ -121,6 +121,11 @@ class RawFeed:
     compacted: bool = False
 
 
+def time_of_loss(item: Truncate | Refused) -> int:
+    """Return the time (ms) that stands for what nobody can judge: an unread record has that of its append alone."""
+    return item.record.timestamp if isinstance(item, Refused) else item.event_time
+
+
 class RawReader:
     """Plays the ingester for one pipeline: slots come in, records as those of ``gapwatch.events`` come out.
 
@@ -173,7 +178,7 @@ class RawReader:
             if isinstance(item, Marker):
                 progress.marked(item.watermark)
             else:
-                time = item.record.timestamp if isinstance(item, Refused) else item.event_time
+                time = time_of_loss(item)
                 reason = "unparsable" if isinstance(item, Refused) else "truncated"
                 progress.lose(offset, offset + 1, reason, time_from=time, time_to=time)
         sections: list[Section] = []

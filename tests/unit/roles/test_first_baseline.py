@@ -19,6 +19,7 @@ from gapwatch.model.pipeline import Settings, TopicsSpec
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from tests.ledger_samples import gap, opening
+from tests.ledger_samples import run as a_run
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 
 SPEC = spec_of_rig()
@@ -107,6 +108,25 @@ def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any
     )
     RunRunner(cast(RunnerDependencies, dependencies))._settle(replace(run, started_at=clock.now(), ended_at=clock.now()), 0)
     return recording.steps
+
+
+@pytest.mark.parametrize("in_hand", [0, 1])
+def test_an_unverifiable_key_is_not_read_by_a_sweep_that_left_keys_to_a_backfill(ledger: SqlLedger, in_hand: int) -> None:
+    clock = VirtualClock()
+    ledger.add_unverifiable(SPEC.id, b"key", clock.now() - timedelta(minutes=1), "store")
+    dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=ledger, board=board(ledger, clock), clock=clock)
+    swept = replace(
+        a_run(),
+        pipeline=SPEC.id,
+        kind=RunKind.SWEEP,
+        state=RunState.SUCCEEDED,
+        request={"range": "full", "content": True},
+        counts={"source_keys": 1, "in_hand": in_hand},
+        started_at=clock.now(),
+        ended_at=clock.now(),
+    )
+    RunRunner(cast(RunnerDependencies, dependencies))._settle(swept, 0)
+    assert (ledger.unverifiable_oldest(SPEC.id) is not None) == bool(in_hand)
 
 
 def test_no_hole_is_shown_while_the_baseline_that_covers_it_is_stored(made: Callable[[], SqlLedger]) -> None:

@@ -23,6 +23,7 @@ from tests.property.test_replay import ROUGH, lasting, replayed, text
 from tests.simulation import kafka
 from tests.simulation.stores import VirtualClock
 from tests.simulation.world import START, World, pipeline
+from tests.unit.core.samples import COMMITTED, change
 
 NOW = START + 10 * 3_600_000
 EVENTS = Partition("gapwatch.events", 0)
@@ -181,16 +182,38 @@ def test_raw_records_that_are_not_there_say_which_are(asked: tuple[str, str], ki
     for topic in ("src", "dst"):
         for number in range(2):
             broker.append(Partition(topic, 0), None, b"{}", time=START + number)
-    begins = {Partition("src", 0): 1}
+    with pytest.raises(kind) as caught:
+        ask_raw(broker, question_of(*asked, of="raw"), begins={Partition("src", 0): 1})
+    assert said in str(caught.value)
+
+
+def ask_raw(broker: kafka.Broker, question: Question, *, begins: Mapping[Partition, int] | None = None) -> Found:
+    """Ask of topics src and dst, both in Debezium's format."""
     settings = Settings(bootstrap_servers="nowhere", topics=TopicsSpec(partitions=1))
     clock = VirtualClock()
     clock._ms = NOW
-    reader = ReplayReader(settings, lambda: cast(Any, Consumer(broker, begins)), cast(TopicAdmin, kafka.Admin(broker)), clock)
+    made = cast(TopicAdmin, kafka.Admin(broker))
+    reader = ReplayReader(settings, lambda: cast(Any, Consumer(broker, begins or {})), made, clock)
     feed = FeedSpec(kind=FeedKind.TOPIC, topic="dst", format="debezium")
     spec = pipeline(target=dataclasses.replace(pipeline().target, feed=feed))
-    with pytest.raises(kind) as caught:
-        asyncio.run(reader.answer(question_of(*asked, of="raw"), spec, lambda share, counts: None))
-    assert said in str(caught.value)
+    return asyncio.run(reader.answer(question, spec, lambda share, counts: None))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(b"none of ours", "unparsable"), (json.dumps(change("t")).encode(), "truncated")],
+    ids=["odd", "truncate"],
+)
+def test_a_chosen_record_that_nobody_can_judge_is_a_hole_beside_those_that_can(value: bytes, reason: str) -> None:
+    """It is a minute older than the write that is chosen with it: that one's time alone would leave it out."""
+    broker = kafka.Broker({"src": 1, "dst": 1}, VirtualClock(), seed=1)
+    broker.append(Partition("src", 0), b'{"id": 2}', value, time=COMMITTED + 500)
+    written = change("c", after={"id": 1, "v": 1}, ts_ms=COMMITTED + 60_000)
+    broker.append(Partition("src", 0), b'{"id": 1}', json.dumps(written).encode(), time=COMMITTED + 61_000)
+    found = ask_raw(broker, question_of("0:0", "0:2", of="raw"))
+    assert found.counts["expected"] == 1
+    assert [(hole.feed, hole.reason) for hole in found.holes] == [("src", reason)]
+    assert ask_raw(broker, question_of("0:1", "0:2", of="raw")).holes == []
 
 
 def test_a_source_of_several_topics_wants_a_name() -> None:

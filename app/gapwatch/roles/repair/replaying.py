@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from gapwatch.core.batches import read
+from gapwatch.core.envelopes import Marker
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.core.rawreplay import RawFeed, RawReader
+from gapwatch.core.rawreplay import RawFeed, RawReader, time_of_loss
 from gapwatch.core.replay import EVER, LEAD_GRACES, Found, Replay, Stretch, as_asked, joined
 from gapwatch.errors import NotFoundError, RecordError, UsageError
 from gapwatch.kafka.clients import Partition, RawConsumer
@@ -168,7 +169,7 @@ class ReplayReader:
         return [binding for bound in bindings_of({spec.id: spec}, republished=passed_over).values() for binding in bound]
 
     async def _stretch(self, spec: PipelineSpec, chosen: Mapping[Partition, Span]) -> Stretch:
-        """Read the chosen records alone, to learn when their writes were committed.
+        """Read the chosen records alone, to learn when their writes were committed; what nobody can judge has a time as well.
 
         Decoders and consumer are of its own: these remember what they read, that keeps partitions paused whose end it read.
         """
@@ -177,8 +178,9 @@ class ReplayReader:
 
         def take(at: Partition, messages: Sequence[Message]) -> bool:
             nonlocal least, most
-            times = [message.timestamp()[1] for message in messages]
-            times = (decoders[at.topic].decode(messages).event_times if messages else []) or times
+            columns = decoders[at.topic].decode(messages)
+            lost = [time_of_loss(item) for _, item in columns.others if not isinstance(item, Marker)]
+            times = [*columns.event_times, *lost] or [message.timestamp()[1] for message in messages]
             least, most = min([least, *times]), max([most, *times])
             return False
 
