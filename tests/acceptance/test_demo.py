@@ -213,7 +213,8 @@ def test_m17_everything_looks_healthy_and_is_wrong_found_whole_and_healed() -> N
     assert started < _time(record["consistent_through"]) < _time(record["ended_at"]) < datetime.now(UTC)
     first = re.search(r"^ *([0-9.]+) s  The first gap: order \d+ is (missing|undeleted|stale)", run.text(), re.MULTILINE)
     assert first, run.text()
-    assert float(first.group(1)) < 60
+    alone = "PYTEST_XDIST_WORKER" not in os.environ  # the promise is one of a machine that does nothing else
+    assert float(first.group(1)) < (60 if alone else 150)
 
 
 def test_m17_on_a_terminal_it_shows_each_lost_order_and_stays_until_ctrl_c() -> None:

@@ -20,7 +20,7 @@ from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.split import SplitDependencies, SplitSweep, other_mapping
 from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.roles.stores import PipelineStores
-from tests.simulation.stores import ModelReader, Rig, VirtualClock, spec_of_rig, sweeper_of, trials
+from tests.simulation.stores import HastyClock, ModelReader, Rig, VirtualClock, spec_of_rig, sweeper_of, trials
 
 PARTS = 4
 
@@ -29,7 +29,7 @@ class Shared:
     """One sweep of a rig's stores, its holder and its workers."""
 
     def __init__(self, rig: Rig, ledger: SqlLedger, **request: Any) -> None:
-        self.rig, self.ledger, self.clock = rig, ledger, VirtualClock(pace=100)
+        self.rig, self.ledger, self.clock = rig, ledger, HastyClock(speed=300)
         request_sweep(ledger, rig.spec, self.clock, f"sweep{len(ledger.runs())}", {"content": False, **request})
         taken = ledger.take_run(RunKind.SWEEP, "holder", seconds=1e6)
         assert taken is not None
