@@ -6,8 +6,8 @@ grace.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -59,10 +59,39 @@ class Mark:
     counts: tuple[int, int]
 
 
+class SweepCounts:
+    """Counts of a sweep by name, and by which keys: who goes on with it counts again what lies ahead of where he begins."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self.by_name = dict(counts)
+        self._by_key: dict[bytes, Counter[str]] = {}
+
+    def add(self, key: bytes, *names: str) -> None:
+        mine = self._by_key.setdefault(key, Counter())
+        for name in names:
+            self.by_name[name] = self.by_name.get(name, 0) + 1
+            mine[name] += 1
+
+    def take_back(self, key: bytes, *names: str) -> None:
+        """Undo what was added for a key that is decided anew."""
+        for name in names:
+            self.by_name[name] -= 1
+            self._by_key[key][name] -= 1
+
+    def behind(self, is_ahead: Callable[[bytes], bool]) -> dict[str, int]:
+        """Return the counts without keys that are still ahead; the others never will be again."""
+        self._by_key = {key: names for key, names in self._by_key.items() if is_ahead(key)}
+        ahead: Counter[str] = Counter()
+        for names in self._by_key.values():
+            ahead.update(names)
+        return {name: count - ahead[name] for name, count in self.by_name.items()}
+
+
 class Resumption:
     """From where another worker may go on: a key moves it only when everything below it was compared, judged and booked.
 
-    Only for keys that both sides show in the order of their bytes.
+    Except for the keys that are ``left``, which are judged first by who goes on. Only for keys that both sides show in the order
+    of their bytes.
     """
 
     MARKS_MAX = 1_000
@@ -78,16 +107,28 @@ class Resumption:
         self._marks.append(mark)
 
     def advance(self, undecided: Collection[bytes]) -> Mark | None:
-        """Return the last mark at or below every key that is not decided yet; None: the beginning."""
-        least = min(undecided, default=None)
+        """Return the last mark at or below every key that is not decided yet; None: the beginning.
+
+        A key below the mark that is undecided again does not move it back: it has to be among those that are left.
+        """
+        least = min((key for key in undecided if not self.is_below(key)), default=None)
         while self._marks and (least is None or self._marks[0].key <= least):
             self.reached = self._marks.popleft()
         return self.reached
 
+    def is_below(self, key: bytes) -> bool:
+        """Whether a key lies below the mark."""
+        return self.reached is not None and key < self.reached.key
+
     @staticmethod
-    def pack(mark: Mark, identities: Mapping[str, str]) -> dict[str, Any]:
-        """Return what a run's cursor holds: the key, the counts, and which objects were read."""
-        return {"from": mark.key.hex(), "counts": list(mark.counts), "identities": dict(identities)}
+    def pack(mark: Mark, identities: Mapping[str, str], left: Collection[bytes] = ()) -> dict[str, Any]:
+        """Return what a run's cursor holds: the key, the counts, which objects were read, and which keys below are left."""
+        return {
+            "from": mark.key.hex(),
+            "counts": list(mark.counts),
+            "identities": dict(identities),
+            "left": [key.hex() for key in sorted(left)],
+        }
 
     @staticmethod
     def unpack(cursor: Mapping[str, Any]) -> tuple[Mark | None, dict[str, str]]:
@@ -119,6 +160,10 @@ class Steps:
     def fed(self, position: Mapping[str, Any], keys: Collection[bytes]) -> None:
         """Remember the keys of one step and the position behind it."""
         self._steps.append((position, frozenset(keys)))
+
+    def is_ahead(self, key: bytes) -> bool:
+        """Whether a key belongs to a step that is not behind the position."""
+        return any(key in keys for _, keys in self._steps)
 
     def advance(self, undecided: Mapping[bytes, Any]) -> Mapping[str, Any] | None:
         """Return the last position before every key that is not decided yet; None: the beginning."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapwatch.core.sweep import Mark, Resumption, Steps, SweepOutcome, cut_into
+from gapwatch.core.sweep import Mark, Resumption, Steps, SweepCounts, SweepOutcome, cut_into
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,28 @@ def test_a_mark_survives_its_run() -> None:
     mark = Mark(key=b"\x81\x07", counts=(6, 5))
     assert Resumption.unpack(Resumption.pack(mark, {"expected": "1/2"})) == (mark, {"expected": "1/2"})
     assert Resumption.unpack({}) == (None, {})
+
+
+def test_a_key_below_the_mark_that_is_undecided_again_does_not_hold_it() -> None:
+    resumption = Resumption(Mark(key=b"e", counts=(5, 5)))
+    resumption.compared(Mark(key=b"k", counts=(9, 9)))
+    assert resumption.is_below(b"d")
+    assert not resumption.is_below(b"e"), "a mark says nothing of its own key"
+    reached = resumption.advance({b"d"})
+    assert reached is not None
+    assert reached.key == b"k"
+    assert Resumption.pack(reached, {}, {b"d", b"a"})["left"] == ["61", "64"]
+
+
+def test_what_is_ahead_is_counted_by_who_goes_on() -> None:
+    counts = SweepCounts({"source_keys": 9, "differences": 0})
+    for key in (b"a", b"b", b"c"):
+        counts.add(key, "differences", "missing")
+    counts.take_back(b"b", "differences", "missing")
+    assert counts.behind(lambda key: key >= b"b") == {"source_keys": 9, "differences": 1, "missing": 1}
+    counts.add(b"b", "differences", "stale")
+    assert counts.by_name == {"source_keys": 9, "differences": 3, "missing": 2, "stale": 1}
+    assert counts.behind(lambda key: False) == counts.by_name
 
 
 def test_a_sweep_by_key_goes_on_behind_the_steps_that_were_judged_whole() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +13,7 @@ from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter
+from gapwatch.roles.repair import keyfeed, scanning, sweeper
 from gapwatch.roles.repair.sweeps import request_sweep
 from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
 
@@ -23,8 +24,8 @@ def swept(rig: Rig, ledger: SqlLedger, *, cursor: Any = None, **request: Any) ->
     taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
     assert taken is not None
     taken = replace(taken, cursor=cursor or {})
-    sweeper = sweeper_of(rig, ledger, clock)
-    return asyncio.run(sweeper.run(taken, rig.stores, last_full_started=None))
+    worker = sweeper_of(rig, ledger, clock)
+    return asyncio.run(worker.run(taken, rig.stores, last_full_started=None))
 
 
 def gaps(ledger: SqlLedger) -> list[Gap]:
@@ -237,6 +238,77 @@ def test_d13_a_sweep_by_key_goes_on_behind_what_was_judged(ledger: SqlLedger) ->
     request = {"range": "lookback", "since": (now - timedelta(hours=1)).isoformat()}
     taken = swept(rig, ledger, cursor={"step": {"side": "expected", "at": 3_999}, "masked": 0}, **request)
     assert (taken.state, taken.counts["keys"], taken.cursor["masked"]) == (RunState.SUCCEEDED, 500, 0)
+
+
+class _KilledError(Exception):
+    """The worker is gone."""
+
+
+class _Dying:
+    """A ledger whose worker is killed right after it has stored so many reports of its run."""
+
+    def __init__(self, ledger: SqlLedger, reports: int) -> None:
+        self._ledger = ledger
+        self._left = reports
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    def update_run(self, run: Run, *, holder: str) -> None:
+        self._ledger.update_run(run, holder=holder)
+        self._left -= 1
+        if self._left == 0 and run.state is RunState.RUNNING:
+            raise _KilledError
+
+
+def _killed_again_and_again(rig: Rig, ledger: SqlLedger, every: int, **request: Any) -> tuple[Run, list[str]]:
+    """Sweep with workers that all are killed, until one comes to the end; return the run, and where each began."""
+    clock, began = VirtualClock(pace=100), []
+    request_sweep(ledger, rig.spec, clock, "sweep0", request)
+    taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
+    assert taken is not None
+    run, reports = taken, every
+    while True:
+        began.append(str(run.cursor.get("from", run.cursor.get("step", ""))))
+        worker = sweeper_of(rig, cast(SqlLedger, _Dying(ledger, reports)), clock)
+        try:
+            return asyncio.run(worker.run(run, rig.stores, last_full_started=None)), began
+        except _KilledError:
+            reports += 1  # where hardly anything is done between two reports, the last one has to come to the end
+        stored = ledger.run("sweep0")
+        assert stored is not None
+        run = stored
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("request_of", [{"content": True}, {"content": False}, {"range": "lookback"}], ids=str)
+def test_d13_killed_again_and_again_a_sweep_goes_on_and_counts_each_key_once(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch, every: int, request_of: dict[str, Any]
+) -> None:
+    """The first one, too, whose mismatches the trial of the mapping holds back until it has seen enough."""
+    monkeypatch.setattr(scanning, "RECORDS_PER_CHUNK", 100)
+    monkeypatch.setattr(scanning, "KEYS_PER_CHUNK", 100)
+    monkeypatch.setattr(keyfeed, "KEYS_AT_ONCE", 100)
+    monkeypatch.setattr(sweeper, "KEYS_PER_READ", 100)
+    rig = copied(3_000)
+    now = VirtualClock().now()
+    rig.changed[Side.EXPECTED] = dict.fromkeys(range(3_000), now)
+    lost, wrong = set(range(7, 3_000, 90)), set(range(3, 3_000, 40)) - set(range(7, 3_000, 90))
+    for number in lost:
+        rig.stranger_writes(number, None)
+    for number in wrong:
+        rig.stranger_writes(number, {"_id": number, "total": -1, "note": "wrong"})
+    if "range" in request_of:
+        request_of = request_of | {"since": (now - timedelta(hours=1)).isoformat()}
+    run, began = _killed_again_and_again(rig, ledger, every, **request_of)
+    assert run.state is RunState.SUCCEEDED
+    by_content = request_of.get("content", True)
+    assert {gap.key_fields["id"] for gap in ledger.gaps(GapFilter(), limit=500).gaps} == lost | (wrong if by_content else set())
+    kinds = {"missing": len(lost), "mismatch": len(wrong) if by_content else 0}
+    assert {kind: run.counts.get(kind, 0) for kind in kinds} == kinds
+    assert run.counts["differences"] == sum(kinds.values())
+    assert (run.counts["source_keys"], run.counts["target_keys"]) == (3_000, 3_000 - len(lost))
+    assert len(set(began)) > 1, "each goes on where the one before it had come to"
 
 
 @pytest.mark.parametrize("side", list(Side))

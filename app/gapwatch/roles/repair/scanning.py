@@ -15,8 +15,9 @@ from typing import Final
 from gapwatch.core.sweep import Mark
 from gapwatch.core.sweep_buckets import block_of_bulk, blocks_of, blocks_of_texts
 from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError
+from gapwatch.errors import StoreError
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, ContentChunk, Key, KeyChunk
+from gapwatch.ports import Clock, ContentChunk, DatasetReader, Key, KeyChunk
 from gapwatch.roles.repair.spool import Spool
 from gapwatch.roles.stores import PipelineStores
 from gapwatch.scans import contents_in
@@ -223,3 +224,10 @@ class Scanning:
 
     def _equal(self, source: tuple[bytes, tuple[str | None, ...]], target: tuple[bytes, tuple[str | None, ...]]) -> bool:
         return source[0] == target[0] and self._stores.mapping.values_agree(source[1], target[1])
+
+
+async def estimate_of(reader: DatasetReader) -> int:
+    try:
+        return await reader.estimate()
+    except StoreError:
+        return 0  # of no consequence: a bar without a measure

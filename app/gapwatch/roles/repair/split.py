@@ -19,7 +19,8 @@ from gapwatch.core.sweep_sets import KeyForm
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import Run, RunState, SweepPart
 from gapwatch.ports import Clock, DatasetReader, Ledger
-from gapwatch.roles.repair.sweeper import estimate_of, refuse_cancelled
+from gapwatch.roles.repair.scanning import estimate_of
+from gapwatch.roles.repair.sweeps import refuse_cancelled
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.stores import PipelineStores
 from gapwatch.scans import keys_sampled

@@ -16,8 +16,8 @@ import structlog
 
 from gapwatch.core.confirm import Cleared, Difference, Presence, Superseded, Unverifiable
 from gapwatch.core.gaps import proof_of
-from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepOutcome
-from gapwatch.errors import ConflictError, StoreError
+from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepCounts, SweepOutcome
+from gapwatch.errors import StoreError
 from gapwatch.model.gap import Detector, Run, RunState, State, SweepPart
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
@@ -26,12 +26,14 @@ from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.judging import Decided, KeyJudge
 from gapwatch.roles.repair.keyfeed import changing, feed
-from gapwatch.roles.repair.scanning import Scanning
+from gapwatch.roles.repair.scanning import Scanning, estimate_of
+from gapwatch.roles.repair.sweeps import refuse_cancelled
 from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
 
+COUNTED: Final = ("source_keys", "target_keys", "differences", "agreed_on_second_read", "superseded")  # from the beginning
 PATIENCE_SECONDS: Final = 600.0  # without any decision, or twelve times grace if that is longer: then the sweep is inconclusive
 CANDIDATES_MAX: Final = 200_000  # keys under judgement; the scan waits while there are more
 FED_MAX: Final = 20_000  # of a sweep by key: most agree at the first look
@@ -151,13 +153,25 @@ class _Sweep:
             digests=False,
         )
         self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and self._scope is Scope.FULL)
-        self._counts = {"source_keys": 0, "target_keys": 0, "differences": 0, "agreed_on_second_read": 0, "superseded": 0}
-        resumed = mark is not None or self._steps.reached is not None
-        self._counts |= {name: count for name, count in run.counts.items() if resumed or asked is not None}
+        self._counting = SweepCounts(dict.fromkeys(COUNTED, 0) | self._counted_before(mark))
         self._decided = 0
         self._undecided = 0  # judged, but neither way
         self._estimate = 0
         self._next_report = 0.0
+
+    def _counted_before(self, mark: Mark | None) -> dict[str, int]:
+        """Return what is not counted again: what was found before keys were handed over, or behind the place to go on from."""
+        if self._asked is not None:
+            return dict(self._run.counts)
+        if mark is None and self._steps.reached is None:
+            return {}
+        counted: Mapping[str, int] = self._run.cursor.get("counted", self._run.counts)
+        sides = {} if mark is None else dict(zip(COUNTED, mark.counts, strict=False))
+        return {**counted, **sides}
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        return self._counting.by_name
 
     async def _same_stores(self) -> PipelineStores:
         return self._stores
@@ -165,6 +179,8 @@ class _Sweep:
     async def carry_out(self) -> Run:
         if self._resumption.reached is not None or self._steps.reached is not None:
             self._log("resumed", source_keys=self._counts["source_keys"])
+        for key in self._run.cursor.get("left", ()):  # before anybody reports how far this sweep has come
+            self._judge.add(bytes.fromhex(key))
         try:
             if self._scope is Scope.FULL:
                 self._estimate = await estimate_of(self._stores.source) + await estimate_of(self._stores.target)
@@ -186,7 +202,7 @@ class _Sweep:
         said = " ".join([outcome.reason(), *reasons[:1]]).strip()
         if self._asked is not None:
             self._run = await self._asked.conclude(replace(self._run, counts=dict(self._counts)))
-            self._counts = dict(self._run.counts)
+            self._counts.update(self._run.counts)
         ended = await self._end(RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE, error=said or None)
         self._log("ended", state=ended.state.value, **self._counts)
         return ended
@@ -233,7 +249,7 @@ class _Sweep:
             for key in some:
                 gap = known.get(key)
                 if gap is not None and gap.state is State.REPAIRING:
-                    self._counts["in_hand"] = self._counts.get("in_hand", 0) + 1
+                    self._counting.add(key, "in_hand")
                 else:
                     self._judge.add(key, proof=proof_of(gap) if gap is not None else None)
 
@@ -310,8 +326,7 @@ class _Sweep:
         self._decided -= len(released)
         for item in released:
             assert isinstance(item.judgement, Difference)
-            self._counts["differences"] -= 1
-            self._counts[item.judgement.kind.value] -= 1
+            self._counting.take_back(item.case.key, "differences", item.judgement.kind.value)
             self._judge.again(item)
 
     def _check_mapping(self) -> None:
@@ -346,24 +361,27 @@ class _Sweep:
         return len(left)
 
     def _count(self, decided: Sequence[Decided]) -> None:
-        counts = self._counts
         self._decided += len(decided)
         if self._scope.by_key:
-            for side, name in ((Side.EXPECTED, "source_keys"), (Side.OBSERVED, "target_keys")):
-                counts[name] += sum(_is_present(item, side) for item in decided)
+            for side in Side:
                 self._on.on_compared(self._stores.spec.id, side.name.lower(), len(decided))
-            counts["keys"] = counts.get("keys", 0) + len(decided)
         for item in decided:
-            if isinstance(item.judgement, Difference):
-                counts["differences"] += 1
-                kind = item.judgement.kind.value
-                counts[kind] = counts.get(kind, 0) + 1
-            elif isinstance(item.judgement, Cleared):
-                counts["agreed_on_second_read"] += 1
-            elif isinstance(item.judgement, Superseded):
-                counts["superseded"] += 1
-            elif isinstance(item.judgement, Unverifiable):
-                self._undecided += 1
+            self._counting.add(item.case.key, *self._names(item))
+            self._undecided += isinstance(item.judgement, Unverifiable)
+
+    def _names(self, item: Decided) -> list[str]:
+        """Return under which names a judgement counts."""
+        names = []
+        if self._scope.by_key:
+            sides = ((Side.EXPECTED, "source_keys"), (Side.OBSERVED, "target_keys"))
+            names += ["keys", *[name for side, name in sides if _is_present(item, side)]]
+        if isinstance(item.judgement, Difference):
+            names += ["differences", item.judgement.kind.value]
+        elif isinstance(item.judgement, Cleared):
+            names.append("agreed_on_second_read")
+        elif isinstance(item.judgement, Superseded):
+            names.append("superseded")
+        return names
 
     # what proves something
 
@@ -411,7 +429,7 @@ class _Sweep:
             await refuse_cancelled(self._on.ledger, self._run.id)
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
-        mark = self._resumption.advance({*self._judge.cases, *self._trial.held}) if whole else None
+        mark = self._resumption.advance(self._judge.cases) if whole else None
         if whole and self._scope.by_key:
             self._steps.advance(self._judge.cases)
         self._run = replace(
@@ -432,10 +450,14 @@ class _Sweep:
         await asyncio.to_thread(on.ledger.update_part, self._part, holder=on.holder)
 
     def _cursor(self, mark: Mark | None) -> dict[str, object]:
-        packed = Resumption.pack(mark, self._scanning.identities) if mark is not None else {}
+        if mark is not None:
+            left = {key for key in (*self._judge.cases, *self._trial.held) if key < mark.key}
+            counted = self._counting.behind(lambda key: key >= mark.key or key in left)
+            return self._run.cursor | Resumption.pack(mark, self._scanning.identities, left) | {"counted": counted}
         if self._steps.reached is not None:
-            packed = {"step": dict(self._steps.reached)}
-        return self._run.cursor | packed
+            counted = self._counting.behind(self._steps.is_ahead)
+            return self._run.cursor | {"step": dict(self._steps.reached), "counted": counted}
+        return self._run.cursor
 
     def _progress(self) -> float | None:
         """Return the share that is done, by the stores' own estimates of their size; judging what differs is a part of it."""
@@ -465,13 +487,6 @@ class _Sweep:
         return self._run
 
 
-async def refuse_cancelled(ledger: Ledger, run_id: str) -> None:
-    """Raise ConflictError where somebody asked for the run's end."""
-    current = await asyncio.to_thread(ledger.run, run_id)
-    if current is None or current.cancel_requested:
-        raise ConflictError("The sweep was cancelled.", running_id=run_id)
-
-
 def _is_present(item: Decided, side: Side) -> bool:
     reads = item.reads.reads
     reading = reads.after if side is Side.EXPECTED else reads.target
@@ -480,10 +495,3 @@ def _is_present(item: Decided, side: Side) -> bool:
 
 async def _nothing() -> None:
     """A scan that has ended."""
-
-
-async def estimate_of(reader: DatasetReader) -> int:
-    try:
-        return await reader.estimate()
-    except StoreError:
-        return 0  # of no consequence: a bar without a measure

@@ -320,3 +320,10 @@ def set_baseline(ledger: Ledger, pipeline: str, *, started: datetime, ended: dat
     fact = {"started_at": started.isoformat(), "ended_at": ended.isoformat(), "sweep_id": run_id}
     ledger.set_fact(Facts.baseline(pipeline), fact)
     log.info("baseline_set", pipeline=pipeline, started_at=rfc3339(started), sweep=run_id)
+
+
+async def refuse_cancelled(ledger: Ledger, run_id: str) -> None:
+    """Raise ConflictError where somebody asked for the run's end."""
+    current = await asyncio.to_thread(ledger.run, run_id)
+    if current is None or current.cancel_requested:
+        raise ConflictError("The sweep was cancelled.", running_id=run_id)
