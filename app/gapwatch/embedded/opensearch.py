@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gapwatch.embedded import cache as downloads
-from gapwatch.embedded.machine import compilers, java_program
+from gapwatch.embedded.machine import class_archive, compilers, java_program
 from gapwatch.embedded.parts import Part
 from gapwatch.embedded.ports import Port
 from gapwatch.embedded.process import Watchdog
@@ -59,6 +59,7 @@ class OpenSearchPart(Part):
         where = (f"-Dopensearch.path.home={home}", f"-Dopensearch.path.conf={config}", "-Dopensearch.distribution.type=tar")
         options = (*HEAP, *compilers(), *WITHOUT_NATIVES, "-Dlog4j2.disable.jmx=true", "--enable-native-access=ALL-UNNAMED")
         java = java_program(self._say, least=JAVA_LEAST, what="OpenSearch")
+        options = (*options, *class_archive(java, "opensearch", home))
         self._spawn([java, *options, *where, "-cp", f"{home / 'lib'}/*", MAIN])
 
     def ready(self) -> bool:

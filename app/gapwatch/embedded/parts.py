@@ -139,7 +139,7 @@ class KafkaPart(Part):
             unfinished.write_text(_properties(self._settings()))
             self._format(unfinished)
             unfinished.replace(properties)
-        self._spawn([*java(self._say, heap=("-Xms256m", "-Xmx512m", *compilers())), "kafka.Kafka", str(properties)])
+        self._spawn([*java(self._say, "kafka", heap=("-Xms256m", "-Xmx512m", *compilers())), "kafka.Kafka", str(properties)])
 
     def _format(self, properties: Path) -> None:
         quick = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
@@ -147,7 +147,7 @@ class KafkaPart(Part):
         shutil.rmtree(self.directory / "data", ignore_errors=True)
         named = f"--cluster-id={cluster}"  # one of 64 begins with a dash, which would be taken for an option
         arguments = ["kafka.tools.StorageTool", "format", "--standalone", named, "-c", str(properties)]
-        run_once([*java(self._say, heap=quick), *arguments], self._watchdog, cwd=self.directory)
+        run_once([*java(self._say, "kafka-format", heap=quick), *arguments], self._watchdog, cwd=self.directory)
 
     def ready(self) -> bool:
         """Say whether the broker serves: it listens before its controller lets it in."""
@@ -192,7 +192,8 @@ class KafkaPart(Part):
             "num.io.threads": 4,
             "background.threads": 2,
             "broker.session.timeout.ms": 3_000,  # a killed broker is let in again only when its registration has lapsed
-            "broker.heartbeat.interval.ms": 500,
+            "broker.heartbeat.interval.ms": 1_000,
+            "metadata.max.idle.interval.ms": 0,  # else an empty record twice a second: a third of an idle broker's work
         }
 
 
@@ -222,7 +223,7 @@ class ConnectPart(Part):
     def launch(self) -> None:
         properties = self.directory / "connect.properties"
         properties.write_text(_properties(self._settings()))
-        command = java(self._say, heap=("-Xms128m", "-Xmx512m", *compilers()))
+        command = java(self._say, "connect", heap=("-Xms128m", "-Xmx512m", *compilers()))
         self._spawn([*command, "org.apache.kafka.connect.cli.ConnectDistributed", str(properties)])
 
     def ready(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.request
 
 from gapwatch.embedded import cache as downloads
-from gapwatch.embedded.machine import compilers, java_program
+from gapwatch.embedded.machine import class_archive, compilers, java_program
 from gapwatch.embedded.parts import Part
 
 HEAP = ("-Xms64m", "-Xmx256m")
@@ -29,7 +29,8 @@ class SchemaRegistryPart(Part):
         program = next(home.glob("*-runner.jar"))
         where = (f"-Dquarkus.http.host={self.host}", f"-Dquarkus.http.port={self.port}")
         java = java_program(self._say, what="The schema registry")
-        self._spawn([java, *HEAP, *compilers(), *where, "-Djava.io.tmpdir=" + str(self.directory), "-jar", str(program)])
+        options = (*HEAP, *compilers(), *class_archive(java, "registry", home))
+        self._spawn([java, *options, *where, "-Djava.io.tmpdir=" + str(self.directory), "-jar", str(program)])
 
     def ready(self) -> bool:
         if not self._listens():
