@@ -9,14 +9,16 @@ from gapwatch.errors import UsageError
 from gapwatch.feed_ports import FeedReader, HeartbeatWriter
 from gapwatch.model.pipeline import PipelineSpec, StoreType
 from gapwatch.ports import DatasetReader, Preflight, TargetWriter
-from gapwatch_connectors import mongodb, postgres
 
 ENTRY_POINTS = "gapwatch.connectors"
 ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
 
 
 class Connector:
-    """What a store type can do; a method that it does not have raises UsageError with its name."""
+    """What a store type can do; a method that it does not have raises UsageError with its name.
+
+    A driver is imported at its first use: that takes up to half a second, which no other store's users should pay.
+    """
 
     def __init__(self, kind: StoreType) -> None:
         self._kind = kind
@@ -61,54 +63,78 @@ class Connector:
 
 class PostgresConnector(Connector):
     def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        from gapwatch_connectors import postgres
+
         return postgres.PostgresTables(pipeline, url) if pipeline.source.tables else postgres.PostgresReader(pipeline, url)
 
     def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
+        from gapwatch_connectors import postgres
+
         return postgres.PostgresHeartbeat(store, url, sender)
 
     def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
+        from gapwatch_connectors import postgres
+
         return postgres.PostgresSourcePreflight(pipeline, url, connector)
 
     def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        from gapwatch_connectors import postgres
+
         return postgres.PostgresTargetReader(pipeline, url)
 
     def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
+        from gapwatch_connectors import postgres
+
         return postgres.PostgresWriter(pipeline, url)
 
     def target_preflight(
         self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
     ) -> Preflight:
+        from gapwatch_connectors import postgres
+
         return postgres.PostgresTargetPreflight(pipeline, url, connector)
 
 
 class MongoConnector(Connector):
     def source_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        from gapwatch_connectors import mongodb
+
         return mongodb.MongoReader(mongodb.as_target(pipeline), url)
 
     def source_feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        from gapwatch_connectors import mongodb
+
         return mongodb.MongoChangeStream(mongodb.as_target(pipeline), url)
 
     def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
+        from gapwatch_connectors import mongodb
+
         return mongodb.MongoPreflight(mongodb.as_target(pipeline), url, side="source")
 
     def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
+        from gapwatch_connectors import mongodb
+
         return mongodb.MongoReader(pipeline, url)
 
     def target_writer(self, pipeline: PipelineSpec, url: str) -> TargetWriter:
+        from gapwatch_connectors import mongodb
+
         return mongodb.MongoWriter(pipeline, url)
 
     def feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
+        from gapwatch_connectors import mongodb
+
         return mongodb.MongoChangeStream(pipeline, url)
 
     def target_preflight(
         self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
     ) -> Preflight:
+        from gapwatch_connectors import mongodb
+
         return mongodb.MongoPreflight(pipeline, url, position)
 
 
 class OpenSearchConnector(Connector):
-    """Its driver is imported at the first use: that takes half a second, which no other store's users should pay."""
-
     def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
         from gapwatch_connectors.opensearch.reader import OpenSearchReader
 

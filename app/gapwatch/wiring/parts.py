@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -26,18 +26,13 @@ from gapwatch.model.gap import Run, RunKind, RunState
 from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings
 from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
-from gapwatch.roles.desk import Desk, DeskDependencies
-from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
-from gapwatch.roles.keylog import KeyLog
-from gapwatch.roles.repair.clocks import StoreClocks
-from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
-from gapwatch.roles.repair.replaying import ReplayReader
-from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 from gapwatch.roles.status_feed import StatusTopic
-from gapwatch.wiring.resending import Resenders
 from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
 from gapwatch_connectors.registry import connector_of
+
+if TYPE_CHECKING:
+    from gapwatch.roles.repair.replaying import ReplayReader
+    from gapwatch.wiring.resending import Resenders
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +43,7 @@ STATUS_SECONDS = 1.0
 
 
 class Parts:
-    """What the roles of one process share."""
+    """What the roles of one process share. A role's modules are imported with it: a process of one role needs no other's."""
 
     def __init__(self, settings: Settings, role: str) -> None:
         self.settings = settings
@@ -81,6 +76,8 @@ class Parts:
         return RawConsumer(self.settings, client_id=name, group=group, options=options, registry=self._registry)
 
     def _resenders(self) -> Resenders:
+        from gapwatch.wiring.resending import Resenders
+
         def consumer() -> RawConsumer:
             return RawConsumer(self.settings, client_id=f"resend-{self.name}")
 
@@ -89,6 +86,8 @@ class Parts:
         return Resenders(self.settings, consumer, lambda: self.producer("resend"), readable, self.clock)
 
     def replay_reader(self) -> ReplayReader:
+        from gapwatch.roles.repair.replaying import ReplayReader
+
         def opened() -> RawConsumer:
             return self.consumer("replay", None, **{"enable.partition.eof": True})
 
@@ -100,6 +99,8 @@ class Parts:
     # roles, each built anew for every start
 
     async def capture(self, stop: asyncio.Event) -> None:
+        from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
+
         settings, sender = self.settings, new_id()[:8]
         await ensure_topics(settings)
         streams, beats = [], {}
@@ -147,6 +148,8 @@ class Parts:
             say("hot_path", used=self._hot_path.name, reason=self._hot_path.reason)
 
     async def ingest(self, stop: asyncio.Event) -> None:
+        from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
+
         self._tell_hot_path()
         await ensure_topics(self.settings)
         settings = await resolved_settings(self.settings, self.ledger, self.clock)
@@ -180,6 +183,9 @@ class Parts:
         await MatchRole(settings, fingerprints, self.clock, stop=stop).run()
 
     async def repair(self, stop: asyncio.Event) -> None:
+        from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
+        from gapwatch.roles.repair.role import RepairDependencies, RepairRole
+
         settings = self.settings
         await ensure_topics(settings)
         producer = self.producer("repair")
@@ -246,6 +252,9 @@ class Parts:
         await board.run(stop)
 
     def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
+        from gapwatch.roles.desk import Desk, DeskDependencies
+        from gapwatch.roles.keylog import KeyLog
+
         desk = Desk(
             DeskDependencies(
                 settings=self.settings,
@@ -344,6 +353,8 @@ class Parts:
         return max(abs(await stores.source.clock_offset_ms()), abs(await stores.target.clock_offset_ms()))
 
     def _checks(self) -> Callable[[str], Sequence[Preflight]]:
+        from gapwatch.roles.repair.clocks import StoreClocks
+
         made = self._preflights
 
         def of(pipeline: str) -> Sequence[Preflight]:

@@ -35,9 +35,7 @@ from gapwatch.model.pipeline import (
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, Preflight
 from gapwatch.roles.stores import PipelineStores
-from gapwatch.roles.viewed import viewed
 from gapwatch_connectors.debezium import ConnectorPreflight, ConnectRest
-from gapwatch_connectors.postgres import as_source
 from gapwatch_connectors.registry import connector_of
 
 log = structlog.get_logger(__name__)
@@ -69,6 +67,8 @@ class Stores:
             return self._made[pipeline]
 
     async def _make(self, spec: PipelineSpec) -> PipelineStores:
+        from gapwatch.roles.viewed import viewed  # with numpy
+
         resolved = await resolved_pipeline(self._settings, self._ledger, spec)
         source_store = self._settings.stores[spec.source.store]
         target_store = self._settings.stores[spec.target.store]
@@ -215,6 +215,8 @@ def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = 
         alone = [first, *(replace(one, delivery=DeliverySpec()) for one in others)]
         checks += [ConnectorPreflight(one, settings.connect_url, **said) for one in alone]
         if target.type is StoreType.POSTGRES and spec.target.feed.kind is FeedKind.DEBEZIUM:
+            from gapwatch_connectors.postgres import as_source  # with its driver
+
             captured = replace(as_source(spec), delivery=DeliverySpec())
             said = {"registry": settings.schema_registry is not None, "rows": bool(target.heartbeat.topic)}
             checks.append(ConnectorPreflight(captured, settings.connect_url, "target", **said))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gapwatch.http.deps import DEPS
 from gapwatch.http.problems import Problem
@@ -40,6 +39,8 @@ def assets() -> dict[str, Asset]:
 
 @cache
 def shell(version: str) -> bytes:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # of no use to a process that shows no page
+
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
     tags = {name: asset.tag for name, asset in assets().items()}
     return environment.get_template("shell.html").render(version=version, tags=tags).encode()
