@@ -191,6 +191,17 @@ def set_down(known: Gap, refused: str) -> Gap:
     return replace(known, state=State.OPEN, note=note, revision=known.revision + 1)
 
 
+def held_from(known: Gap, since: datetime) -> Gap | None:
+    """Return an open gap whose target may have been wrong since an earlier time; None where it says as much already.
+
+    One that knows no time at all holds everything.
+    """
+    times = [time for time in (known.event_time, known.held_since) if time is not None]
+    if not times or min(times) <= since:
+        return None
+    return replace(known, held_since=since, revision=known.revision + 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """For which state of the source row (its revision) a difference was proved, and when, in milliseconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,11 +14,14 @@ from typing import Any, cast
 import pytest
 
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.gap import Finding, FindingRecord, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Settings, TopicsSpec
+from gapwatch.ports import GapChange
 from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.book import hold_from
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
-from tests.ledger_samples import gap, opening
+from tests.ledger_samples import gap as a_gap
+from tests.ledger_samples import opening
 from tests.ledger_samples import run as a_run
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 
@@ -129,6 +132,45 @@ def test_an_unverifiable_key_is_not_read_by_a_sweep_that_left_keys_to_a_backfill
     assert (ledger.unverifiable_oldest(SPEC.id) is not None) == bool(in_hand)
 
 
+def test_an_open_gap_of_a_key_that_may_have_lost_more_in_a_hole_holds_the_time_of_the_hole(ledger: SqlLedger) -> None:
+    """The sweep reads that its key differs, and cannot tell of how many writes."""
+    clock = VirtualClock()
+    now = clock.now()
+    late = now + timedelta(seconds=3)
+    times = {"later": late, "earlier": now - timedelta(days=2), "unknown": None, "over": late}
+    gaps = {name: replace(a_gap(), id=name, pipeline=SPEC.id, key=name.encode(), event_time=time) for name, time in times.items()}
+    gaps["over"] = replace(gaps["over"], state=State.RESOLVED, resolution=Resolution.BACKFILLED, resolved_at=now)
+    ledger.store_gaps([GapChange(gap=gap, against=None, event="opened") for gap in gaps.values()])
+    for step in first_sweep(ledger, clock):
+        step()
+    found = ledger.gaps_by_id(list(gaps))
+    assert {name for name, gap in found.items() if gap.held_since is not None} == {"later"}
+    hole = timedelta(days=1)
+    assert now - hole <= (found["later"].held_since or now) < now - hole + timedelta(seconds=1)
+    assert found["later"].event_time == times["later"]
+    revisions = {name: gap.revision for name, gap in found.items()}
+    assert hold_from(ledger, SPEC.id, found["later"].held_since or now)
+    assert {name: gap.revision for name, gap in ledger.gaps_by_id(list(gaps)).items()} == revisions, "it says so once"
+
+
+def test_a_hole_stays_uncovered_while_its_time_cannot_be_stored(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualClock()
+    gap = replace(a_gap(), pipeline=SPEC.id, event_time=clock.now() + timedelta(seconds=3))
+    ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
+    overtaken = [True] * 3
+    stored = ledger.store_gaps
+
+    def store(changes: Sequence[GapChange]) -> Sequence[bool]:
+        if overtaken and overtaken.pop():
+            return [False] * len(changes)
+        return stored(changes)
+
+    monkeypatch.setattr(ledger, "store_gaps", store)
+    assert hold_from(ledger, SPEC.id, clock.now() - timedelta(days=1)), "somebody changed it at the same moment, three times"
+    overtaken += [True] * 100
+    assert not hold_from(ledger, SPEC.id, clock.now() - timedelta(days=2))
+
+
 def test_no_hole_is_shown_while_the_baseline_that_covers_it_is_stored(made: Callable[[], SqlLedger]) -> None:
     steps = len(first_sweep(made(), VirtualClock()))
     assert steps >= 4
@@ -160,7 +202,7 @@ def test_what_a_sweep_found_is_never_missed_as_a_hole_and_as_a_gap(made: Callabl
 
         def rest(ledger: SqlLedger = ledger, clock: VirtualClock = clock) -> None:
             now = clock.now()
-            ledger.store_gaps([opening(gap(pipeline=SPEC.id))])
+            ledger.store_gaps([opening(a_gap(pipeline=SPEC.id))])
             ledger.clear_finding("hole_1", at=now)
 
         [facts] = board(Slow(ledger, turn, rest), clock)._facts([SPEC])

@@ -18,7 +18,7 @@ from gapwatch.core.confirm import SKIPPED, Cleared, Difference, Presence
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Heard
-from gapwatch.ports import Clock, GapChange, Key, Ledger, StoredRecord
+from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger, StoredRecord
 from gapwatch.roles.repair.judging import Decided
 from gapwatch.roles.repair.reads import EXPIRED, KeyReads
 from gapwatch.roles.stores import PipelineStores
@@ -32,6 +32,8 @@ NOTHING: Mapping[Key, Gap] = MappingProxyType({})
 ROWS_PER_KEY = 20  # of the audit
 TOLD_MAX = 50  # gaps of one batch that are logged one by one; the ledger names them all
 BROUGHT_ABOUT = frozenset({ItemOutcome.REQUESTED.value, ItemOutcome.WRITTEN.value})
+HELD_AT_ONCE = 500
+UNRESOLVED = tuple(state.value for state in State if state is not State.RESOLVED)
 NEW = frozenset({"opened", "reopened"})  # of the events of :meth:`Book.open`
 
 
@@ -201,6 +203,32 @@ class Book:
             held_since=held_since,
             tables=stores.spec.source.table_of,
         )
+
+
+def hold_from(ledger: Ledger, pipeline: str, since: datetime) -> bool:
+    """Have open gaps hold consistent-through from a time on; False where some could not be stored.
+
+    For the moment at which a sweep covers a hole: a key that differs may have lost an earlier write in it than the one its gap
+    is of, and when the hole is covered nothing else holds that one's time.
+    """
+    where, cursor, again = GapFilter(pipeline=pipeline, states=UNRESOLVED), None, list[str]()
+    while True:
+        page = ledger.gaps(where, limit=HELD_AT_ONCE, cursor=cursor)
+        again += _hold(ledger, page.gaps, since)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    for _ in range(ATTEMPTS):
+        if again:
+            again = _hold(ledger, list(ledger.gaps_by_id(again).values()), since)
+    return not again
+
+
+def _hold(ledger: Ledger, found: Sequence[Gap], since: datetime) -> list[str]:
+    """Return the gaps that somebody else changed at the same moment."""
+    held = [(gap, made) for gap in found if gap.state is not State.RESOLVED and (made := gaps.held_from(gap, since)) is not None]
+    stood = ledger.store_gaps([GapChange(gap=made, against=gap.revision, event="updated") for gap, made in held])
+    return [gap.id for (gap, _), stands in zip(held, stood, strict=True) if not stands]
 
 
 def _tell(changes: Sequence[GapChange]) -> None:

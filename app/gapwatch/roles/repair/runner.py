@@ -17,6 +17,7 @@ from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.backfiller import Backfiller
+from gapwatch.roles.repair.book import hold_from
 from gapwatch.roles.repair.replayer import Replayer
 from gapwatch.roles.repair.split import SplitSweep, other_mapping
 from gapwatch.roles.repair.sweeper import Sweeper
@@ -28,6 +29,7 @@ from gapwatch.roles.repair.sweeps import (
     refuse_suspect_mapping,
     set_baseline,
 )
+from gapwatch.roles.repair.watcher import BEGINNING
 from gapwatch.roles.stores import StoreProvider
 
 log = structlog.get_logger(__name__)
@@ -201,8 +203,13 @@ class RunRunner:
             "in_hand"
         ):  # one of the keys that were left to a backfill may be such a key: nobody has read it yet
             on.ledger.clear_unverifiable(run.pipeline, before=started)
+        covered = [finding for finding in findings if ended_before(finding, started)]
+        lost = [finding.time_from for finding in covered if finding.time_from is not None and finding.time_from != BEGINNING]
+        if lost and not hold_from(on.ledger, run.pipeline, min(lost)):
+            log.warning("holes_not_covered", pipeline=run.pipeline, run=run.id, reason="gaps change all the time")
+            return
         for finding in findings:
-            if ended_before(finding, started) or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
+            if finding in covered or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
         on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})
         if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
