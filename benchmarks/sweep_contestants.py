@@ -282,6 +282,7 @@ class Repair:
     async def close(self) -> None:
         await self.made.source.close()
         await self.made.target.close()
+        await self.made.writer.close()
         self.ledger.close()
 
 
