@@ -139,9 +139,10 @@ def test_k6_a_role_that_fails_is_started_anew_and_the_others_run_on(scene: Scene
     assert all("cannot listen" in line["reason"] for line in lines)
     times = [at(line["timestamp"]) for line in lines]
     pauses = [after - before for before, after in pairwise(times)]
-    assert pauses == sorted(pauses), "each pause is longer than the one before"
-    assert pauses[0] >= timedelta(seconds=0.4)
-    assert pauses[-1] >= 3 * pauses[0]
+    for pause, seconds in zip(
+        pauses, (0.5, 1.0, 2.0), strict=False
+    ):  # each is twice the one before; attempts take their time, too
+        assert pause >= timedelta(seconds=0.95 * seconds), pauses
     service.wait_healthy()
     counted = failures(scene)
     assert counted.pop("api") >= 4
