@@ -6,6 +6,7 @@ grace.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -60,30 +61,35 @@ class Mark:
 
 
 class SweepCounts:
-    """Counts of a sweep by name, and by which keys: who goes on with it counts again what lies ahead of where he begins."""
+    """Counts of a sweep by name, and by which keys: who goes on with it counts again what lies ahead of where he begins.
 
-    def __init__(self, counts: Mapping[str, int]) -> None:
+    ``by_key``: whether anybody can go on with it; else no key is remembered.
+    """
+
+    def __init__(self, counts: Mapping[str, int], *, by_key: bool = True) -> None:
         self.by_name = dict(counts)
-        self._by_key: dict[bytes, Counter[str]] = {}
+        self._keeps_keys = by_key
+        self._by_key: dict[bytes, tuple[str, ...]] = {}
 
     def add(self, key: bytes, *names: str) -> None:
-        mine = self._by_key.setdefault(key, Counter())
         for name in names:
             self.by_name[name] = self.by_name.get(name, 0) + 1
-            mine[name] += 1
+        if self._keeps_keys:
+            self._by_key[key] = self._by_key.get(key, ()) + tuple(map(sys.intern, names))
 
     def take_back(self, key: bytes, *names: str) -> None:
         """Undo what was added for a key that is decided anew."""
         for name in names:
             self.by_name[name] -= 1
-            self._by_key[key][name] -= 1
+        if self._keeps_keys:
+            left = Counter(self._by_key.get(key, ()))
+            left.subtract(names)
+            self._by_key[key] = tuple(left.elements())
 
     def behind(self, is_ahead: Callable[[bytes], bool]) -> dict[str, int]:
         """Return the counts without keys that are still ahead; the others never will be again."""
         self._by_key = {key: names for key, names in self._by_key.items() if is_ahead(key)}
-        ahead: Counter[str] = Counter()
-        for names in self._by_key.values():
-            ahead.update(names)
+        ahead = Counter(name for names in self._by_key.values() for name in names)
         return {name: count - ahead[name] for name, count in self.by_name.items()}
 
 

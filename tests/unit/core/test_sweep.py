@@ -62,6 +62,15 @@ def test_what_is_ahead_is_counted_by_who_goes_on() -> None:
     assert counts.behind(lambda key: False) == counts.by_name
 
 
+def test_a_sweep_that_nobody_can_go_on_with_remembers_no_keys() -> None:
+    counts = SweepCounts({"differences": 0}, by_key=False)
+    counts.add(b"a", "differences", "missing")
+    counts.take_back(b"a", "differences", "missing")
+    counts.add(b"a", "differences", "stale")
+    assert counts.by_name == {"differences": 1, "missing": 0, "stale": 1}
+    assert not counts._by_key
+
+
 def test_a_sweep_by_key_goes_on_behind_the_steps_that_were_judged_whole() -> None:
     steps = Steps()
     steps.fed({"at": 2}, [b"a", b"b"])

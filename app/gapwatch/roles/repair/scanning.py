@@ -107,13 +107,18 @@ class Scanning:
         return sides
 
     @property
+    def in_order(self) -> bool:
+        """Whether both sides say that they show their keys in the order of their bytes: then another worker can go on."""
+        return self._form.ordered and self._stores.source.in_key_order and self._stores.target.in_key_order
+
+    @property
     def identities(self) -> dict[str, str]:
         """The object that each side's scan read, where it was one."""
         return {side.name.lower(): next(iter(scan.identities)) for side, scan in self.sides.items() if len(scan.identities) == 1}
 
     async def steps(self) -> AsyncIterator[Found]:
         """Read to the end. Raises StoreError where a store cannot even be opened; failed pages are in ``sides``."""
-        if self._form.ordered and self._stores.source.in_key_order and self._stores.target.in_key_order:
+        if self.in_order:
             try:
                 async for found in self._ordered():
                     yield found

@@ -153,7 +153,8 @@ class _Sweep:
             digests=False,
         )
         self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and self._scope is Scope.FULL)
-        self._counting = SweepCounts(dict.fromkeys(COUNTED, 0) | self._counted_before(mark))
+        resumable = asked is None and (self._scope.by_key or self._scanning.in_order)
+        self._counting = SweepCounts(dict.fromkeys(COUNTED, 0) | self._counted_before(mark), by_key=resumable)
         self._decided = 0
         self._undecided = 0  # judged, but neither way
         self._estimate = 0
