@@ -109,8 +109,9 @@ def streams(options: argparse.Namespace, rows: list[int]) -> Rows:
 
 
 def regroup(options: argparse.Namespace, rows: list[int]) -> Rows:
-    """Measure rows 4 and 14."""
-    return Rows(rows=regrouped.measure(options.keys, options.rounds, rows), keys=options.keys)
+    """Measure rows 4 and 14; workers share more than one of them needs for its start."""
+    keys = options.keys * (regrouped.SHARED_TIMES if regrouped.SHARED_ROW in rows else 1)
+    return Rows(rows=regrouped.measure(keys, options.rounds, rows), keys=keys)
 
 
 def sweep(options: argparse.Namespace, rows: list[int]) -> Rows:

@@ -7,18 +7,21 @@ import os
 import sys
 from collections.abc import Mapping
 
-import msgspec
-from confluent_kafka import Consumer, TopicPartition
+from gapwatch.imports import quick_imports
 
-from benchmarks import work
-from benchmarks.figures import report
-from gapwatch import native
-from gapwatch.clock import SystemClock
-from gapwatch.core.batches import unpack
-from gapwatch.core.mapping import CompiledMapping
-from gapwatch.model.pipeline import Settings
-from gapwatch.model.stream import Batch
-from gapwatch.model.suspect import PartitionStatus, Said, Suspect
+with quick_imports():  # as `gapwatch run` does
+    import msgspec
+    from confluent_kafka import Consumer, TopicPartition
+
+    from benchmarks import work
+    from benchmarks.figures import report
+    from gapwatch import native
+    from gapwatch.clock import SystemClock
+    from gapwatch.core.batches import unpack
+    from gapwatch.core.mapping import CompiledMapping
+    from gapwatch.model.pipeline import Settings
+    from gapwatch.model.stream import Batch
+    from gapwatch.model.suspect import PartitionStatus, Said, Suspect
 
 NATIVE = "ingest, native"
 NATIVE_PREFIX = "gapwatch-native"  # beside what the pure one writes on the same broker
@@ -26,12 +29,13 @@ NATIVE_PREFIX = "gapwatch-native"  # beside what the pure one writes on the same
 
 async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREFIX, name: str = "bench") -> dict[str, float]:
     """Row 1: the real role, until every raw offset is committed; with the native module where ``GAPWATCH_NATIVE`` says so."""
-    from gapwatch.kafka.clients import RawConsumer
-    from gapwatch.kafka.offsets import OffsetReader
-    from gapwatch.kafka.producer import AckedProducer
-    from gapwatch.kafka.topics import TopicAdmin, ensure_topics
-    from gapwatch.ledger import open_ledger
-    from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
+    with quick_imports():
+        from gapwatch.kafka.clients import Partition, RawConsumer
+        from gapwatch.kafka.offsets import OffsetReader
+        from gapwatch.kafka.producer import AckedProducer
+        from gapwatch.kafka.topics import TopicAdmin, ensure_topics
+        from gapwatch.ledger import open_ledger
+        from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 
     settings, clock, group = work.settings(servers, database, prefix), SystemClock(), f"{prefix}.ingest"
     await ensure_topics(settings)
@@ -61,8 +65,6 @@ async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREF
     stop = asyncio.Event()
     running = asyncio.create_task(role.run(stop))
     offsets = OffsetReader(settings, clock)
-    from gapwatch.kafka.clients import Partition
-
     partitions = [Partition(topic, number) for topic in (work.SOURCE, work.TARGET) for number in range(work.PARTITIONS)]
     total = work.records(keys)
     while not running.done():
@@ -78,7 +80,8 @@ async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREF
 
 async def match(servers: str, keys: int, database: str) -> dict[str, float]:
     """Row 2: the real role with its Faust worker, until its status says that all of the events were applied."""
-    from gapwatch.roles.match.role import MatchRole
+    with quick_imports():
+        from gapwatch.roles.match.role import MatchRole
 
     settings, clock = work.settings(servers, database), SystemClock()
     fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}

@@ -24,16 +24,19 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from gapwatch.imports import quick_imports
 
-from benchmarks import contestants, pinned, work
-from benchmarks.figures import report
-from benchmarks.pending import Statuses
-from gapwatch.clock import SystemClock
-from gapwatch.core.mapping import CompiledMapping
-from gapwatch.kafka.topics import ensure_topics
-from gapwatch.model.suspect import PartitionStatus
+with quick_imports():  # as `gapwatch run` does
+    from confluent_kafka import Consumer, Producer, TopicPartition
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    from benchmarks import contestants, pinned, work
+    from benchmarks.figures import report
+    from benchmarks.pending import Statuses
+    from gapwatch.clock import SystemClock
+    from gapwatch.core.mapping import CompiledMapping
+    from gapwatch.kafka.topics import ensure_topics
+    from gapwatch.model.suspect import PartitionStatus
 
 INGESTERS, MATCHERS = "ingesters", "matchers"
 ROLES = (INGESTERS, MATCHERS)
@@ -217,7 +220,8 @@ def _row(name: str, value: float, reference: float, goal: str, least: float, pea
 
 async def _match(servers: str, keys: int, prefix: str, name: str) -> dict[str, float]:
     """One matcher of several: until all partitions were applied to the ends of what was copied."""
-    from gapwatch.roles.match.role import MatchRole
+    with quick_imports():
+        from gapwatch.roles.match.role import MatchRole
 
     settings = work.settings(servers, "", prefix)
     fingerprints = {pipeline: CompiledMapping(spec).fingerprint for pipeline, spec in settings.pipelines.items()}

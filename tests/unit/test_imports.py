@@ -12,7 +12,7 @@ import pytest
     ("modules", "unwanted"),
     [
         ("gapwatch.roles.ingest.role, gapwatch.kafka.clients, gapwatch.ledger", ("numpy", "aiohttp", "faust", "alembic")),
-        ("gapwatch.roles.match.role", ("sqlalchemy", "gapwatch_connectors")),
+        ("gapwatch.roles.match.role", ("sqlalchemy", "gapwatch_connectors", "aiohttp")),
         ("gapwatch.wiring.replaying", ("faust", "alembic")),
     ],
 )

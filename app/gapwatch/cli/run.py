@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gapwatch.cli.options import config_of
+from gapwatch.imports import quick_imports
 
 app = typer.Typer(help="Run the service.", invoke_without_command=True)
 
@@ -35,14 +34,6 @@ def run(
 
 
 def _serve() -> Callable[[Path | None, str], int]:
-    """Import the service, in as little time as that takes: it is most of what a start costs."""
-    gc.disable()  # imports make no garbage, and looking for it took a sixth of their time
-    without: dict[str, Any] = {} if "rich" in sys.modules else {"rich": None}
-    sys.modules.update(without)  # structlog would import it for tracebacks in colours, which no log line has
-    try:
+    with quick_imports():
         from gapwatch.wiring.service import serve
-    finally:
-        for name in without:
-            del sys.modules[name]
-        gc.enable()
     return serve

@@ -28,15 +28,11 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
-import faust
-from faust.tables.manager import TableManager
-from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
-from faust.transport.drivers import aiokafka as driver
-from faust.types import TP
 from yarl import URL
 
 from gapwatch.errors import FeedError, ProtocolError, StoreRefused
 from gapwatch.kafka.faults import STORE
+from gapwatch.kafka.faust_parts import TP, RebalanceAgain, Recovery, ServiceStopped, TableManager, driver, faust
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
 

@@ -35,7 +35,7 @@ from gapwatch.model.pipeline import (
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, Preflight
 from gapwatch.roles.stores import PipelineStores
-from gapwatch_connectors.debezium import ConnectorPreflight, ConnectRest
+from gapwatch_connectors.debezium import SHARED_SECONDS, ConnectorPreflight, ConnectRest
 from gapwatch_connectors.registry import connector_of
 
 log = structlog.get_logger(__name__)
@@ -173,7 +173,7 @@ async def _connector_config(settings: Settings, feed: FeedSpec) -> Mapping[str, 
     if not settings.connect_url or feed.kind is not FeedKind.DEBEZIUM:
         return None
     try:
-        connector = await ConnectRest(settings.connect_url).source_of(feed.topic)
+        connector = await ConnectRest(settings.connect_url, shared_seconds=SHARED_SECONDS).source_of(feed.topic)
     except StoreError:
         return None
     return connector.config if connector is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +31,40 @@ class Connector:
         return self.config.get("topic.prefix", "")
 
 
-class ConnectRest:
-    """Raises StoreUnreachable when the worker does not answer, StoreRefused when it says no."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    at: float
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Task[list[Connector]]
 
-    def __init__(self, url: str) -> None:
+    def holds(self, loop: asyncio.AbstractEventLoop, seconds: float) -> bool:
+        failed = self.answer.done() and (self.answer.cancelled() or self.answer.exception() is not None)
+        return self.loop is loop and loop.time() - self.at <= seconds and not failed
+
+
+_asked: dict[str, _Asked] = {}  # by URL: what was asked of it last
+
+
+class ConnectRest:
+    """Raises StoreUnreachable when the worker does not answer, StoreRefused when it says no.
+
+    ``shared_seconds``: how old the answer to a question of another one in this process may be, instead of asking again.
+    """
+
+    def __init__(self, url: str, *, shared_seconds: float = 0.0) -> None:
         self._url = url.rstrip("/")
+        self._shared_seconds = shared_seconds
 
     async def connectors(self) -> list[Connector]:
         """Return all connectors with state and configuration, in one request."""
+        if not self._shared_seconds:
+            return await self._connectors()
+        loop, asked = asyncio.get_running_loop(), _asked.get(self._url)
+        if asked is None or not asked.holds(loop, self._shared_seconds):
+            asked = _asked[self._url] = _Asked(at=loop.time(), loop=loop, answer=loop.create_task(self._connectors()))
+        return await asyncio.shield(asked.answer)
+
+    async def _connectors(self) -> list[Connector]:
         answer = await self._get("/connectors?expand=status&expand=info")
         found = []
         for name, body in answer.items():

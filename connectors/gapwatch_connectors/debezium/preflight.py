@@ -11,6 +11,7 @@ from gapwatch.ports import Advice
 from gapwatch_connectors.debezium.client import Connector, ConnectRest
 
 FLUSH_SECONDS_DEFAULT: Final = 60.0
+SHARED_SECONDS: Final = 2.0  # the watchers of all pipelines ask a worker once, not each for itself
 LOSSY_SINK: Final = "io.debezium.connector.mongodb.MongoDbSinkConnector"
 REGISTERED: Final = frozenset({"AvroConverter", "JsonSchemaConverter", "ExtJsonConverter"})
 NO_SNAPSHOT: Final = frozenset({"no_data", "never"})
@@ -31,28 +32,32 @@ class ConnectorPreflight:
         self._registry = registry
         self._rows = rows
         self._rest = ConnectRest(url)
+        self._watched = ConnectRest(url, shared_seconds=SHARED_SECONDS)
 
     async def check(self) -> Sequence[Advice]:
+        return await self._looked(self._rest)
+
+    async def watch(self) -> Sequence[Advice]:
+        return await self._looked(self._watched)
+
+    async def _looked(self, rest: ConnectRest) -> Sequence[Advice]:
         advice: list[Advice] = []
         pipeline = self._pipeline
         if pipeline.source.feed.kind is FeedKind.DEBEZIUM:
-            source = await self._rest.source_of(pipeline.source.feed.topic)
+            source = await rest.source_of(pipeline.source.feed.topic)
             if source is None:
                 message = f"No connector on Kafka Connect writes {pipeline.source.feed.topic}."
                 advice.append(self._advice("source", "warning", message, "Register one (see debezium/), or correct the topic."))
             else:
                 advice += [*self._state("source", source), *self._source(source)]
         if pipeline.delivery.group.startswith("connect-"):
-            sink = await self._rest.sink_of(pipeline.delivery.group)
+            sink = await rest.sink_of(pipeline.delivery.group)
             if sink is None:
                 message = f"No connector is behind the delivery group {pipeline.delivery.group}."
                 advice.append(self._advice("target", "warning", message, "Correct delivery.group, or register the sink."))
             else:
                 advice += [*self._state("target", sink), *self._sink(sink)]
         return advice or [self._advice("source", "ok", "Its connectors run.")]
-
-    async def watch(self) -> Sequence[Advice]:
-        return await self.check()
 
     async def close(self) -> None:
         return None

@@ -30,6 +30,8 @@ from gapwatch_connectors.mongodb.tokens import cluster_time, operation_index
 EVENTS_PER_BATCH: Final = 1_000
 AWAIT_MILLISECONDS: Final = 50
 REST_SECONDS: Final = 0.25  # at most, between two looks at a stream in which nothing happens
+QUIET_AFTER_SECONDS: Final = 30.0  # without an event
+QUIET_SECONDS: Final = 1.0  # then at most, and between markers at least
 MARKERS_MAX: Final = 10_000  # a stream that is far behind keeps no more; the oldest ones prove least
 STEP_SECONDS: Final = 10
 MARKER_COLLECTION: Final = "gapwatch_markers"
@@ -52,6 +54,7 @@ class MongoChangeStream:
         self._may_mark = True
         self._markers: deque[tuple[int, int]] = deque(maxlen=MARKERS_MAX)  # our clock, cluster time of the marker
         self._next_marker = 0.0
+        self._stirred = self._clock.monotonic()  # when the newest event came, or the stream began
         self._opened = 0.0  # what was noted before proves nothing of this stream
         self._at_time: tuple[int, int] = (0, 0)
         self._proven_clock = 0
@@ -79,7 +82,10 @@ class MongoChangeStream:
                 if ended:
                     remedy = "A sweep covers what follows; reading begins anew by itself."
                     raise HistoryLost(f"The change stream of {self._name} ended with {ended}.", remedy=remedy)
-                if not events:
+                if events:
+                    self._stirred = self._clock.monotonic()
+                    self._next_marker = min(self._next_marker, self._stirred + self._pulse)
+                else:
                     await self._rest()
                 await self._mark()  # not before the first batch: a watermark must come after a position to go on from
 
@@ -164,16 +170,20 @@ class MongoChangeStream:
 
     async def _rest(self) -> None:
         """Wait for the next marker's time: nothing that came in between could be proven before it."""
-        until = self._next_marker - self._clock.monotonic() if self._may_mark else REST_SECONDS
+        longest = QUIET_SECONDS if self._quiet() else REST_SECONDS
+        until = self._next_marker - self._clock.monotonic() if self._may_mark else longest
         if until > 0:
-            await self._clock.sleep(min(until, REST_SECONDS))
+            await self._clock.sleep(min(until, longest))
+
+    def _quiet(self) -> bool:
+        return self._clock.monotonic() - self._stirred > QUIET_AFTER_SECONDS
 
     async def _mark(self) -> None:
         """Write a marker once a pulse; what it proves is known when the stream has passed it."""
         if not self._may_mark or self._clock.monotonic() < self._next_marker:
             return
         try:
-            self._next_marker = await self.mark() + self._pulse
+            self._next_marker = await self.mark() + (max(self._pulse, QUIET_SECONDS) if self._quiet() else self._pulse)
         except StoreRefused:
             self._may_mark = False
 

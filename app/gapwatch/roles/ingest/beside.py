@@ -62,7 +62,7 @@ class Beside:
                         item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
                         if topic in shared.rows:
                             item.progress.marked(item.follower.proven(item.progress.created, shared.rows[topic]))
-            await on.clock.sleep(ENDS_SECONDS)
+            await on.clock.sleep(shared.paced(ENDS_SECONDS))
 
     async def _read_heartbeats(self, stop: asyncio.Event) -> None:
         on, assigned = self._on, set[Partition]()
@@ -116,7 +116,7 @@ class Beside:
         while not stop.is_set():
             for group, pipelines in groups.items():
                 await self._read_delivery(group, pipelines)
-            await self._on.clock.sleep(DELIVERY_SECONDS)
+            await self._on.clock.sleep(self._shared.paced(DELIVERY_SECONDS))
 
     async def _read_delivery(self, group: str, pipelines: Mapping[str, Sequence[str]]) -> None:
         """Ask once for all topics that a group reads; one that we may not ask about says nothing of the others."""

@@ -46,6 +46,8 @@ class Intake:
         owned.progress.arrived(message.offset() or 0 for message in messages)
         read = [(binding, binding.decoder.decode(messages)) for binding in self._shared.bindings.get(at.topic, ())]
         for binding, columns in read:
+            if len(columns):
+                self._shared.stirred = self._shared.on.clock.monotonic()
             for _, item in columns.others:
                 await self._other(binding, owned, item)
         await self._follow(owned, read, messages[0].offset() or 0)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -23,6 +24,9 @@ from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.ingest.bindings import Binding, LetterBinding, bindings_of, heartbeat_topics, letter_bindings_of
 
 log = structlog.get_logger(__name__)
+
+REST_AFTER_SECONDS: Final = 30.0  # without an event of any feed
+REST_SECONDS: Final = 1.0  # then nothing is said or asked more often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,7 @@ class Shared:
         )  # plain topics
         self.letters: Mapping[str, Sequence[LetterBinding]] = letter_bindings_of(dependencies.pipelines)
         self.owned: dict[Partition, Owned] = {}
+        self.stirred = dependencies.clock.monotonic()  # when the newest event was taken, or the process began
         self.missing: set[str] = set(self.bindings)  # wanted topics that do not exist
         self.missing_seen = 0
         self.missing_proven: Mapping[str, int] = {}  # by topic of heartbeat rows: what they had proved before it was looked
@@ -86,6 +91,11 @@ class Shared:
         self.rows = {
             topic: HeartbeatRows(int(settle * 1000), int(disorder * 1000)) for topic in set(self.heartbeat_topics.values())
         }
+
+    def paced(self, seconds: float) -> float:
+        """Return how long to wait instead of `seconds`: while all feeds are at rest, there is less to say and to ask."""
+        at_rest = self.on.clock.monotonic() - self.stirred > REST_AFTER_SECONDS
+        return max(seconds, REST_SECONDS) if at_rest else seconds
 
     async def find(self, binding: Binding, finding: Finding, message: str, *, at_ms: int = 0, since_ms: int = 0) -> None:
         """Raise a finding that can mean loss: a hole, which only a sweep covers. It began at `since_ms` at the earliest."""

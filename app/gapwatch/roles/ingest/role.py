@@ -67,8 +67,9 @@ class IngestRole:
                 await self._poll(max(min(next_pulse, next_topics) - clock.monotonic(), 0.0))
             else:
                 await clock.sleep(POLL_SECONDS)
+            next_pulse = min(next_pulse, clock.monotonic() + self._shared.paced(pulse))  # who stirs does not wait for a slow one
             if clock.monotonic() >= next_pulse:
-                next_pulse = clock.monotonic() + pulse
+                next_pulse = clock.monotonic() + self._shared.paced(pulse)
                 await self._outlet.pulse()
             await self._outlet.commit()
         await self._outlet.finish()

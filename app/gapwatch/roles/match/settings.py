@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gapwatch.kafka.faust_parts import NoHttpClient
 from gapwatch.kafka.faust_safety import (
     SafeApp,
     SafeTableManager,
@@ -62,6 +63,7 @@ def build_app(settings: Settings, tuning: MatchTuning, clock: Clock, send: SendS
         table_standby_replicas=0,
         TableManager=SafeTableManager,
         Table=StateTable,
+        HttpClient=NoHttpClient,
         agent_supervisor="mode.CrashingSupervisor",
         broker_session_timeout=tuning.session_seconds,
         broker_heartbeat_interval=min(1.0, tuning.session_seconds / 4),

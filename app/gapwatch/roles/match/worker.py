@@ -12,11 +12,11 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 import structlog
-from faust.types import TP
 
 from gapwatch.core.batches import read
 from gapwatch.errors import FeedError, ProtocolError, RecordError
 from gapwatch.kafka.clients import AckedProducer, Delivered, Partition
+from gapwatch.kafka.faust_parts import TP
 from gapwatch.kafka.faust_safety import owns_partitions, stopped_within
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, state_topic
