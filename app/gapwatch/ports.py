@@ -177,9 +177,11 @@ class Store(Protocol):
 class DatasetReader(Store, Protocol):
     """Reads one pipeline's dataset on one side: current, primary reads, never a search index or a stale replica."""
 
-    @property
-    def in_key_order(self) -> bool:
-        """Whether a scan shows keys whose bytes have an order (whole numbers, UUIDs, ObjectIds) in that order."""
+    async def in_key_order(self) -> bool:
+        """Whether a scan shows all keys that are there now in the order of their bytes, where these have one.
+
+        (Whole numbers, UUIDs and ObjectIds have.) Only then may a scan begin behind a key, and leave out what comes before it.
+        """
 
     async def describe(self) -> DatasetInfo:
         """Return the catalogue's view; StoreRefused (with a remedy) when the dataset does not exist."""

@@ -7,10 +7,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import psycopg
 import pymongo
 import pytest
+from bson import Binary, Decimal128, ObjectId
 
 from gapwatch.core.keys import TEXT_END, KeyCodec
 from gapwatch.core.search_address import SearchAddress
@@ -36,8 +38,8 @@ def stores() -> Iterator[EmbeddedStack]:
         yield running
 
 
-def reader_of(kind: StoreType, address: str, dataset: str, type_: KeyType) -> DatasetReader:
-    path = "id" if kind is StoreType.POSTGRES else "_id"
+def reader_of(kind: StoreType, address: str, dataset: str, type_: KeyType, path: str = "") -> DatasetReader:
+    path = path or ("id" if kind is StoreType.POSTGRES else "_id")
     spec = pipeline(field("v"))
     column = (KeyColumn(path=path, type=type_),)
     spec = replace(spec, source=replace(spec.source, key=column), target=replace(spec.target, collection=dataset, key=column))
@@ -265,5 +267,108 @@ async def test_of_nothing_there_is_no_sample(stores: EmbeddedStack, unique: Call
     assert isinstance(reader, KeySampler)
     try:
         assert await reader.sample_keys(160) == []
+    finally:
+        await reader.close()
+
+
+OID, UID = ObjectId("65f000000000000000000000"), UUID("6fa85f64-5717-4562-b3fc-2c963f66afa6")
+
+
+@pytest.mark.parametrize(
+    ("type_", "values", "ordered"),
+    [
+        (KeyType.INT, [], True),
+        (KeyType.INT, [1, 2**40, Decimal128("18446744073709551616")], True),
+        (KeyType.INT, [1, 2.0], False),
+        (KeyType.INT, [1, "2"], False),
+        (KeyType.INT, [1, True], False),
+        (KeyType.OBJECTID, [OID, ObjectId("70f000000000000000000000")], True),
+        (KeyType.OBJECTID, [OID, "70f000000000000000000000"], False),
+        (KeyType.UUID, [Binary.from_uuid(UID)], True),
+        (KeyType.UUID, [Binary.from_uuid(UID), str(UUID(int=1))], False),
+        (KeyType.UUID, [Binary.from_uuid(UID), Binary(UUID(int=2**127).bytes, 3)], False),
+        (KeyType.TEXT, ["a"], False),
+    ],
+    ids=repr,
+)
+async def test_ids_come_in_the_order_of_keys_where_all_are_spelt_alike(
+    stores: EmbeddedStack, unique: Callable[[str], str], type_: KeyType, values: list[Any], ordered: bool
+) -> None:
+    name = unique("ordered")
+    address = collection(stores, name, values)
+    collection(stores, f"{name}_within", [{"id": value} for value in values])
+    for dataset, path in ((name, "_id"), (f"{name}_within", "_id.id")):
+        reader = reader_of(StoreType.MONGODB, address, f"shop.{dataset}", type_, path)
+        try:
+            assert await reader.in_key_order() == ordered, path
+        finally:
+            await reader.close()
+
+
+async def test_a_key_that_is_not_the_id_comes_in_no_order(stores: EmbeddedStack, unique: Callable[[str], str]) -> None:
+    name = unique("ordered")
+    address = collection(stores, name, [{"a": 1, "b": 2}])
+    for path in ("v", "_id.a.c"):
+        reader = reader_of(StoreType.MONGODB, address, f"shop.{name}", KeyType.INT, path)
+        try:
+            assert not await reader.in_key_order()
+        finally:
+            await reader.close()
+
+
+@pytest.mark.parametrize("path", ["_id", "_id.id"])
+async def test_a_range_of_ids_holds_those_that_are_spelt_otherwise(
+    stores: EmbeddedStack, unique: Callable[[str], str], path: str
+) -> None:
+    """The index puts an ObjectId that is a text before all others, so that a range by the index alone would pass it over."""
+    name, low, high = unique("spelt"), ObjectId("65f000000000000000000000"), ObjectId("75f000000000000000000000")
+    inside = [low, "70f000000000000000000000", ObjectId("66f000000000000000000000")]
+    values = [*inside, high, "60f000000000000000000000"]
+    address = collection(stores, name, [value if path == "_id" else {"id": value} for value in values])
+    codec = KeyCodec([KeyColumn(path="id", type=KeyType.OBJECTID)])
+    reader = reader_of(StoreType.MONGODB, address, f"shop.{name}", KeyType.OBJECTID, path)
+    try:
+        chunks = [
+            chunk async for chunk in reader.scan_keys(lower=codec.encode([str(low)]), upper=codec.encode([str(high)]), chunk=2)
+        ]
+    finally:
+        await reader.close()
+    assert all(chunk.complete for chunk in chunks)
+    assert sorted(keys_in(chunks, KeyType.OBJECTID)) == encoded([str(value) for value in inside], KeyType.OBJECTID)
+
+
+@pytest.mark.parametrize("lower", [None, 20])
+async def test_a_range_of_ids_inside_a_document(stores: EmbeddedStack, unique: Callable[[str], str], lower: int | None) -> None:
+    name = unique("within")
+    address = collection(stores, name, [{"id": number} for number in range(50)])
+    codec = KeyCodec([KeyColumn(path="id", type=KeyType.INT)])
+    reader = reader_of(StoreType.MONGODB, address, f"shop.{name}", KeyType.INT, "_id.id")
+    begin = None if lower is None else codec.encode([lower])
+    try:
+        chunks = [chunk async for chunk in reader.scan_keys(lower=begin, upper=codec.encode([41]), chunk=7)]
+    finally:
+        await reader.close()
+    assert keys_in(chunks, KeyType.INT) == encoded(range(lower or 0, 41), KeyType.INT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_", "ordered"),
+    [
+        ("int8", KeyType.INT, True),
+        ("numeric", KeyType.INT, True),
+        ("text", KeyType.INT, False),
+        ("uuid", KeyType.UUID, True),
+        ("text", KeyType.UUID, False),
+        ("bytea", KeyType.OBJECTID, True),
+        ("text", KeyType.TEXT, False),
+    ],
+)
+async def test_rows_come_in_the_order_of_keys_where_the_column_is_such_a_key(
+    stores: EmbeddedStack, unique: Callable[[str], str], kind: str, type_: KeyType, ordered: bool
+) -> None:
+    name = unique("ordered")
+    reader = reader_of(StoreType.POSTGRES, table(stores, name, kind, ()), f"public.{name}", type_)
+    try:
+        assert await reader.in_key_order() == ordered
     finally:
         await reader.close()

@@ -124,7 +124,7 @@ def swept(rig: Rig, *, content: bool) -> set[int]:
     """Return the keys in which a scan of both sides finds a difference."""
 
     async def scan() -> set[bytes]:
-        scanning = Scanning(rig.stores, content=content, clock=VirtualClock(), load=1, on_compared=lambda *_: None)
+        scanning = Scanning(rig.stores, content=content, clock=VirtualClock(), load=1, in_order=True, on_compared=lambda *_: None)
         return {key async for found in scanning.steps() for key in found.differing.all()}
 
     return {rig.number(key) for key in asyncio.run(scan())}

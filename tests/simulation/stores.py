@@ -113,6 +113,8 @@ class Rig:
     sink: dict[int, list[Row | None]] = field(default_factory=dict)
     away: set[Side] = field(default_factory=set)
     unread: set[int] = field(default_factory=set)
+    ordered: bool = True  # whether scans say that they show keys in their order
+    misplaced: frozenset[int] = frozenset()  # documents that a scan of the target shows last, whatever their keys
     refused: set[int] = field(default_factory=set)  # documents that the target refuses
     writes: list[WriteItem] = field(default_factory=list)  # that took effect, by the repair
     changed: dict[Side, dict[int, datetime]] = field(default_factory=lambda: {side: {} for side in Side})  # as tests say
@@ -200,11 +202,12 @@ class Rig:
 class ModelReader:
     """Implements :class:`gapwatch.ports.DatasetReader`."""
 
-    in_key_order = True
-
     def __init__(self, rig: Rig, side: Side) -> None:
         self._rig = rig
         self._side = side
+
+    async def in_key_order(self) -> bool:
+        return self._rig.ordered
 
     async def ping(self) -> None: ...
 
@@ -239,7 +242,9 @@ class ModelReader:
     ) -> AsyncIterator[ScanChunk]:
         rig = self._rig
         rows = rig.source if self._side is Side.EXPECTED else rig.target
-        records = [StoredRecord(key=rig.key(number), fields=dict(row)) for number, row in sorted(rows.items())]
+        late = rig.misplaced if self._side is Side.OBSERVED else frozenset()
+        ordered = sorted(rows.items(), key=lambda item: (item[0] in late, item[0]))
+        records = [StoredRecord(key=rig.key(number), fields=dict(row)) for number, row in ordered]
         records = [one for one in records if (lower is None or one.key >= lower) and (upper is None or one.key < upper)]
         for start in range(0, max(1, len(records)), chunk):
             part = records[start : start + chunk]

@@ -22,6 +22,7 @@ from gapwatch.model.view import FeedView, PipelineView, Totals
 ERROR_FINDINGS = frozenset({Finding.CONNECTOR_FAILED, Finding.SCHEMA_CHANGED, Finding.MAPPING_SUSPECT, Finding.REPLICA_IDENTITY})
 CRITICAL_FINDINGS = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 UNKNOWN_FINDINGS = frozenset({Finding.DELIVERY_UNKNOWN})
+BEGINNING = datetime.fromtimestamp(0, UTC)  # of what nobody knows the beginning of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +117,12 @@ def from_ms(milliseconds: int) -> datetime:
 
 
 def uncovered_holes(records: Iterable[PartitionStatus], facts: LedgerFacts) -> list[datetime]:
-    """Return the start times of all holes that no succeeded full sweep covers; a sweep covers what ended before it began."""
-    return uncovered_holes_within(records, facts.findings, facts.last_full_sweep_started)
+    """Return the start times of all holes that no succeeded full sweep covers; a sweep covers what ended before it began.
+
+    One that is on record counts until it is cleared: before that, gaps have to hold what they may have lost in it.
+    """
+    said = uncovered_holes_within(records, (), facts.last_full_sweep_started)
+    return said + uncovered_holes_within((), facts.findings, None)
 
 
 def uncovered_holes_within(
@@ -130,11 +135,16 @@ def uncovered_holes_within(
     """Return the start times of holes that ended at or after `covered` (None: of all), and before `ended_before` where given."""
     spans = [(from_ms(hole.time_from), from_ms(hole.time_to)) for record in records for hole in record.holes]
     spans += [
-        (finding.time_from or finding.first_seen, finding.time_to or finding.last_seen)
+        (begun(finding), finding.time_to or finding.last_seen)
         for finding in findings
         if finding.is_hole and finding.cleared_at is None
     ]
     return [start for start, end in spans if (covered is None or end >= covered) and (ended_before is None or end < ended_before)]
+
+
+def begun(finding: FindingRecord) -> datetime:
+    """Return when a hole began: when it was seen, where nobody knows it any better."""
+    return finding.time_from or finding.first_seen
 
 
 def _judge(
@@ -273,7 +283,8 @@ def _consistent_through(
     if summary.holding_unknown:
         return None
     bounds += holes
-    return min(bounds)
+    least = min(bounds)
+    return least if least > BEGINNING else None
 
 
 def _totals(records: Iterable[PartitionStatus], masked_swept: int) -> Totals:

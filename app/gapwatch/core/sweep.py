@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 
 class Scope(StrEnum):
@@ -72,10 +72,18 @@ class SweepCounts:
         self._by_key: dict[bytes, tuple[str, ...]] = {}
 
     def add(self, key: bytes, *names: str) -> None:
+        """Count a key under these names; one that is remembered counts under them only, whatever it was before."""
+        if self._keeps_keys:
+            for name in self._by_key.get(key, ()):
+                self.by_name[name] -= 1
+            self._by_key[key] = tuple(map(sys.intern, names))
         for name in names:
             self.by_name[name] = self.by_name.get(name, 0) + 1
-        if self._keeps_keys:
-            self._by_key[key] = self._by_key.get(key, ()) + tuple(map(sys.intern, names))
+
+    def begin_anew(self) -> None:
+        """Forget all: every key is found once more."""
+        self.by_name = dict.fromkeys(self.by_name, 0)
+        self._by_key.clear()
 
     def take_back(self, key: bytes, *names: str) -> None:
         """Undo what was added for a key that is decided anew."""
@@ -91,6 +99,9 @@ class SweepCounts:
         self._by_key = {key: names for key, names in self._by_key.items() if is_ahead(key)}
         ahead = Counter(name for names in self._by_key.values() for name in names)
         return {name: count - ahead[name] for name, count in self.by_name.items()}
+
+
+RESUMED: Final = frozenset({"from", "counts", "identities", "left", "counted"})  # of a run's cursor: from where it goes on
 
 
 class Resumption:
@@ -135,6 +146,11 @@ class Resumption:
             "identities": dict(identities),
             "left": [key.hex() for key in sorted(left)],
         }
+
+    @staticmethod
+    def forgotten(cursor: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a run's cursor without any place to go on from."""
+        return {name: value for name, value in cursor.items() if name not in RESUMED}
 
     @staticmethod
     def unpack(cursor: Mapping[str, Any]) -> tuple[Mark | None, dict[str, str]]:

@@ -42,9 +42,8 @@ class ViewedReader:
         self._absent = OUTSIDE if side is Side.EXPECTED else SOFT_DELETED
         self._ignores = side is Side.EXPECTED and counting.ignores_leavers
 
-    @property
-    def in_key_order(self) -> bool:
-        return self._reader.in_key_order
+    async def in_key_order(self) -> bool:
+        return await self._reader.in_key_order()
 
     async def ping(self) -> None:
         await self._reader.ping()

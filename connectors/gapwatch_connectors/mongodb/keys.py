@@ -18,6 +18,7 @@ from gapwatch.model.pipeline import KeyColumn, KeyType
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 INT32_MAX: Final = 2**31 - 1
+UUID_SUBTYPE: Final = 4
 PARTS_ORDERED_MAX: Final = 3  # an embedded id is compared with its fields in order: so many parts are tried in every order
 # What a document may hold where the pipeline declares a type. A text "42" is not the number 42: two documents, two keys.
 HELD: Final[Mapping[KeyType, tuple[type, ...]]] = {
@@ -27,6 +28,13 @@ HELD: Final[Mapping[KeyType, tuple[type, ...]]] = {
     KeyType.UUID: (Binary, UUID, str),
     KeyType.OBJECTID: (ObjectId, str),
     KeyType.BYTES: (bytes,),
+}
+
+# What MongoDB orders as its key bytes, as long as it is kept as that.
+SORTED: Final[Mapping[KeyType, tuple[type, ...]]] = {
+    KeyType.INT: (int, Decimal128),
+    KeyType.UUID: (UUID, Binary),
+    KeyType.OBJECTID: (ObjectId,),
 }
 
 
@@ -70,6 +78,22 @@ class DocumentKeys:
         self._parts = tuple(path.partition(".")[2] for path in self.paths)
         self._whole_id = self.is_id and all(part and "." not in part for part in self._parts)
 
+    @property
+    def is_ordered_id(self) -> bool:
+        """Whether the key is the ``_id``, or its only field, of a type that MongoDB can order as the key bytes."""
+        return len(self.columns) == 1 and self.columns[0].type in SORTED and (self.paths == ("_id",) or self._whole_id)
+
+    def is_own(self, identifier: Any) -> bool:
+        """Whether an ``_id`` holds the key's own BSON type, and no other spelling of it."""
+        value = identifier
+        if self._whole_id:
+            if not isinstance(identifier, Mapping) or tuple(identifier) != self._parts:
+                return False
+            value = identifier[self._parts[0]]
+        if isinstance(value, Binary) and value.subtype != UUID_SUBTYPE:
+            return False
+        return isinstance(value, SORTED[self.columns[0].type]) and not isinstance(value, bool)
+
     def of(self, document: Mapping[str, Any]) -> bytes:
         """Return a document's key. Raises KeyMisfit where a part is missing or of another type: keys are never coerced."""
         identifier = document.get("_id", MISSING)
@@ -81,7 +105,7 @@ class DocumentKeys:
                 raise KeyMisfit(f"Key {column.path} is missing.")
             if isinstance(value, bool) or not isinstance(value, HELD[column.type]):
                 raise KeyMisfit(f"Key {column.path}: {value!r:.80} ({type(value).__name__}) is no {column.type.value}.")
-            if isinstance(value, Binary) and column.type is KeyType.UUID and value.subtype != 4:
+            if isinstance(value, Binary) and column.type is KeyType.UUID and value.subtype != UUID_SUBTYPE:
                 raise KeyMisfit(f"Key {column.path}: binary of subtype {value.subtype} is no uuid (4).")
         key = self.codec.extract(document)
         for number, column in enumerate(self.columns):
@@ -95,6 +119,13 @@ class DocumentKeys:
         """Return the key's parts as BSON, None where no document can have it."""
         values = [bson_of(column.type, value) for column, value in zip(self.columns, self.codec.decode(key), strict=True)]
         return None if Never in values else values
+
+    def id_of(self, key: bytes) -> Any:
+        """Return the ``_id`` that a key of an ordered one stands for, None where no document can have it."""
+        values = self.values(key)
+        if values is None:
+            return None
+        return {self._parts[0]: values[0]} if self._whole_id else values[0]
 
     def filter(self, keys: Sequence[bytes]) -> dict[str, Any] | None:
         """Return what finds all documents with one of the keys, None where there can be none."""

@@ -11,7 +11,7 @@ from bson import CodecOptions, ObjectId
 from bson.codec_options import DatetimeConversion
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
 from bson.raw_bson import RawBSONDocument
-from pymongo import ASCENDING
+from pymongo import ASCENDING, DESCENDING
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.counting import read_beside
@@ -25,11 +25,10 @@ from gapwatch.scans import key_chunk, keys_of, no_changed_at
 from gapwatch_connectors.mongodb.bulk import Page, first_batch, page_of_block, page_of_texts
 from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
 from gapwatch_connectors.mongodb.contents import DRIVER, keys_in, options
-from gapwatch_connectors.mongodb.keys import DocumentKeys
+from gapwatch_connectors.mongodb.keys import SORTED, DocumentKeys
 
 RAW = OPTIONS.with_options(document_class=RawBSONDocument)
 CURSOR = CANONICAL_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
-SORTED = frozenset({KeyType.INT, KeyType.UUID, KeyType.OBJECTID})  # MongoDB orders them as their key bytes
 
 
 class MongoReader:
@@ -37,8 +36,6 @@ class MongoReader:
 
     ``StoredRecord.raw`` is the document's own bytes (a ``RawBSONDocument``). A scan's cursor is extended JSON of an ``_id``.
     """
-
-    in_key_order = True
 
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store
@@ -78,6 +75,20 @@ class MongoReader:
 
     async def close(self) -> None:
         await self._mongo.close()
+
+    async def in_key_order(self) -> bool:
+        """Whether the first and the last ``_id`` are such keys: what lies between them in the index is of their kind then.
+
+        The index puts one type after the other, and an ObjectId spelt as text is none.
+        """
+        if not self._keys.is_ordered_id:
+            return False
+        ends = []
+        with self._mongo.wrapped():
+            for direction in (ASCENDING, DESCENDING):
+                documents = self._mongo.collection(self._name).find({}, {"_id": 1}, max_time_ms=30_000)
+                ends += await documents.sort("_id", direction).hint([("_id", ASCENDING)]).limit(1).to_list()
+        return all(self._keys.is_own(document["_id"]) for document in ends)
 
     async def describe(self) -> DatasetInfo:
         found = await self._catalogue()
@@ -152,10 +163,11 @@ class MongoReader:
         """Read page by page in the order of ``_id``, which is one order over all types."""
         identity = _identity(await self._catalogue())  # "" for no collection: it holds nothing, which `is_empty` proves
         projection = self._projection if content else self._scan_projection
-        bounds = self._bounds(lower, upper)
         after: str | None = cursor
+        bounds: tuple[Any, Any] | None = None
         while True:
             try:
+                bounds = bounds or await self._bounds(lower, upper)
                 documents = await self._page(after, chunk, projection, bounds)
                 records = [self._record(document) for document in documents]
                 if _identity(await self._catalogue()) != identity:
@@ -171,12 +183,12 @@ class MongoReader:
             if len(documents) < chunk:
                 return
 
-    def _bounds(self, lower: Key | None, upper: Key | None) -> tuple[Any, Any]:
+    async def _bounds(self, lower: Key | None, upper: Key | None) -> tuple[Any, Any]:
         """Return the ``_id`` where the range begins and the first one behind it, None where the index cannot say."""
-        if self._keys.paths != ("_id",) or self._keys.columns[0].type not in SORTED:
+        if (lower is None and upper is None) or not await self.in_key_order():
             return None, None
-        ends = [self._keys.values(key) if key is not None else None for key in (lower, upper)]
-        return tuple(values[0] if values else None for values in ends)  # type: ignore[return-value]
+        first, end = (self._keys.id_of(key) if key is not None else None for key in (lower, upper))
+        return first, end
 
     async def scan_contents(
         self, mapping: CompiledMapping, side: Side, *, lower: Key | None = None, upper: Key | None = None, chunk: int = 5_000
@@ -185,10 +197,11 @@ class MongoReader:
         identity = _identity(await self._catalogue())
         contents = PageContents(mapping, side, driver=DRIVER)
         decoding = options(mapping)
-        bounds = self._bounds(lower, upper)
+        bounds: tuple[Any, Any] | None = None
         after: str | None = None
         while True:
             try:
+                bounds = bounds or await self._bounds(lower, upper)
                 documents = await self._page(after, chunk, self._projection, bounds, decoding)
                 keys = keys_in(self._keys, documents)
                 if _identity(await self._catalogue()) != identity:
@@ -258,13 +271,16 @@ class MongoReader:
     ) -> AsyncIterator[KeyChunk]:
         """Read keys in bulk where the document's id is the key and its type has one width, else document by document."""
         kind = self._keys.columns[0].type
-        in_bulk = kind in SORTED or (kind is KeyType.TEXT and lower is None and upper is None)
-        if self._keys.paths != ("_id",) or not in_bulk:
+        try:
+            first, end = await self._bounds(lower, upper)
+        except StoreError:
+            first = end = None  # it is seen below
+        bounded = (lower is None or first is not None) and (upper is None or end is not None)
+        if self._keys.paths != ("_id",) or kind not in (*SORTED, KeyType.TEXT) or not bounded:
             async for found in keys_of(self.scan(content=False, lower=lower, upper=upper, chunk=min(chunk, 10_000))):
                 yield found
             return
         identity = _identity(await self._catalogue())
-        first, end = self._bounds(lower, upper)
         while True:
             try:
                 page = await self._bulk(kind, first, end, chunk)

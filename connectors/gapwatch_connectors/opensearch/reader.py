@@ -69,8 +69,6 @@ class OpenSearchReader:
     later scan passes over it.
     """
 
-    in_key_order = False
-
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._store = pipeline.target.store
         self._search = Search(self._store, url)
@@ -85,6 +83,9 @@ class OpenSearchReader:
         self._source: Json = True
         if all(field.type is not FieldType.INFERRED for field in pipeline.fields):
             self._source = [name for name in CompiledMapping(pipeline).target_paths if name not in (ID, VERSION)]
+
+    async def in_key_order(self) -> bool:
+        return False
 
     async def ping(self) -> None:
         await self._search.request("GET", "/")

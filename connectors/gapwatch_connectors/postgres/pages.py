@@ -10,11 +10,11 @@ from psycopg import sql
 from psycopg.abc import Loader
 
 from gapwatch.errors import StoreError
-from gapwatch.model.pipeline import KeyType
+from gapwatch.model.pipeline import KeyColumn, KeyType
 from gapwatch.ports import Key
 from gapwatch_connectors.postgres.catalogue import Table
 from gapwatch_connectors.postgres.connection import PAGE_SECONDS
-from gapwatch_connectors.postgres.lookups import Never, plain
+from gapwatch_connectors.postgres.lookups import Lookup, Never, plain
 
 if TYPE_CHECKING:
     from gapwatch_connectors.postgres.reader import PostgresReader
@@ -86,14 +86,18 @@ class Pages:
 
     def _bounded(self, lower: Key | None, upper: Key | None) -> Iterator[tuple[str, list[str]]]:
         """Yield the bounds that the database can apply itself; the caller applies both anyway."""
-        pairs = zip(self._reader._key, self._lookups, strict=True)
-        sortable = all(column.type in SORTED and lookup.native for column, lookup in pairs)
+        sortable = in_order(self._reader._key, self._lookups)
         for operator, key in ((">=", lower), ("<", upper)):
             if key is None or not sortable:
                 continue
             values = [lookup.convert(value) for lookup, value in zip(self._lookups, self._reader._codec.decode(key), strict=True)]
             if Never not in values:
                 yield operator, [plain(value) for value in values]
+
+
+def in_order(key: Sequence[KeyColumn], lookups: Sequence[Lookup]) -> bool:
+    """Whether the database orders such columns as their key bytes."""
+    return all(column.type in SORTED and lookup.native for column, lookup in zip(key, lookups, strict=True))
 
 
 def idents(names: Sequence[str]) -> list[sql.Composable]:

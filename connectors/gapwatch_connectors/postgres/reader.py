@@ -35,7 +35,7 @@ from gapwatch_connectors.postgres.catalogue import Table, read_identity, read_ta
 from gapwatch_connectors.postgres.connection import PAGE_SECONDS, Connection, Connections
 from gapwatch_connectors.postgres.contents import scan_contents
 from gapwatch_connectors.postgres.lookups import Lookup, Never, lookups_of, plain
-from gapwatch_connectors.postgres.pages import Pages, Selection, idents
+from gapwatch_connectors.postgres.pages import Pages, Selection, idents, in_order
 from gapwatch_connectors.postgres.values import BINARY
 
 REVISION: Final = sql.SQL("concat(t.xmin, '/', t.tableoid, '/', t.ctid)")
@@ -49,8 +49,6 @@ class PostgresReader:
     Rows outside the source's ``where`` are read as well: which count is judged by whoever reads, on the columns that are read
     beside the key also in a scan of keys. A scan's cursor is a list of texts, one a key column.
     """
-
-    in_key_order = True
 
     def __init__(
         self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None, connections: Connections | None = None
@@ -88,6 +86,12 @@ class PostgresReader:
 
     async def close(self) -> None:
         await self._connections.close()
+
+    async def in_key_order(self) -> bool:
+        """Whether the columns themselves are such keys: of one kept as text, rows come in the order of the texts."""
+        async with self._connections.connection() as connection:
+            table = await self._read_table(connection)
+        return in_order(self._key, self._lookups(table))
 
     async def describe(self) -> DatasetInfo:
         async with self._connections.connection() as connection:

@@ -24,12 +24,13 @@ class PostgresTables:
     a table and the cursor there.
     """
 
-    in_key_order = False
-
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._connections = Connections(pipeline.source.store, url)
         self._names = tuple(one.table for one in pipeline.source.tables)
         self._readers = tuple(PostgresReader(one, url, clock=clock, connections=self._connections) for one in pipeline.by_table())
+
+    async def in_key_order(self) -> bool:
+        return False
 
     async def ping(self) -> None:
         await self._readers[0].ping()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from gapwatch.errors import StoreUnreachable
 from gapwatch.model.pipeline import DeliverySpec
 from gapwatch_connectors.debezium.client import Connector, ConnectRest
 from gapwatch_connectors.debezium.preflight import ConnectorPreflight
@@ -78,3 +80,27 @@ async def test_a_format_that_could_not_be_read_is_named_beforehand(converter: st
     check._rest = cast("ConnectRest", SimpleNamespace(source_of=source_of))
     errors = [f"{one.message} {one.remedy}" for one in await check.check() if one.level == "error"]
     assert [expected in text for text in errors] == ([True] if expected else [])
+
+
+async def test_the_watchers_of_all_pipelines_ask_a_worker_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    refused = True
+
+    async def get(rest: ConnectRest, path: str) -> dict[str, Any]:
+        asked.append(path)
+        await asyncio.sleep(0)
+        if refused:
+            raise StoreUnreachable("Kafka Connect does not answer.", store="connect")
+        return {"sink": {"info": {"config": {}}, "status": {"connector": {"state": "RUNNING"}, "tasks": [{"state": "RUNNING"}]}}}
+
+    monkeypatch.setattr(ConnectRest, "_get", get)
+    specs = [replace(pipeline(), id=f"p{number}", delivery=DeliverySpec(group="connect-sink")) for number in range(5)]
+    checks = [ConnectorPreflight(spec, "http://localhost:1") for spec in specs]
+    failed = await asyncio.gather(*(check.watch() for check in checks), return_exceptions=True)
+    assert {type(one) for one in failed} == {StoreUnreachable}
+    assert len(asked) == 1
+    refused = False
+    assert all(await asyncio.gather(*(check.watch() for check in checks)))
+    assert len(asked) == 2, "what failed is asked again at once, and by one of them"
+    await checks[0].check()
+    assert len(asked) > 2, "a doctor asks for himself"

@@ -27,7 +27,7 @@ async def ask(rig: Rig, counts: Counter[tuple[str, str, str]]) -> None:
     assert [len(chunk.records) async for chunk in stores.source.scan(content=True)] == [1]
     assert [len(chunk) async for chunk in stores.target.scan_keys()] == [1]
     assert not await stores.target.is_empty()
-    assert stores.source.in_key_order == rig.stores.source.in_key_order
+    assert await stores.source.in_key_order() == await rig.stores.source.in_key_order()
     assert await stores.writer.write([]) == []
 
 
@@ -36,4 +36,4 @@ def test_every_request_is_counted_by_store_and_purpose() -> None:
     rig.source_writes(1)
     rig.sink_delivers(1)
     asyncio.run(ask(rig, counts))
-    assert counts == {(rig.spec.source.store, "sweep", rig.spec.id): 2, (rig.spec.target.store, "sweep", rig.spec.id): 3}
+    assert counts == {(rig.spec.source.store, "sweep", rig.spec.id): 3, (rig.spec.target.store, "sweep", rig.spec.id): 3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,17 +13,19 @@ from typing import Any, cast
 
 import pytest
 
+from gapwatch.core.standing import BEGINNING
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Finding, FindingRecord, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Settings, TopicsSpec
+from gapwatch.model.suspect import Hole
 from gapwatch.ports import GapChange
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.book import hold_from
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from tests.ledger_samples import gap as a_gap
 from tests.ledger_samples import opening
-from tests.ledger_samples import run as a_run
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
+from tests.unit.core.test_standing import record
 
 SPEC = spec_of_rig()
 READS = 12  # of a board, for one pipeline
@@ -82,8 +84,15 @@ def board(ledger: Any, clock: VirtualClock) -> Board:
 
 def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any]]:
     """Return the steps by which the first sweep's success is stored; what came before it is a hole."""
-    before = clock.now()
-    hole = FindingRecord(
+    ledger.raise_finding(a_hole(clock.now()))
+    recording = Recording(ledger)
+    dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=recording, board=board(ledger, clock), clock=clock)
+    RunRunner(cast(RunnerDependencies, dependencies))._settle(a_sweep(clock), 0)
+    return recording.steps
+
+
+def a_hole(before: datetime) -> FindingRecord:
+    return FindingRecord(
         id="hole_1",
         pipeline=SPEC.id,
         finding=Finding.INGEST_HOLE,
@@ -97,10 +106,11 @@ def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any
         time_to=before,
         is_hole=True,
     )
-    ledger.raise_finding(hole)
-    recording = Recording(ledger)
-    dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=recording, board=board(ledger, clock), clock=clock)
-    run = Run(
+
+
+def a_sweep(clock: VirtualClock) -> Run:
+    """Return a sweep of everything that has succeeded, and began and ended just now."""
+    return Run(
         id="run_1",
         pipeline=SPEC.id,
         kind=RunKind.SWEEP,
@@ -108,9 +118,9 @@ def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any
         requested_at=clock.now(),
         request={"range": "full", "content": True},
         requested_by="gapwatch",
+        started_at=clock.now(),
+        ended_at=clock.now(),
     )
-    RunRunner(cast(RunnerDependencies, dependencies))._settle(replace(run, started_at=clock.now(), ended_at=clock.now()), 0)
-    return recording.steps
 
 
 @pytest.mark.parametrize("in_hand", [0, 1])
@@ -118,16 +128,7 @@ def test_an_unverifiable_key_is_not_read_by_a_sweep_that_left_keys_to_a_backfill
     clock = VirtualClock()
     ledger.add_unverifiable(SPEC.id, b"key", clock.now() - timedelta(minutes=1), "store")
     dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=ledger, board=board(ledger, clock), clock=clock)
-    swept = replace(
-        a_run(),
-        pipeline=SPEC.id,
-        kind=RunKind.SWEEP,
-        state=RunState.SUCCEEDED,
-        request={"range": "full", "content": True},
-        counts={"source_keys": 1, "in_hand": in_hand},
-        started_at=clock.now(),
-        ended_at=clock.now(),
-    )
+    swept = replace(a_sweep(clock), counts={"source_keys": 1, "in_hand": in_hand})
     RunRunner(cast(RunnerDependencies, dependencies))._settle(swept, 0)
     assert (ledger.unverifiable_oldest(SPEC.id) is not None) == bool(in_hand)
 
@@ -210,3 +211,32 @@ def test_what_a_sweep_found_is_never_missed_as_a_hole_and_as_a_gap(made: Callabl
         assert shown != (0, 0), f"the sweep ended before read {turn}"
         seen.add(shown)
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("known", ["nothing", "a sweep before it", "an unverifiable key", "a hole that only the matcher told of"])
+def test_what_a_sweep_covers_is_held_from_where_it_can_have_been_lost(ledger: SqlLedger, known: str) -> None:
+    """The key of an open gap may have lost an earlier write: in what was never watched, too, or among what nobody could read."""
+    clock = VirtualClock()
+    now, hour = clock.now(), timedelta(hours=1)
+    statuses = []
+    if known == "a sweep before it":
+        ledger.set_fact(Facts.swept(SPEC.id), {"started_at": (now - 3 * hour).isoformat(), "run": "r", "masked": 0})
+    if known == "an unverifiable key":
+        ledger.add_unverifiable(SPEC.id, b"key", now - 2 * hour, "store")
+    elif known == "a hole that only the matcher told of":
+        times = {"time_from": int((now - 2 * hour).timestamp() * 1000), "time_to": int((now - hour).timestamp() * 1000)}
+        hole = Hole(id="h", pipeline=SPEC.id, side=0, feed="t", feed_partition=0, reason="missing", **times)
+        statuses = [record(0, holes=[hole])]
+    else:
+        ledger.raise_finding(replace(a_hole(now), time_from=BEGINNING))
+    gap = replace(a_gap(), pipeline=SPEC.id, event_time=now - timedelta(minutes=1))
+    ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
+    of_board = SimpleNamespace(records=lambda _: statuses)
+    dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=ledger, board=of_board, clock=clock)
+    RunRunner(cast(RunnerDependencies, dependencies))._settle(a_sweep(clock), 0)
+    held = ledger.gaps_by_id([gap.id])[gap.id].held_since
+    assert held == {"nothing": BEGINNING, "a sweep before it": now - 3 * hour}.get(known, now - 2 * hour)
+    assert ledger.findings(SPEC.id) == []
+    assert ledger.unverifiable_oldest(SPEC.id) is None
+    fact = ledger.fact(Facts.swept(SPEC.id)) or {}
+    assert ("before" in fact) == (known == "a sweep before it")

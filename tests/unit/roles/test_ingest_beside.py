@@ -42,7 +42,7 @@ class Rig:
             settings=Settings(bootstrap_servers="", pipelines=pipelines),
             pipelines=pipelines,
             offsets=SimpleNamespace(delivery=self._delivery),
-            clock=SimpleNamespace(now_ms=lambda: NOW, sleep=self._sleep),
+            clock=SimpleNamespace(now_ms=lambda: NOW, monotonic=lambda: 0.0, sleep=self._sleep),
             native=None,
         )
         self.shared = Shared(cast("IngestDependencies", dependencies))

@@ -20,7 +20,7 @@ from gapwatch.model.pipeline import FieldSpec, FieldType, Settings
 from gapwatch.model.stream import Batch, Control, Letter, Section
 from gapwatch.roles.ingest.intake import Intake
 from gapwatch.roles.ingest.outlet import Outlet
-from gapwatch.roles.ingest.parts import IngestDependencies, Owned, Shared
+from gapwatch.roles.ingest.parts import REST_AFTER_SECONDS, IngestDependencies, Owned, Shared
 from tests.unit.core.samples import COMMITTED, TOPIC, change, pipeline
 
 AT = Partition(TOPIC, 0)
@@ -34,6 +34,7 @@ class Rig:
         self.findings: list[FindingRecord] = []
         self.begun: dict[int, int] = {}  # epochs by the offset where they begin
         self.unparsable: list[str] = []
+        self.seconds = 0.0
         spec = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
         spec = replace(spec, target=replace(spec.target, dead_letter_topic=letters))
         settings = Settings(bootstrap_servers="", pipelines={"orders": spec})
@@ -42,7 +43,9 @@ class Rig:
             pipelines=settings.pipelines,
             producer=SimpleNamespace(send=self._send),
             ledger=SimpleNamespace(epoch=self._epoch, raise_finding=self._finding),
-            clock=SimpleNamespace(now=lambda: datetime(2026, 1, 1, tzinfo=UTC), now_ms=lambda: COMMITTED),
+            clock=SimpleNamespace(
+                now=lambda: datetime(2026, 1, 1, tzinfo=UTC), now_ms=lambda: COMMITTED, monotonic=lambda: self.seconds
+            ),
             name="one",
             on_finding=lambda *_: None,
             on_unparsable=self.unparsable.append,
@@ -189,3 +192,15 @@ async def test_what_the_sink_says_goes_to_its_keys_and_moves_no_time() -> None:
     }
     assert rig.letters == []
     assert progress.sent == 10
+
+
+async def test_feeds_at_rest_are_asked_once_a_second_until_the_first_event() -> None:
+    rig = Rig()
+    rig.seconds = REST_AFTER_SECONDS
+    assert (rig.shared.paced(0.25), rig.shared.paced(2.0)) == (0.25, 2.0)
+    rig.seconds += 1
+    assert (rig.shared.paced(0.25), rig.shared.paced(2.0)) == (1.0, 2.0)
+    await rig.take(message(4))
+    assert rig.shared.paced(0.25) == 1.0, "a repetition is no event"
+    await rig.take(message(5))
+    assert rig.shared.paced(0.25) == 0.25

@@ -137,7 +137,7 @@ async def test_what_cannot_be_shared_is_swept_by_one(ledger: SqlLedger, monkeypa
     if why == "it has begun as a whole":
         shared.run = replace(shared.run, cursor={"from": "80", "counts": [1, 1], "identities": {}})
     if why == "no order":
-        monkeypatch.setattr(ModelReader, "in_key_order", False)
+        rig.ordered = False
     if why == "no sample":
         monkeypatch.setattr(ModelReader, "sample_keys", nothing)
     assert not await shared.split.takes(shared.run, rig.stores)

@@ -9,14 +9,18 @@ from typing import Any, cast
 
 import pytest
 
+from gapwatch.core.standing import BEGINNING
 from gapwatch.errors import UsageError
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.gap import Run, RunKind, RunState
+from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec, Settings, SweepSpec, TopicsSpec
 from gapwatch.model.suspect import PartitionStatus
+from gapwatch.ports import GapChange
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.desk import Desk, DeskDependencies
-from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, refuse_quiet, request_sweep
+from gapwatch.roles.repair import sweeps
+from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, refuse_quiet, request_sweep, set_baseline
+from tests.ledger_samples import gap as a_gap
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 from tests.unit.core.test_standing import record
 
@@ -226,3 +230,43 @@ async def test_a_sweep_that_proved_nothing_is_done_again_as_it_was_asked_for(led
     last_sweep(ledger, clock, RunState.CANCELLED)
     await clock.sleep(600)
     assert asking._wanted(spec, STARTED) == "", "somebody did not want it"
+
+
+def test_a_hole_that_was_stored_after_the_sweep_that_covers_it_is_held_by_younger_gaps_first(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep read that the key differs, and not that it had lost a write in the hole already."""
+    clock, spec = VirtualClock(), spec_of_rig()
+    now = clock.now()
+    started, before = now - timedelta(minutes=1), now - timedelta(hours=2)
+    set_baseline(ledger, spec.id, started=before, ended=before, run_id=None)
+    ledger.set_fact(
+        Facts.swept(spec.id), {"started_at": started.isoformat(), "run": "r", "masked": 0, "before": before.isoformat()}
+    )
+    gap = replace(a_gap(), pipeline=spec.id, event_time=now - timedelta(minutes=3))
+    ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
+    times = {"of the time between two sweeps": now - timedelta(hours=1), "from before it was watched": BEGINNING}
+    for name, begun in times.items():
+        hole = FindingRecord(
+            id=name,
+            pipeline=spec.id,
+            finding=Finding.INGEST_HOLE,
+            side="expected",
+            feed="t",
+            first_seen=now,
+            last_seen=now,
+            message="m",
+            remedy="r",
+            time_from=begun,
+            time_to=now - timedelta(minutes=2),
+            is_hole=True,
+        )
+        ledger.raise_finding(hole)
+    asked = scheduler(ledger, clock, spec)
+    with monkeypatch.context() as overtaken:
+        overtaken.setattr(sweeps, "hold_from", lambda *_: False)
+        assert asked._wanted(spec, [record(0)]) == ""
+        assert {one.id for one in ledger.findings(spec.id)} == set(times), "while gaps cannot be stored, the holes stay"
+    assert asked._wanted(spec, [record(0)]) == ""
+    assert ledger.findings(spec.id) == []
+    assert ledger.gaps_by_id([gap.id])[gap.id].held_since == before, "what came before that sweep, it has proved"

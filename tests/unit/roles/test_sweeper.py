@@ -320,3 +320,70 @@ def test_lesson_17_a_lookback_over_a_side_that_does_not_answer_is_inconclusive(l
     run = swept(rig, ledger, range="lookback", since=(now - timedelta(hours=1)).isoformat())
     assert run.state is RunState.INCONCLUSIVE
     assert gaps(ledger) == []
+
+
+class _Noting:
+    """A ledger that keeps what was stored of a run, and lets its holder die at the first of it that names no place to go on from
+    any more."""
+
+    def __init__(self, ledger: SqlLedger) -> None:
+        self._ledger = ledger
+        self.cursors: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    def update_run(self, run: Run, *, holder: str) -> None:
+        self._ledger.update_run(run, holder=holder)
+        self.cursors.append(run.cursor)
+        if len(self.cursors) > 1 and "from" in self.cursors[-2] and "from" not in run.cursor:
+            raise _KilledError
+
+
+@pytest.mark.parametrize("content", [True, False])
+def test_d13_a_side_out_of_order_is_read_anew_by_whoever_goes_on_and_counted_once(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch, content: bool
+) -> None:
+    """An orphan that came behind the mark was dropped by the worker that went on from there, and what was found counted twice."""
+    monkeypatch.setattr(scanning, "RECORDS_PER_CHUNK", 100)
+    monkeypatch.setattr(scanning, "KEYS_PER_CHUNK", 100)
+    monkeypatch.setattr(sweeper, "KEYS_PER_READ", 100)
+    rig = copied(3_000)
+    lost, orphans = set(range(7, 3_000, 90)), {5, 1_005}
+    for number in lost:
+        rig.stranger_writes(number, None)
+    for number in orphans:
+        rig.source_deletes(number)
+    rig.misplaced = frozenset(orphans)
+    clock = VirtualClock(pace=100)
+    request_sweep(ledger, rig.spec, clock, "sweep0", {"content": content})
+    run = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
+    assert run is not None
+    noting = _Noting(ledger)
+    with pytest.raises(_KilledError):
+        asyncio.run(sweeper_of(rig, cast(SqlLedger, noting), clock).run(run, rig.stores, last_full_started=None))
+    stored = ledger.run("sweep0")
+    assert stored is not None
+    assert "counted" not in stored.cursor
+    ended = asyncio.run(sweeper_of(rig, ledger, clock).run(stored, rig.stores, last_full_started=None))
+    again = swept(rig, ledger, content=content)
+    for one in (ended, again):
+        assert one.state is RunState.SUCCEEDED
+        assert "from" not in one.cursor, "nobody goes on from a mark that proves nothing"
+        assert one.counts["differences"] == len(lost) + len(orphans)
+        assert one.counts["missing"] == len(lost)
+        assert (one.counts["source_keys"], one.counts["target_keys"]) == (3_000 - len(orphans), 3_000 - len(lost))
+    found = {gap.key_fields["id"]: gap.kind for gap in ledger.gaps(GapFilter(), limit=500).gaps}
+    assert set(found) == lost | orphans
+
+
+def test_d13_a_mark_is_not_gone_on_from_where_keys_do_not_come_in_order_any_more(ledger: SqlLedger) -> None:
+    rig = copied(100)
+    rig.stranger_writes(7, None)
+    rig.ordered = False
+    mark = {"from": rig.key(50).hex(), "counts": [50, 49], "identities": {}, "left": [], "counted": {"missing": 1}, "masked": 3}
+    run = swept(rig, ledger, cursor=mark, content=False)
+    assert run.state is RunState.SUCCEEDED
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == {7}
+    assert (run.counts["source_keys"], run.counts["target_keys"], run.counts["missing"]) == (100, 99, 1)
+    assert run.cursor["masked"] == 3

@@ -224,6 +224,11 @@ def hold_from(ledger: Ledger, pipeline: str, since: datetime) -> bool:
     return not again
 
 
+def not_before(since: datetime, swept: datetime | None) -> datetime:
+    """Return from when on gaps have to hold what was lost since then: the sweep before has proved all that came before it."""
+    return since if swept is None else max(since, swept)
+
+
 def _hold(ledger: Ledger, found: Sequence[Gap], since: datetime) -> list[str]:
     """Return the gaps that somebody else changed at the same moment."""
     held = [(gap, made) for gap in found if gap.state is not State.RESOLVED and (made := gaps.held_from(gap, since)) is not None]

@@ -63,9 +63,9 @@ class CountedReader:
         self._reader = reader
         self._count = count
 
-    @property
-    def in_key_order(self) -> bool:
-        return self._reader.in_key_order
+    async def in_key_order(self) -> bool:
+        self._count()
+        return await self._reader.in_key_order()
 
     async def ping(self) -> None:
         self._count()

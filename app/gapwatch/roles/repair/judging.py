@@ -11,16 +11,20 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from gapwatch.core.confirm import (
+    Cleared,
+    Difference,
     Judgement,
     Presence,
     Progress,
     Reading,
     Reads,
     Retry,
+    Superseded,
     WaitAndReadAgain,
     judge,
 )
 from gapwatch.core.gaps import Proof
+from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key
 from gapwatch.roles.board import Delivered
@@ -53,6 +57,27 @@ class Decided:
     case: Case
     judgement: Judgement
     reads: KeyReads
+
+
+def counted_as(item: Decided, *, by_key: bool) -> list[str]:
+    """Return under which names of a sweep's counts a judgement goes; ``by_key``: keys are counted here, and by no scan."""
+    names = []
+    if by_key:
+        sides = ((Side.EXPECTED, "source_keys"), (Side.OBSERVED, "target_keys"))
+        names += ["keys", *[name for side, name in sides if _is_present(item, side)]]
+    if isinstance(item.judgement, Difference):
+        names += ["differences", item.judgement.kind.value]
+    elif isinstance(item.judgement, Cleared):
+        names.append("agreed_on_second_read")
+    elif isinstance(item.judgement, Superseded):
+        names.append("superseded")
+    return names
+
+
+def _is_present(item: Decided, side: Side) -> bool:
+    reads = item.reads.reads
+    reading = reads.after if side is Side.EXPECTED else reads.target
+    return reading.presence in (Presence.PRESENT, Presence.SEVERAL)
 
 
 class KeyJudge:

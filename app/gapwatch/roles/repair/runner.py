@@ -9,7 +9,7 @@ from datetime import datetime
 
 import structlog
 
-from gapwatch.core.standing import uncovered_holes_within
+from gapwatch.core.standing import begun, uncovered_holes_within
 from gapwatch.errors import ConflictError, FeedError, NotFoundError, StoreError, UsageError
 from gapwatch.model.gap import Finding, Run, RunKind, RunState, SweepPart
 from gapwatch.model.pipeline import PipelineSpec
@@ -17,7 +17,7 @@ from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.backfiller import Backfiller
-from gapwatch.roles.repair.book import hold_from
+from gapwatch.roles.repair.book import hold_from, not_before
 from gapwatch.roles.repair.replayer import Replayer
 from gapwatch.roles.repair.split import SplitSweep, other_mapping
 from gapwatch.roles.repair.sweeper import Sweeper
@@ -29,7 +29,6 @@ from gapwatch.roles.repair.sweeps import (
     refuse_suspect_mapping,
     set_baseline,
 )
-from gapwatch.roles.repair.watcher import BEGINNING
 from gapwatch.roles.stores import StoreProvider
 
 log = structlog.get_logger(__name__)
@@ -199,18 +198,23 @@ class RunRunner:
         records = on.board.records(run.pipeline)
         findings = on.ledger.findings(run.pipeline)
         hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
-        if not run.counts.get(
-            "in_hand"
-        ):  # one of the keys that were left to a backfill may be such a key: nobody has read it yet
-            on.ledger.clear_unverifiable(run.pipeline, before=started)
+        swept = on.ledger.fact(Facts.swept(run.pipeline))
+        before = datetime.fromisoformat(swept["started_at"]) if swept else None
         covered = [finding for finding in findings if ended_before(finding, started)]
-        lost = [finding.time_from for finding in covered if finding.time_from is not None and finding.time_from != BEGINNING]
-        if lost and not hold_from(on.ledger, run.pipeline, min(lost)):
+        lost = [*map(begun, covered), *uncovered_holes_within(records, (), before, ended_before=started)]
+        left = bool(run.counts.get("in_hand"))  # to a backfill: one of them may be unverifiable, and nobody has read it yet
+        unverifiable = None if left else on.ledger.unverifiable_oldest(run.pipeline)
+        lost += [unverifiable] if unverifiable is not None else []
+        if lost and not hold_from(on.ledger, run.pipeline, not_before(min(lost), before)):
             log.warning("holes_not_covered", pipeline=run.pipeline, run=run.id, reason="gaps change all the time")
             return
+        if not left:
+            on.ledger.clear_unverifiable(run.pipeline, before=started)
         for finding in findings:
             if finding in covered or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
-        on.ledger.set_fact(Facts.swept(run.pipeline), {"started_at": started.isoformat(), "run": run.id, "masked": masked})
+        earlier = {"before": before.isoformat()} if before is not None else {}
+        now = {"started_at": started.isoformat(), "run": run.id, "masked": masked, **earlier}
+        on.ledger.set_fact(Facts.swept(run.pipeline), now)
         if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
             set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)

@@ -46,6 +46,7 @@ class Found:
     differing: Differing
     mark: Mark | None
     rows: tuple[int, int]
+    anew: bool = False  # a side did not keep to the order of keys: what was found so far is found once more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,7 @@ class Scanning:
         clock: Measures what a chunk took.
         load: Share of the time that a side may be kept busy, 0 < load <= 1.
         on_compared: Told of every chunk: side, keys.
+        in_order: Whether both sides show their keys in the order of their bytes: only then may ``start`` be given.
         start: The mark to go on from; its counts and identities were those of an earlier worker.
         lower: Where the range begins; None: at the first key.
         upper: The first key behind the range; None: there is none.
@@ -80,6 +82,7 @@ class Scanning:
         clock: Clock,
         load: float,
         on_compared: Callable[[str, int], None],
+        in_order: bool,
         start: Mark | None = None,
         identities: Mapping[str, str] | None = None,
         lower: Key | None = None,
@@ -91,6 +94,7 @@ class Scanning:
         self._load = load
         self._part = GIVING_WAY if load < 1 else 1
         self._on_compared = on_compared
+        self._in_order = in_order
         self._start = start
         self._lower = lower
         self._upper = upper
@@ -107,24 +111,20 @@ class Scanning:
         return sides
 
     @property
-    def in_order(self) -> bool:
-        """Whether both sides say that they show their keys in the order of their bytes: then another worker can go on."""
-        return self._form.ordered and self._stores.source.in_key_order and self._stores.target.in_key_order
-
-    @property
     def identities(self) -> dict[str, str]:
         """The object that each side's scan read, where it was one."""
         return {side.name.lower(): next(iter(scan.identities)) for side, scan in self.sides.items() if len(scan.identities) == 1}
 
     async def steps(self) -> AsyncIterator[Found]:
         """Read to the end. Raises StoreError where a store cannot even be opened; failed pages are in ``sides``."""
-        if self.in_order:
+        if self._in_order:
             try:
                 async for found in self._ordered():
                     yield found
             except OutOfOrderError:
                 self._start = None
                 self.sides = self._fresh(None)
+                yield Found(differing=Differing(), mark=None, rows=self._rows, anew=True)
             else:
                 return
         async for found in self._bucketed():
@@ -229,6 +229,16 @@ class Scanning:
 
     def _equal(self, source: tuple[bytes, tuple[str | None, ...]], target: tuple[bytes, tuple[str | None, ...]]) -> bool:
         return source[0] == target[0] and self._stores.mapping.values_agree(source[1], target[1])
+
+
+async def in_one_order(stores: PipelineStores) -> bool:
+    """Whether both stores hand keys over in the order of their bytes: then a range is the same keys on both.
+
+    Raises StoreError.
+    """
+    if not KeyForm(stores.codec).ordered:
+        return False
+    return await stores.source.in_key_order() and await stores.target.in_key_order()
 
 
 async def estimate_of(reader: DatasetReader) -> int:

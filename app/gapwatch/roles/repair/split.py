@@ -15,11 +15,10 @@ from typing import Final
 import structlog
 
 from gapwatch.core.sweep import Scope, SweepOutcome, cut_into
-from gapwatch.core.sweep_sets import KeyForm
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import Run, RunState, SweepPart
 from gapwatch.ports import Clock, DatasetReader, Ledger
-from gapwatch.roles.repair.scanning import estimate_of
+from gapwatch.roles.repair.scanning import estimate_of, in_one_order
 from gapwatch.roles.repair.sweeps import refuse_cancelled
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.stores import PipelineStores
@@ -57,7 +56,9 @@ class SplitSweep:
         if await asyncio.to_thread(ledger.parts, run.id):
             return True
         wanted = stores.spec.sweep.parts
-        if wanted < 2 or run.request.get("range", Scope.FULL) != Scope.FULL or "from" in run.cursor or not _in_one_order(stores):
+        if wanted < 2 or run.request.get("range", Scope.FULL) != Scope.FULL or "from" in run.cursor:
+            return False
+        if not await in_one_order(stores):
             return False
         if run.request.get("content") and not await self._on.trials.is_over(stores):
             return False
@@ -121,11 +122,6 @@ def other_mapping(run: Run, stores: PipelineStores) -> str:
     if run.cursor.get(MAPPING) == stores.mapping.fingerprint:
         return ""
     return "The mapping is another one than when the sweep began: a worker's configuration was changed meanwhile."
-
-
-def _in_one_order(stores: PipelineStores) -> bool:
-    """Whether both stores hand keys over in the order of their bytes: then a range is the same keys on both."""
-    return KeyForm(stores.codec).ordered and stores.source.in_key_order and stores.target.in_key_order
 
 
 def _counts(parts: Sequence[SweepPart]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from gapwatch.core.confirm import Cleared, Difference, Presence, Superseded, Unverifiable
+from gapwatch.core.confirm import Cleared, Difference, Unverifiable
 from gapwatch.core.gaps import proof_of
 from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepCounts, SweepOutcome
 from gapwatch.errors import StoreError
@@ -24,9 +24,9 @@ from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, DatasetReader, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
-from gapwatch.roles.repair.judging import Decided, KeyJudge
+from gapwatch.roles.repair.judging import Decided, KeyJudge, counted_as
 from gapwatch.roles.repair.keyfeed import changing, feed
-from gapwatch.roles.repair.scanning import Scanning, estimate_of
+from gapwatch.roles.repair.scanning import Scanning, estimate_of, in_one_order
 from gapwatch.roles.repair.sweeps import refuse_cancelled
 from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
 from gapwatch.roles.stores import PipelineStores
@@ -92,7 +92,9 @@ class Sweeper:
             last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
             asked: What is judged instead of what ``request`` says.
         """
-        return await _Sweep(self._on, run, stores, last_full_started, asked).carry_out()
+        scope = Scope(run.request.get("range", Scope.FULL))
+        in_order = asked is None and not scope.by_key and await in_one_order(stores)
+        return await _Sweep(self._on, run, stores, last_full_started, asked, in_order=in_order).carry_out()
 
     async def part(self, run: Run, part: SweepPart, stores: PipelineStores, *, last_full_started: datetime | None) -> None:
         """Do as :meth:`run` with one part of a sweep that workers share; the part is stored, the run is its owner's."""
@@ -103,7 +105,8 @@ class Sweeper:
             **{name: None if end is None else end.hex() for name, end in ends.items()},
         }
         ours = replace(run, request=request, counts=part.counts, cursor=part.cursor)
-        await _Sweep(self._on, ours, stores, last_full_started, None, part).carry_out()
+        in_order = await in_one_order(stores)
+        await _Sweep(self._on, ours, stores, last_full_started, None, part, in_order=in_order).carry_out()
 
 
 class _Sweep:
@@ -117,8 +120,12 @@ class _Sweep:
         last_full_started: datetime | None,
         asked: Asked | None,
         part: SweepPart | None = None,
+        *,
+        in_order: bool,
     ) -> None:
         self._on = on
+        if not in_order and "from" in run.cursor:  # who swept before us saw keys in order, and they are not any more
+            run = replace(run, cursor=Resumption.forgotten(run.cursor))
         self._run = run
         self._asked = asked
         self._part = part
@@ -138,6 +145,7 @@ class _Sweep:
             clock=on.clock,
             load=stores.spec.sweep.load,
             on_compared=lambda side, keys: on.on_compared(pipeline, side, keys),
+            in_order=in_order,
             start=mark,
             identities=identities,
             lower=lower,
@@ -153,12 +161,13 @@ class _Sweep:
             digests=False,
         )
         self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and self._scope is Scope.FULL)
-        resumable = asked is None and (self._scope.by_key or self._scanning.in_order)
+        resumable = asked is None and (self._scope.by_key or in_order)
         self._counting = SweepCounts(dict.fromkeys(COUNTED, 0) | self._counted_before(mark), by_key=resumable)
         self._decided = 0
         self._undecided = 0  # judged, but neither way
         self._estimate = 0
         self._next_report = 0.0
+        self._storing = asyncio.Lock()
 
     def _counted_before(self, mark: Mark | None) -> dict[str, int]:
         """Return what is not counted again: what was found before keys were handed over, or behind the place to go on from."""
@@ -231,12 +240,23 @@ class _Sweep:
     async def _scan(self) -> None:
         """Put every key that differs under judgement; wait while there are too many."""
         async for found in self._scanning.steps():
+            if found.anew:
+                await self._begin_anew()
             self._counts["source_keys"], self._counts["target_keys"] = found.rows
             await self._examine(list(found.differing.all()))
             if found.mark is not None:
                 self._resumption.compared(found.mark)
             while len(self._judge) > CANDIDATES_MAX:
                 await self._on.clock.sleep(IDLE_SECONDS)
+
+    async def _begin_anew(self) -> None:
+        """Keys do not come in order after all: forget from where somebody else could go on, before anything is read anew."""
+        self._log("out_of_order")
+        self._resumption = Resumption()
+        self._counting.begin_anew()
+        self._trial.begin_anew()
+        self._run = replace(self._run, cursor=Resumption.forgotten(self._run.cursor))
+        await self._store()
 
     async def _examine(self, keys: Sequence[Key]) -> None:
         """Put keys that differ under judgement.
@@ -367,22 +387,8 @@ class _Sweep:
             for side in Side:
                 self._on.on_compared(self._stores.spec.id, side.name.lower(), len(decided))
         for item in decided:
-            self._counting.add(item.case.key, *self._names(item))
+            self._counting.add(item.case.key, *counted_as(item, by_key=self._scope.by_key))
             self._undecided += isinstance(item.judgement, Unverifiable)
-
-    def _names(self, item: Decided) -> list[str]:
-        """Return under which names a judgement counts."""
-        names = []
-        if self._scope.by_key:
-            sides = ((Side.EXPECTED, "source_keys"), (Side.OBSERVED, "target_keys"))
-            names += ["keys", *[name for side, name in sides if _is_present(item, side)]]
-        if isinstance(item.judgement, Difference):
-            names += ["differences", item.judgement.kind.value]
-        elif isinstance(item.judgement, Cleared):
-            names.append("agreed_on_second_read")
-        elif isinstance(item.judgement, Superseded):
-            names.append("superseded")
-        return names
 
     # what proves something
 
@@ -443,12 +449,13 @@ class _Sweep:
 
     async def _store(self) -> None:
         """Store the run, or the part of it that this is. Raises ConflictError when another worker has it, or it was cancelled."""
-        on, run = self._on, self._run
-        if self._part is None:
-            await asyncio.to_thread(on.ledger.update_run, run, holder=on.holder)
-            return
-        self._part = replace(self._part, state=run.state, counts=run.counts, error=run.error, cursor=run.cursor)
-        await asyncio.to_thread(on.ledger.update_part, self._part, holder=on.holder)
+        async with self._storing:  # scan and judgement store, and what is newer must come last
+            on, run = self._on, self._run
+            if self._part is None:
+                await asyncio.to_thread(on.ledger.update_run, run, holder=on.holder)
+                return
+            self._part = replace(self._part, state=run.state, counts=run.counts, error=run.error, cursor=run.cursor)
+            await asyncio.to_thread(on.ledger.update_part, self._part, holder=on.holder)
 
     def _cursor(self, mark: Mark | None) -> dict[str, object]:
         if mark is not None:
@@ -486,12 +493,6 @@ class _Sweep:
             self._run = replace(self._run, cursor={**self._run.cursor, "identities": self._scanning.identities})
         await self._store()
         return self._run
-
-
-def _is_present(item: Decided, side: Side) -> bool:
-    reads = item.reads.reads
-    reading = reads.after if side is Side.EXPECTED else reads.target
-    return reading.presence in (Presence.PRESENT, Presence.SEVERAL)
 
 
 async def _nothing() -> None:

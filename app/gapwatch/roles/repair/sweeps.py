@@ -17,7 +17,7 @@ import structlog
 from gapwatch.core.cron import last_due
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.maintenance import quiet_at
-from gapwatch.core.standing import uncovered_holes_within
+from gapwatch.core.standing import begun, uncovered_holes_within
 from gapwatch.core.sweep import Scope
 from gapwatch.errors import ConflictError, UsageError
 from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
@@ -25,6 +25,7 @@ from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.book import hold_from, not_before
 
 log = structlog.get_logger(__name__)
 
@@ -197,7 +198,7 @@ class SweepScheduler:
                 return ""
             return "baseline"
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
-        findings = self._uncovered(known.of_pipeline(pipeline.id), covered, swept["run"] if swept else "", now)
+        findings = self._uncovered(known.of_pipeline(pipeline.id), swept, now)
         over = [record for record in findings if not record.ongoing]
         waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
         if uncovered_holes_within(records, over, covered, ended_before=now):
@@ -212,12 +213,18 @@ class SweepScheduler:
         return AGAIN if last is not None and last.state is RunState.INCONCLUSIVE and _may_go_on(last, now) else ""
 
     def _uncovered(
-        self, findings: Sequence[FindingRecord], covered: datetime | None, run: str, now: datetime
+        self, findings: Sequence[FindingRecord], swept: Mapping[str, Any] | None, now: datetime
     ) -> Sequence[FindingRecord]:
         """Return what is left once the holes are cleared that the last sweep covered, although they were stored after its end."""
-        late = [one for one in findings if covered is not None and ended_before(one, covered)]
+        if not swept:
+            return findings
+        ledger, covered = self._on.ledger, datetime.fromisoformat(swept["started_at"])
+        before = datetime.fromisoformat(swept["before"]) if "before" in swept else None
+        late = [one for one in findings if ended_before(one, covered)]
+        if late and not hold_from(ledger, late[0].pipeline, not_before(min(map(begun, late)), before)):
+            return findings  # gaps change all the time: later
         for record in late:
-            self._on.ledger.clear_finding(record.id, at=now, covered_by=run, through=covered)
+            ledger.clear_finding(record.id, at=now, covered_by=swept["run"], through=covered)
         return [one for one in findings if one not in late]
 
     def _looks_again(self, ongoing: Sequence[FindingRecord], now: datetime) -> bool:

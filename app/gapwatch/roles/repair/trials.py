@@ -180,6 +180,12 @@ class SweepTrial:
     async def goes_on(self) -> bool:
         return self._takes_part and not await self._trials.is_over(self._stores)
 
+    def begin_anew(self) -> None:
+        """Forget what was judged: every key is found once more."""
+        self._held.clear()
+        self._differing.clear()
+        self._decided = 0
+
     async def take(
         self, decided: Sequence[Decided], *, compared: int, pending: int
     ) -> tuple[Sequence[Decided], Sequence[Decided]]:

@@ -16,6 +16,7 @@ from datetime import datetime
 import structlog
 
 from gapwatch.core.gaps import gap_id, time_of
+from gapwatch.core.standing import BEGINNING
 from gapwatch.errors import GapwatchError
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec
@@ -31,7 +32,6 @@ POLL_SECONDS = 5.0
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
-BEGINNING = time_of(0)
 LOSS = frozenset({Finding.SLOT_LOST, Finding.SLOT_JUMPED, Finding.HISTORY_LOST, Finding.LOG_TRUNCATED, Finding.TOPIC_RECREATED})
 ENDED = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 
