@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gapwatch.arenas import share_arenas
 from gapwatch.cli.options import config_of
 from gapwatch.imports import quick_imports
 
@@ -34,6 +35,7 @@ def run(
 
 
 def _serve() -> Callable[[Path | None, str], int]:
+    share_arenas()
     with quick_imports():
         from gapwatch.wiring.service import serve
     return serve

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import as_file, files
@@ -99,17 +101,18 @@ def _has_base_archive(program: str) -> bool:
         return True
     if downloads.root().resolve() not in home.parents or not os.access(base.parent, os.W_OK):
         return False
-    partial = base.with_name(f"{os.getpid()}.jsa")
-    dumped = subprocess.run(
-        [program, *compilers(), "-Xshare:dump", f"-XX:SharedArchiveFile={partial}"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
-    if dumped.returncode == 0 and partial.exists():
-        partial.replace(base)
-    partial.unlink(missing_ok=True)
+    # In a directory of its own: several parts of one stack begin at the same moment. And an archive is never needed.
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=base.parent) as directory:
+        made = Path(directory) / base.name
+        dumped = subprocess.run(
+            [program, *compilers(), "-Xshare:dump", f"-XX:SharedArchiveFile={made}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        if dumped.returncode == 0 and made.exists():
+            made.replace(base)
     return base.exists()
 
 

@@ -24,7 +24,7 @@ from gapwatch.scans import contents_in
 
 KEYS_PER_CHUNK: Final = 50_000
 RECORDS_PER_CHUNK: Final = 5_000
-GIVING_WAY: Final = 10  # a sweep with a load reads so many times less at once: a store's others wait for one chunk at most
+GIVING_WAY: Final = 50  # a sweep with a load reads so many times less at once: a store's others wait for one chunk at most
 SHOWN_SECONDS: Final = 0.5  # between two looks at how far both sides have come
 AHEAD_MAX: Final = 200_000  # keys that the faster side may wait with before it pauses
 
