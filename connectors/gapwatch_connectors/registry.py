@@ -39,8 +39,11 @@ class Connector:
     def source_feed_reader(self, pipeline: PipelineSpec, url: str) -> FeedReader:
         raise self._no("be followed by a change stream as a source")
 
-    def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
-        """Return None where the store type needs no heartbeats of ours."""
+    def heartbeat_writer(self, store: str, url: str, sender: str, database: str = "") -> HeartbeatWriter | None:
+        """Return None where the store type needs no heartbeats of ours.
+
+        `database`: that of a collection which Debezium captures; "" for everything else.
+        """
         return None
 
     def source_preflight(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> Preflight:
@@ -67,7 +70,7 @@ class PostgresConnector(Connector):
 
         return postgres.PostgresTables(pipeline, url) if pipeline.source.tables else postgres.PostgresReader(pipeline, url)
 
-    def heartbeat_writer(self, store: str, url: str, sender: str) -> HeartbeatWriter | None:
+    def heartbeat_writer(self, store: str, url: str, sender: str, database: str = "") -> HeartbeatWriter | None:
         from gapwatch_connectors import postgres
 
         return postgres.PostgresHeartbeat(store, url, sender)
@@ -126,12 +129,17 @@ class MongoConnector(Connector):
 
         return mongodb.MongoChangeStream(pipeline, url)
 
+    def heartbeat_writer(self, store: str, url: str, sender: str, database: str = "") -> HeartbeatWriter | None:
+        from gapwatch_connectors import mongodb
+
+        return mongodb.MongoHeartbeat(store, url, sender, database) if database else None
+
     def target_preflight(
         self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
     ) -> Preflight:
         from gapwatch_connectors import mongodb
 
-        return mongodb.MongoPreflight(pipeline, url, position)
+        return mongodb.MongoPreflight(pipeline, url, position, connector=connector)
 
 
 class OpenSearchConnector(Connector):

@@ -120,8 +120,8 @@ def _store(name: str, store: forms.Store, document: Document) -> StoreSpec:
                 (*place, option), f"It does not begin with {schemes[0]}.", "Write the address as the driver wants it."
             )
         document.add((*place, option), address_problem(url))
-    if kind is not StoreType.POSTGRES and "heartbeat" in store.model_fields_set:
-        document.problem((*place, "heartbeat"), f"A {kind.value} store needs no heartbeat.", _REMOVE)
+    if kind is StoreType.OPENSEARCH and "heartbeat" in store.model_fields_set:
+        document.problem((*place, "heartbeat"), "An opensearch store needs no heartbeat.", _REMOVE)
     heartbeat = store.heartbeat
     if isinstance(heartbeat, str):
         spec = HeartbeatSpec(auto=heartbeat == "auto")

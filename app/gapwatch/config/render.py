@@ -107,12 +107,11 @@ def _store(store: StoreSpec) -> dict[str, Any]:
         return {"type": store.type.value, **store_tree(store.url, MASK)}
     option = "dsn" if store.type is StoreType.POSTGRES else "uri"
     tree: dict[str, Any] = {"type": store.type.value, option: mask_url(store.url)}
-    if store.type is StoreType.POSTGRES:
-        beat = store.heartbeat
-        if beat.auto:
-            tree["heartbeat"] = {"auto": True, "every": duration(beat.every_seconds)}
-        else:
-            tree["heartbeat"] = {"auto": False, "topic": beat.topic, "every": duration(beat.every_seconds)}
+    beat = store.heartbeat
+    if beat.auto:
+        tree["heartbeat"] = {"auto": True, "every": duration(beat.every_seconds)}
+    else:
+        tree["heartbeat"] = {"auto": False, "topic": beat.topic, "every": duration(beat.every_seconds)}
     return tree
 
 

@@ -23,7 +23,7 @@ from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
 from gapwatch.metrics import Metrics, Snapshot
 from gapwatch.model.gap import Run, RunKind, RunState
-from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings
+from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings, StoreType
 from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.status_feed import StatusTopic
@@ -114,14 +114,18 @@ class Parts:
             if spec.source.feed.kind in CAPTURED:
                 opened = partial(connector_of(source.type).source_feed_reader, spec, source.url)
                 streams.append(Stream(pipeline=spec, topic=spec.source.feed.topic, open=opened, side="expected"))
-            followed = [source, *([target] if spec.target.feed.kind is FeedKind.DEBEZIUM else [])]
-            for store in followed:
+            followed = [(source, "")]
+            if spec.target.feed.kind is FeedKind.DEBEZIUM:
+                in_mongodb = target.type is StoreType.MONGODB
+                followed.append((target, spec.target.collection.partition(".")[0] if in_mongodb else ""))
+            for store, database in followed:
                 connector = connector_of(store.type)
-                if store.heartbeat.auto and connector.heartbeat_writer(store.name, store.url, sender) is not None:
-                    beats[store.name] = Beat(
+                if store.heartbeat.auto and connector.heartbeat_writer(store.name, store.url, sender, database) is not None:
+                    beats[store.name, database] = Beat(
                         store=store.name,
+                        database=database,
                         every_seconds=store.heartbeat.every_seconds,
-                        open=partial(_heartbeat, connector, store.name, store.url),
+                        open=partial(_heartbeat, connector, store.name, store.url, database),
                     )
         facts = await TopicAdmin(settings).describe([stream.topic for stream in streams])
         role = CaptureRole(
@@ -390,6 +394,6 @@ def _is_wide(run: Run) -> bool:
     return run.request.get("range", "full") in ("full", "lookback")
 
 
-def _heartbeat(connector: Any, store: str, url: str) -> Any:
+def _heartbeat(connector: Any, store: str, url: str, database: str) -> Any:
     """Open a heartbeat writer with a sender of its own: its numbers begin at 1."""
-    return connector.heartbeat_writer(store, url, new_id()[:8])
+    return connector.heartbeat_writer(store, url, new_id()[:8], database)

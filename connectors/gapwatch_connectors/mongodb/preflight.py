@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from pymongo.errors import OperationFailure
 
 from gapwatch.clock import SystemClock
+from gapwatch.core.envelopes import HEARTBEAT_COLLECTION
 from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice, Measure
@@ -17,6 +19,7 @@ from gapwatch_connectors.mongodb.feed import STEP_SECONDS, MongoChangeStream, fi
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 from gapwatch_connectors.mongodb.reader import MongoReader
 
+ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
 SAMPLE = 10
 WINDOW_SECONDS_MIN = 3_600  # an outage of capture that lasts longer than the oplog's window loses the stream
 WINDOW_FRESH_SECONDS = 4.0  # all pipelines of a cluster ask for it every five
@@ -24,10 +27,22 @@ FULL_SHARE = 0.9  # before an oplog is that full its window still grows
 
 
 class MongoPreflight:
-    """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target."""
+    """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target.
 
-    def __init__(self, pipeline: PipelineSpec, url: str, position: bytes | None = None, *, side: str = "target") -> None:
+    ``connector`` returns the configuration of the Debezium connector that captures it, where one does.
+    """
+
+    def __init__(
+        self,
+        pipeline: PipelineSpec,
+        url: str,
+        position: bytes | None = None,
+        *,
+        side: str = "target",
+        connector: ConnectorConfig | None = None,
+    ) -> None:
         self._pipeline = pipeline
+        self._connector = connector
         self._url = url
         self._position = position
         self._name = pipeline.target.collection
@@ -44,6 +59,8 @@ class MongoPreflight:
             info = await self._reader.describe()
             if self._pipeline.target.feed.kind is FeedKind.CHANGE_STREAM:
                 advice += await self._stream(post_images=info.post_images)
+            if self._pipeline.target.feed.kind is FeedKind.DEBEZIUM and self._connector is not None:
+                advice += self._heartbeats(await self._connector() or {})
             advice += await self._index()
             advice += await self._documents()
         except StoreRefused as error:
@@ -96,6 +113,18 @@ class MongoPreflight:
         except StoreRefused as error:
             message = f"{error.message} What was read is then known only in steps of {STEP_SECONDS} s and more."
             return [self._advice("warning", message, error.remedy)]
+        return []
+
+    def _heartbeats(self, config: Mapping[str, str]) -> list[Advice]:
+        """Without heartbeat documents a collection to which nobody writes has no time."""
+        database = self._name.partition(".")[0]
+        name = f"{database}.{HEARTBEAT_COLLECTION}"
+        for option, whole in (("collection.include.list", name), ("database.include.list", database)):
+            if _leaves_out(config.get(option, ""), whole):
+                message = (
+                    f"The connector does not capture {name}, to which Gapwatch writes: while nobody else writes, time stands."
+                )
+                return [self._advice("warning", message, f"Add {whole.replace('.', chr(92) + '.')} to {option}.")]
         return []
 
     async def _resumable(self) -> list[Advice]:
@@ -172,3 +201,12 @@ class MongoPreflight:
         await self._reader.ping()  # an outage is no advice
         remedy = f"Correct the key of the pipeline's {self._side}: path and type; keys are never coerced."
         return [self._advice("error", f"The documents of {self._name} do not have the pipeline's key: {first.reason}", remedy)]
+
+
+def _leaves_out(listed: str, name: str) -> bool:
+    """Whether a list of regular expressions, as Debezium reads it, names others and not this one."""
+    patterns = [pattern.strip() for pattern in listed.split(",") if pattern.strip()]
+    try:
+        return bool(patterns) and not any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in patterns)
+    except re.error:  # one of Java's that Python does not know
+        return False

@@ -73,7 +73,7 @@ DEBEZIUM = "{ debezium: shop.public.orders }"
         ("debezium: shop.public.orders", "debezium: shop orders", "feed.debezium: It is no name of a topic."),
         ("debezium: shop.public.orders", "debezium: watch.events", "This is one of Gapwatch's own topics."),
         ("sasl.password:", "group.id:", "kafka.options.group.id: Gapwatch sets this itself"),
-        ('rs0" }', 'rs0", heartbeat: { every: 5s } }', "heartbeat: A mongodb store needs no heartbeat."),
+        ('rs0" }', 'rs0", heartbeat: { every: 50s } }', "heartbeat.every: Heartbeats must come every 10 s or faster."),
         ("app:s3cret@db", "app:s3/cret@db", "dsn: Its user name or password holds a reserved character."),
         ("app:s3cret@db", "app:s3@cret@db", "dsn: Its user name or password holds a reserved character."),
         ("app:s3cret@db", "app:${S@db", "dsn: A reference is not closed."),

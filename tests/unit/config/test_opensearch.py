@@ -63,7 +63,7 @@ def test_h3_its_secrets_show_nowhere() -> None:
         ("ca: ca.pem", "ca: ca.pem, api_key: k", "stores.search.api_key: There is an account as well."),
         ("ca: ca.pem", "client_key: k.pem", "stores.search.client_key: A key without its certificate is of no use."),
         ("ca: ca.pem", "ca: ca.pem, uri: x", "stores.search.uri: An opensearch store has no `uri`."),
-        ("ca: ca.pem", "ca: ca.pem, heartbeat: none", "stores.search.heartbeat: A opensearch store needs no heartbeat."),
+        ("ca: ca.pem", "ca: ca.pem, heartbeat: none", "stores.search.heartbeat: An opensearch store needs no heartbeat."),
         ("type: postgres, dsn", "type: postgres, user: x, dsn", "stores.shop.user: A postgres store has no `user`."),
         (
             "index: orders",

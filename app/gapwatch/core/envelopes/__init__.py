@@ -16,6 +16,8 @@ from gapwatch.core.envelopes.columns import Refused as Refused
 from gapwatch.core.envelopes.compiled.native import INTERFACE as INTERFACE
 from gapwatch.core.envelopes.compiled.native import NativeModule as NativeModule
 from gapwatch.core.envelopes.debezium import DebeziumDecoder
+from gapwatch.core.envelopes.heartbeats import HEARTBEAT_COLLECTION as HEARTBEAT_COLLECTION
+from gapwatch.core.envelopes.heartbeats import HEARTBEAT_ID as HEARTBEAT_ID
 from gapwatch.core.envelopes.heartbeats import heartbeat_row as heartbeat_row
 from gapwatch.core.envelopes.heartbeats import message_content as message_content
 from gapwatch.core.envelopes.letters import DeadLetterDecoder, RejectedDecoder

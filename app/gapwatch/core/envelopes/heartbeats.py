@@ -1,7 +1,8 @@
 """Heartbeat rows: what travels through a source's log in commit order without being data.
 
-Two kinds, both as Debezium delivers them: our logical messages (``pg_logical_emit_message(true, 'gapwatch', content)`` with
-content ``{"n": 7, "by": "…"}``) on ``<prefix>.message``, and rows of a captured table or collection that somebody else writes.
+All as Debezium delivers them: our logical messages (``pg_logical_emit_message(true, 'gapwatch', content)`` with content ``{"n":
+7, "by": "…"}``) on ``<prefix>.message``; our document ``{"_id": "gapwatch", "n": 7, "by": "…"}`` of a captured collection
+``gapwatch_heartbeats``; and rows of a captured table or collection that somebody else writes.
 ``__debezium-heartbeat`` records are neither: they hold the connector's clock and overtake data.
 """
 
@@ -13,12 +14,18 @@ from typing import Final
 
 import msgspec
 
-from gapwatch.core.envelopes.debezium_parts import cluster_position, frame_of, is_snapshot, sequence_of
+from gapwatch.core.envelopes import extjson
+from gapwatch.core.envelopes.debezium_parts import NULL, Envelope, cluster_position, frame_of, is_snapshot, sequence_of
 from gapwatch.core.envelopes.records import HeartbeatRow, RawRecord
 from gapwatch.errors import RecordError
 
 PREFIX: Final = "gapwatch"  # of our logical messages
+HEARTBEAT_COLLECTION: Final = "gapwatch_heartbeats"  # in the database that is watched
+HEARTBEAT_ID: Final = "gapwatch"  # of its one document
 ROWS: Final = frozenset({"c", "u", "d"})
+
+
+_NAMES: Final = frozenset({"_id", "n", "by"})
 
 
 class _Content(msgspec.Struct):
@@ -57,12 +64,27 @@ def heartbeat_row(record: RawRecord) -> HeartbeatRow | None:
         raise RecordError("position_missing", "A heartbeat row has no source.ts_ms.")
     if source.connector == "mongodb":
         major, minor = cluster_position(source.ts_ms, source.ord or 0), 0
+        number, sender = _of_document(frame.envelope)
     else:
         position = sequence_of(source.sequence)
         if position is None:
             raise RecordError("position_missing", "A heartbeat row has no source.sequence.")
         major, minor = position
     return HeartbeatRow(number, sender, source.ts_ms, major, minor, source.lsn, record.timestamp)
+
+
+def _of_document(envelope: Envelope) -> tuple[int | None, str]:
+    """Return number and sender of a document of ours; an update of one may show a later number, so that it says none."""
+    if bytes(envelope.after) == NULL or bytes(envelope.update_description) != NULL:
+        return None, ""
+    text = extjson.decode(bytes(envelope.after))
+    if not isinstance(text, str):
+        return None, ""
+    document = extjson.decode_document(text, _NAMES)
+    number, sender = document.get("n"), document.get("by")
+    if document.get("_id") != HEARTBEAT_ID or not isinstance(number, int) or not isinstance(sender, str):
+        return None, ""
+    return number, sender
 
 
 def _content(text: str) -> _Content:

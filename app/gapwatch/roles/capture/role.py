@@ -50,11 +50,16 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """One source store that gets heartbeats."""
+    """One store that gets heartbeats; of a MongoDB store, one database."""
 
     store: str
+    database: str = ""
     every_seconds: float
     open: Callable[[], HeartbeatWriter]
+
+    @property
+    def lease(self) -> str:
+        return f"heartbeat/{self.store}" + (f"/{self.database}" if self.database else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +87,7 @@ class CaptureRole:
                 for stream in self._on.streams:
                     tasks.create_task(self._keep(f"capture/{stream.topic}", stop, partial(self._read, stream, stop)))
                 for beat in self._on.beats:
-                    tasks.create_task(self._keep(f"heartbeat/{beat.store}", stop, partial(self._beat, beat, stop)))
+                    tasks.create_task(self._keep(beat.lease, stop, partial(self._beat, beat, stop)))
         finally:
             await self._on.producer.close()
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from gapwatch.core.envelopes import PLAIN, BatchDecoder, LetterDecoder, NativeModule, decoder_for, letter_decoders_for
+from gapwatch.core.envelopes import (
+    HEARTBEAT_COLLECTION,
+    PLAIN,
+    BatchDecoder,
+    LetterDecoder,
+    NativeModule,
+    decoder_for,
+    letter_decoders_for,
+)
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FeedKind, PipelineSpec, RepairMode
 from gapwatch.model.stream import Side
@@ -111,4 +119,14 @@ def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[
         if target.feed.kind is FeedKind.DEBEZIUM and target.wires:  # it is a table
             prefix = ".".join(target.feed.topic.split(".")[:-2])
             topics[target.feed.topic] = configured.get(target.store) or f"{prefix}.message"
+        elif target.feed.kind is FeedKind.DEBEZIUM:
+            topic = configured.get(target.store) or _beside(target.feed.topic, target.collection)
+            topics |= {target.feed.topic: topic} if topic else {}
     return topics
+
+
+def _beside(topic: str, collection: str) -> str:
+    """Return the topic of our heartbeat documents beside a collection's, "" where that was renamed on its way."""
+    database = collection.partition(".")[0]
+    prefix = topic.removesuffix(collection)
+    return f"{prefix}{database}.{HEARTBEAT_COLLECTION}" if prefix.endswith(".") else ""

@@ -242,6 +242,27 @@ def test_rows_made_elsewhere_have_no_number(op: str) -> None:
     assert mongo == HeartbeatRow(None, "", 1_726_000_000_000, 1_726_000_000 << 32 | 3, 0, None, APPENDED)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("op", ["c", "u"])
+def test_our_document_is_a_numbered_heartbeat_row(op: str, wrapped: bool) -> None:
+    """Each is a replacement, which carries its own document; an update might show a later one's number."""
+    ours = {"_id": "gapwatch", "n": {"$numberLong": "7"}, "by": "capture-1"}
+    value = mongo_change(op, after=ours)
+    row = heartbeat_row(record(with_schema(value, []) if wrapped else value))
+    assert row == HeartbeatRow(7, "capture-1", 1_726_000_000_000, 1_726_000_000 << 32 | 3, 0, None, APPENDED)
+    others = [
+        mongo_change("u", after=ours, updated=True),
+        mongo_change(op, after=ours | {"_id": "theirs"}),
+        mongo_change(op, after=ours | {"n": "7"}),
+        mongo_change("d"),
+        mongo_change(op) | {"after": {"n": 7}},
+    ]
+    for other in others:
+        read = heartbeat_row(record(other))
+        assert read is not None
+        assert (read.number, read.sender) == (None, "")
+
+
 @pytest.mark.parametrize(
     "value",
     [
