@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 POLL_EVENTS = 5_000  # as in gapwatch.roles.ingest.role
-POLL_SECONDS = 0.03
+POLL_SECONDS = 0.08
 FULL = 0.7  # planned utilisation: beyond it queues grow quickly
 CATCH_UP_SECONDS = 300.0  # how long a lost worker's backlog may last
 MATCHERS_MAX = 512

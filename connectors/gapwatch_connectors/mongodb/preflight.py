@@ -116,7 +116,14 @@ class MongoPreflight:
         return []
 
     def _heartbeats(self, config: Mapping[str, str]) -> list[Advice]:
-        """Without heartbeat documents a collection to which nobody writes has no time."""
+        """Without heartbeat documents a collection to which nobody writes has no time; one task's prove nothing of another's."""
+        if config.get("tasks.max", "1") != "1" and (
+            config.get("mongodb.multi.task.enabled") == "true" or config.get("mongodb.connection.mode") == "replica_set"
+        ):
+            message = (
+                "Several tasks of the connector read a part each: heartbeats, which one of them reads, prove nothing of the rest."
+            )
+            return [self._advice("error", message, "Set tasks.max to 1, or heartbeat: none on the store.")]
         database = self._name.partition(".")[0]
         name = f"{database}.{HEARTBEAT_COLLECTION}"
         for option, whole in (("collection.include.list", name), ("database.include.list", database)):

@@ -31,3 +31,20 @@ async def test_a_connector_that_leaves_heartbeats_out_is_named(config: dict[str,
     await preflight.close()
     assert [one.level for one in advice] == ([] if option is None else ["warning"])
     assert all(one.remedy.endswith(f"to {option}.") for one in advice)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"tasks.max": "2"}, False),
+        ({"tasks.max": "1", "mongodb.multi.task.enabled": "true"}, False),
+        ({"tasks.max": "2", "mongodb.multi.task.enabled": "true"}, True),
+        ({"tasks.max": "3", "mongodb.connection.mode": "replica_set"}, True),
+        ({"tasks.max": "3", "mongodb.connection.mode": "sharded"}, False),
+    ],
+)
+async def test_heartbeats_of_one_task_prove_nothing_of_the_others(config: dict[str, str], told: bool) -> None:
+    preflight = MongoPreflight(pipeline(), "mongodb://localhost:1")
+    advice = preflight._heartbeats(config)
+    await preflight.close()
+    assert [one.level for one in advice] == (["error"] if told else [])

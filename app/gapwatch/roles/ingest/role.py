@@ -23,7 +23,7 @@ from gapwatch.roles.ingest.parts import Shared
 log = structlog.get_logger(__name__)
 
 RECORDS_PER_POLL: Final = 5_000  # some 15 ms of work for one turn of the event loop
-POLL_SECONDS: Final = 0.03
+POLL_SECONDS: Final = 0.08  # a fuller record costs match no more than an empty one
 
 
 class IngestRole:
