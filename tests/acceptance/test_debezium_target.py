@@ -54,13 +54,17 @@ def test_a_collection_that_debezium_captures_has_a_time_without_writes(
         wait_for(lambda: len(scene.documents()) == 5, "the copies", 30)
 
         def fresh() -> bool:
-            through = service.view()["consistent_through"]
-            return through is not None and datetime.now(UTC) - datetime.fromisoformat(through) < BEHIND
+            view = service.view()
+            through = view["consistent_through"]
+            if view["status"] != "HEALTHY" or through is None:
+                return False
+            return datetime.now(UTC) - datetime.fromisoformat(through) < BEHIND
 
-        wait_for(fresh, "consistent-through to follow", 60)
+        wait_for(fresh, "consistent-through to follow in topics that are new", 60)
 
         def look() -> None:
-            assert service.view()["status"] == "HEALTHY"
+            view = service.view()
+            assert view["status"] == "HEALTHY", view["reasons"]
             assert fresh(), service.view()["consistent_through"]
 
         during(15, look)
@@ -82,6 +86,8 @@ def test_a_connector_that_leaves_the_heartbeats_out_is_named_by_the_doctor(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     with scene_of(stack, postgres_database, tmp_path, "orders") as scene:
+        scene.insert(1, 1)
+        wait_for(scene.documents, "the copy", 30)
         done = scene.service.command("doctor")
         assert done.returncode == 0, done.stdout
         remedy = f"Add {scene.database}\\.{HEARTBEAT_COLLECTION} to collection.include.list."
