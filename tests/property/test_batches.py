@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapwatch.core.batches import SectionBuilder, batches, pack, split, unpack
+from gapwatch.core.batches import SectionBuilder, _cuts_by_number, _cuts_by_size, batches, pack, split, unpack
 from gapwatch.core.envelopes import Event
 from gapwatch.errors import RecordError
 from gapwatch.model.stream import Batch, Operation, Section, Side
@@ -38,6 +38,12 @@ def test_parts_hold_everything_once_and_their_ranges_join(events: list[tuple[int
         assert len(part.keys) <= events_max or len(set(part.offsets)) == 1
         if len(set(part.offsets)) > 1:
             assert len(pack(Batch(1, [part], []))) <= bytes_max + 512
+
+
+@given(EVENTS, st.integers(1, 20))
+def test_a_small_section_is_cut_by_number_as_it_is_by_size(events: list[tuple[int, int]], events_max: int) -> None:
+    whole = section(events)
+    assert _cuts_by_number(whole.offsets, events_max) == _cuts_by_size(whole, events_max, 10**9)
 
 
 @given(st.lists(EVENTS, max_size=4))

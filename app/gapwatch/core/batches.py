@@ -223,23 +223,48 @@ def split(section: Section, *, events_max: int = EVENTS_PER_RECORD_MAX, bytes_ma
 
     Events of one raw offset stay together (a repetition is recognised by its offset); one that is too large goes alone.
     """
-    if len(section.keys) <= events_max and _size(section) <= bytes_max:
+    small = _size(section) <= bytes_max
+    if small and len(section.keys) <= events_max:
         return [section]
+    cuts = _cuts_by_number(section.offsets, events_max) if small else _cuts_by_size(section, events_max, bytes_max)
+    ends = [*cuts[1:], len(section.keys)]
+    return [_slice(section, start, end, first=start == 0) for start, end in zip(cuts, ends, strict=True)]
+
+
+def _cuts_by_number(offsets: Sequence[int], events_max: int) -> list[int]:
+    """Return where parts begin: of a section that is too long, and small enough."""
+    cuts, end = [0], events_max
+    while end < len(offsets):
+        start = _begin_of(offsets, end, cuts[-1])
+        if start > cuts[-1]:
+            cuts.append(start)
+            end = start + events_max
+        else:  # one raw offset has more events than that
+            end += 1
+    return cuts
+
+
+def _cuts_by_size(section: Section, events_max: int, bytes_max: int) -> list[int]:
     cuts = [0]
     size = SECTION_BYTES
     for index in range(len(section.keys)):
         weight = _weight(section, index)
         begun = index > cuts[-1]
         if begun and (index - cuts[-1] >= events_max or size + weight > bytes_max):
-            start = index
-            while start > cuts[-1] and section.offsets[start - 1] == section.offsets[index]:
-                start -= 1
+            start = _begin_of(section.offsets, index, cuts[-1])
             if start > cuts[-1]:
                 cuts.append(start)
                 size = SECTION_BYTES + sum(_weight(section, at) for at in range(start, index))
         size += weight
-    ends = [*cuts[1:], len(section.keys)]
-    return [_slice(section, start, end, first=start == 0) for start, end in zip(cuts, ends, strict=True)]
+    return cuts
+
+
+def _begin_of(offsets: Sequence[int], index: int, least: int) -> int:
+    """Return the first place, from `least` on, of the events that share the raw offset at `index`."""
+    start = index
+    while start > least and offsets[start - 1] == offsets[index]:
+        start -= 1
+    return start
 
 
 def _slice(section: Section, start: int, end: int, *, first: bool) -> Section:

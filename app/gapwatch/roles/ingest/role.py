@@ -13,6 +13,7 @@ import structlog
 
 from gapwatch.errors import GapwatchError, HistoryLost
 from gapwatch.kafka.clients import Partition
+from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.ingest.beside import TOPICS_SECONDS, Beside
 from gapwatch.roles.ingest.intake import Intake
 from gapwatch.roles.ingest.outlet import Outlet
@@ -38,6 +39,7 @@ class IngestRole:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set. Raises what makes going on unsafe."""
+        collect_seldom()
         on = self._on
         await on.producer.start()
         try:
