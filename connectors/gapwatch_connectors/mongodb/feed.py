@@ -31,7 +31,8 @@ EVENTS_PER_BATCH: Final = 1_000
 AWAIT_MILLISECONDS: Final = 50
 REST_SECONDS: Final = 0.25  # at most, between two looks at a stream in which nothing happens
 QUIET_AFTER_SECONDS: Final = 30.0  # without an event
-QUIET_SECONDS: Final = 1.0  # then at most, and between markers at least
+QUIET_SECONDS: Final = 1.0  # then at most, and between markers at least; less where ``stall_after`` is short
+LOOKS_PER_STALL: Final = 20
 MARKERS_MAX: Final = 10_000  # a stream that is far behind keeps no more; the oldest ones prove least
 STEP_SECONDS: Final = 10
 MARKER_COLLECTION: Final = "gapwatch_markers"
@@ -48,6 +49,7 @@ class MongoChangeStream:
         self._store = pipeline.target.store
         self._name = pipeline.target.collection
         self._pulse = pipeline.pulse_seconds
+        self._quiet_seconds = min(QUIET_SECONDS, pipeline.stall_after_seconds / LOOKS_PER_STALL)
         self._mongo = Mongo(self._store, url)
         self._clock = clock or SystemClock()
         self._may_note = True
@@ -170,7 +172,7 @@ class MongoChangeStream:
 
     async def _rest(self) -> None:
         """Wait for the next marker's time: nothing that came in between could be proven before it."""
-        longest = QUIET_SECONDS if self._quiet() else REST_SECONDS
+        longest = max(self._quiet_seconds, REST_SECONDS) if self._quiet() else REST_SECONDS
         until = self._next_marker - self._clock.monotonic() if self._may_mark else longest
         if until > 0:
             await self._clock.sleep(min(until, longest))
@@ -183,7 +185,7 @@ class MongoChangeStream:
         if not self._may_mark or self._clock.monotonic() < self._next_marker:
             return
         try:
-            self._next_marker = await self.mark() + (max(self._pulse, QUIET_SECONDS) if self._quiet() else self._pulse)
+            self._next_marker = await self.mark() + (max(self._pulse, self._quiet_seconds) if self._quiet() else self._pulse)
         except StoreRefused:
             self._may_mark = False
 

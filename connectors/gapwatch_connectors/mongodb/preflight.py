@@ -60,7 +60,7 @@ class MongoPreflight:
             if self._pipeline.target.feed.kind is FeedKind.CHANGE_STREAM:
                 advice += await self._stream(post_images=info.post_images)
             if self._pipeline.target.feed.kind is FeedKind.DEBEZIUM and self._connector is not None:
-                advice += self._heartbeats(await self._connector() or {})
+                advice += self._heartbeats(await self._connector() or {}, sharded=await self._is_sharded())
             advice += await self._index()
             advice += await self._documents()
         except StoreRefused as error:
@@ -115,15 +115,18 @@ class MongoPreflight:
             return [self._advice("warning", message, error.remedy)]
         return []
 
-    def _heartbeats(self, config: Mapping[str, str]) -> list[Advice]:
-        """Without heartbeat documents a collection to which nobody writes has no time; one task's prove nothing of another's."""
-        if config.get("tasks.max", "1") != "1" and (
-            config.get("mongodb.multi.task.enabled") == "true" or config.get("mongodb.connection.mode") == "replica_set"
-        ):
-            message = (
-                "Several tasks of the connector read a part each: heartbeats, which one of them reads, prove nothing of the rest."
-            )
-            return [self._advice("error", message, "Set tasks.max to 1, or heartbeat: none on the store.")]
+    async def _is_sharded(self) -> bool:
+        with self._mongo.wrapped():
+            hello = await self._mongo.client.admin.command("hello")
+        return bool(hello.get("msg") == "isdbgrid")
+
+    def _heartbeats(self, config: Mapping[str, str], *, sharded: bool = False) -> list[Advice]:
+        """Without heartbeats a collection to which nobody writes has no time; those of one stream prove nothing of another."""
+        several = config.get("tasks.max", "1") != "1" and config.get("mongodb.multi.task.enabled") == "true"
+        if several or (sharded and config.get("mongodb.connection.mode") == "replica_set"):
+            message = "The connector reads several streams: heartbeats, which are in one of them, prove nothing of the others."
+            remedy = "Use one task and mongodb.connection.mode=sharded, or write heartbeat: none on the store."
+            return [self._advice("error", message, remedy)]
         database = self._name.partition(".")[0]
         name = f"{database}.{HEARTBEAT_COLLECTION}"
         for option, whole in (("collection.include.list", name), ("database.include.list", database)):

@@ -34,17 +34,18 @@ async def test_a_connector_that_leaves_heartbeats_out_is_named(config: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "sharded", "told"),
     [
-        ({"tasks.max": "2"}, False),
-        ({"tasks.max": "1", "mongodb.multi.task.enabled": "true"}, False),
-        ({"tasks.max": "2", "mongodb.multi.task.enabled": "true"}, True),
-        ({"tasks.max": "3", "mongodb.connection.mode": "replica_set"}, True),
-        ({"tasks.max": "3", "mongodb.connection.mode": "sharded"}, False),
+        ({"tasks.max": "2"}, True, False),
+        ({"tasks.max": "1", "mongodb.multi.task.enabled": "true"}, False, False),
+        ({"tasks.max": "2", "mongodb.multi.task.enabled": "true"}, False, True),
+        ({"mongodb.connection.mode": "replica_set"}, True, True),
+        ({"mongodb.connection.mode": "replica_set"}, False, False),
+        ({"tasks.max": "3", "mongodb.connection.mode": "sharded"}, True, False),
     ],
 )
-async def test_heartbeats_of_one_task_prove_nothing_of_the_others(config: dict[str, str], told: bool) -> None:
+async def test_heartbeats_of_one_stream_prove_nothing_of_the_others(config: dict[str, str], sharded: bool, told: bool) -> None:
     preflight = MongoPreflight(pipeline(), "mongodb://localhost:1")
-    advice = preflight._heartbeats(config)
+    advice = preflight._heartbeats(config, sharded=sharded)
     await preflight.close()
     assert [one.level for one in advice] == (["error"] if told else [])

@@ -22,6 +22,7 @@ from gapwatch.ports import GapChange
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.book import hold_from
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
+from gapwatch.roles.repair.sweeps import set_baseline
 from tests.ledger_samples import gap as a_gap
 from tests.ledger_samples import opening
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
@@ -213,12 +214,27 @@ def test_what_a_sweep_found_is_never_missed_as_a_hole_and_as_a_gap(made: Callabl
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize("known", ["nothing", "a sweep before it", "an unverifiable key", "a hole that only the matcher told of"])
+@pytest.mark.parametrize(
+    "known",
+    [
+        "nothing",
+        "a sweep before it",
+        "somebody's word",
+        "a sweep inside it",
+        "an unverifiable key",
+        "a hole that only the matcher told of",
+    ],
+)
 def test_what_a_sweep_covers_is_held_from_where_it_can_have_been_lost(ledger: SqlLedger, known: str) -> None:
     """The key of an open gap may have lost an earlier write: in what was never watched, too, or among what nobody could read."""
     clock = VirtualClock()
     now, hour = clock.now(), timedelta(hours=1)
-    statuses = []
+    statuses, spec = [], SPEC
+    if known == "a sweep inside it":  # which may have passed over the key, as it changed all the time
+        ledger.set_fact(Facts.swept(SPEC.id), {"started_at": (now - hour).isoformat(), "run": "r", "masked": 0})
+    if known == "somebody's word":
+        spec = replace(SPEC, baseline="assume")
+        set_baseline(ledger, SPEC.id, started=now - 4 * hour, ended=now - 4 * hour, run_id=None)
     if known == "a sweep before it":
         ledger.set_fact(Facts.swept(SPEC.id), {"started_at": (now - 3 * hour).isoformat(), "run": "r", "masked": 0})
     if known == "an unverifiable key":
@@ -228,15 +244,17 @@ def test_what_a_sweep_covers_is_held_from_where_it_can_have_been_lost(ledger: Sq
         hole = Hole(id="h", pipeline=SPEC.id, side=0, feed="t", feed_partition=0, reason="missing", **times)
         statuses = [record(0, holes=[hole])]
     else:
-        ledger.raise_finding(replace(a_hole(now), time_from=BEGINNING))
+        begun = now - 2 * hour if known == "a sweep inside it" else BEGINNING
+        ledger.raise_finding(replace(a_hole(now), time_from=begun))
     gap = replace(a_gap(), pipeline=SPEC.id, event_time=now - timedelta(minutes=1))
     ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
     of_board = SimpleNamespace(records=lambda _: statuses)
-    dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=ledger, board=of_board, clock=clock)
+    dependencies = SimpleNamespace(pipelines={SPEC.id: spec}, ledger=ledger, board=of_board, clock=clock)
     RunRunner(cast(RunnerDependencies, dependencies))._settle(a_sweep(clock), 0)
     held = ledger.gaps_by_id([gap.id])[gap.id].held_since
-    assert held == {"nothing": BEGINNING, "a sweep before it": now - 3 * hour}.get(known, now - 2 * hour)
+    proved = {"nothing": BEGINNING, "a sweep before it": now - 3 * hour, "somebody's word": now - 4 * hour}
+    assert held == proved.get(known, now - 2 * hour)
     assert ledger.findings(SPEC.id) == []
     assert ledger.unverifiable_oldest(SPEC.id) is None
     fact = ledger.fact(Facts.swept(SPEC.id)) or {}
-    assert ("before" in fact) == (known == "a sweep before it")
+    assert ("before" in fact) == (known in ("a sweep before it", "a sweep inside it", "somebody's word"))

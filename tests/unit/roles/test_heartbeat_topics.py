@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from gapwatch.model.pipeline import FeedKind, FeedSpec
+from gapwatch.model.pipeline import FeedKind, FeedSpec, HeartbeatSpec, StoreSpec, StoreType
 from gapwatch.roles.ingest.bindings import heartbeat_topics
 from tests.unit.core.samples import pipeline
+
+
+def store(heartbeat: HeartbeatSpec) -> StoreSpec:
+    return StoreSpec(name="catalog", type=StoreType.MONGODB, url="mongodb://localhost", heartbeat=heartbeat)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,10 @@ def test_a_captured_collection_has_its_heartbeats_beside_it(topic: str, configur
     spec = pipeline()
     feed = FeedSpec(kind=FeedKind.DEBEZIUM, topic=topic)
     spec = replace(spec, target=replace(spec.target, store="catalog", collection="shop.orders", feed=feed))
-    assert heartbeat_topics({spec.id: spec}, configured).get(topic) == expected
+    stores = {"catalog": store(HeartbeatSpec(auto=not configured, topic=configured.get("catalog", "")))}
+    assert heartbeat_topics({spec.id: spec}, stores).get(topic) == expected
+    silent = {"catalog": store(HeartbeatSpec(auto=False))}
+    assert topic not in heartbeat_topics({spec.id: spec}, silent), "nobody writes any: none is looked for"
 
 
 def test_a_change_stream_has_markers_instead() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from gapwatch.core.feeds import FeedProgress, StandingEnd
+from gapwatch.core.feeds import FeedProgress, HeartbeatRows, StandingEnd
 from gapwatch.errors import StoreError, StoreRefused, StoreUnreachable
-from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.clients import Partition, Polled
 from gapwatch.kafka.offsets import GroupPositions
+from gapwatch.kafka.topics import TopicFacts
 from gapwatch.model.pipeline import DeliverySpec, FieldSpec, FieldType, PipelineSpec, Settings
 from gapwatch.model.stream import UNKNOWN_DELIVERY
 from gapwatch.roles.ingest.beside import Beside
@@ -95,3 +96,59 @@ async def test_brokers_that_do_not_answer_are_asked_once(topic: str) -> None:
         ["a", "again", "b"], UNKNOWN_DELIVERY
     )
     assert len([group for group, _ in rig.asked if group == "sink"]) == 1
+
+
+class Heartbeats:
+    """The consumer of heartbeat topics: where it was told to read, and the ends of the logs."""
+
+    def __init__(self) -> None:
+        self.assigned: list[dict[Partition, int]] = []
+        self.end = 1_000
+
+    async def log_range(self, at: Partition) -> tuple[int, int]:
+        return 0, self.end
+
+    async def assign(self, starts: dict[Partition, int]) -> None:
+        self.assigned.append(starts)
+
+    async def consume(self, limit: int, *, seconds: float) -> Polled:
+        return Polled()
+
+
+async def test_a_topic_of_heartbeats_that_appears_moves_no_other_and_one_that_is_refused_stops_nothing() -> None:
+    """Rows that were passed over looked like a gap in their numbers, and ingest did not start where one topic was forbidden."""
+    rig, heartbeats, turns = Rig(), Heartbeats(), iter(range(100))
+    there = {"t.a": 1}
+    asked: list[list[str]] = []
+
+    async def describe(topics: Sequence[str]) -> dict[str, TopicFacts]:
+        asked.append(list(topics))
+        if "t.c" in topics:
+            raise StoreRefused("forbidden", store="kafka")
+        return {name: TopicFacts(topic_id=name, partitions=there[name]) for name in topics if name in there}
+
+    def monotonic() -> float:
+        turn = next(turns)
+        if turn == 4:
+            beside._heartbeats[Partition("t.a", 0)] = 970  # read on meanwhile, behind what is written
+            heartbeats.end = 5_000
+            there["t.b"] = 1
+        if turn == 12:
+            rig.stop.set()
+        return float(turn)
+
+    rig.shared.rows = {topic: HeartbeatRows(1_000, 200) for topic in ("t.a", "t.b", "t.c")}
+    on = replace_on(rig.shared.on, topics=SimpleNamespace(describe=describe), heartbeats=heartbeats)
+    on.clock.monotonic = monotonic
+    beside = Beside(rig.shared)
+    await beside._read_heartbeats(rig.stop)
+    assert heartbeats.assigned[0] == {Partition("t.a", 0): 950}
+    assert heartbeats.assigned[1] == {Partition("t.a", 0): 970, Partition("t.b", 0): 4_950}
+    assert len(heartbeats.assigned) == 2
+    assert ["t.c"] in asked
+
+
+def replace_on(on: IngestDependencies, **parts: object) -> Any:
+    for name, part in parts.items():
+        setattr(on, name, part)
+    return on

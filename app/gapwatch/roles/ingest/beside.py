@@ -13,6 +13,7 @@ from gapwatch.core.envelopes import RawRecord, heartbeat_row
 from gapwatch.core.feeds import Check, delivery_of
 from gapwatch.errors import RecordError, StoreError
 from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.topics import TopicFacts
 from gapwatch.model.gap import Finding
 from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
 from gapwatch.roles.board import grace_ms
@@ -34,6 +35,8 @@ class Beside:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._on = shared.on
+        self._heartbeats: dict[Partition, int] = {}  # what is read of them next
+        self._refused: set[str] = set()
 
     def start(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> list[asyncio.Task[None]]:
         """Start them all; they end with `stop`, and may be cancelled."""
@@ -65,18 +68,16 @@ class Beside:
             await on.clock.sleep(shared.paced(ENDS_SECONDS))
 
     async def _read_heartbeats(self, stop: asyncio.Event) -> None:
-        on, assigned = self._on, set[Partition]()
+        on, assigned = self._on, self._heartbeats
         while not stop.is_set():
             topics = [topic for topic in self._shared.rows if not any(at.topic == topic for at in assigned)]
-            facts = await on.topics.describe(topics)
-            fresh = {Partition(topic, number) for topic, fact in facts.items() for number in range(fact.partitions)}
+            facts = await self._described(topics)
+            fresh = [Partition(topic, number) for topic, fact in facts.items() for number in range(fact.partitions)]
             if fresh:
-                assigned |= fresh
-                starts = {}
-                for at in assigned:
+                for at in fresh:
                     first, end = await on.heartbeats.log_range(at)
-                    starts[at] = max(first, end - HEARTBEATS_FROM_TAIL)
-                await on.heartbeats.assign(starts)
+                    assigned[at] = max(first, end - HEARTBEATS_FROM_TAIL)
+                await on.heartbeats.assign(dict(assigned))  # the others go on where they were: a row passed over would look lost
             if not assigned:
                 await on.clock.sleep(TOPICS_SECONDS)
                 continue
@@ -85,6 +86,23 @@ class Beside:
                 if await self._poll_heartbeats(1, HEARTBEAT_SECONDS):  # one comes a second, as a rule …
                     await self._poll_heartbeats(HEARTBEATS_PER_POLL, 0.0)  # … and all that has come with it
 
+    async def _described(self, topics: Sequence[str]) -> Mapping[str, TopicFacts]:
+        """Describe topics of heartbeats; one that we may not ask about proves nothing, and stops nothing."""
+        try:
+            return await self._on.topics.describe(topics)
+        except StoreError as error:
+            if error.retriable:
+                raise
+            if len(topics) == 1:
+                if topics[0] not in self._refused:
+                    log.warning("heartbeats_refused", topic=topics[0], reason=str(error))
+                self._refused.update(topics)
+                return {}
+        found: dict[str, TopicFacts] = {}
+        for topic in topics:
+            found |= await self._described([topic])
+        return found
+
     async def _poll_heartbeats(self, limit: int, seconds: float) -> bool:
         """Take up to so many rows; False when none came."""
         polled = await self._on.heartbeats.consume(limit, seconds=seconds)
@@ -92,7 +110,9 @@ class Beside:
             if not fault.retriable:
                 raise fault
         for message in polled.messages:
-            await self._heartbeat(RawRecord.of(message), created=message.timestamp()[0] == TIMESTAMP_CREATE_TIME)
+            record = RawRecord.of(message)
+            self._heartbeats[Partition(record.topic, record.partition)] = record.offset + 1
+            await self._heartbeat(record, created=message.timestamp()[0] == TIMESTAMP_CREATE_TIME)
         return bool(polled.runs)
 
     async def _heartbeat(self, record: RawRecord, *, created: bool) -> None:

@@ -15,7 +15,7 @@ from gapwatch.core.envelopes import (
     letter_decoders_for,
 )
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.model.pipeline import FeedKind, PipelineSpec, RepairMode
+from gapwatch.model.pipeline import FeedKind, PipelineSpec, RepairMode, StoreSpec
 from gapwatch.model.stream import Side
 
 
@@ -102,13 +102,9 @@ def letter_bindings_of(pipelines: Mapping[str, PipelineSpec]) -> dict[str, list[
     return found
 
 
-def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[str, str]) -> dict[str, str]:
-    """Return, per raw topic of a Debezium feed, the topic in which its heartbeat rows arrive.
-
-    Args:
-        pipelines: Resolved pipelines.
-        configured: Store name → topic of rows made elsewhere (``heartbeat: { topic: … }``).
-    """
+def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], stores: Mapping[str, StoreSpec]) -> dict[str, str]:
+    """Return, per raw topic of a Debezium feed, the topic in which its heartbeat rows arrive; pipelines are resolved."""
+    configured = {name: store.heartbeat.topic for name, store in stores.items()}  # rows that are made elsewhere
     topics: dict[str, str] = {}
     for pipeline in pipelines.values():
         for feed in pipeline.source.feeds:
@@ -120,7 +116,8 @@ def heartbeat_topics(pipelines: Mapping[str, PipelineSpec], configured: Mapping[
             prefix = ".".join(target.feed.topic.split(".")[:-2])
             topics[target.feed.topic] = configured.get(target.store) or f"{prefix}.message"
         elif target.feed.kind is FeedKind.DEBEZIUM:
-            topic = configured.get(target.store) or _beside(target.feed.topic, target.collection)
+            ours = target.store in stores and stores[target.store].heartbeat.auto
+            topic = configured.get(target.store) or (_beside(target.feed.topic, target.collection) if ours else "")
             topics |= {target.feed.topic: topic} if topic else {}
     return topics
 

@@ -26,7 +26,8 @@ from gapwatch.roles.ingest.bindings import Binding, LetterBinding, bindings_of, 
 log = structlog.get_logger(__name__)
 
 REST_AFTER_SECONDS: Final = 30.0  # without an event of any feed
-REST_SECONDS: Final = 1.0  # then nothing is said or asked more often
+REST_SECONDS: Final = 1.0  # then nothing is said or asked more often …
+ASKED_PER_STALL: Final = 20  # … but so many times in the shortest ``stall_after``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +83,11 @@ class Shared:
         self.skew: dict[str, int] = {}
         self.grace: dict[str, int] = {}  # in force, where it is measured; not in it: the largest
         stores = dependencies.settings.stores
-        rows_elsewhere = {name: store.heartbeat.topic for name, store in stores.items() if store.heartbeat.topic}
-        self.heartbeat_topics = heartbeat_topics(dependencies.pipelines, rows_elsewhere)
+        self.heartbeat_topics = heartbeat_topics(dependencies.pipelines, stores)
         specs = list(dependencies.pipelines.values())
         settle = max((spec.settle_seconds for spec in specs), default=1.0)
         disorder = max((spec.disorder_seconds for spec in specs), default=0.2)
+        self._rest_seconds = min([REST_SECONDS, *(spec.stall_after_seconds / ASKED_PER_STALL for spec in specs)])
         self.still_ms = int(settle * 1000 / 2)
         self.rows = {
             topic: HeartbeatRows(int(settle * 1000), int(disorder * 1000)) for topic in set(self.heartbeat_topics.values())
@@ -95,7 +96,7 @@ class Shared:
     def paced(self, seconds: float) -> float:
         """Return how long to wait instead of `seconds`: while all feeds are at rest, there is less to say and to ask."""
         at_rest = self.on.clock.monotonic() - self.stirred > REST_AFTER_SECONDS
-        return max(seconds, REST_SECONDS) if at_rest else seconds
+        return max(seconds, self._rest_seconds) if at_rest else seconds
 
     async def find(self, binding: Binding, finding: Finding, message: str, *, at_ms: int = 0, since_ms: int = 0) -> None:
         """Raise a finding that can mean loss: a hole, which only a sweep covers. It began at `since_ms` at the earliest."""

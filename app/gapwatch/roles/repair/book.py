@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -15,6 +15,7 @@ import structlog
 from gapwatch.core import gaps
 from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome
 from gapwatch.core.confirm import SKIPPED, Cleared, Difference, Presence
+from gapwatch.core.standing import BEGINNING
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Heard
@@ -224,9 +225,13 @@ def hold_from(ledger: Ledger, pipeline: str, since: datetime) -> bool:
     return not again
 
 
-def not_before(since: datetime, swept: datetime | None) -> datetime:
-    """Return from when on gaps have to hold what was lost since then: the sweep before has proved all that came before it."""
-    return since if swept is None else max(since, swept)
+def held_since(lost: Iterable[datetime], proved: datetime | None) -> datetime | None:
+    """Return from when on gaps have to hold what was lost since these times; None: nothing was.
+
+    Of a loss whose beginning nobody knows, `proved` stands for it: all that came before it was judged. One that began is held
+    from there, also where a sweep has come in between: that one may have passed over a key that changed all the time.
+    """
+    return min((proved if proved is not None and since <= BEGINNING else since for since in lost), default=None)
 
 
 def _hold(ledger: Ledger, found: Sequence[Gap], since: datetime) -> list[str]:

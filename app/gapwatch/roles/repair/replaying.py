@@ -192,8 +192,7 @@ class ReplayReader:
         return Stretch(time_from=least, time_to=most + 1, records=records)
 
     def _heartbeats(self, spec: PipelineSpec) -> str:
-        elsewhere = {name: store.heartbeat.topic for name, store in self._settings.stores.items() if store.heartbeat.topic}
-        return heartbeat_topics({spec.id: spec}, elsewhere).get(spec.source.feeds[0].topic, "")
+        return heartbeat_topics({spec.id: spec}, self._settings.stores).get(spec.source.feeds[0].topic, "")
 
 
 def _record(value: bytes | None) -> PackedBatch | Control | None:

@@ -17,7 +17,7 @@ from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.backfiller import Backfiller
-from gapwatch.roles.repair.book import hold_from, not_before
+from gapwatch.roles.repair.book import held_since, hold_from
 from gapwatch.roles.repair.replayer import Replayer
 from gapwatch.roles.repair.split import SplitSweep, other_mapping
 from gapwatch.roles.repair.sweeper import Sweeper
@@ -200,12 +200,14 @@ class RunRunner:
         hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
         swept = on.ledger.fact(Facts.swept(run.pipeline))
         before = datetime.fromisoformat(swept["started_at"]) if swept else None
+        proved = before or self._assumed(pipeline)
         covered = [finding for finding in findings if ended_before(finding, started)]
         lost = [*map(begun, covered), *uncovered_holes_within(records, (), before, ended_before=started)]
         left = bool(run.counts.get("in_hand"))  # to a backfill: one of them may be unverifiable, and nobody has read it yet
         unverifiable = None if left else on.ledger.unverifiable_oldest(run.pipeline)
         lost += [unverifiable] if unverifiable is not None else []
-        if lost and not hold_from(on.ledger, run.pipeline, not_before(min(lost), before)):
+        since = held_since(lost, proved)
+        if since is not None and not hold_from(on.ledger, run.pipeline, since):
             log.warning("holes_not_covered", pipeline=run.pipeline, run=run.id, reason="gaps change all the time")
             return
         if not left:
@@ -213,8 +215,13 @@ class RunRunner:
         for finding in findings:
             if finding in covered or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
-        earlier = {"before": before.isoformat()} if before is not None else {}
+        earlier = {"before": proved.isoformat()} if proved is not None else {}
         now = {"started_at": started.isoformat(), "run": run.id, "masked": masked, **earlier}
         on.ledger.set_fact(Facts.swept(run.pipeline), now)
         if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
             set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)
+
+    def _assumed(self, pipeline: PipelineSpec) -> datetime | None:
+        """Return up to when somebody said that all is well, where nobody has swept yet."""
+        baseline = self._on.ledger.fact(Facts.baseline(pipeline.id)) if pipeline.baseline == "assume" else None
+        return datetime.fromisoformat(baseline["started_at"]) if baseline else None

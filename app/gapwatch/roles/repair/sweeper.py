@@ -255,6 +255,7 @@ class _Sweep:
         self._resumption = Resumption()
         self._counting.begin_anew()
         self._trial.begin_anew()
+        self._undecided = 0
         self._run = replace(self._run, cursor=Resumption.forgotten(self._run.cursor))
         await self._store()
 

@@ -25,7 +25,7 @@ from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.repair.book import hold_from, not_before
+from gapwatch.roles.repair.book import held_since, hold_from
 
 log = structlog.get_logger(__name__)
 
@@ -221,7 +221,8 @@ class SweepScheduler:
         ledger, covered = self._on.ledger, datetime.fromisoformat(swept["started_at"])
         before = datetime.fromisoformat(swept["before"]) if "before" in swept else None
         late = [one for one in findings if ended_before(one, covered)]
-        if late and not hold_from(ledger, late[0].pipeline, not_before(min(map(begun, late)), before)):
+        since = held_since(map(begun, late), before)
+        if since is not None and not hold_from(ledger, late[0].pipeline, since):
             return findings  # gaps change all the time: later
         for record in late:
             ledger.clear_finding(record.id, at=now, covered_by=swept["run"], through=covered)

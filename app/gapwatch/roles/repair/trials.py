@@ -170,6 +170,7 @@ class SweepTrial:
         self._released: set[Key] = set()
         self._differing: Counter[str] = Counter()
         self._decided = 0
+        self._begun = 0  # how often all was forgotten
         self.said = ""
 
     @property
@@ -185,6 +186,7 @@ class SweepTrial:
         self._held.clear()
         self._differing.clear()
         self._decided = 0
+        self._begun += 1
 
     async def take(
         self, decided: Sequence[Decided], *, compared: int, pending: int
@@ -196,8 +198,11 @@ class SweepTrial:
             compared: How many keys both sides had so far.
             pending: How many of the keys that were found are still to be judged.
         """
+        begun = self._begun
         if not await self.goes_on():
             return decided, self._release()
+        if begun != self._begun:  # meanwhile: what would be held back is found once more
+            return [item for item in decided if not counts_against(item)], ()
         self._decided += len(decided)
         against = [item for item in decided if counts_against(item) and item.case.key not in self._released]
         for item in against:
