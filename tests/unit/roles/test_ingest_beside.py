@@ -104,6 +104,7 @@ class Heartbeats:
     def __init__(self) -> None:
         self.assigned: list[dict[Partition, int]] = []
         self.end = 1_000
+        self.polled = Polled()
 
     async def log_range(self, at: Partition) -> tuple[int, int]:
         return 0, self.end
@@ -112,7 +113,7 @@ class Heartbeats:
         self.assigned.append(starts)
 
     async def consume(self, limit: int, *, seconds: float) -> Polled:
-        return Polled()
+        return self.polled
 
 
 async def test_a_topic_of_heartbeats_that_appears_moves_no_other_and_one_that_is_refused_stops_nothing() -> None:
@@ -146,6 +147,21 @@ async def test_a_topic_of_heartbeats_that_appears_moves_no_other_and_one_that_is
     assert heartbeats.assigned[1] == {Partition("t.a", 0): 970, Partition("t.b", 0): 4_950}
     assert len(heartbeats.assigned) == 2
     assert ["t.c"] in asked
+
+
+async def test_a_topic_of_heartbeats_that_may_not_be_read_is_left_out() -> None:
+    rig, heartbeats = Rig(), Heartbeats()
+    replace_on(rig.shared.on, heartbeats=heartbeats)
+    rig.shared.rows = {topic: HeartbeatRows(1_000, 200) for topic in ("t.a", "t.b")}
+    beside = Beside(rig.shared)
+    beside._heartbeats.update({Partition("t.a", 0): 5, Partition("t.b", 0): 7})
+    fault = StoreRefused("forbidden", store="kafka")
+    heartbeats.polled = Polled(faults=[(Partition("t.b", 0), fault), (Partition("t.b", 1), fault)])
+    assert not await beside._poll_heartbeats(1, 0.0)
+    assert heartbeats.assigned == [{Partition("t.a", 0): 5}]
+    heartbeats.polled = Polled(faults=[(None, fault)])
+    with pytest.raises(StoreRefused):
+        await beside._poll_heartbeats(1, 0.0)
 
 
 def replace_on(on: IngestDependencies, **parts: object) -> Any:

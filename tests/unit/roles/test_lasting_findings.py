@@ -230,22 +230,3 @@ async def test_a_hole_that_is_stored_after_the_sweep_that_covered_it_is_cleared(
     await world.live(30)
     assert world.holes == []
     assert world.clock.now_ms() > since
-
-
-async def test_what_is_over_is_over_while_another_check_fails(world: World) -> None:
-    """Kafka Connect is away for good: a hole that its own check sees ended was held open by it, and nothing covered it."""
-
-    async def no_answer() -> Sequence[Advice]:
-        raise StoreUnreachable("It does not answer.")
-
-    checks: list[Any] = [world, SimpleNamespace(watch=no_answer)]
-    world.watcher = Watcher(replace(world.watcher._on, checks=lambda _: checks), world.watcher._book)
-    world.found = [LOST]
-    await world.live(30)
-    assert [one.ongoing for one in world.holes] == [True]
-    world.found, world.away = [], True
-    await world.live(30)
-    assert [one.ongoing for one in world.holes] == [True], "nobody has looked"
-    world.away = False
-    await world.live(60)
-    assert world.holes == []

@@ -11,7 +11,7 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME
 
 from gapwatch.core.envelopes import RawRecord, heartbeat_row
 from gapwatch.core.feeds import Check, delivery_of
-from gapwatch.errors import RecordError, StoreError
+from gapwatch.errors import RecordError, StoreError, StoreRefused
 from gapwatch.kafka.clients import Partition
 from gapwatch.kafka.topics import TopicFacts
 from gapwatch.model.gap import Finding
@@ -36,7 +36,8 @@ class Beside:
         self._shared = shared
         self._on = shared.on
         self._heartbeats: dict[Partition, int] = {}  # what is read of them next
-        self._refused: set[str] = set()
+        self._refused: set[str] = set()  # topics of heartbeats that we may not ask about …
+        self._unreadable: set[str] = set()  # … or not read
 
     def start(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> list[asyncio.Task[None]]:
         """Start them all; they end with `stop`, and may be cancelled."""
@@ -70,7 +71,8 @@ class Beside:
     async def _read_heartbeats(self, stop: asyncio.Event) -> None:
         on, assigned = self._on, self._heartbeats
         while not stop.is_set():
-            topics = [topic for topic in self._shared.rows if not any(at.topic == topic for at in assigned)]
+            known = {at.topic for at in assigned} | self._unreadable
+            topics = [topic for topic in self._shared.rows if topic not in known]
             facts = await self._described(topics)
             fresh = [Partition(topic, number) for topic, fact in facts.items() for number in range(fact.partitions)]
             if fresh:
@@ -106,14 +108,26 @@ class Beside:
     async def _poll_heartbeats(self, limit: int, seconds: float) -> bool:
         """Take up to so many rows; False when none came."""
         polled = await self._on.heartbeats.consume(limit, seconds=seconds)
-        for _, fault in polled.faults:
-            if not fault.retriable:
+        for where, fault in polled.faults:
+            if isinstance(fault, StoreRefused) and where is not None:
+                await self._leave_out(where.topic, fault)
+            elif not fault.retriable:
                 raise fault
         for message in polled.messages:
             record = RawRecord.of(message)
             self._heartbeats[Partition(record.topic, record.partition)] = record.offset + 1
             await self._heartbeat(record, created=message.timestamp()[0] == TIMESTAMP_CREATE_TIME)
         return bool(polled.runs)
+
+    async def _leave_out(self, topic: str, fault: StoreRefused) -> None:
+        """Go on without a topic that we may see and not read: its feeds have the time of their records."""
+        if topic in self._unreadable:
+            return
+        log.warning("heartbeats_refused", topic=topic, reason=str(fault))
+        self._unreadable.add(topic)
+        for at in [at for at in self._heartbeats if at.topic == topic]:
+            del self._heartbeats[at]
+        await self._on.heartbeats.assign(dict(self._heartbeats))
 
     async def _heartbeat(self, record: RawRecord, *, created: bool) -> None:
         shared = self._shared

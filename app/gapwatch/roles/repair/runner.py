@@ -200,7 +200,7 @@ class RunRunner:
         hole_since = uncovered_holes_within(records, findings, started, ended_before=ended)
         swept = on.ledger.fact(Facts.swept(run.pipeline))
         before = datetime.fromisoformat(swept["started_at"]) if swept else None
-        proved = before or self._assumed(pipeline)
+        proved = before or self._assumed(run.pipeline)
         covered = [finding for finding in findings if ended_before(finding, started)]
         lost = [*map(begun, covered), *uncovered_holes_within(records, (), before, ended_before=started)]
         left = bool(run.counts.get("in_hand"))  # to a backfill: one of them may be unverifiable, and nobody has read it yet
@@ -221,7 +221,7 @@ class RunRunner:
         if on.ledger.fact(Facts.baseline(run.pipeline)) is None and not hole_since:  # last: what it covers is covered by then
             set_baseline(on.ledger, run.pipeline, started=started, ended=ended, run_id=run.id)
 
-    def _assumed(self, pipeline: PipelineSpec) -> datetime | None:
+    def _assumed(self, pipeline: str) -> datetime | None:
         """Return up to when somebody said that all is well, where nobody has swept yet."""
-        baseline = self._on.ledger.fact(Facts.baseline(pipeline.id)) if pipeline.baseline == "assume" else None
+        baseline = self._on.ledger.fact(Facts.baseline(pipeline))
         return datetime.fromisoformat(baseline["started_at"]) if baseline else None

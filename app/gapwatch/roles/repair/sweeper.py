@@ -252,10 +252,9 @@ class _Sweep:
     async def _begin_anew(self) -> None:
         """Keys do not come in order after all: forget from where somebody else could go on, before anything is read anew."""
         self._log("out_of_order")
-        self._resumption = Resumption()
+        self._resumption, self._undecided = Resumption(), 0
         self._counting.begin_anew()
         self._trial.begin_anew()
-        self._undecided = 0
         self._run = replace(self._run, cursor=Resumption.forgotten(self._run.cursor))
         await self._store()
 
@@ -365,7 +364,8 @@ class _Sweep:
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
         agreeing = [item for item in decided if isinstance(item.judgement, Cleared)]
         for start in range(0, len(differing), BOOKED_AT_ONCE):
-            self._undecided += await self._open(differing[start : start + BOOKED_AT_ONCE])
+            failed = await self._open(differing[start : start + BOOKED_AT_ONCE])
+            self._undecided += failed  # not in one: the sum may be another one by then
         for start in range(0, len(agreeing), BOOKED_AT_ONCE):
             await self._on.book.close(self._stores, agreeing[start : start + BOOKED_AT_ONCE])
 

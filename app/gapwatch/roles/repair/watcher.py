@@ -29,7 +29,6 @@ from gapwatch.roles.stores import StoreProvider
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 5.0
-CHECK = "check"  # in a finding's details: who found it
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
@@ -132,23 +131,20 @@ class Watcher:
         """Make every check of one pipeline and store what was found."""
         found: list[FindingRecord] = []
         measures: list[Measure] = []
-        made: dict[str, bool] = {}  # by check: whether it could be made
-        for number, check in enumerate(self._on.checks(pipeline.id)):
-            name = f"{number}/{type(check).__name__}"
+        checked_all = True
+        for check in self._on.checks(pipeline.id):
             try:
                 async with asyncio.timeout(CHECK_SECONDS_MAX):
                     said = await check.watch()
-                records = [record for advice in said if (record := self._finding(pipeline, advice))]
-                found += [replace(record, details={**record.details, CHECK: name}) for record in records]
+                found += [record for advice in said if (record := self._finding(pipeline, advice))]
                 measures += [advice.measure for advice in said if advice.measure is not None]
-                made[name] = True
             except (GapwatchError, TimeoutError) as error:
-                made[name] = False
+                checked_all = False
                 log.warning(
                     "check_failed", pipeline=pipeline.id, check=type(check).__name__, error=str(error) or "no answer in time"
                 )
-        self._show(pipeline, measures, all_known=all(made.values()))
-        await self._store(pipeline, found, made)
+        self._show(pipeline, measures, all_known=checked_all)
+        await self._store(pipeline, found, clear=checked_all)
 
     def _show(self, pipeline: PipelineSpec, measures: Sequence[Measure], *, all_known: bool) -> None:
         """Show what was measured, of several the largest; what is measured no more is shown no more."""
@@ -214,22 +210,20 @@ class Watcher:
         earliest = min(marks, default=0)
         return time_of(earliest) if earliest else None
 
-    async def _store(self, pipeline: PipelineSpec, found: Sequence[FindingRecord], made: Mapping[str, bool]) -> None:
-        """Store what was found; what the check that had found it finds no more is over, whatever became of the others."""
+    async def _store(self, pipeline: PipelineSpec, found: Sequence[FindingRecord], *, clear: bool) -> None:
         known = {record.id: record for record in await asyncio.to_thread(self._on.ledger.findings, pipeline.id)}
         for record in found:
             before = known.get(record.id)
             await self._book.raise_(replace(record, time_from=before.time_from) if before and before.time_from else record)
-        current = {record.id for record in found}
-        for record in known.values():
-            if not record.id.startswith(PREFIX) or record.id in current:
-                continue
-            if not made.get(record.details.get(CHECK, ""), all(made.values())):
-                continue
-            if not record.is_hole:
-                await self._book.clear(record)
-            elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
-                now = self._on.clock.now()
-                await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
+        if clear:
+            current = {record.id for record in found}
+            for record in known.values():
+                if not record.id.startswith(PREFIX) or record.id in current:
+                    continue
+                if not record.is_hole:
+                    await self._book.clear(record)
+                elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
+                    now = self._on.clock.now()
+                    await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
         ended = any(record.finding in ENDED and record.side == "expected" for record in found)  # of the target, sweeps read on
         self._on.board.feed_ended(pipeline.id, ended=ended)
