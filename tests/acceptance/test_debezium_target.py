@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,9 +13,10 @@ from pymongo import ReplaceOne
 
 from gapwatch.core.envelopes import HEARTBEAT_COLLECTION
 from gapwatch.embedded import EmbeddedStack, mongodb_source_config
-from tests.acceptance.scenery import Scene, watched
+from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
 from tests.acceptance.shared import during, found, lose
+from tests.stack import read_topic
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -60,7 +62,18 @@ def test_a_collection_that_debezium_captures_has_a_time_without_writes(
                 return False
             return datetime.now(UTC) - datetime.fromisoformat(through) < BEHIND
 
-        wait_for(fresh, "consistent-through to follow in topics that are new", 60)
+        def steady() -> bool:
+            """Whether it is so for longer than new topics go unnoticed."""
+            until = time.monotonic() + 5
+            while time.monotonic() < until:
+                if not fresh():
+                    return False
+                time.sleep(0.2)
+            return True
+
+        for topic in (f"{scene.database}.{TABLE}", f"copy-{scene.database}.{scene.database}.orders"):
+            read_topic(stack, topic, 5, 60)
+        wait_for(steady, "consistent-through to follow in topics that are new", 90)
 
         def look() -> None:
             view = service.view()
