@@ -72,6 +72,23 @@ def finding(number: int = 1, **changes: Any) -> FindingRecord:
     return replace(made, **changes)
 
 
+def hole(time_from: datetime, time_to: datetime, **changes: Any) -> FindingRecord:
+    """Return a stretch of the stream that nobody can judge, seen when it ended."""
+    made = finding(
+        id="hole_1",
+        finding=Finding.INGEST_HOLE,
+        feed="t",
+        first_seen=time_to,
+        last_seen=time_to,
+        message="m",
+        remedy="r",
+        time_from=time_from,
+        time_to=time_to,
+        is_hole=True,
+    )
+    return replace(made, **changes)
+
+
 def audit_row(number: int, **changes: Any) -> AuditRow:
     row = AuditRow(
         id=f"audit_{number}",

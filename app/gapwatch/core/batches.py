@@ -245,6 +245,7 @@ def _cuts_by_number(offsets: Sequence[int], events_max: int) -> list[int]:
 
 
 def _cuts_by_size(section: Section, events_max: int, bytes_max: int) -> list[int]:
+    """Return where parts begin, event by event: of a section with large ones."""
     cuts = [0]
     size = SECTION_BYTES
     for index in range(len(section.keys)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import pytest
 
 from gapwatch.core.standing import BEGINNING
 from gapwatch.ledger import SqlLedger, open_ledger
-from gapwatch.model.gap import Finding, FindingRecord, Resolution, Run, RunKind, RunState, State
+from gapwatch.model.gap import Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Settings, TopicsSpec
 from gapwatch.model.suspect import Hole
 from gapwatch.ports import GapChange
@@ -24,6 +24,7 @@ from gapwatch.roles.repair.book import hold_from
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.sweeps import set_baseline
 from tests.ledger_samples import gap as a_gap
+from tests.ledger_samples import hole as a_hole
 from tests.ledger_samples import opening
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 from tests.unit.core.test_standing import record
@@ -85,28 +86,12 @@ def board(ledger: Any, clock: VirtualClock) -> Board:
 
 def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any]]:
     """Return the steps by which the first sweep's success is stored; what came before it is a hole."""
-    ledger.raise_finding(a_hole(clock.now()))
+    before = clock.now()
+    ledger.raise_finding(a_hole(before - timedelta(days=1), before, pipeline=SPEC.id))
     recording = Recording(ledger)
     dependencies = SimpleNamespace(pipelines={SPEC.id: SPEC}, ledger=recording, board=board(ledger, clock), clock=clock)
     RunRunner(cast(RunnerDependencies, dependencies))._settle(a_sweep(clock), 0)
     return recording.steps
-
-
-def a_hole(before: datetime) -> FindingRecord:
-    return FindingRecord(
-        id="hole_1",
-        pipeline=SPEC.id,
-        finding=Finding.INGEST_HOLE,
-        side="expected",
-        feed="t",
-        first_seen=before,
-        last_seen=before,
-        message="m",
-        remedy="r",
-        time_from=before - timedelta(days=1),
-        time_to=before,
-        is_hole=True,
-    )
 
 
 def a_sweep(clock: VirtualClock) -> Run:
@@ -245,7 +230,7 @@ def test_what_a_sweep_covers_is_held_from_where_it_can_have_been_lost(ledger: Sq
         statuses = [record(0, holes=[hole])]
     else:
         begun = now - 2 * hour if known == "a sweep inside it" else BEGINNING
-        ledger.raise_finding(replace(a_hole(now), time_from=begun))
+        ledger.raise_finding(a_hole(begun, now, pipeline=SPEC.id))
     gap = replace(a_gap(), pipeline=SPEC.id, event_time=now - timedelta(minutes=1))
     ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
     of_board = SimpleNamespace(records=lambda _: statuses)

@@ -16,7 +16,7 @@ from gapwatch.core.confirm import Difference, Progress, judge
 from gapwatch.core.keys import KeyCodec
 from gapwatch.errors import ConflictError
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.gap import Cause, Detector, Finding, FindingRecord, Kind, RunKind, RunState, State
+from gapwatch.model.gap import Cause, Detector, Kind, RunKind, RunState, State
 from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
@@ -29,6 +29,7 @@ from gapwatch.roles.repair.reads import read_batch
 from gapwatch_connectors.mongodb.connection import OPTIONS
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
+from tests.ledger_samples import hole as a_hole
 from tests.simulation.stores import VirtualClock
 from tests.unit.core.samples import field, unsatisfied
 from tests.unit.roles.test_autorepairer import AUTO, Story
@@ -234,20 +235,7 @@ def test_what_may_be_written_depends_on_the_key_and_not_on_its_company() -> None
 def test_a_hole_that_grew_while_a_sweep_was_settled_stays(ledger: SqlLedger) -> None:
     clock = VirtualClock()
     one, two, three = clock.now(), clock.now(), clock.now()
-    hole = FindingRecord(
-        id="hole_1",
-        pipeline="orders",
-        finding=Finding.INGEST_HOLE,
-        side="expected",
-        feed="t",
-        first_seen=one,
-        last_seen=one,
-        message="m",
-        remedy="r",
-        time_from=one,
-        time_to=one,
-        is_hole=True,
-    )
+    hole = a_hole(one, one)
     ledger.raise_finding(hole)
     started = two
     (read,) = ledger.findings("orders")  # as RunRunner._settle reads them

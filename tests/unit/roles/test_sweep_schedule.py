@@ -12,7 +12,7 @@ import pytest
 from gapwatch.core.standing import BEGINNING
 from gapwatch.errors import UsageError
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.gap import Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec, Settings, SweepSpec, TopicsSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import GapChange
@@ -21,6 +21,7 @@ from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.repair import sweeps
 from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, refuse_quiet, request_sweep, set_baseline
 from tests.ledger_samples import gap as a_gap
+from tests.ledger_samples import hole as a_hole
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 from tests.unit.core.test_standing import record
 
@@ -247,21 +248,7 @@ def test_a_hole_that_was_stored_after_the_sweep_that_covers_it_is_held_by_younge
     ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
     times = {"of the time between two sweeps": now - timedelta(hours=1), "from before it was watched": BEGINNING}
     for name, begun in times.items():
-        hole = FindingRecord(
-            id=name,
-            pipeline=spec.id,
-            finding=Finding.INGEST_HOLE,
-            side="expected",
-            feed="t",
-            first_seen=now,
-            last_seen=now,
-            message="m",
-            remedy="r",
-            time_from=begun,
-            time_to=now - timedelta(minutes=2),
-            is_hole=True,
-        )
-        ledger.raise_finding(hole)
+        ledger.raise_finding(a_hole(begun, now - timedelta(minutes=2), id=name, pipeline=spec.id))
     asked = scheduler(ledger, clock, spec)
     with monkeypatch.context() as overtaken:
         overtaken.setattr(sweeps, "hold_from", lambda *_: False)

@@ -3,7 +3,7 @@
 All as Debezium delivers them: our logical messages (``pg_logical_emit_message(true, 'gapwatch', content)`` with content ``{"n":
 7, "by": "…"}``) on ``<prefix>.message``; our document ``{"_id": "gapwatch", "n": 7, "by": "…"}`` of a captured collection
 ``gapwatch_heartbeats``; and rows of a captured table or collection that somebody else writes.
-``__debezium-heartbeat`` records are neither: they hold the connector's clock and overtake data.
+``__debezium-heartbeat`` records are none of these: they hold the connector's clock and overtake data.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ PREFIX: Final = "gapwatch"  # of our logical messages
 HEARTBEAT_COLLECTION: Final = "gapwatch_heartbeats"  # in the database that is watched
 HEARTBEAT_ID: Final = "gapwatch"  # of its one document
 ROWS: Final = frozenset({"c", "u", "d"})
-
-
 _NAMES: Final = frozenset({"_id", "n", "by"})
 
 
