@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gapwatch.core.maintenance import Quiet
-from gapwatch.core.standing import Baseline, LedgerFacts, standing
+from gapwatch.core.standing import BEGINNING, Baseline, LedgerFacts, standing
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, RunKind, RunState
 from gapwatch.model.pipeline import (
     DeliverySpec,
@@ -27,6 +27,7 @@ from gapwatch.model.pipeline import (
 from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, Outcome, Side
 from gapwatch.model.suspect import Closed, Counters, FeedStatus, Hole, PartitionStatus
 from gapwatch.model.view import PipelineView
+from tests.ledger_samples import hole as hole_on_record
 from tests.ledger_samples import run
 from tests.simulation.bench import Bench
 from tests.simulation.world import START
@@ -157,6 +158,23 @@ def test_an_uncovered_hole_is_critical_and_a_sweep_that_began_after_it_covers_it
     assert view(record(0, holes=[hole]), record(1), facts=covered).status == "HEALTHY"
     began_inside = replace(FACTS, last_full_sweep_started=at(ended - 1_000))
     assert view(record(0, holes=[hole]), record(1), facts=began_inside).status == "CRITICAL"
+
+
+def test_a_hole_on_record_counts_until_it_is_cleared() -> None:
+    """A sweep that began after its end covers it only once open gaps hold what they may have lost in it."""
+    begun, ended = NOW - timedelta(hours=3), NOW - timedelta(hours=2)
+    one = hole_on_record(begun, ended)
+    stored_late = replace(FACTS, findings=[one])
+    assert (view(facts=stored_late).status, view(facts=stored_late).consistent_through) == ("CRITICAL", begun)
+    cleared = replace(FACTS, findings=[replace(one, cleared_at=NOW)])
+    assert view(facts=cleared).status == "HEALTHY"
+
+
+def test_a_gap_that_may_be_as_old_as_the_data_leaves_consistent_through_undefined() -> None:
+    known = replace(FACTS, summary=GapSummary(open_by_kind={"missing": 1}, holding_since=NOW - timedelta(days=1)))
+    assert view(facts=known).consistent_through == NOW - timedelta(days=1)
+    unknown = replace(FACTS, summary=GapSummary(open_by_kind={"missing": 1}, holding_since=BEGINNING))
+    assert view(facts=unknown).consistent_through is None
 
 
 @pytest.mark.parametrize(
