@@ -45,7 +45,8 @@ from gapwatch.roles.repair.backfill_work import BackfillDependencies
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply
-from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
+from gapwatch.roles.repair.sweep_work import SweeperDependencies
+from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook
@@ -266,8 +267,8 @@ class Repair:
         assert run is not None
         return run
 
-    async def sweep(self, *, content: bool, run_id: str = "sweep") -> dict[str, int]:
-        request_sweep(self.ledger, self.spec, self.clock, run_id, {"content": content})
+    async def sweep(self, *, content: bool, run_id: str = "sweep", **more: float) -> dict[str, int]:
+        request_sweep(self.ledger, self.spec, self.clock, run_id, {"content": content, **more})
         run = await self.sweeper.run(self._taken(RunKind.SWEEP), self.made, last_full_started=None)
         assert run.state is RunState.SUCCEEDED, run
         return run.counts

@@ -17,6 +17,7 @@ from gapwatch.core.envelopes import Event, decoder_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FieldType, Match, PipelineSpec
 from gapwatch.model.stream import Operation, Side
+from gapwatch.roles.repair.leisure import Leisure
 from gapwatch.roles.repair.reads import read_batch
 from gapwatch.roles.repair.scanning import Scanning
 from tests.simulation.stores import PLACEHOLDER, Rig, VirtualClock
@@ -124,7 +125,9 @@ def swept(rig: Rig, *, content: bool) -> set[int]:
     """Return the keys in which a scan of both sides finds a difference."""
 
     async def scan() -> set[bytes]:
-        scanning = Scanning(rig.stores, content=content, clock=VirtualClock(), load=1, in_order=True, on_compared=lambda *_: None)
+        clock = VirtualClock()
+        pace = Leisure(clock, most=1, within=0)
+        scanning = Scanning(rig.stores, content=content, clock=clock, leisure=pace, in_order=True, on_compared=lambda *_: None)
         return {key async for found in scanning.steps() for key in found.differing.all()}
 
     return {rig.number(key) for key in asyncio.run(scan())}

@@ -33,7 +33,8 @@ from gapwatch.ports import (
 )
 from gapwatch.roles.board import Board, Delivered
 from gapwatch.roles.repair.book import Book
-from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
+from gapwatch.roles.repair.sweep_work import SweeperDependencies
+from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.stores import PipelineStores

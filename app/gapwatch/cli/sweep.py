@@ -27,6 +27,12 @@ def start(
     keys: Annotated[list[str] | None, typer.Option("--keys", help="Only this key; may be given again.", metavar="KEY")] = None,
     lower: Annotated[str, typer.Option("--from", help="From this key on.", metavar="KEY")] = "",
     upper: Annotated[str, typer.Option("--to", help="Up to this key, without it.", metavar="KEY")] = "",
+    within: Annotated[
+        str,
+        typer.Option(
+            help="It may take so long, to be easy on the stores.", metavar="DURATION", show_default="as sweep.load says"
+        ),
+    ] = "",
     wait: WaitOption = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 3_600,
     url: UrlOption = "",
@@ -34,6 +40,8 @@ def start(
 ) -> None:
     """Queue a sweep; a running service carries it out."""
     request: dict[str, Any] = {"pipeline": pipeline, "content": content, **_range(range_text, keys or [], lower, upper)}
+    if within:
+        request["within"] = _seconds(within)
     with connect(url, config_of(context)) as api:
         run: dict[str, Any] | None = api.post("/api/v1/sweeps", request)
         assert run is not None

@@ -13,12 +13,10 @@ from gapwatch.config.plain import plain_feed, plain_problems
 from gapwatch.config.repair import repair_problems, repair_spec
 from gapwatch.config.schema_registry import registry_problems, registry_spec
 from gapwatch.config.source import Document, Place
+from gapwatch.config.sweep import sweep_problems, sweep_spec
 from gapwatch.config.tables import dataset_of, source_tables, table_problems, target_table_problems
-from gapwatch.core.cron import EXAMPLE as CRON_EXAMPLE
-from gapwatch.core.cron import is_cron
 from gapwatch.core.maintenance import EXAMPLES, MaintenanceSpec
 from gapwatch.model.pipeline import (
-    BatchSpec,
     DeliverySpec,
     FeedKind,
     FeedSpec,
@@ -34,7 +32,6 @@ from gapwatch.model.pipeline import (
     SourceSpec,
     StoreSpec,
     StoreType,
-    SweepSpec,
     TargetSpec,
     TopicsSpec,
 )
@@ -46,7 +43,6 @@ _SCHEMES = {
 _NOT_YET = "is not supported yet"
 _REMOVE = "Remove it."
 GRACE_MIN_SECONDS, GRACE_MAX_SECONDS = 5.0, 300.0  # of grace: auto
-FULL_EVERY_SECONDS = 7 * 86_400.0  # where scheduled sweeps look back
 
 
 def build(form: forms.File, document: Document, file: str) -> Settings:
@@ -155,6 +151,8 @@ class _Builder:
         fields = self._fields()
         for path, problem in path_problems(fields, source.key, target.key):
             self._add(("fields", path), problem)
+        for place, message, remedy in sweep_problems(form.sweep, changed_at=bool(form.source.changed_at)):
+            self._problem(("sweep", *place), message, remedy)
         grace_least, grace = self._grace()
         return PipelineSpec(
             id=self._name,
@@ -183,8 +181,8 @@ class _Builder:
             evidence=form.evidence,
             enabled=form.enabled,
             maintenance=tuple(form.maintenance),
-            sweep=self._sweep(),
-            repair=repair_spec(self._form.repair),
+            sweep=sweep_spec(form.sweep),
+            repair=repair_spec(form.repair),
         )
 
     def _grace(self) -> tuple[float | None, float]:
@@ -462,38 +460,6 @@ class _Builder:
         elif not delivery.group:
             self._problem(("delivery",), "It names no group.", "Write { group: NAME }, or none.")
         return DeliverySpec(group=delivery.group or "")
-
-    def _sweep(self) -> SweepSpec:
-        form = self._form.sweep
-        if form.lookback is not None and not self._form.source.changed_at:
-            self._problem(
-                ("sweep", "lookback"),
-                "Nobody says when a row was written last.",
-                "Name the column in source.changed_at, like changed_at: updated_at.",
-            )
-        if form.full_every is not None and form.lookback is None:
-            self._problem(("sweep", "full_every"), "Every sweep is a full one: there is no `lookback`.", "Write `every`.")
-        if form.every is not None and form.every < 10:
-            self._problem(("sweep", "every"), "Sweeps may start every 10 s at most.", "Write 30m.")
-        if form.cron is not None and form.every is not None:
-            self._problem(("sweep", "cron"), "There is an interval as well.", "Write either `every` or `cron`.")
-        elif form.cron is not None and not is_cron(form.cron):
-            self._problem(("sweep", "cron"), f"{form.cron!r} is no cron expression of five fields.", f"Write {CRON_EXAMPLE}.")
-        return SweepSpec(
-            every_seconds=form.every,
-            cron=form.cron or "",
-            lookback_seconds=form.lookback,
-            full_every_seconds=form.full_every or (FULL_EVERY_SECONDS if form.lookback is not None else None),
-            start_delay_seconds=form.start_delay,
-            load=form.load,
-            parts=form.parts,
-            batch=BatchSpec(
-                documents=form.batch.documents,
-                bytes=form.batch.bytes,
-                pause_seconds=form.batch.pause,
-                adaptive=form.batch.pace == "adaptive",
-            ),
-        )
 
 
 def _columns(key: Mapping[str, str]) -> tuple[KeyColumn, ...]:

@@ -239,6 +239,7 @@ class Sweep(Form):
     lookback: Positive | None = None
     full_every: Positive | None = None
     load: float = Field(default=0.5, gt=0, le=1)
+    within: Duration | None = Field(default=None, description="a scheduled sweep may take so long; a quarter of its interval")
     parts: int = Field(default=1, ge=1, le=256)
     batch: Batch = Field(default_factory=Batch)
 

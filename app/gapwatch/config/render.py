@@ -149,6 +149,8 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
         tree["sweep"] = {"every": duration(sweep.every_seconds), **tree["sweep"]}
     if sweep.cron:
         tree["sweep"] = {"cron": sweep.cron, **tree["sweep"]}
+    if sweep.within_seconds is not None:
+        tree["sweep"]["within"] = duration(sweep.within_seconds)
     if sweep.lookback_seconds is not None and sweep.full_every_seconds is not None:
         tree["sweep"] |= {"lookback": duration(sweep.lookback_seconds), "full_every": duration(sweep.full_every_seconds)}
     for name in ("disorder", "settle", "clock_skew_max", "stall_after", "lag_limit", "confirm_again", "pulse", "slo"):

@@ -30,6 +30,12 @@ def last_due(text: str, now: datetime) -> datetime:
     return due
 
 
+def next_due(text: str, now: datetime) -> datetime:
+    """Return the first time after ``now`` at which it is due."""
+    due: datetime = croniter(text, now.astimezone(UTC)).get_next(datetime)
+    return due
+
+
 def longest_pause_seconds(text: str) -> float:
     """Return the longest time between two times at which it is due."""
     times = croniter(text, _REFERENCE)

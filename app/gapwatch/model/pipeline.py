@@ -238,6 +238,9 @@ class SweepSpec:
     lookback_seconds: float | None = None  # scheduled sweeps look back so far; None: at everything
     full_every_seconds: float | None = None  # beside those that look back, one of everything
     load: float = 0.5  # share of the time that a sweep (or each of its parts) may keep a store busy
+    within_seconds: float | None = (
+        None  # that a scheduled sweep may take; None: a part of the interval; 0: no longer than it must
+    )
     parts: int = 1  # ranges of keys that a full sweep is cut into, for workers to share
     batch: BatchSpec = BatchSpec()
 

@@ -75,6 +75,11 @@ class Facts:
         return f"quiet/{pipeline}"
 
     @staticmethod
+    def hurry(pipeline: str) -> str:
+        """The sweep of a pipeline that took its time, and that somebody waits for by now."""
+        return f"hurry/{pipeline}"
+
+    @staticmethod
     def grace(pipeline: str) -> str:
         """The grace in force of a pipeline with ``grace: auto``, in milliseconds."""
         return f"grace/{pipeline}"

@@ -20,6 +20,7 @@ from gapwatch.model.stream import Side
 from gapwatch.model.view import PipelineView
 from gapwatch.ports import Clock, GapChange, GapFilter, Key, Ledger
 from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.leisure import WITHIN
 from gapwatch.roles.repair.plans import plan, request_apply, requeue
 from gapwatch.roles.repair.questions import check, question_of
 from gapwatch.roles.repair.reads import KeyReads, read_batch
@@ -36,6 +37,7 @@ from gapwatch.roles.stores import PipelineStores, StoreProvider
 
 LOOKBACK_SECONDS = 48 * 3600.0
 LOOKBACK_SECONDS_MAX = 3650 * 86_400.0
+WITHIN_SECONDS_MAX = 7 * 86_400.0
 SWEEP_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "range": ("from", "to"),
@@ -140,11 +142,14 @@ class Desk:
         needed = SWEEP_OPTIONS.get(scope)
         if needed is None:
             raise UsageError(f"The range {scope!r} is not known.", remedy=f"Ranges: {', '.join(SWEEP_OPTIONS)}.")
-        unknown = sorted(set(asked) - {"content", "range", *needed})
+        within = asked.get(WITHIN, 0.0)
+        if not 0 <= within <= WITHIN_SECONDS_MAX:
+            raise UsageError(f"A sweep cannot take {within:g} s.", remedy=f"Give between 0 and {WITHIN_SECONDS_MAX:.0f} s.")
+        unknown = sorted(set(asked) - {"content", "range", WITHIN, *needed})
         if unknown:
             raise UsageError(
                 f"A sweep of range {scope} has no option {unknown[0]!r}.",
-                remedy=f"Its options: {', '.join(('content', *needed))}.",
+                remedy=f"Its options: {', '.join(('content', WITHIN, *needed))}.",
             )
         if scope == "lookback":
             return asked | {"since": self._since(spec, asked.pop("lookback_seconds", None)).isoformat()}

@@ -106,9 +106,21 @@ def test_problems_that_need_two_keys_come_together_too() -> None:
     assert any("The table is needed with its schema." in problem for problem in found)
 
 
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ("{ within: 5m }", "No sweep is scheduled"),
+        ("{ every: 5m, within: 6m }", "The next sweep would be due before this one ends"),
+    ],
+)
+def test_a_sweep_takes_its_time_only_between_two_scheduled_ones(sweep: str, said: str) -> None:
+    assert any(f"pipelines.orders.sweep.within: {said}" in problem for problem in problems(GOOD + f"    sweep: {sweep}\n"))
+    assert parse(GOOD + "    sweep: { every: 5m, within: 0s }\n", {}).pipelines["orders"].sweep.within_seconds == 0
+
+
 def test_lookback_and_automatic_repair_are_read_with_their_limits_and_rendered_as_they_were() -> None:
     text = GOOD.replace("table: public.orders,", "table: public.orders, changed_at: updated_at,")
-    text += "    sweep: { every: 30m, lookback: 48h }\n    evidence: values\n"
+    text += "    sweep: { every: 30m, within: 10m, lookback: 48h }\n    evidence: values\n"
     text += "    repair: { missing: auto, extra: auto, max_attempts: 3, backoff: 10s, undo: undo }\n"
     made = parse(text, {})
     spec = made.pipelines["orders"]
@@ -118,7 +130,7 @@ def test_lookback_and_automatic_repair_are_read_with_their_limits_and_rendered_a
         604_800,
     )
     assert (spec.repair.missing, spec.repair.stale, spec.repair.extra) == (Policy.AUTO, Policy.REPORT, Policy.AUTO)
-    assert (spec.repair.max_attempts, spec.repair.backoff_seconds) == (3, 10.0)
+    assert (spec.repair.max_attempts, spec.repair.backoff_seconds, spec.sweep.within_seconds) == (3, 10.0, 600.0)
     again = parse(render(made), {})
     assert (again.pipelines["orders"].sweep, again.pipelines["orders"].repair) == (spec.sweep, spec.repair)
     assert again.pipelines["orders"].source.changed_at == "updated_at"

@@ -36,7 +36,8 @@ class Sweep(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rena
     """What to sweep. ``content`` left out: as the pipeline matches.
 
     ``range``: full; range, ``from`` a key (with it) ``to`` a key (without it), one of which may be left out; keys, with ``keys``;
-    lookback, what changed within ``lookback_seconds`` (left out: as configured, else 48 hours).
+    lookback, what changed within ``lookback_seconds`` (left out: as configured, else 48 hours). ``within``: seconds that it may
+    take, to be easy on the stores (left out: as quick as ``sweep.load`` allows).
     """
 
     pipeline: str
@@ -46,6 +47,7 @@ class Sweep(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, rena
     from_: str | msgspec.UnsetType = msgspec.UNSET
     to: str | msgspec.UnsetType = msgspec.UNSET
     lookback_seconds: float | msgspec.UnsetType = msgspec.UNSET
+    within: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Backfill(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,6 +83,7 @@ async def start_sweep(request: web.Request) -> web.StreamResponse:
         "from": body.from_,
         "to": body.to,
         "lookback_seconds": body.lookback_seconds,
+        "within": body.within,
     }
     asked = {"range": body.range} | {name: value for name, value in given.items() if value is not msgspec.UNSET}
     if body.range != "keys" and body.keys:

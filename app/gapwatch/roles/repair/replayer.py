@@ -29,7 +29,8 @@ from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.repair.plans import plan
 from gapwatch.roles.repair.questions import EVENTS, Question, question_of
 from gapwatch.roles.repair.rereading import OnProgress
-from gapwatch.roles.repair.sweeper import Asked, Sweeper
+from gapwatch.roles.repair.sweep_work import Asked
+from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)

@@ -29,7 +29,8 @@ from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencie
 from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.split import SplitDependencies, SplitSweep
-from gapwatch.roles.repair.sweeper import Sweeper, SweeperDependencies
+from gapwatch.roles.repair.sweep_work import SweeperDependencies
+from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.repair.sweeps import LEASE_SECONDS, SchedulerDependencies, SweepScheduler
 from gapwatch.roles.repair.trials import MappingTrials
 from gapwatch.roles.repair.watcher import FindingBook, Watcher, WatcherDependencies

@@ -18,6 +18,7 @@ from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifferenc
 from gapwatch.errors import StoreError
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, ContentChunk, DatasetReader, Key, KeyChunk
+from gapwatch.roles.repair.leisure import Leisure, SidePace
 from gapwatch.roles.repair.spool import Spool
 from gapwatch.roles.stores import PipelineStores
 from gapwatch.scans import contents_in
@@ -65,8 +66,8 @@ class Scanning:
     Args:
         stores: The pipeline's stores.
         content: Whether fields are compared too.
-        clock: Measures what a chunk took.
-        load: Share of the time that a side may be kept busy, 0 < load <= 1.
+        clock: Measures what a chunk took, for its pace.
+        leisure: How much of the time a side may be kept busy.
         on_compared: Told of every chunk: side, keys.
         in_order: Whether both sides show their keys in the order of their bytes: only then may ``start`` be given.
         start: The mark to go on from; its counts and identities were those of an earlier worker.
@@ -80,7 +81,7 @@ class Scanning:
         *,
         content: bool,
         clock: Clock,
-        load: float,
+        leisure: Leisure,
         on_compared: Callable[[str, int], None],
         in_order: bool,
         start: Mark | None = None,
@@ -91,8 +92,8 @@ class Scanning:
         self._stores = stores
         self._content = content
         self._clock = clock
-        self._load = load
-        self._part = GIVING_WAY if load < 1 else 1
+        self.paces = {side: SidePace(leisure, clock) for side in Side}
+        self._part = GIVING_WAY if leisure.most < 1 else 1
         self._on_compared = on_compared
         self._in_order = in_order
         self._start = start
@@ -219,13 +220,9 @@ class Scanning:
                 self._on_compared(side.name.lower(), rows)
                 took = self._clock.monotonic() - began  # what comes between two chunks is not the store's work
                 yield piece
-                await self._rest(took)
+                await self.paces[side].rest(took, rows)
         finally:
             await iterator.aclose()  # type: ignore[attr-defined]
-
-    async def _rest(self, took: float) -> None:
-        if self._load < 1:
-            await self._clock.sleep(took * (1 - self._load) / self._load)
 
     def _equal(self, source: tuple[bytes, tuple[str | None, ...]], target: tuple[bytes, tuple[str | None, ...]]) -> bool:
         return source[0] == target[0] and self._stores.mapping.values_agree(source[1], target[1])

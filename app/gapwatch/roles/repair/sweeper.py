@@ -7,8 +7,8 @@ behind keys that are: a worker that takes the run over repeats some work and mis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -21,14 +21,15 @@ from gapwatch.errors import StoreError
 from gapwatch.model.gap import Detector, Run, RunState, State, SweepPart
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
-from gapwatch.ports import Clock, DatasetReader, Key, Ledger
-from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.book import Book
+from gapwatch.ports import DatasetReader, Key
+from gapwatch.roles.board import Facts
 from gapwatch.roles.repair.judging import Decided, KeyJudge, counted_as
 from gapwatch.roles.repair.keyfeed import changing, feed
+from gapwatch.roles.repair.leisure import Leisure, SidePace
 from gapwatch.roles.repair.scanning import Scanning, estimate_of, in_one_order
+from gapwatch.roles.repair.sweep_work import Asked, SweeperDependencies
 from gapwatch.roles.repair.sweeps import refuse_cancelled
-from gapwatch.roles.repair.trials import MappingTrials, SweepTrial
+from gapwatch.roles.repair.trials import SweepTrial
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -41,32 +42,6 @@ KEYS_PER_READ: Final = 2_000
 BOOKED_AT_ONCE: Final = 2_000
 BOOKINGS_MAX: Final = 5  # attempts at a gap that somebody else keeps changing
 IDLE_SECONDS: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweeperDependencies:
-    ledger: Ledger
-    book: Book
-    trials: MappingTrials
-    clock: Clock
-    holder: str
-    grace_ms: Callable[[str], int]
-    delivered: Callable[[str], Delivered]
-    on_compared: Callable[[str, str, int], None]  # pipeline, side, keys
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Keys that somebody else found, to be judged instead of a scan.
-
-    ``keys``: with what a stream says of each, where that may serve as a proof. ``share``: of the whole work that was done to find
-    them. ``conclude``: called before the run ends, with its counts; returns what is to be stored.
-    """
-
-    keys: Mapping[Key, Suspect | None]
-    detector: Detector
-    share: float
-    conclude: Callable[[Run], Awaitable[Run]]
 
 
 class _MappingSuspectError(Exception):
@@ -138,12 +113,14 @@ class _Sweep:
         request = run.request if asked is None else {"range": Scope.KEYS}
         self._scope = Scope(request.get("range", Scope.FULL))
         self._steps = Steps(run.cursor.get("step"))
+        self._leisure = Leisure.of(run, stores.spec.sweep.load, on.clock)
+        self._pace = SidePace(self._leisure, on.clock)  # of reading by key
         lower, upper = (bytes.fromhex(end) if (end := request.get(name)) else None for name in ("from", "to"))
         self._scanning = Scanning(
             stores,
             content=bool(run.request.get("content")),
             clock=on.clock,
-            load=stores.spec.sweep.load,
+            leisure=self._leisure,
             on_compared=lambda side, keys: on.on_compared(pipeline, side, keys),
             in_order=in_order,
             start=mark,
@@ -192,8 +169,8 @@ class _Sweep:
         for key in self._run.cursor.get("left", ()):  # before anybody reports how far this sweep has come
             self._judge.add(bytes.fromhex(key))
         try:
-            if self._scope is Scope.FULL:
-                self._estimate = await estimate_of(self._stores.source) + await estimate_of(self._stores.target)
+            if self._scope is Scope.FULL or self._part is not None:
+                await self._estimate_sides()
             undecided = await self._judge_all(asyncio.create_task(self._reading()))
             undecided += await self._end_trial()
             undecided += self._undecided
@@ -224,6 +201,14 @@ class _Sweep:
             log.info(f"sweep_part_{what}", pipeline=self._run.pipeline, run=self._run.id, part=self._part.number, **more)
 
     # reading
+
+    async def _estimate_sides(self) -> None:
+        """Ask both stores about how many rows there are: of a part, as if all parts were alike."""
+        parts = 1 if self._part is None else max(1, self._stores.spec.sweep.parts)
+        for side, reader in self._readers():
+            rows = await estimate_of(reader) // parts
+            self._scanning.paces[side].total = rows
+            self._estimate += rows
 
     def _reading(self) -> Coroutine[None, None, None]:
         if self._asked is not None:
@@ -304,7 +289,8 @@ class _Sweep:
                 decided = await self._judge.step()
                 took = clock.monotonic() - began
                 await self._take(decided)
-                await self._rest(took)
+                if self._scope.by_key:
+                    await self._pace.rest(took, len(decided))
                 await self._report()
                 if decided or not scanned:
                     last = clock.monotonic()
@@ -317,12 +303,6 @@ class _Sweep:
         finally:
             scan.cancel()
             await asyncio.gather(scan, return_exceptions=True)
-
-    async def _rest(self, took: float) -> None:
-        """Leave the stores alone after reading by key, as after a chunk of a scan."""
-        load = self._stores.spec.sweep.load
-        if self._scope.by_key and load < 1:
-            await self._on.clock.sleep(took * (1 - load) / load)
 
     async def _take(self, decided: Sequence[Decided]) -> None:
         """Book what was judged, except for what the trial of the mapping holds back."""
@@ -435,6 +415,9 @@ class _Sweep:
         self._next_report = now + 1.0
         if self._part is None:
             await refuse_cancelled(self._on.ledger, self._run.id)
+        if not self._leisure.hurried:
+            asked = await asyncio.to_thread(self._on.ledger.fact, Facts.hurry(self._run.pipeline))
+            self._leisure.hurried = asked == self._run.id
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
         mark = self._resumption.advance(self._judge.cases) if whole else None

@@ -26,6 +26,7 @@ from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.book import held_since, hold_from
+from gapwatch.roles.repair.leisure import WITHIN, within_seconds
 
 log = structlog.get_logger(__name__)
 
@@ -56,19 +57,31 @@ class SchedulerDependencies:
 def request_sweep(
     ledger: Ledger, pipeline: PipelineSpec, clock: Clock, run_id: str, request: Mapping[str, Any], requested_by: str = ""
 ) -> Run:
-    """Queue a sweep. Raises ConflictError, with the running id, when one of the pipeline is queued or running."""
+    """Queue a sweep. Raises ConflictError, with its id, when one of the pipeline is queued or running: that one hurries then."""
     content = request.get("content", pipeline.match is not Match.PRESENCE)
-    return ledger.create_run(
-        Run(
-            id=run_id,
-            pipeline=pipeline.id,
-            kind=RunKind.SWEEP,
-            state=RunState.QUEUED,
-            requested_at=clock.now(),
-            request={"range": "full", **request, "content": content},
-            requested_by=requested_by,
-        )
+    run = Run(
+        id=run_id,
+        pipeline=pipeline.id,
+        kind=RunKind.SWEEP,
+        state=RunState.QUEUED,
+        requested_at=clock.now(),
+        request={"range": "full", **request, "content": content},
+        requested_by=requested_by,
     )
+    try:
+        return ledger.create_run(run)
+    except ConflictError as error:
+        if WITHIN not in run.request:
+            hurry(ledger, pipeline.id, error.running_id)
+        raise
+
+
+def hurry(ledger: Ledger, pipeline: str, run_id: str | None) -> None:
+    """Have a sweep that takes its time end as soon as its load allows; one that does not is left alone."""
+    run = ledger.run(run_id) if run_id else None
+    if run is not None and run.state in ACTIVE and WITHIN in run.request and ledger.fact(Facts.hurry(pipeline)) != run.id:
+        ledger.set_fact(Facts.hurry(pipeline), run.id)
+        log.info("sweep_hurries", pipeline=pipeline, run=run.id)
 
 
 def remember_quiet(ledger: Ledger, pipeline: str, since: datetime) -> None:
@@ -171,9 +184,10 @@ class SweepScheduler:
     def _asked(self, pipeline: PipelineSpec, reason: str) -> dict[str, Any]:
         """Return how far a sweep for this reason looks."""
         if reason == "schedule":
-            return self.extent(pipeline)
+            within = within_seconds(pipeline.sweep, self._on.clock)
+            return self.extent(pipeline) | ({WITHIN: within} if within else {})
         last = self._last(pipeline.id) if reason == AGAIN else None
-        return dict(last.request) if last is not None else {}
+        return {name: value for name, value in last.request.items() if name != WITHIN} if last is not None else {}
 
     def _wanted(self, pipeline: PipelineSpec, records: list[PartitionStatus], known: Known | None = None) -> str:
         """Return why a sweep is due now, or an empty string. What is known is read before the last run: never newer than it."""
@@ -182,7 +196,11 @@ class SweepScheduler:
         if self._is_quiet(pipeline, known, now):
             return ""
         last, swept = self._last(pipeline.id), known.facts.get(Facts.swept(pipeline.id))
-        if last is not None and (last.state in ACTIVE or _is_being_settled(pipeline, last, swept, now)):
+        if last is not None and last.state in ACTIVE:
+            if WITHIN in last.request and self._is_waited_for(records, known.of_pipeline(pipeline.id), swept, now):
+                hurry(ledger, pipeline.id, last.id)
+            return ""
+        if last is not None and _is_being_settled(pipeline, last, swept, now):
             return ""
         if last is not None and last.state is not RunState.SUCCEEDED:
             ended = last.ended_at or last.requested_at
@@ -211,6 +229,20 @@ class SweepScheduler:
         if self._scheduled(pipeline, last, now):
             return "schedule"
         return AGAIN if last is not None and last.state is RunState.INCONCLUSIVE and _may_go_on(last, now) else ""
+
+    def _is_waited_for(
+        self,
+        records: Sequence[PartitionStatus],
+        findings: Sequence[FindingRecord],
+        swept: Mapping[str, Any] | None,
+        now: datetime,
+    ) -> bool:
+        """Whether something that a sweep ends has come up: a hole that is over, or another mapping."""
+        covered = datetime.fromisoformat(swept["started_at"]) if swept else None
+        over = [record for record in findings if not record.ongoing]
+        if uncovered_holes_within(records, over, covered, ended_before=now):
+            return True
+        return any(record.finding is Finding.MAPPING_CHANGED for record in findings)
 
     def _uncovered(
         self, findings: Sequence[FindingRecord], swept: Mapping[str, Any] | None, now: datetime
@@ -297,7 +329,8 @@ def _may_go_on(last: Run, now: datetime) -> bool:
     if last.ended_at is None:
         return False
     took = last.ended_at - (last.started_at or last.requested_at)
-    return now - last.ended_at >= max(timedelta(seconds=ONGOING_SPACING_SECONDS), ONGOING_SPACING_FACTOR * took)
+    factor = 1 if WITHIN in last.request else ONGOING_SPACING_FACTOR  # it left them alone for most of the time itself
+    return now - last.ended_at >= max(timedelta(seconds=ONGOING_SPACING_SECONDS), factor * took)
 
 
 def ended_before(finding: FindingRecord, started: datetime) -> bool:

@@ -1,0 +1,187 @@
+"""A sweep that nobody waits for is spread over the time it has; one that somebody waits for hurries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from gapwatch.errors import ConflictError
+from gapwatch.ledger import SqlLedger
+from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.pipeline import SweepSpec
+from gapwatch.ports import ContentChunk
+from gapwatch.roles.board import Facts
+from gapwatch.roles.repair import scanning
+from gapwatch.roles.repair.leisure import LEAST, OF_INTERVAL, UNMEASURED, WITHIN, Leisure, SidePace, within_seconds
+from gapwatch.roles.repair.sweeps import request_sweep
+from gapwatch.scans import contents_in
+from tests.ledger_samples import hole as a_hole
+from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
+from tests.unit.roles.test_sweep_schedule import STARTED, scheduler
+
+CHUNK_SECONDS = 0.01
+ROWS = 100
+HOUR = 3600.0
+
+
+async def read(clock: VirtualClock, pace: SidePace, chunks: int) -> float:
+    """Return how long it takes to read so many chunks, and to rest after each."""
+    began = clock.monotonic()
+    for _ in range(chunks):
+        await clock.sleep(CHUNK_SECONDS)
+        await pace.rest(CHUNK_SECONDS, ROWS)
+    return clock.monotonic() - began
+
+
+@pytest.mark.parametrize(("within", "least", "most"), [(60.0, 50.0, 61.0), (0.0, 1.9, 2.2), (1e6, 95.0, 110.0)])
+async def test_reading_takes_the_time_that_it_has_and_leaves_the_store_alone_meanwhile(
+    within: float, least: float, most: float
+) -> None:
+    """A second's reading: over a minute; without a time, at its load; at its slowest, a hundredth of the time is for reading."""
+    clock = VirtualClock()
+    pace = SidePace(Leisure(clock, most=0.5, within=within), clock, total=100 * ROWS)
+    assert least < await read(clock, pace, 100) < most
+
+
+async def test_more_rows_than_the_store_had_said_end_at_the_load_and_no_sooner() -> None:
+    clock = VirtualClock()
+    pace = SidePace(Leisure(clock, most=0.5, within=10.0), clock, total=50 * ROWS)
+    took = await read(clock, pace, 200)
+    assert 10.0 < took < 10.0 + 150 * 2 * CHUNK_SECONDS + 1
+
+
+def test_where_nobody_knows_how_much_there_is_little_is_taken_until_the_time_is_up() -> None:
+    clock = VirtualClock()
+    leisure = Leisure(clock, most=0.5, within=10.0)
+    assert leisure.share(1.0, 100, 0) == UNMEASURED
+    assert leisure.share(1.0, 0, 100) == UNMEASURED
+    assert leisure.share(1e-6, 100, 101) == LEAST
+    assert leisure.share(100.0, 1, 100) == 0.5
+    asyncio.run(clock.sleep(10))
+    assert leisure.share(1.0, 100, 0) == 0.5
+
+
+async def test_a_long_pause_ends_soon_after_somebody_waits() -> None:
+    clock = VirtualClock()
+    leisure = Leisure(clock, most=0.5, within=1e6)
+    pace = SidePace(leisure, clock, total=10**9)
+    began = clock.monotonic()
+    resting = asyncio.create_task(pace.rest(1.0, 1))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    leisure.hurried = True
+    await resting
+    assert clock.monotonic() - began < 5, "it would have been a hundred"
+
+
+@pytest.mark.parametrize(
+    ("spec", "within"),
+    [
+        (SweepSpec(every_seconds=HOUR), OF_INTERVAL * HOUR),
+        (SweepSpec(every_seconds=HOUR, within_seconds=60.0), 60.0),
+        (SweepSpec(every_seconds=HOUR, within_seconds=0.0), 0.0),
+        (SweepSpec(), 0.0),
+    ],
+)
+def test_a_scheduled_sweep_has_a_part_of_its_interval_or_what_is_configured(spec: SweepSpec, within: float) -> None:
+    assert within_seconds(spec, VirtualClock()) == within
+
+
+def test_by_the_calendar_it_has_a_part_of_the_time_up_to_the_next_one() -> None:
+    clock = VirtualClock()  # 22:13 UTC
+    assert within_seconds(SweepSpec(cron="0 0 * * *"), clock) == pytest.approx(OF_INTERVAL * 6_400, abs=60)
+
+
+def of_schedule(ledger: SqlLedger, clock: VirtualClock, sweep: SweepSpec) -> Run:
+    """Return the sweep that the scheduler asks for, taken by a worker."""
+    spec = replace(spec_of_rig(), sweep=replace(sweep, start_delay_seconds=0.0))
+    asking = scheduler(ledger, clock, spec)
+    ledger.set_fact(Facts.baseline(spec.id), {"started_at": "x", "ended_at": "x", "sweep_id": "first"})
+    assert asking._wanted(spec, STARTED) == "schedule"
+    asyncio.run(asking._ask(spec, "schedule"))
+    taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
+    assert taken is not None
+    return taken
+
+
+def hurried(ledger: SqlLedger) -> object:
+    return ledger.fact(Facts.hurry(spec_of_rig().id))
+
+
+def test_what_waits_for_a_sweep_makes_the_one_under_way_hurry_and_only_one_that_takes_its_time(ledger: SqlLedger) -> None:
+    clock, spec = VirtualClock(), spec_of_rig()
+    run = of_schedule(ledger, clock, SweepSpec(every_seconds=HOUR))
+    assert run.request[WITHIN] == OF_INTERVAL * HOUR
+    with pytest.raises(ConflictError):
+        request_sweep(ledger, spec, clock, "scheduled too", {WITHIN: 10.0})
+    assert hurried(ledger) is None, "nobody waits for that one, either"
+    with pytest.raises(ConflictError):
+        request_sweep(ledger, spec, clock, "asked", {"reason": "asked"})
+    assert hurried(ledger) == run.id
+    ledger.update_run(replace(run, state=RunState.SUCCEEDED, ended_at=clock.now()), holder="here")
+    quick = request_sweep(ledger, spec, clock, "quick", {"reason": "asked"})
+    with pytest.raises(ConflictError):
+        request_sweep(ledger, spec, clock, "again", {"reason": "asked"})
+    assert hurried(ledger) != quick.id
+
+
+@pytest.mark.parametrize("what", ["hole", "mapping", "ongoing"])
+def test_a_hole_or_another_mapping_waits_for_a_sweep(ledger: SqlLedger, what: str) -> None:
+    clock = VirtualClock()
+    run = of_schedule(ledger, clock, SweepSpec(every_seconds=HOUR))
+    spec, now = spec_of_rig(), clock.now()
+    asking = scheduler(ledger, clock, spec)
+    assert asking._wanted(spec, STARTED) == ""
+    assert hurried(ledger) is None
+    found: FindingRecord = a_hole(now - timedelta(minutes=5), now - timedelta(minutes=2), id="found", pipeline=spec.id)
+    if what == "mapping":
+        found = replace(found, finding=Finding.MAPPING_CHANGED, time_from=None, time_to=None)
+    elif what == "ongoing":
+        found = replace(found, details={**found.details, "ongoing": True})
+    ledger.raise_finding(found)
+    assert asking._wanted(spec, STARTED) == ""
+    assert hurried(ledger) == (None if what == "ongoing" else run.id), "one that still grows is not over with a sweep"
+
+
+def test_one_that_proved_nothing_is_done_again_without_taking_its_time(ledger: SqlLedger) -> None:
+    clock, spec = VirtualClock(), spec_of_rig()
+    run = of_schedule(ledger, clock, SweepSpec(every_seconds=HOUR))
+    ledger.update_run(replace(run, state=RunState.INCONCLUSIVE, ended_at=clock.now()), holder="here")
+    asking = scheduler(ledger, clock, spec)
+    assert WITHIN not in asking._asked(spec, "inconclusive")
+    asyncio.run(clock.sleep(61))
+    assert asking._wanted(spec, STARTED) == "inconclusive"
+
+
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_a_whole_sweep_takes_its_time_unless_somebody_waits_for_it(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch, *, waited_for: bool
+) -> None:
+    clock, reading = VirtualClock(), contents_in
+
+    async def slowly(*some: Any, **more: Any) -> AsyncIterator[ContentChunk]:
+        async for chunk in reading(*some, **more):
+            await clock.sleep(0.05)
+            yield chunk
+
+    monkeypatch.setattr(scanning, "RECORDS_PER_CHUNK", 10 * scanning.GIVING_WAY)
+    monkeypatch.setattr("gapwatch.roles.repair.scanning.contents_in", slowly)
+    rig = Rig(spec=replace(spec_of_rig(), sweep=SweepSpec(every_seconds=HOUR, start_delay_seconds=0.0)))
+    for number in range(200):
+        rig.source_writes(number)
+        rig.sink_delivers(number)
+    rig.stranger_writes(7, None)
+    run = of_schedule(ledger, clock, rig.spec.sweep)
+    if waited_for:
+        ledger.set_fact(Facts.hurry(rig.spec.id), run.id)
+    began = clock.monotonic()
+    ended = asyncio.run(sweeper_of(rig, ledger, clock).run(run, rig.stores, last_full_started=None))
+    assert ended.state is RunState.SUCCEEDED
+    assert (ended.counts["source_keys"], ended.counts["missing"]) == (200, 1)
+    took = clock.monotonic() - began
+    assert took < 20 if waited_for else took > 60
