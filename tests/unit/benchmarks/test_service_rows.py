@@ -130,12 +130,13 @@ def test_row_13_compares_with_the_same_rate_alone() -> None:
     found = beside.Beside(
         store=StoreType.OPENSEARCH,
         asked=900.0,
-        reached={"": 900.0, "ids": 900.0, "content": 890.0},
-        p99_ms={"": 2.0, "ids": 2.5, "content": 3.0},
-        rss_mib={"": 0.0, "ids": 100.0, "content": 110.0},
+        reached={"": 900.0, "ids": 900.0, "content": 890.0, "waited": 890.0},
+        p99_ms={"": 2.0, "ids": 2.5, "content": 3.0, "waited": 9.0},
+        rss_mib={"": 0.0, "ids": 100.0, "content": 110.0, "waited": 110.0},
     )
-    ids, content = beside.rows([found])
+    ids, content, waited = beside.rows([found])
     assert (ids["ratio"], ids["met"], content["met"]) == (1.25, True, False)
+    assert waited["goal"] == "no goal"
     assert "900 reads/s, as many as this machine serves instead of 2,000," in ids["name"]
 
 
