@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ import psycopg
 from pymongo import MongoClient
 
 from benchmarks import work
+from benchmarks.figures import peak_mib
 from gapwatch.clock import SystemClock
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
@@ -362,8 +362,8 @@ async def ours(pair: Pair, *, content: bool, repair: bool, paced: bool) -> dict[
 
 
 def contestant(what: str, pair: Pair) -> None:
-    """Run one contestant and print its figures as JSON: wall and CPU seconds, peak memory above the imports, the answer."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    """Run one contestant and print its figures as JSON: wall seconds, peak memory above the imports, the answer."""
+    before = peak_mib()
     began = time.monotonic()
     answer: Any
     seconds: float | None = None
@@ -381,12 +381,12 @@ def contestant(what: str, pair: Pair) -> None:
         options = {"content": what == "content", "repair": what.startswith("repair"), "paced": what == "repair_paced"}
         answer = asyncio.run(ours(pair, **options))
         seconds = answer.get("repair_seconds")
-    wall, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
+    wall, peak = time.monotonic() - began, peak_mib()
     figures = {
         "wall": wall,
         "seconds": wall if seconds is None else seconds,
-        "rss_mib": used.ru_maxrss / 1024,
-        "net_mib": (used.ru_maxrss - before.ru_maxrss) / 1024,
+        "rss_mib": peak,
+        "net_mib": peak - before,
         "answer": answer,
     }
     print(json.dumps(figures))

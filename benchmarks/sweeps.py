@@ -119,7 +119,7 @@ def report(found: Found, keys: int) -> list[dict[str, Any]]:
             rows.append(
                 _row(8, f"id sweep, {title}, {keys:,} a side", one["wall"], slower, f"≤ {most} × the slower read", most, one)
             )
-            rows.append({**_row(8, "its memory above the imports", one["net_mib"], 128, "≤ 128 MiB", 1.0, one), "unit": "MiB"})
+            rows.append(_memory(8, "its memory above the imports", one["net_mib"], 128, one))
     if ("naive", "ids") in found:
         one = found["naive", "ids"]
         rows.append(
@@ -128,6 +128,7 @@ def report(found: Found, keys: int) -> list[dict[str, Any]]:
     if ("content", "contents") in found:
         one, both = found["content", "contents"], found["read_both", "contents"]
         rows.append(_row(9, f"content sweep, {keys // 5:,} rows", one["wall"], both["wall"], "≤ 2 × reading both", 2.0, one))
+        rows.append(_memory(9, "its memory", one["rss_mib"], 400, one))
     for target in ("mongodb", "opensearch"):
         if ("repair", f"repair_{target}") in found:
             one, plain = found["repair", f"repair_{target}"], found["write_plain", f"repair_{target}"]
@@ -135,6 +136,7 @@ def report(found: Found, keys: int) -> list[dict[str, Any]]:
             rows.append(_row(10, f"backfill, {target}", one["seconds"], as_many, "≤ 2 × plain writing", 2.0, one))
             title = f"{REPAIRED:,} of {REPAIRED_OF:,} found, written, verified, {target}"
             rows.append(_row(11, title, one["wall"], 15, "≤ 15 s", 1.0, one))
+            rows.append(_memory(11, "its memory", one["rss_mib"], 400, one))
     if ("repair_paced", "repair_paced_mongodb") in found:
         one = found["repair_paced", "repair_paced_mongodb"]
         rows.append(_row(12, "117 of 1,967 found, written, verified, paced", one["wall"], 1.5, "≤ 1.5 s", 1.0, one))
@@ -143,6 +145,10 @@ def report(found: Found, keys: int) -> list[dict[str, Any]]:
 
 def _slower(found: Found, name: str) -> float:
     return max(found["read_source", name]["wall"], found["read_target", name]["wall"])
+
+
+def _memory(number: int, name: str, mib: float, most: float, figures: Mapping[str, float]) -> dict[str, Any]:
+    return {**_row(number, name, mib, most, f"≤ {most:.0f} MiB", 1.0, figures), "unit": "MiB"}
 
 
 def _row(

@@ -21,12 +21,12 @@ from gapwatch.kafka.preflight import TopicPreflight
 from gapwatch.kafka.schema_registry import SchemaRegistry
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
-from gapwatch.metrics import Metrics, Snapshot
-from gapwatch.model.gap import Run, RunKind, RunState
+from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings, StoreType
 from gapwatch.ports import Preflight
-from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusTopic
+from gapwatch.wiring.measured import snapshot
 from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
 from gapwatch_connectors.registry import connector_of
 
@@ -282,7 +282,7 @@ class Parts:
     async def _show_metrics(self, board: Board, stop: asyncio.Event) -> None:
         while not stop.is_set():
             views = await board.measured()
-            self.metrics.show(await asyncio.to_thread(self._snapshot, views))
+            self.metrics.show(await asyncio.to_thread(snapshot, self.ledger, views))
             await self._pause(board)
 
     async def _pause(self, board: Board) -> None:
@@ -296,29 +296,6 @@ class Parts:
         """Return the metrics as Prometheus reads them."""
         self._scraped_at = self.clock.monotonic()
         return self.metrics.exposition()
-
-    def _snapshot(self, views: Sequence[Any]) -> Snapshot:
-        ledger = self.ledger
-        sweeps, succeeded, oldest = [], {}, {}
-        for view in views:
-            runs = ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, limit=20)
-            sweeps += list(runs[:1])
-            good = next((run for run in runs if run.state is RunState.SUCCEEDED and run.ended_at and _is_wide(run)), None)
-            if good is not None and good.ended_at is not None:
-                succeeded[view.id] = good.ended_at
-            alerting = ledger.gap_summary(view.id).oldest_alerting
-            if alerting is not None:
-                oldest[view.id] = alerting
-        return Snapshot(
-            views=views,
-            detected=ledger.gap_counts(),
-            resolved=ledger.resolution_counts(),
-            sweeps=sweeps,
-            last_success=succeeded,
-            oldest_open=oldest,
-            repairs=ledger.repair_counts(),
-            stopped={view.id for view in views if ledger.fact(Facts.repair_stopped(view.id))},
-        )
 
     async def _read_lags(self, board: Board, lags: dict[tuple[str, str], int], stop: asyncio.Event) -> None:
         """Keep how many raw records ingest has not yet read, per pipeline and topic; nothing is shown that is not known."""
@@ -387,11 +364,6 @@ async def _start(server: ApiServer, host: str, port: int) -> None:
     except OSError as error:
         remedy = "Choose another address in api.listen, or end what listens there."
         raise UsageError(f"The API cannot listen on {host}:{port}: {error.strerror or error}.", remedy=remedy) from error
-
-
-def _is_wide(run: Run) -> bool:
-    """Whether a sweep is one of those that a schedule asks for: not of a few keys, nor of a stretch of them."""
-    return run.request.get("range", "full") in ("full", "lookback")
 
 
 def _heartbeat(connector: Any, store: str, url: str, database: str) -> Any:

@@ -1,0 +1,38 @@
+"""What the metrics say of sweeps: the last success stays known, whatever came after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from gapwatch.ledger import SqlLedger
+from gapwatch.model.gap import RunKind, RunState
+from gapwatch.roles.repair.sweeps import request_sweep
+from gapwatch.wiring.measured import FIRST_LOOK, last_success
+from tests.simulation.stores import VirtualClock, spec_of_rig
+
+
+def ended(ledger: SqlLedger, clock: VirtualClock, state: RunState, scope: str = "full") -> None:
+    run = request_sweep(ledger, spec_of_rig(), clock, f"run{len(ledger.runs(limit=1_000))}", {"range": scope})
+    assert ledger.take_run(RunKind.SWEEP, "here", seconds=1e6) is not None
+    ledger.update_run(replace(run, state=state, ended_at=clock.now()), holder="here")
+
+
+@pytest.mark.parametrize(("state", "scope"), [(RunState.INCONCLUSIVE, "full"), (RunState.SUCCEEDED, "keys")])
+def test_the_last_success_stays_known_however_many_sweeps_prove_nothing_or_look_at_some_keys_only(
+    ledger: SqlLedger, state: RunState, scope: str
+) -> None:
+    """Else the alert that sweeps are stale falls silent just when they are."""
+    clock, pipeline = VirtualClock(), spec_of_rig().id
+    assert last_success(ledger, pipeline) is None
+    ended(ledger, clock, RunState.SUCCEEDED)
+    good = last_success(ledger, pipeline)
+    assert good is not None
+    assert clock.now() - good < timedelta(seconds=1)
+    for _ in range(2 * FIRST_LOOK + 1):
+        ended(ledger, clock, state, scope)
+    assert last_success(ledger, pipeline) == good
+    ended(ledger, clock, RunState.SUCCEEDED, "lookback")
+    assert last_success(ledger, pipeline) != good
