@@ -75,6 +75,10 @@ class StoreUnreachable(StoreError):  # noqa: N818 - reads as a state of the stor
     retriable = True
 
 
+class StoreBusy(StoreUnreachable):
+    """A store answers, and has too much to do for this request; the same one may be made again a little later."""
+
+
 class StoreRefused(StoreError):  # noqa: N818
     pass
 

@@ -155,11 +155,15 @@ class ColumnInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetInfo:
-    """What a store says of a table or collection. ``replica_identity``: f(ull), d(efault), n(othing), i(ndex)."""
+    """What a store says of a table or collection. ``replica_identity``: f(ull), d(efault), n(othing), i(ndex).
+
+    ``unique``: sets of columns of which no two rows have the same values; None: the store keeps its keys unique by itself.
+    """
 
     identity: str
     columns: tuple[ColumnInfo, ...] = ()
     primary_key: tuple[str, ...] = ()
+    unique: tuple[frozenset[str], ...] | None = None
     replica_identity: str = ""
     post_images: bool = False
 

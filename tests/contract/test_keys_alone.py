@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -18,8 +20,11 @@ from gapwatch.core.keys import TEXT_END, KeyCodec
 from gapwatch.core.search_address import SearchAddress
 from gapwatch.core.sweep_sets import KeyForm
 from gapwatch.embedded import EmbeddedStack
+from gapwatch.errors import UsageError
 from gapwatch.model.pipeline import KeyColumn, KeyType, StoreType
-from gapwatch.ports import DatasetReader, KeyChunk, KeySampler
+from gapwatch.ports import DatasetReader, KeyChunk, KeySampler, StoredRecord
+from gapwatch.roles.repair.scanning import refuse_keyless
+from gapwatch.roles.stores import PipelineStores
 from gapwatch_connectors.registry import connector_of
 from tests.stack import ask
 from tests.unit.core.samples import field, pipeline
@@ -190,7 +195,9 @@ async def test_whole_numbers_of_an_index(stores: EmbeddedStack, unique: Callable
 
 
 @pytest.mark.parametrize("odd", ["007", "+7", "1_000", " 7", "seven", "-0", "٧"])
-async def test_an_id_of_another_form_is_never_coerced(stores: EmbeddedStack, unique: Callable[[str], str], odd: str) -> None:
+async def test_trap_26_an_id_of_another_form_is_never_coerced(
+    stores: EmbeddedStack, unique: Callable[[str], str], odd: str
+) -> None:
     name = unique("numbers")
     address = index(stores, name, ["1", "2", odd])
     chunks = await scanned(StoreType.OPENSEARCH, address, name, KeyType.INT)
@@ -317,7 +324,7 @@ async def test_a_key_that_is_not_the_id_comes_in_no_order(stores: EmbeddedStack,
 
 
 @pytest.mark.parametrize("path", ["_id", "_id.id"])
-async def test_a_range_of_ids_holds_those_that_are_spelt_otherwise(
+async def test_trap_27_a_range_of_ids_holds_those_that_are_spelt_otherwise(
     stores: EmbeddedStack, unique: Callable[[str], str], path: str
 ) -> None:
     """The index puts an ObjectId that is a text before all others, so that a range by the index alone would pass it over."""
@@ -372,3 +379,161 @@ async def test_rows_come_in_the_order_of_keys_where_the_column_is_such_a_key(
         assert await reader.in_key_order() == ordered
     finally:
         await reader.close()
+
+
+CODECS: dict[
+    KeyType, tuple[str, Sequence[Any], Sequence[Any]]
+] = {  # a column's type, its values, and the same as ids of documents
+    KeyType.INT: ("int8", (-(2**63), -1, 0, 7, 2**53 + 1, 2**63 - 1), (-(2**63), -1, 0, 7, 2**53 + 1, 2**63 - 1)),
+    KeyType.TEXT: ("text", TEXTS, TEXTS),
+    KeyType.UUID: (
+        "uuid",
+        [UUID(int=1), UUID(int=2**127), UUID(int=2**128 - 1)],
+        [Binary.from_uuid(UUID(int=number)) for number in (1, 2**127, 2**128 - 1)],
+    ),
+    KeyType.DECIMAL: (
+        "numeric(30, 4)",
+        [Decimal(text) for text in ("-1.5", "0", "0.0001", "12345678901234567890.1234")],
+        [Decimal128(text) for text in ("-1.5", "0", "0.0001", "12345678901234567890.1234")],
+    ),
+    KeyType.BYTES: ("bytea", [b"", b"\0", b"a\0b", b"\xff" * 40], [b"", b"\0", b"a\0b", b"\xff" * 40]),
+    KeyType.OBJECTID: (
+        "text",
+        ["65f000000000000000000000", "00000000000000000000000a"],
+        [ObjectId("65f000000000000000000000"), ObjectId("00000000000000000000000a")],
+    ),
+}
+
+
+@pytest.mark.parametrize("type_", list(CODECS))
+@pytest.mark.parametrize("store", [StoreType.POSTGRES, StoreType.MONGODB])
+async def test_trap_26_keys_of_every_codec_are_the_same_on_both_stores_and_found_again_by_key(
+    stores: EmbeddedStack, unique: Callable[[str], str], store: StoreType, type_: KeyType
+) -> None:
+    """What a scan shows is what a look-up by the same bytes finds, without sampling and without guessing."""
+    name = unique("codec")
+    kind, values, ids = CODECS[type_]
+    if store is StoreType.POSTGRES:
+        address, dataset = table(stores, name, kind, values), f"public.{name}"
+    else:
+        address, dataset = collection(stores, name, ids), f"shop.{name}"
+    reader = reader_of(store, address, dataset, type_)
+    try:
+        chunks = [chunk async for chunk in reader.scan_keys(chunk=3)]
+        found = sorted(keys_in(chunks, type_))
+        read = await reader.fetch(found)
+    finally:
+        await reader.close()
+    assert all(chunk.complete for chunk in chunks)
+    assert found == encoded(values, type_)
+    assert all(isinstance(read[key], StoredRecord) for key in found)
+
+
+@pytest.mark.parametrize("store", [StoreType.POSTGRES, StoreType.MONGODB])
+async def test_keys_of_several_columns_are_the_same_on_both_stores_and_found_again_by_key(
+    stores: EmbeddedStack, unique: Callable[[str], str], store: StoreType
+) -> None:
+    name, types = unique("pairs"), (KeyType.INT, KeyType.TEXT)
+    pairs = [(number, text) for number in (-1, 0, 300) for text in ("", "a", "ä\0"[:1], "z" * 300)]
+    prefix = "" if store is StoreType.POSTGRES else "_id."
+    key = tuple(KeyColumn(path=f"{prefix}{path}", type=type_) for path, type_ in zip(("a", "b"), types, strict=True))
+    if store is StoreType.POSTGRES:
+        address, dataset = stores.postgres.dsn(), f"public.{name}"
+        with psycopg.connect(address, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE TABLE {name} (a int8, b text, v text, PRIMARY KEY (a, b))".encode())
+            cursor.executemany(f"INSERT INTO {name} VALUES (%s, %s, 'v')".encode(), pairs)
+    else:
+        address, dataset = collection(stores, name, [{"a": a, "b": b} for a, b in pairs]), f"shop.{name}"
+    spec = pipeline(field("v"))
+    spec = replace(spec, source=replace(spec.source, key=key), target=replace(spec.target, collection=dataset, key=key))
+    reader, codec = connector_of(store).target_reader(spec, address), KeyCodec(key)
+    try:
+        chunks = [chunk async for chunk in reader.scan_keys(chunk=5)]
+        found = sorted(key for chunk in chunks for key in chunk.keys)
+        read = await reader.fetch(found)
+    finally:
+        await reader.close()
+    assert all(chunk.complete for chunk in chunks)
+    assert found == sorted(codec.encode(pair) for pair in pairs)
+    assert all(isinstance(read[key], StoredRecord) for key in found)
+
+
+async def test_trap_28_gaps_between_ids_cost_nothing_and_a_sample_is_of_rows(
+    stores: EmbeddedStack, unique: Callable[[str], str]
+) -> None:
+    """Ranges are of what is there: an id of 10^15 beside those from 0 on does not make a thousand ranges of nothing."""
+    name, values = unique("sparse"), [*range(2_000), *range(10**15, 10**15 + 2_000)]
+    address = table(stores, name, "int8", ())
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(f"INSERT INTO {name} SELECT unnest(%s::int8[]), 'v'".encode(), (values,))
+    reader = reader_of(StoreType.POSTGRES, address, f"public.{name}", KeyType.INT)
+    assert isinstance(reader, KeySampler)
+    codec = KeyCodec([KeyColumn(path="id", type=KeyType.INT)])
+    try:
+        sample = [codec.decode(key)[0] for key in await reader.sample_keys(64)]
+        chunks = [chunk async for chunk in reader.scan_keys(chunk=500)]
+    finally:
+        await reader.close()
+    assert keys_in(chunks, KeyType.INT) == encoded(values, KeyType.INT)
+    assert len(chunks) <= len(values) / 500 + 2
+    assert min(sum(number < 10**15 for number in sample), sum(number >= 10**15 for number in sample)) > len(sample) / 8
+
+
+@pytest.mark.parametrize("index", ["", "CREATE UNIQUE INDEX {0}_key ON {0} (id)", "CREATE INDEX {0}_key ON {0} (id)"])
+async def test_a_table_without_a_unique_key_is_refused_with_the_reason(
+    stores: EmbeddedStack, unique: Callable[[str], str], index: str
+) -> None:
+    name = unique("keyless")
+    with psycopg.connect(stores.postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE {name} (id int8 NOT NULL, v text)".encode())
+        if index:
+            connection.execute(index.format(name).encode())
+    spec = pipeline(field("v"))
+    spec = replace(spec, source=replace(spec.source, table=f"public.{name}", key=(KeyColumn(path="id", type=KeyType.INT),)))
+    source = connector_of(StoreType.POSTGRES).source_reader(spec, stores.postgres.dsn())
+    made = cast(PipelineStores, SimpleNamespace(source=source, spec=spec))
+    try:
+        if "UNIQUE" in index:
+            await refuse_keyless(made)
+            return
+        with pytest.raises(UsageError, match=f"public.{name} has no primary key and no unique index"):
+            await refuse_keyless(made)
+    finally:
+        await source.close()
+
+
+async def test_trap_45_a_reader_could_not_write_if_it_wanted_to(stores: EmbeddedStack, unique: Callable[[str], str]) -> None:
+    """A verifier must never change what it verifies: the connection itself is for reading."""
+    name = unique("read")
+    reader = cast(Any, reader_of(StoreType.POSTGRES, table(stores, name, "int8", [1]), f"public.{name}", KeyType.INT))
+    try:
+        async with reader._connections.connection() as connection:
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                await connection.execute(f"UPDATE {name} SET v = 'w'".encode())
+    finally:
+        await reader.close()
+
+
+async def test_trap_44_a_scan_holds_no_snapshot_between_its_chunks_and_waits_for_no_lock(
+    stores: EmbeddedStack, unique: Callable[[str], str]
+) -> None:
+    """A long snapshot keeps vacuum from its work; a lock that somebody holds ends a chunk, in time, and not the store."""
+    name = unique("short")
+    address = table(stores, name, "int8", range(50))
+    reader = cast(Any, reader_of(StoreType.POSTGRES, address, f"public.{name}", KeyType.INT))
+    with psycopg.connect(address, autocommit=True) as connection:
+        asked = (
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL"
+        )
+        held = []
+        async with aclosing(reader.scan_keys(chunk=10)) as chunks:
+            async for chunk in chunks:
+                assert chunk.complete
+                held.append(connection.execute(asked.encode(), (f"%{name}%",)).fetchone())
+        assert held == [(0,)] * len(held)
+        assert len(held) >= 5
+        async with reader._connections.connection() as ours:
+            shown = [await ours.execute(f"SHOW {limit}".encode()) for limit in ("statement_timeout", "lock_timeout")]
+            limits = [await answer.fetchone() for answer in shown]
+        await reader.close()
+        assert all(row is not None and next(iter(row.values())) != "0" for row in limits)

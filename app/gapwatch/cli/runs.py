@@ -9,7 +9,20 @@ from gapwatch.api_client import Api
 from gapwatch.cli.exits import DIFFERENCES, TIMED_OUT, UNDECIDED
 from gapwatch.cli.output import Progress
 
-COLUMNS = ("id", "pipeline", "kind", "state", "requested_at", "started_at", "ended_at", "progress", "counts", "error")
+COLUMNS = (
+    "id",
+    "pipeline",
+    "kind",
+    "state",
+    "requested_at",
+    "started_at",
+    "ended_at",
+    "progress",
+    "rate",
+    "eta",
+    "counts",
+    "error",
+)
 ENDED = ("succeeded", "inconclusive", "failed", "cancelled", "aborted")
 POLL_SECONDS = 0.3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from croniter import croniter
@@ -36,6 +37,7 @@ def next_due(text: str, now: datetime) -> datetime:
     return due
 
 
+@lru_cache(maxsize=256)
 def longest_pause_seconds(text: str) -> float:
     """Return the longest time between two times at which it is due."""
     times = croniter(text, _REFERENCE)

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ from gapwatch.model.gap import AuditRow, FindingRecord, Gap, RepairRecord, Run
 from gapwatch.model.view import FeedView, PipelineView, Totals
 
 SCHEMA_VERSION = 1
+TAKEN = ("source_keys", "target_keys", "keys", "records", "handled")  # counts that say how far a run has come
 _PLAIN = frozenset({str, int, bool, type(None)})
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 EVENTS = frozenset({"opened", "updated", "resolved", "acknowledged", "snoozed", "reopened", "repairing", "repair_refused"})
@@ -106,7 +107,9 @@ def gap_record(gap: Gap) -> dict[str, Any]:
     }
 
 
-def run_record(run: Run) -> dict[str, Any]:
+def run_record(run: Run, now: datetime | None = None) -> dict[str, Any]:
+    """Return a run's record; ``rate`` and ``eta`` say how fast it is and when it will have ended, as far as that can be told."""
+    rate, eta = pace_of(run, now)
     return {
         "id": run.id,
         "pipeline": run.pipeline,
@@ -117,11 +120,33 @@ def run_record(run: Run) -> dict[str, Any]:
         "started_at": rfc3339(run.started_at),
         "ended_at": rfc3339(run.ended_at),
         "progress": run.progress,
+        "rate": rate,
+        "eta": rfc3339(eta),
         "counts": dict(run.counts),
         "error": _text(run.error),
         "request": plain(run.request),
         "cancel_requested": run.cancel_requested,
     }
+
+
+def pace_of(run: Run, now: datetime | None) -> tuple[float | None, datetime | None]:
+    """Return how many keys (documents, records) a run has taken a second since it began, and when it will have ended.
+
+    Args:
+        run: The run, on its way or ended.
+        now: The time; None: it is not known, and so neither is the end of what is on its way.
+    """
+    until = run.ended_at or now
+    if run.started_at is None or until is None:
+        return None, None
+    passed = (until - run.started_at).total_seconds()
+    if passed <= 0:
+        return None, None
+    taken = max((run.counts.get(name, 0) for name in TAKEN), default=0)
+    rate = round(taken / passed, 3) if taken else None
+    if run.ended_at is not None or not run.progress:
+        return rate, None
+    return rate, until + timedelta(seconds=passed * (1 - run.progress) / run.progress)
 
 
 def repair_record(record: RepairRecord) -> dict[str, Any]:

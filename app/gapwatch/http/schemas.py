@@ -188,6 +188,8 @@ def _run() -> dict[str, Schema]:
         "started_at": MAYBE_TIME,
         "ended_at": MAYBE_TIME,
         "progress": RATIO,
+        "rate": {"type": ["number", "null"]},
+        "eta": MAYBE_TIME,
         "counts": _map({"type": "integer"}),
         "error": MAYBE_TEXT,
         "request": OBJECT,

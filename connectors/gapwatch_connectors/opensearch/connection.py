@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Iterator, Mapping
@@ -18,12 +19,14 @@ from opensearchpy.serializer import JSONSerializer
 
 from gapwatch.core.canonical import parse_json
 from gapwatch.core.search_address import SearchAddress
-from gapwatch.errors import StoreRefused, StoreUnreachable
+from gapwatch.errors import StoreBusy, StoreRefused, StoreUnreachable
 
 Json = Any
 TIMEOUT_SECONDS: Final = 30.0
+PAUSES_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)  # before a page that was rejected is asked for again
 # Overloaded, or a part of it is away: the cluster says that it cannot now.
-AWAY: Final = frozenset({408, 429, 502, 503, 504})
+REJECTED: Final = 429
+AWAY: Final = frozenset({408, REJECTED, 502, 503, 504})
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 
 # Every failure is raised as an error of ours: the driver need not log it as well, with ids in its addresses.
@@ -103,6 +106,18 @@ class Search:
         finally:
             _WANTED.reset(before)
 
+    async def search(self, params: Mapping[str, Any], body: Json, wanted: msgspec.json.Decoder[Any] | None) -> Json:
+        """Return the answer to a page of a scan, after pauses while the node rejects it because it has too much to do.
+
+        Raises StoreUnreachable or StoreRefused.
+        """
+        for pause in PAUSES_SECONDS:
+            try:
+                return await self.request("POST", "/_search", params=params, body=body, wanted=wanted)
+            except StoreBusy:
+                await asyncio.sleep(pause)
+        return await self.request("POST", "/_search", params=params, body=body, wanted=wanted)
+
     def _connected(self) -> AsyncOpenSearch:
         if self._client is None:
             self._client = self._open()
@@ -176,9 +191,8 @@ def _ours(store: str, error: TransportError) -> StoreRefused | StoreUnreachable:
     status = error.status_code if isinstance(error.status_code, int) else 0
     kind = error_type(error.info) or f"status {status}"
     if status in AWAY:
-        return StoreUnreachable(
-            f"OpenSearch store {store} cannot answer now ({kind}).", store=store, remedy="Wait, or relieve it."
-        )
+        away = StoreBusy if status == REJECTED else StoreUnreachable
+        return away(f"OpenSearch store {store} cannot answer now ({kind}).", store=store, remedy="Wait, or relieve it.")
     if status == 401:
         return StoreRefused(
             f"OpenSearch store {store} refused the account.", store=store, remedy="Correct user and password, or the api_key."

@@ -275,7 +275,7 @@ class OpenSearchReader:
             read, total = 0, math.inf
             while read < total:
                 page = {**body, "pit": {"id": point, "keep_alive": KEEP_ALIVE}, "track_total_hits": total == math.inf}
-                said = await self._search.request("POST", "/_search", params=params, body=page, wanted=IDS if ids else None)
+                said = await self._search.search(params, page, IDS if ids else None)
                 answer = of_ids(said) if ids else of_hits(said)
                 if not answer.whole or (total == math.inf and answer.total is None):
                     raise self._short(index, shard, "it did not answer whole")

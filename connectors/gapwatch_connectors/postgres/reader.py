@@ -98,6 +98,7 @@ class PostgresReader:
             table = await self._read_table(connection)
         return DatasetInfo(
             identity=table.identity,
+            unique=table.unique,
             columns=tuple(
                 ColumnInfo(
                     name=column.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -18,6 +19,7 @@ from gapwatch.core.reports import (
     gap_event_bytes,
     gap_record,
     key_text,
+    pace_of,
     pipeline_record,
     plain,
     rfc3339,
@@ -148,11 +150,23 @@ def test_a_run() -> None:
         "started_at": "2026-11-24T10:00:03.123456Z",
         "ended_at": None,
         "progress": 0.25,
+        "rate": None,
+        "eta": None,
         "counts": {"missing": 2},
         "error": None,
         "request": {"content": True},
         "cancel_requested": False,
     }
+
+
+def test_a_run_says_how_fast_it_is_and_when_it_will_have_ended_as_far_as_that_can_be_told() -> None:
+    under_way = run(counts={"source_keys": 300, "target_keys": 290, "missing": 2}, progress=0.25, started_at=at(0))
+    assert pace_of(under_way, at(10)) == (30.0, at(40))
+    assert pace_of(replace(under_way, progress=None), at(10)) == (30.0, None), "nobody knows how much there is"
+    assert pace_of(replace(under_way, ended_at=at(20)), at(1_000)) == (15.0, None), "of what has ended, over its own time"
+    assert pace_of(replace(under_way, started_at=None), at(10)) == (None, None)
+    assert pace_of(replace(under_way, counts={"records": 7}), at(0)) == (None, None)
+    assert run_record(under_way, at(10))["eta"] == rfc3339(at(40))
 
 
 def test_a_finding() -> None:

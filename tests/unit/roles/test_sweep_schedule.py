@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -19,7 +19,15 @@ from gapwatch.ports import GapChange
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.desk import Desk, DeskDependencies
 from gapwatch.roles.repair import sweeps
-from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, refuse_quiet, request_sweep, set_baseline
+from gapwatch.roles.repair.sweeps import (
+    JITTER_SECONDS_MAX,
+    SchedulerDependencies,
+    SweepScheduler,
+    jitter,
+    refuse_quiet,
+    request_sweep,
+    set_baseline,
+)
 from tests.ledger_samples import gap as a_gap
 from tests.ledger_samples import hole as a_hole
 from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
@@ -257,3 +265,34 @@ def test_a_hole_that_was_stored_after_the_sweep_that_covers_it_is_held_by_younge
     assert asked._wanted(spec, [record(0)]) == ""
     assert ledger.findings(spec.id) == []
     assert ledger.gaps_by_id([gap.id])[gap.id].held_since == before, "what came before that sweep, it has proved"
+
+
+def test_sweeps_of_many_pipelines_do_not_all_begin_at_once_and_each_process_says_the_same(ledger: SqlLedger) -> None:
+    clock, hour = VirtualClock(), timedelta(hours=1)
+    specs = [replace(spec_of_rig(), id=f"p{number}", sweep=SweepSpec(every_seconds=HOUR)) for number in range(50)]
+    late = [jitter(spec, "last") for spec in specs]
+    assert late == [jitter(spec, "last") for spec in specs]
+    assert len(set(late)) > 30
+    assert max(late) <= timedelta(seconds=JITTER_SECONDS_MAX)
+    assert max(late) - min(late) > timedelta(seconds=JITTER_SECONDS_MAX / 2)
+    often = replace(specs[0], sweep=SweepSpec(every_seconds=10.0))
+    assert jitter(often, "last") <= timedelta(seconds=1)
+    spec = replace(specs[0], sweep=SweepSpec(every_seconds=HOUR, start_delay_seconds=0.0))
+    last = Run(id="last", pipeline=spec.id, kind=RunKind.SWEEP, state=RunState.SUCCEEDED, requested_at=clock.now())
+    asking, due = scheduler(ledger, clock, spec), last.requested_at + hour + late[0]
+    assert not asking._scheduled(spec, last, due - timedelta(milliseconds=1))
+    assert asking._scheduled(spec, last, due)
+
+
+def test_by_the_calendar_a_sweep_is_a_little_late_and_still_only_one(ledger: SqlLedger) -> None:
+    spec = replace(spec_of_rig(), sweep=SweepSpec(cron="0 3 * * *", start_delay_seconds=0.0))
+    asking, three = scheduler(ledger, VirtualClock(), spec), datetime(2026, 11, 29, 3, tzinfo=UTC)
+    last = Run(
+        id="last", pipeline=spec.id, kind=RunKind.SWEEP, state=RunState.SUCCEEDED, requested_at=three - timedelta(hours=23)
+    )
+    late = jitter(spec, last.id)
+    assert timedelta() < late <= timedelta(minutes=1)
+    asking._started = three - timedelta(days=2)
+    assert not asking._scheduled(spec, last, three + late - timedelta(milliseconds=1))
+    assert asking._scheduled(spec, last, three + late)
+    assert not asking._scheduled(spec, replace(last, requested_at=three + late), three + timedelta(hours=23))

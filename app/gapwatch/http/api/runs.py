@@ -138,10 +138,12 @@ class _Runs:
         states = choices_of(request, "state", RunState)
         limit = number_of(request, "limit", default=LIMIT_DEFAULT, most=LIMIT_MAX)
         runs = await asyncio.to_thread(lambda: deps.ledger.runs(pipeline=pipeline, kind=self._kind, states=states, limit=limit))
-        return json_response({self._noun: [run_record(run) for run in runs], "read_at": rfc3339(deps.clock.now())})
+        return json_response(
+            {self._noun: [run_record(run, deps.clock.now()) for run in runs], "read_at": rfc3339(deps.clock.now())}
+        )
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        return json_response(run_record(await self._find(request)))
+        return json_response(run_record(await self._find(request), request.app[DEPS].clock.now()))
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         run = await self._find(request)

@@ -19,6 +19,7 @@ from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import held_since, hold_from
 from gapwatch.roles.repair.replayer import Replayer
+from gapwatch.roles.repair.scanning import refuse_keyless
 from gapwatch.roles.repair.split import SplitSweep, other_mapping
 from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.repair.sweeps import (
@@ -166,6 +167,7 @@ class RunRunner:
             await asyncio.to_thread(refuse_suspect_mapping, on.ledger, run.pipeline)
             await on.replayer(holder).run(run, stores, last_full_started=covered)
             return
+        await refuse_keyless(stores)
         masked = sum(record.counters.masked for record in on.board.records(run.pipeline))  # before anything is read
         if not run.cursor:
             run = replace(run, cursor={"masked": masked})

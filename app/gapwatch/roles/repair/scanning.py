@@ -15,7 +15,7 @@ from typing import Final
 from gapwatch.core.sweep import Mark
 from gapwatch.core.sweep_buckets import block_of_bulk, blocks_of, blocks_of_texts
 from gapwatch.core.sweep_sets import Array, Differing, KeyForm, OrderedDifference, OutOfOrderError
-from gapwatch.errors import StoreError
+from gapwatch.errors import StoreError, UsageError
 from gapwatch.model.stream import Side
 from gapwatch.ports import Clock, ContentChunk, DatasetReader, Key, KeyChunk
 from gapwatch.roles.repair.leisure import Leisure, SidePace
@@ -236,6 +236,18 @@ async def in_one_order(stores: PipelineStores) -> bool:
     if not KeyForm(stores.codec).ordered:
         return False
     return await stores.source.in_key_order() and await stores.target.in_key_order()
+
+
+async def refuse_keyless(stores: PipelineStores) -> None:
+    """Raise UsageError where nothing keeps a second row with a key out of the source: one row would hide the other.
+
+    Raises StoreError.
+    """
+    if (await stores.source.describe()).unique == ():
+        raise UsageError(
+            f"{stores.spec.source.table} has no primary key and no unique index: several rows could be one key.",
+            remedy="Add a primary key, or a unique index on the pipeline's key.",
+        )
 
 
 async def estimate_of(reader: DatasetReader) -> int:

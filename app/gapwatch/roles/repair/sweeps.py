@@ -13,8 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
+import xxhash
 
-from gapwatch.core.cron import last_due
+from gapwatch.core.cron import last_due, longest_pause_seconds
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import begun, uncovered_holes_within
@@ -41,6 +42,8 @@ SUSPECT_RETRY_SECONDS = 600.0  # … because the mapping looks wrong: somebody h
 WIDE = ("full", "lookback")  # what a schedule asks for; sweeps of keys and ranges are asked for by somebody
 AGAIN = "inconclusive"  # the last one: its pipeline is UNKNOWN until another one has looked at the same
 RECENT = 100
+JITTER_SECONDS_MAX = 60.0
+JITTER_SHARE = 0.1  # of the interval
 ACTIVE = (RunState.QUEUED, RunState.RUNNING)
 
 
@@ -304,9 +307,20 @@ class SweepScheduler:
             last = next((run for run in recent if run.request.get("range", "full") in WIDE), None)
         if last is None:
             return True
+        late = jitter(pipeline, last.id)
         if spec.cron:  # also where nobody ran at the time
-            return last.requested_at < last_due(spec.cron, now)
-        return now - last.requested_at >= timedelta(seconds=spec.every_seconds or 0)
+            return last.requested_at < last_due(spec.cron, now - late)
+        return now - last.requested_at >= timedelta(seconds=spec.every_seconds or 0) + late
+
+
+def jitter(pipeline: PipelineSpec, last: str) -> timedelta:
+    """Return how much later than is due a sweep begins, so that those of many pipelines do not all begin at once.
+
+    Another part of a tenth of the interval, and of a minute, after each `last` one: the same in every process.
+    """
+    spec = pipeline.sweep
+    most = min(JITTER_SECONDS_MAX, JITTER_SHARE * (spec.every_seconds or longest_pause_seconds(spec.cron)))
+    return timedelta(seconds=most * (xxhash.xxh3_64_intdigest(f"{pipeline.id}/{last}".encode()) % 1_000) / 1_000)
 
 
 def _is_being_settled(pipeline: PipelineSpec, last: Run, swept: Mapping[str, Any] | None, now: datetime) -> bool:
