@@ -17,10 +17,11 @@ from tests.acceptance.service import Service, wait_for
 from tests.stack import captured, execute
 
 TABLE = "public.orders"
+AMOUNT = {"from": "amount", "type": "decimal", "scale": 2}
 FIELDS = {
     "seq": "seq",
     "v": "v",
-    "amount": {"from": "amount", "type": "decimal", "scale": 2},
+    "amount": AMOUNT,
     "big": "big",
 }
 CREATE = f"CREATE TABLE {TABLE} (id bigint PRIMARY KEY, seq bigint NOT NULL, v text, amount numeric(12,2), big text)"

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson import Decimal128
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from gapwatch.core.reports import rfc3339
 from gapwatch.embedded import EmbeddedStack
-from tests.acceptance.scenery import Scene, watched
+from tests.acceptance.scenery import AMOUNT, FIELDS, Scene, watched
 from tests.acceptance.service import wait_for
 from tests.acceptance.shared import at, create_database, falsify, gaps_of, late, lose, now, number
 
@@ -39,6 +40,7 @@ class Bug:
     lost: set[int]
     deleted: int  # and its document was left
     wrong: int
+    bent: int  # by half of one, and a hundredth is tolerated
     delayed: int
     right: set[int]
 
@@ -60,17 +62,19 @@ def named(record: dict[str, Any], verdict: str) -> set[int]:
 def bug(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bug]:
     database = create_database(stack, f"replay_{number()}")
     older = ["INSERT INTO public.orders (id, seq, v, amount) SELECT i, i, 'older', i FROM generate_series(1, 50) i"]
-    with watched(stack, database, tmp_path_factory.mktemp("replay"), before=older) as scene:
+    fields = {**FIELDS, "amount": {**AMOUNT, "tolerance": 0.01}}
+    with watched(stack, database, tmp_path_factory.mktemp("replay"), before=older, fields=fields) as scene:
         healthy = now()
         before, lost, right = number(), {number() for _ in range(4)}, {number() for _ in range(20)}
-        wrong, delayed, deleted = number(), number(), number()
+        wrong, bent, delayed, deleted = number(), number(), number(), number()
         scene.copier.rules[before] = lose
         for key in (before, deleted):
             scene.insert(key, key)
         wait_for(lambda: now() > healthy + timedelta(seconds=2 * GRACE + 3), "the events to begin before the lead-in", 20)
         begin = now()
         scene.copier.rules |= dict.fromkeys(lost, lose) | {wrong: falsify(v="wrong"), delayed: late(LATE), ("d", deleted): lose}
-        for key in (*right, *lost, wrong, delayed):
+        scene.copier.rules[bent] = falsify(amount=Decimal128("1.50"))
+        for key in (*right, *lost, wrong, bent, delayed):
             scene.insert(key, key)
         scene.sql(f"DELETE FROM public.orders WHERE id = {deleted}", "UPDATE public.orders SET v = 'newer' WHERE id <= 5")
         time.sleep(1)
@@ -79,7 +83,7 @@ def bug(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Itera
         after = number()
         scene.copier.rules[after] = lose
         scene.insert(after, after)
-        everything = {before, *lost, wrong, deleted, after}
+        everything = {before, *lost, wrong, bent, deleted, after}
         wait_for(lambda: len(gaps_of(scene.service, *everything)) == len(everything), "the gaps of the bug", 30)
         until = end + timedelta(seconds=2 * LARGER + 1)
         wait_for(lambda: _read_through(scene, until), "the range to be read through, with the longest lead-out", 40)
@@ -90,6 +94,7 @@ def bug(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Itera
             lost=lost,
             deleted=deleted,
             wrong=wrong,
+            bent=bent,
             delayed=delayed,
             right=right,
         )
@@ -101,23 +106,39 @@ def _read_through(scene: Scene, time: datetime) -> bool:
     return all(view[name] and at(view[name]) > time for name in ("source_watermark", "target_watermark"))
 
 
-def offsets(bug: Bug) -> dict[str, Any]:
-    """Return what every group of this pipeline has committed."""
+def offsets(bug: Bug) -> dict[tuple[str, str, int], int]:
+    """Return what every group of this pipeline has committed, by group, topic and partition."""
     admin = AdminClient({"bootstrap.servers": bug.scene.stack.kafka.bootstrap_servers})
     prefix = f"gw-{bug.scene.database}"
     groups = [group.group_id for group in admin.list_consumer_groups().result().valid if group.group_id.startswith(prefix)]
-    found = {}
+    found: dict[tuple[str, str, int], int] = {}
     for group in sorted(groups):
         answer = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result()
-        found[group] = {(place.topic, place.partition): place.offset for place in answer.topic_partitions}
+        found |= {(group, place.topic, place.partition): place.offset for place in answer.topic_partitions}
     return found
+
+
+def ends_of(bug: Bug) -> dict[tuple[str, int], int]:
+    """Return where the topics of this pipeline end, by topic and partition."""
+    admin = AdminClient({"bootstrap.servers": bug.scene.stack.kafka.bootstrap_servers})
+    topics = [topic for name, topic in admin.list_topics().topics.items() if bug.scene.database in name]
+    places = {TopicPartition(topic.topic, number): OffsetSpec.latest() for topic in topics for number in topic.partitions}
+    return {(place.topic, place.partition): end.result().offset for place, end in admin.list_offsets(places).items()}
+
+
+def trail(bug: Bug) -> list[dict[str, Any]]:
+    """Return what was done, and what was asked for."""
+    rows: list[dict[str, Any]] = bug.scene.service.api.get("/api/v1/audit", limit=1_000)["audit"]
+    return rows
 
 
 @pytest.mark.parametrize("of", SOURCES)
 def test_j2_verdicts_name_exactly_what_the_sink_got_wrong_in_that_time(bug: Bug, of: str) -> None:
-    groups, gaps = set(offsets(bug)), bug.scene.service.gaps(state="")
+    service = bug.scene.service
+    quiet, ends = offsets(bug), ends_of(bug)
+    groups, gaps, audit = {group for group, _, _ in quiet}, service.gaps(state=""), trail(bug)
     code, record = bug.verdicts("--of", of)
-    assert named(record, "open") == {*bug.lost, bug.wrong, bug.deleted}
+    assert named(record, "open") == {*bug.lost, bug.wrong, bug.bent, bug.deleted}
     assert named(record, "late") == {bug.delayed}
     assert named(record, "unknown") == set()
     assert (code, record["complete"], record["undecided"], record["holes"]) == (1, True, 0, [])
@@ -125,13 +146,19 @@ def test_j2_verdicts_name_exactly_what_the_sink_got_wrong_in_that_time(bug: Bug,
     assert rows[bug.deleted]["operation"] == "delete"
     delay = at(rows[bug.delayed]["shown_at"]) - at(rows[bug.delayed]["event_time"])
     assert timedelta(seconds=LATE) <= delay <= timedelta(seconds=LATE + 3)
-    said_then = {row["confirmed"] for key, row in rows.items() if key not in (bug.delayed, bug.wrong)}
+    said_then = {row["confirmed"] for key, row in rows.items() if key not in (bug.delayed, bug.wrong, bug.bent)}
     assert said_then == ({"gap"} if of == "events" else {None})
     evidence = {gap["key"]["id"]: [row["offset"] for row in gap["evidence"] if row["side"] == "expected"] for gap in gaps}
     for key in bug.lost:
         assert rows[key]["offset"] in evidence[key]
-    assert set(offsets(bug)) == groups, "a group was made"
-    assert bug.scene.service.gaps(state="") == gaps
+    after = offsets(bug)
+    assert {group for group, _, _ in after} == groups, "a group was made"
+    same = [place for place in quiet if ends_of(bug).get(place[1:]) == ends.get(place[1:])]  # where nobody wrote meanwhile
+    assert same
+    assert all(after[place] >= offset for place, offset in quiet.items()), "an offset went back"
+    assert {place: after[place] for place in same} == {place: quiet[place] for place in same}
+    assert service.gaps(state="") == gaps
+    assert trail(bug) == audit, "a repair was sent"
 
 
 @pytest.mark.parametrize(("of", "output"), [("events", "json"), ("raw", "table")])
@@ -149,9 +176,18 @@ def test_m7_two_replays_are_byte_identical(bug: Bug, of: str, output: str, tmp_p
 
 
 @pytest.mark.parametrize("of", SOURCES)
+def test_j3_with_a_larger_tolerance_what_is_within_it_was_right(bug: Bug, of: str) -> None:
+    code, record = bug.verdicts("--of", of, "--tolerance", "amount=1")
+    assert named(record, "open") == {*bug.lost, bug.wrong, bug.deleted}
+    assert (code, record["complete"]) == (1, True)
+    code, record = bug.verdicts("--of", of, "--tolerance", "amount=0.4")
+    assert bug.bent in named(record, "open"), "and with one that it is beyond it was not"
+
+
+@pytest.mark.parametrize("of", SOURCES)
 def test_j3_with_a_larger_grace_what_was_late_was_in_time(bug: Bug, of: str) -> None:
     code, record = bug.verdicts("--of", of, "--grace", f"{LARGER:.0f}s")
-    assert named(record, "open") == {*bug.lost, bug.wrong, bug.deleted}
+    assert named(record, "open") == {*bug.lost, bug.wrong, bug.bent, bug.deleted}
     assert named(record, "late") == set()
     assert (code, record["complete"]) == (1, True)
 
@@ -218,14 +254,14 @@ def test_reconcile_opens_gaps_for_what_is_still_wrong_and_its_plan_repairs_it(bu
     scene.sql(f"UPDATE public.orders SET v = 'once more' WHERE id = {mended}")  # the sink is right again, and delivers it
     wait_for(lambda: mended in scene.documents(), "the document")
     wait_for(lambda: gaps_of(service, mended, state="resolved"), "its gap to end", 20)
-    others = {gap["key"]["id"] for gap in service.gaps()} - {*bug.lost, bug.wrong, bug.deleted}
+    others = {gap["key"]["id"] for gap in service.gaps()} - {*bug.lost, bug.wrong, bug.bent, bug.deleted}
     for gap in service.gaps():
         assert service.command("gaps", "resolve", gap["id"]).returncode == 0
     assert service.gaps() == []
 
     code, run = service.answer("replay", "reconcile", "orders", *bug.range, "--wait")
     assert (code, run[0]["state"], run[0]["kind"]) == (1, "succeeded", "replay")
-    wrong = {*bug.lost, bug.wrong, bug.deleted} - {mended}
+    wrong = {*bug.lost, bug.wrong, bug.bent, bug.deleted} - {mended}
     gaps = {gap["key"]["id"]: gap for gap in service.gaps()}
     assert gaps.keys() == wrong
     assert others.isdisjoint(gaps)
@@ -233,6 +269,7 @@ def test_reconcile_opens_gaps_for_what_is_still_wrong_and_its_plan_repairs_it(bu
     assert {key: gap["kind"] for key, gap in gaps.items()} == {
         **dict.fromkeys(bug.lost - {mended}, "missing"),
         bug.wrong: "mismatch",
+        bug.bent: "mismatch",
         bug.deleted: "undeleted",
     }
     assert run[0]["counts"]["planned"] == len(wrong) - 1, "what is left over is reported"

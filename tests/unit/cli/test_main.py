@@ -297,6 +297,23 @@ def test_a_bar_shows_on_a_terminal(
     assert "sweep orders" in capsys.readouterr().err
 
 
+def test_a_bar_says_how_far_how_fast_and_how_long_still(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    now = [1_000.0]
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    with output.Progress("replay orders") as progress:
+        for share in (0.0, 0.1, 0.2, 0.3):
+            progress.show(share, {"records": int(share * 10_000)})
+            now[0] += 10
+    said = capsys.readouterr().err
+    assert "replay orders records 3,000" in said
+    assert "100/s" in said
+    assert re.search(r"0:01:[01]\d\b", said), "seven tenths, at ten seconds each"
+
+
 def test_every_command_and_every_exit_code_is_documented() -> None:
     text = (CLI.parents[2] / "docs" / "cli.md").read_text()
     for noun, (module, _) in main.NOUNS.items():
