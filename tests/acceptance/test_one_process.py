@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from gapwatch.embedded import EmbeddedStack
@@ -25,7 +27,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeo
 def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     database = create_database(stack, f"one_{number()}")
     before = [f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'older', 1 FROM generate_series(1, 100) i"]
-    with watched(stack, database, tmp_path_factory.mktemp("one"), before=before) as scene:
+    ledger = stack.postgres.dsn(create_database(stack, f"ledger_{database}"))
+    with watched(stack, database, tmp_path_factory.mktemp("one"), before=before, ledger=ledger) as scene:
         yield scene
 
 
@@ -171,3 +174,39 @@ def reported(scene: Scene) -> str:
         return max((str(fact["at"]) for fact in ledger.facts("repair/orders/").values()), default="")
     finally:
         ledger.close()
+
+
+def test_lesson_16_a_ledger_that_is_away_is_unknown_for_everybody_who_looks_and_loses_nothing(scene: Scene) -> None:
+    """Without its store a job did not run, and a line in a log was the only sign."""
+    service, before = scene.service, pid(scene)
+    assert service.view()["consistent_through"] is not None
+    url = service.config["database"]
+    lost, right = number(), number()
+    scene.copier.rules[lost] = lose
+    with without(url):
+        wait_for(lambda: service.metric("gapwatch_pipeline_status", pipeline="orders", status="UNKNOWN") == 1.0, "UNKNOWN", 30)
+        assert service.metric("gapwatch_consistent_through_timestamp_seconds", pipeline="orders") is None
+        assert service.metric("gapwatch_expected_events_total", pipeline="orders") is not None, "what was counted stays"
+        scene.insert(lost, lost)
+        scene.insert(right, right)
+        shown = service.command("pipelines")
+        assert shown.returncode == 3, shown.stdout + shown.stderr
+        assert "ledger" in shown.stderr
+        wait_for(lambda: service.ready()[0] == 503, "not to be ready", 30)
+    assert pid(scene) == before
+    wait_for(lambda: gaps_of(service, lost), "the gap of what was lost meanwhile", 60)
+    wait_for(lambda: service.metric("gapwatch_pipeline_status", pipeline="orders", status="UNKNOWN") == 0.0, "to be known", 30)
+    assert not gaps_of(service, right)
+
+
+@contextmanager
+def without(url: str) -> Iterator[None]:
+    """Keep everybody out of a database, and throw out who is in it."""
+    name = url.rpartition("/")[2].partition("?")[0]
+    with psycopg.connect(url.replace(f"/{name}", "/postgres"), autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+        try:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            yield
+        finally:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())

@@ -181,7 +181,7 @@ def read_through(scene: Scene, group: str, goal: dict[tuple[str, int], int]) -> 
     return all(now.get(place, -1) >= end for place, end in goal.items())
 
 
-def test_k1_ingest_and_match_have_groups_of_their_own(scene: Scene) -> None:
+def test_k1_lesson_35_lesson_42_ingest_and_match_have_groups_of_their_own(scene: Scene) -> None:
     ingest, match = f"gw-{scene.database}.ingest", f"gw-{scene.database}.match"
     raw: Places = {(f"{scene.database}.{TABLE}", n) for n in range(4)} | {(feed_of(scene), 0)}
     events: Places = {(f"gw-{scene.database}.events", n) for n in range(2)}

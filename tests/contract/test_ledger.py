@@ -1003,7 +1003,7 @@ def test_wrong_tokens_are_refused(ledger: SqlLedger) -> None:
 # retention
 
 
-def test_f9_retention_by_age_deletes_what_ended_long_ago_and_nothing_open(ledger: SqlLedger) -> None:
+def test_f9_lesson_43_retention_by_age_deletes_what_ended_long_ago_and_nothing_open(ledger: SqlLedger) -> None:
     now = at(40 * 86400)
     old, young = now - timedelta(days=31), now - timedelta(days=29)
     done: dict[str, Any] = {"state": State.RESOLVED, "resolution": Resolution.MANUAL}

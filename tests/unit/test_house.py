@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -67,3 +70,24 @@ def test_no_machine_paths_and_no_registry_hosts() -> None:
 def test_no_process_is_started_with_python_code_between_fork_and_exec() -> None:
     """``preexec_fn`` may wait for ever for a lock that another thread held at the fork: seen, with the whole service hanging."""
     assert [path.name for path in sorted((ROOT / "app").rglob("*.py")) if "preexec_fn=" in path.read_text()] == []
+
+
+def test_lesson_47_what_runs_needs_only_what_is_installed_to_run() -> None:
+    """A dependency that only developers had was missing where it ran."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in project["dependencies"]}
+    from_where = packages_distributions()
+    wanted: dict[str, str] = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wanted |= {name.partition(".")[0]: f"{path.relative_to(ROOT)}:{node.lineno}" for name in names}
+    missing = {}
+    for name, where in wanted.items():
+        owners = {one.lower().replace("_", "-") for one in from_where.get(name, ())}
+        if name not in sys.stdlib_module_names and not name.startswith("gapwatch") and not owners & declared:
+            missing[name] = where
+    assert missing == {}

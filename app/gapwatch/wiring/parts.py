@@ -13,7 +13,7 @@ import structlog
 from gapwatch import __version__, native
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import GapwatchError, StoreUnreachable, UsageError
+from gapwatch.errors import GapwatchError, StoreError, StoreUnreachable, UsageError
 from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
@@ -26,7 +26,7 @@ from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings, 
 from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusTopic
-from gapwatch.wiring.measured import snapshot
+from gapwatch.wiring.measured import snapshot, unread
 from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
 from gapwatch_connectors.registry import connector_of
 
@@ -281,8 +281,12 @@ class Parts:
 
     async def _show_metrics(self, board: Board, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            views = await board.measured()
-            self.metrics.show(await asyncio.to_thread(snapshot, self.ledger, views))
+            try:
+                views = await board.measured()
+                self.metrics.show(await asyncio.to_thread(snapshot, self.ledger, views))
+            except StoreError as error:
+                log.warning("metrics_unread", reason=str(error))
+                self.metrics.show(unread(self.metrics.snapshot))
             await self._pause(board)
 
     async def _pause(self, board: Board) -> None:

@@ -10,7 +10,8 @@ import pytest
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.roles.repair.sweeps import request_sweep
-from gapwatch.wiring.measured import FIRST_LOOK, last_success
+from gapwatch.wiring.measured import FIRST_LOOK, last_success, unread
+from tests.deploy.test_alerts import exposed
 from tests.simulation.stores import VirtualClock, spec_of_rig
 
 
@@ -36,3 +37,15 @@ def test_the_last_success_stays_known_however_many_sweeps_prove_nothing_or_look_
     assert last_success(ledger, pipeline) == good
     ended(ledger, clock, RunState.SUCCEEDED, "lookback")
     assert last_success(ledger, pipeline) != good
+
+
+def test_while_the_ledger_does_not_answer_nothing_that_holds_now_is_shown() -> None:
+    metrics = exposed()
+    before = metrics.snapshot
+    metrics.show(unread(before))
+    shown = metrics.exposition().decode()
+    assert 'gapwatch_pipeline_status{pipeline="orders",status="UNKNOWN"} 1.0' in shown
+    assert 'gapwatch_pipeline_status{pipeline="orders",status="HEALTHY"} 0.0' in shown
+    assert "gapwatch_consistent_through_timestamp_seconds{" not in shown
+    assert "gapwatch_coverage_ratio{" not in shown
+    assert metrics.snapshot.detected == before.detected
