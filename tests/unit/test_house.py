@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,8 @@ def test_no_process_is_started_with_python_code_between_fork_and_exec() -> None:
 def test_lesson_47_what_runs_needs_only_what_is_installed_to_run() -> None:
     """A dependency that only developers had was missing where it ran."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in project["dependencies"]}
+    needed = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in needed}
     from_where = packages_distributions()
     wanted: dict[str, str] = {}
     for path in modules():
