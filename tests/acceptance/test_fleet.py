@@ -1,7 +1,7 @@
 """Five matchers and two ingesters under load, killed, stopped, frozen and restarted, the broker itself killed twice.
 
 What they say is what one matcher says that reads the same log in peace; what is open in the end is what differs in the stores.
-The short form runs in CI; ``--soak`` makes ten minutes of it, and then twenty in which every process's memory has to stay flat.
+The short form runs in CI; ``--soak`` makes ten minutes of it, and then thirty in which every process's memory has to stay flat.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import falsify, lose
 from tests.acceptance.workload import TABLE, Churn, churning
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(3_000)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(3_600)]
 
 PARTITIONS = 10
 MATCHERS = tuple(f"match#{number}" for number in range(5))
@@ -62,7 +62,7 @@ class Length:
 
 
 SHORT = Length(faults=50, calm=0, rate=100, broker=(0.5,))
-LONG = Length(faults=600, calm=1_200, rate=100, broker=(0.3, 0.7))
+LONG = Length(faults=600, calm=1_800, rate=100, broker=(0.3, 0.7))
 
 
 class Faults(dict[Any, Callable[[Change], list[tuple[float, Operation | None]]]]):
