@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import beside, costs, delay, page, pending, pinned, regrouped, service, sweeps, work
+from benchmarks import beside, costs, delay, handover, page, pending, pinned, regrouped, service, sweeps, work
 from benchmarks.answers import check, limit
 from benchmarks.contestants import NATIVE, NATIVE_PREFIX, differing, found
 from gapwatch import native
@@ -109,8 +109,8 @@ def streams(options: argparse.Namespace, rows: list[int]) -> Rows:
 
 
 def regroup(options: argparse.Namespace, rows: list[int]) -> Rows:
-    """Measure rows 4 and 14; workers share more than one of them needs for its start."""
-    keys = options.keys * (regrouped.SHARED_TIMES if regrouped.SHARED_ROW in rows else 1)
+    """Measure rows 4, 14 and 17; workers share more than one of them needs for its start."""
+    keys = options.keys * (regrouped.SHARED_TIMES if {regrouped.SHARED_ROW, handover.ROW} & set(rows) else 1)
     return Rows(rows=regrouped.measure(keys, options.rounds, rows), keys=keys)
 
 

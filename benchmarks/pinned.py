@@ -42,6 +42,10 @@ class Running:
             preexec_fn=lambda: pin(place),
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __enter__(self) -> Running:
         return self
 

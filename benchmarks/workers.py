@@ -15,6 +15,7 @@ twice: the same figure is shown without what was used before the work began, too
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections import Counter
@@ -102,7 +103,7 @@ def run(role: str, count: int, servers: str, keys: int, database: str) -> Team:
             started = [one.cpu_seconds() for one in workers]
             door.close()
         else:
-            _wait_for_matchers(workers, servers, prefix)
+            wait_for_matchers(workers, servers, prefix)
             started = [one.cpu_seconds() for one in workers]
             _copy(servers, work.settings(servers, "").topics.events, work.settings(servers, "", prefix).topics.events)
         figures = pinned.wait(workers)
@@ -151,7 +152,7 @@ def _members(admin: AdminClient, group: str) -> int:
     return len(admin.describe_consumer_groups([group], request_timeout=10)[group].result().members)
 
 
-def _wait_for_matchers(workers: Sequence[pinned.Running], servers: str, prefix: str) -> None:
+def wait_for_matchers(workers: Sequence[pinned.Running], servers: str, prefix: str) -> None:
     statuses = Statuses(work.settings(servers, "", prefix))
 
     def joined() -> bool:
@@ -226,6 +227,7 @@ async def _match(servers: str, keys: int, prefix: str, name: str) -> dict[str, f
     settings = work.settings(servers, "", prefix)
     fingerprints = {pipeline: CompiledMapping(spec).fingerprint for pipeline, spec in settings.pipelines.items()}
     stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)  # a worker that is asked to leaves its group
     running = asyncio.create_task(MatchRole(settings, fingerprints, SystemClock(), stop=stop, name=name).run())
     ends = contestants.ends_of(servers, work.settings(servers, "").topics.events)
     await contestants.applied(settings, ends, running)
