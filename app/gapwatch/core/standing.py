@@ -48,6 +48,7 @@ class LedgerFacts:
     undecided: int = 0  # suspects whose stores could not be read
     quiet: Quiet | None = None  # while it is paused, or in a maintenance window
     unreadable_stores: Sequence[str] = ()
+    unlooked: Sequence[str] = ()  # why checks could not look, and may not for a while
     repair_stopped: str = ""  # why automatic repair stopped
     given_up: int = 0  # open gaps whose repair is not tried any more
     accepted: int = 0  # gaps of the last hour's writes that somebody accepted
@@ -171,6 +172,8 @@ def _judge(
         judged.append(_Judged(severity=Severity.UNKNOWN, reason=f"{facts.undecided} suspects could not be read at a store"))
     for store in facts.unreadable_stores:
         judged.append(_unknown(f"store {store} does not answer"))
+    for why in facts.unlooked:
+        judged.append(_unknown(f"not checked: {why}"))
     if facts.repair_seen is None or now - facts.repair_seen > timedelta(seconds=pipeline.stall_after_seconds):
         judged.append(_unknown("role repair has not reported: nobody confirms suspects"))
     if facts.last_sweep is not None and facts.last_sweep.state.value == "inconclusive":
