@@ -66,6 +66,11 @@ class Facts:
         return f"transactions/{topic}"
 
     @staticmethod
+    def transactions_unread(topic: str) -> str:
+        """Why a transaction topic, or those of its tables, cannot be read; None while they are."""
+        return f"unread/{topic}"
+
+    @staticmethod
     def paused(pipeline: str) -> str:
         return f"paused/{pipeline}"
 

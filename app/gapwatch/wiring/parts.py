@@ -358,6 +358,7 @@ class Parts:
 
     def _checks(self) -> Callable[[str], Sequence[Preflight]]:
         from gapwatch.roles.repair.clocks import StoreClocks
+        from gapwatch.roles.repair.transactions_read import TransactionsRead
 
         made = self._preflights
 
@@ -365,7 +366,8 @@ class Parts:
             if pipeline not in made:
                 spec = self.settings.pipelines[pipeline]
                 clocks = StoreClocks(spec, partial(self.stores.stores, pipeline))
-                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec), clocks]
+                counted = TransactionsRead(spec, self.ledger.fact)
+                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec), counted, clocks]
             return made[pipeline]
 
         return of
