@@ -291,8 +291,9 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """What a preflight found. ``level``: error (data would be lost or nothing would work) | warning | ok.
+    """What a preflight found. ``level``: error (data would be lost or nothing would work) | warning | ok | unknown.
 
+    ``unknown``: it could not look, and ``message`` says why; at what ``finding`` names, or, where that is empty, at anything.
     ``hole_to_ms``: the finding is a stretch of the stream that nobody can judge, up to then (ms since the epoch); 0: it is none,
     or one up to now where the finding's kind means loss.
     """
@@ -308,11 +309,19 @@ class Advice:
 
 
 class Preflight(Protocol):
+    @property
+    def name(self) -> str:
+        """What is looked at: another one for each check of a pipeline, and the same after every start."""
+
     async def check(self) -> Sequence[Advice]:
         """Return all advice. Raising means: could not check."""
 
     async def watch(self) -> Sequence[Advice]:
-        """Return what names a finding or a measure, as a running service asks for it every few seconds. Raises as `check`."""
+        """Return what names a finding or a measure, as a running service asks for it every few seconds.
+
+        A finding that it had returned and returns no more is over. So where it cannot look it has to say so: it raises, or, where
+        it could look at the rest, returns advice of the level ``unknown``; a refusal (a password, a right) is no look either.
+        """
 
     async def close(self) -> None: ...
 

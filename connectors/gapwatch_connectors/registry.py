@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 from gapwatch.errors import UsageError
 from gapwatch.feed_ports import FeedReader, HeartbeatWriter
-from gapwatch.model.pipeline import PipelineSpec, StoreType
+from gapwatch.model.pipeline import HeartbeatSpec, PipelineSpec, StoreType
 from gapwatch.ports import DatasetReader, Preflight, TargetWriter
 
 ENTRY_POINTS = "gapwatch.connectors"
@@ -51,12 +51,17 @@ class Connector:
         raise self._no("be a source")
 
     def target_preflight(
-        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+        self,
+        pipeline: PipelineSpec,
+        url: str,
+        position: bytes | None = None,
+        connector: ConnectorConfig | None = None,
+        heartbeat: HeartbeatSpec | None = None,
     ) -> Preflight:
         """Return the check of a target.
 
         `position` is where its own change stream was read to, None before the first start; `connector` returns the
-        configuration of the connector that captures it, where one does.
+        configuration of the connector that captures it, where one does; `heartbeat` says where its heartbeats come from.
         """
         raise self._no("be a target")
 
@@ -91,7 +96,12 @@ class PostgresConnector(Connector):
         return postgres.PostgresWriter(pipeline, url)
 
     def target_preflight(
-        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+        self,
+        pipeline: PipelineSpec,
+        url: str,
+        position: bytes | None = None,
+        connector: ConnectorConfig | None = None,
+        heartbeat: HeartbeatSpec | None = None,
     ) -> Preflight:
         from gapwatch_connectors import postgres
 
@@ -135,11 +145,16 @@ class MongoConnector(Connector):
         return mongodb.MongoHeartbeat(store, url, sender, database) if database else None
 
     def target_preflight(
-        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+        self,
+        pipeline: PipelineSpec,
+        url: str,
+        position: bytes | None = None,
+        connector: ConnectorConfig | None = None,
+        heartbeat: HeartbeatSpec | None = None,
     ) -> Preflight:
         from gapwatch_connectors import mongodb
 
-        return mongodb.MongoPreflight(pipeline, url, position, connector=connector)
+        return mongodb.MongoPreflight(pipeline, url, position, connector=connector, heartbeat=heartbeat)
 
 
 class OpenSearchConnector(Connector):
@@ -159,7 +174,12 @@ class OpenSearchConnector(Connector):
         return OpenSearchTail(pipeline, url)
 
     def target_preflight(
-        self, pipeline: PipelineSpec, url: str, position: bytes | None = None, connector: ConnectorConfig | None = None
+        self,
+        pipeline: PipelineSpec,
+        url: str,
+        position: bytes | None = None,
+        connector: ConnectorConfig | None = None,
+        heartbeat: HeartbeatSpec | None = None,
     ) -> Preflight:
         from gapwatch_connectors.opensearch.preflight import OpenSearchPreflight
 

@@ -13,6 +13,7 @@ import xxhash
 from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.coverage import LastHour, closed_of
 from gapwatch.core.duetimes import DueTimes
+from gapwatch.core.holes import bounded
 from gapwatch.core.keyrules import KeyRules
 from gapwatch.core.keystate import (
     UNKNOWN_MAPPING,
@@ -33,7 +34,7 @@ from gapwatch.model.suspect import Closed, Counters, FeedStatus, GivenUp, Hole, 
 
 STATE_FORMAT: Final = 4  # of what is stored of a partition
 READABLE_FORMATS: Final = (3, 4)  # 3: keys that the target alone has shown were in the long form; others are not read
-HOLES_MAX: Final = 50  # of one pipeline in one partition; older ones are joined
+HOLES_MAX: Final = 50  # of one pipeline in one partition; beyond, old ones are joined
 MINUTE_MS: Final = 60_000
 SURVEY_KEYS: Final = 20_000  # above so many open keys
 SURVEY_EVERY: Final = 10  # they are counted only in every tenth status
@@ -151,12 +152,7 @@ class PipelineState:
             reason=span.reason,
         )
         self.holes = [known for known in self.holes if known.id != hole.id] + [hole]
-        if len(self.holes) > HOLES_MAX:
-            first, second, *rest = sorted(self.holes, key=lambda known: known.time_to)
-            joined = msgspec.structs.replace(
-                second, time_from=min(first.time_from, second.time_from), time_to=max(first.time_to, second.time_to)
-            )
-            self.holes = [joined, *rest]
+        self.holes = bounded(self.holes, HOLES_MAX)
         return hole
 
     # what is shown

@@ -16,13 +16,14 @@ from gapwatch.core.maintenance import Quiet
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import NO_TOPIC, UNKNOWN_DELIVERY, Side
-from gapwatch.model.suspect import FeedStatus, PartitionStatus
+from gapwatch.model.suspect import FeedStatus, Hole, PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView, Totals
 
 ERROR_FINDINGS = frozenset({Finding.CONNECTOR_FAILED, Finding.SCHEMA_CHANGED, Finding.MAPPING_SUSPECT, Finding.REPLICA_IDENTITY})
 CRITICAL_FINDINGS = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 UNKNOWN_FINDINGS = frozenset({Finding.DELIVERY_UNKNOWN})
 BEGINNING = datetime.fromtimestamp(0, UTC)  # of what nobody knows the beginning of
+BEFORE_ALL = BEGINNING - timedelta(seconds=1)  # … and of which no sweep that is still known proves how far it can reach back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class LedgerFacts:
     undecided: int = 0  # suspects whose stores could not be read
     quiet: Quiet | None = None  # while it is paused, or in a maintenance window
     unreadable_stores: Sequence[str] = ()
+    unlooked: Sequence[str] = ()  # why checks could not look, and may not for a while
     repair_stopped: str = ""  # why automatic repair stopped
     given_up: int = 0  # open gaps whose repair is not tried any more
     accepted: int = 0  # gaps of the last hour's writes that somebody accepted
@@ -133,13 +135,24 @@ def uncovered_holes_within(
     ended_before: datetime | None = None,
 ) -> list[datetime]:
     """Return the start times of holes that ended at or after `covered` (None: of all), and before `ended_before` where given."""
-    spans = [(from_ms(hole.time_from), from_ms(hole.time_to)) for record in records for hole in record.holes]
+    spans = [(_begun(hole, covered), from_ms(hole.time_to)) for record in records for hole in record.holes]
     spans += [
         (begun(finding), finding.time_to or finding.last_seen)
         for finding in findings
         if finding.is_hole and finding.cleared_at is None
     ]
     return [start for start, end in spans if (covered is None or end >= covered) and (ended_before is None or end < ended_before)]
+
+
+def _begun(hole: Hole, covered: datetime | None) -> datetime:
+    """Return when a hole of the matcher's began.
+
+    Of several without a beginning that are one by now, each is held from the sweep before it. Where one of them had ended when
+    the last sweep began, that was an earlier sweep than the one before this hole, and nobody knows it any more.
+    """
+    if hole.first_to and covered is not None and from_ms(hole.first_to) < covered:
+        return BEFORE_ALL
+    return from_ms(hole.time_from)
 
 
 def begun(finding: FindingRecord) -> datetime:
@@ -171,6 +184,8 @@ def _judge(
         judged.append(_Judged(severity=Severity.UNKNOWN, reason=f"{facts.undecided} suspects could not be read at a store"))
     for store in facts.unreadable_stores:
         judged.append(_unknown(f"store {store} does not answer"))
+    for why in facts.unlooked:
+        judged.append(_unknown(f"not checked: {why}"))
     if facts.repair_seen is None or now - facts.repair_seen > timedelta(seconds=pipeline.stall_after_seconds):
         judged.append(_unknown("role repair has not reported: nobody confirms suspects"))
     if facts.last_sweep is not None and facts.last_sweep.state.value == "inconclusive":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -19,6 +19,10 @@ class Scope(StrEnum):
     RANGE = "range"  # of keys, half-open
     KEYS = "keys"
     LOOKBACK = "lookback"  # what changed since a time
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> Scope:
+        return cls(request.get("range", cls.FULL))
 
     @property
     def by_key(self) -> bool:
@@ -101,7 +105,61 @@ class SweepCounts:
         return {name: count - ahead[name] for name, count in self.by_name.items()}
 
 
-RESUMED: Final = frozenset({"from", "counts", "identities", "left", "counted"})  # of a run's cursor: from where it goes on
+PLACE: Final = "place"  # in a run's cursor: from where a scan goes on
+# From where an earlier version went on. It knew of no keys that are left: it finds no place of its own, and begins anew.
+_EARLIER: Final = frozenset({"from", "counts", "left", "counted"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """From where another worker goes on with a scan.
+
+    ``identities``: which objects were read; ``mapping``: the fingerprint by which everything below the mark was compared.
+    ``left``: the keys below it that are not booked, which are judged first. Without them, ``counted``: what was counted, and
+    ``differing``: how often each field differed in the keys that count against the mapping.
+    """
+
+    mark: Mark
+    identities: Mapping[str, str]
+    mapping: int
+    left: Collection[bytes] = ()
+    counted: Mapping[str, int] = field(default_factory=dict)
+    differing: Mapping[str, int] = field(default_factory=dict)
+
+    def pack(self) -> dict[str, Any]:
+        """Return what a run's cursor holds of it."""
+        return {
+            PLACE: {
+                "key": self.mark.key.hex(),
+                "counts": list(self.mark.counts),
+                "identities": dict(self.identities),
+                "mapping": self.mapping,
+                "left": [key.hex() for key in sorted(self.left)],
+                "counted": dict(self.counted),
+                "differing": dict(self.differing),
+            }
+        }
+
+    @classmethod
+    def unpack(cls, cursor: Mapping[str, Any]) -> Place | None:
+        """Return a run's place; None where it begins."""
+        packed = cursor.get(PLACE)
+        if packed is None:
+            return None
+        source, target = packed["counts"]
+        return cls(
+            mark=Mark(key=bytes.fromhex(packed["key"]), counts=(source, target)),
+            identities=packed["identities"],
+            mapping=packed["mapping"],
+            left=[bytes.fromhex(key) for key in packed["left"]],
+            counted=packed["counted"],
+            differing=packed["differing"],
+        )
+
+    @staticmethod
+    def forgotten(cursor: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a run's cursor without any place to go on from."""
+        return {name: value for name, value in cursor.items() if name != PLACE and name not in _EARLIER}
 
 
 class Resumption:
@@ -136,29 +194,6 @@ class Resumption:
     def is_below(self, key: bytes) -> bool:
         """Whether a key lies below the mark."""
         return self.reached is not None and key < self.reached.key
-
-    @staticmethod
-    def pack(mark: Mark, identities: Mapping[str, str], left: Collection[bytes] = ()) -> dict[str, Any]:
-        """Return what a run's cursor holds: the key, the counts, which objects were read, and which keys below are left."""
-        return {
-            "from": mark.key.hex(),
-            "counts": list(mark.counts),
-            "identities": dict(identities),
-            "left": [key.hex() for key in sorted(left)],
-        }
-
-    @staticmethod
-    def forgotten(cursor: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a run's cursor without any place to go on from."""
-        return {name: value for name, value in cursor.items() if name not in RESUMED}
-
-    @staticmethod
-    def unpack(cursor: Mapping[str, Any]) -> tuple[Mark | None, dict[str, str]]:
-        """Return a run's mark and the objects it read; None and nothing where it begins."""
-        if "from" not in cursor:
-            return None, {}
-        source, target = cursor["counts"]
-        return Mark(key=bytes.fromhex(cursor["from"]), counts=(source, target)), dict(cursor["identities"])
 
 
 def cut_into(parts: int, sample: Collection[bytes]) -> list[tuple[bytes | None, bytes | None]]:

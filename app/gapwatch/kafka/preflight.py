@@ -44,6 +44,10 @@ class TopicPreflight:
         self._recall = recall
         self._remember = remember
 
+    @property
+    def name(self) -> str:
+        return "topics"
+
     async def check(self) -> Sequence[Advice]:
         pipeline = self._pipeline
         feeds = [*(("source", feed) for feed in pipeline.source.feeds), ("target", pipeline.target.feed)]

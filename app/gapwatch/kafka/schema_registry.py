@@ -233,6 +233,10 @@ class RegistryPreflight:
         self._clock = clock
         self._registry: SchemaRegistry | None = None
 
+    @property
+    def name(self) -> str:
+        return "schema_registry"
+
     async def check(self) -> Sequence[Advice]:
         if self._registry is None:
             self._registry = SchemaRegistry(self._spec, self._clock)

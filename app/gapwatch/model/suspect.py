@@ -73,7 +73,10 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag="suspect"):
 
 
 class Hole(msgspec.Struct, frozen=True, kw_only=True, tag="hole"):
-    """A stretch of the stream whose writes nobody can judge one by one; a sweep covers it."""
+    """A stretch of the stream whose writes nobody can judge one by one; a sweep covers it.
+
+    ``time_from`` 0: nobody knows its beginning. ``first_to``: such holes are joined in it, and the first one ended then.
+    """
 
     id: str
     pipeline: str
@@ -83,6 +86,7 @@ class Hole(msgspec.Struct, frozen=True, kw_only=True, tag="hole"):
     time_from: int
     time_to: int
     reason: str
+    first_to: int = 0
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):

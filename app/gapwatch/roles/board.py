@@ -66,6 +66,11 @@ class Facts:
         return f"transactions/{topic}"
 
     @staticmethod
+    def transactions_unread(topic: str) -> str:
+        """Why a transaction topic, or those of its tables, cannot be read; None while they are."""
+        return f"unread/{topic}"
+
+    @staticmethod
     def paused(pipeline: str) -> str:
         return f"paused/{pipeline}"
 
@@ -238,6 +243,7 @@ class Board:
                 undecided=sum(int(fact["undecided"]) for fact in said),
                 quiet=quiet_at(spec.maintenance, facts.get(Facts.paused(pipeline)), now),
                 unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
+                unlooked=tuple(sorted({why for fact in said for why in fact.get("unlooked", ())})),
                 accepted=ledger.accepted_gaps(pipeline, now - timedelta(hours=1)),
                 grace_ms=grace_in_force(spec, facts.get(Facts.grace(pipeline))),
                 repair_stopped=str(stopped["reason"]) if stopped else "",

@@ -10,7 +10,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -21,6 +22,7 @@ from gapwatch.ports import Clock
 
 log = structlog.get_logger(__name__)
 
+PIPE = "_GAPWATCH_WAITS_PIPE"  # in a child's environment: the pipe through which it says what it waits for
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 30.0
 HEALTHY_AFTER_SECONDS = 60.0  # a role that ran this long starts over with the first pause
@@ -32,19 +34,27 @@ Task = Callable[[asyncio.Event], Awaitable[None]]
 
 @dataclass(slots=True)
 class Health:
-    """``state``: starting | running | failed | stopped; ``reason`` of the last failure."""
+    """``state``: starting | running | failed | stopped; ``reason`` of the last failure.
+
+    ``waits_for``: what a running one has to have before it can work, and does not have yet.
+    """
 
     state: str = "starting"
+    waits_for: str = ""
     reason: str = ""
     failures: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervised:
-    """A named task. ``make`` builds it anew for every start, so that nothing of a failed one is used again."""
+    """A named task. ``make`` builds it anew for every start, so that nothing of a failed one is used again.
+
+    ``says``: it calls :meth:`Supervisor.waits_for`, and is not ready before it has said that it waits for nothing.
+    """
 
     name: str
     make: Callable[[], Task]
+    says: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,16 +79,18 @@ class Supervisor:
 
     def readiness(self) -> Mapping[str, str]:
         """Return "ok", or why not, for every task."""
-        return {
-            name: "ok" if health.state == "running" else f"{health.state}: {health.reason}".rstrip(": ")
-            for name, health in self.health.items()
-        }
+        return {name: _shown(health) for name, health in self.health.items()}
+
+    def waits_for(self, name: str, what: str) -> None:
+        """Take a task's word for what it has to have and does not have yet; "": it has everything, and works."""
+        if name in self.health:
+            self.health[name].waits_for = what
 
     async def _keep(self, task: Supervised, stop: asyncio.Event) -> None:
         health, pause = self.health[task.name], BACKOFF_SECONDS
         while not stop.is_set():
             started = self.clock.monotonic()
-            health.state = "running"
+            health.state, health.waits_for = "running", "what it needs" if task.says else ""
             self.on_up(task.name, True)
             try:
                 await task.make()(stop)
@@ -104,6 +116,14 @@ class Supervisor:
         health.state = "stopped"
 
 
+def _shown(health: Health) -> str:
+    if health.state != "running":
+        return f"{health.state}: {health.reason}".rstrip(": ")
+    if not health.waits_for:
+        return "ok"
+    return f"waits for {health.waits_for}" + (f"; it failed before: {health.reason}" if health.reason else "")
+
+
 def _is_cancelled() -> bool:
     """Whether somebody asked this very task to end."""
     task = asyncio.current_task()
@@ -127,20 +147,31 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def child_process(name: str, arguments: Sequence[str]) -> Task:
+def child_process(name: str, arguments: Sequence[str], waits_for: Callable[[str], None]) -> Task:
     """Return a task that runs Gapwatch once more, as a child process: for roles that must not share an event loop.
 
     Args:
         name: For the log.
         arguments: What follows ``python -m gapwatch``.
+        waits_for: Is called with what the child says that it waits for, through a pipe, see :func:`to_parent`.
     """
 
     async def run(stop: asyncio.Event) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gapwatch", *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **tied_to_us(), "GAPWATCH_PROBES__LISTEN": ""},  # that address is the parent's
-        )
+        with _heard(waits_for) as pipe:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gapwatch", *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={
+                    **os.environ,
+                    **tied_to_us(),
+                    PIPE: str(pipe),
+                    "GAPWATCH_PROBES__LISTEN": "",
+                },  # that address is the parent's
+                pass_fds=(pipe,),
+            )
+            await kept(process, stop)
+
+    async def kept(process: asyncio.subprocess.Process, stop: asyncio.Event) -> None:
         stopping = asyncio.create_task(stop.wait())
         ending = asyncio.create_task(process.wait())
         try:
@@ -157,3 +188,36 @@ def child_process(name: str, arguments: Sequence[str]) -> Task:
             raise GapwatchError(f"Process {name} ended with code {code}.", remedy="Its own log lines say why.")
 
     return run
+
+
+@contextmanager
+def _heard(waits_for: Callable[[str], None]) -> Iterator[int]:
+    """Hear what a child says, line by line, through the pipe whose end is yielded."""
+    loop, (ours, theirs) = asyncio.get_running_loop(), os.pipe()
+    os.set_blocking(theirs, False)  # a parent that does not listen holds nobody up
+    rest = b""
+
+    def read() -> None:
+        nonlocal rest
+        some = os.read(ours, 4_096)
+        if not some:
+            loop.remove_reader(ours)
+        *lines, rest = (rest + some).split(b"\n")
+        for line in lines:
+            waits_for(line.decode())
+
+    loop.add_reader(ours, read)
+    try:
+        yield theirs
+    finally:
+        loop.remove_reader(ours)
+        os.close(ours)
+        os.close(theirs)
+
+
+def to_parent(what: str) -> None:
+    """Say to the process that started this one, if it listens, what we wait for."""
+    pipe = os.environ.get(PIPE)
+    if pipe is not None:
+        with suppress(OSError):  # nobody listens any more
+            os.write(int(pipe), f"{' '.join(what.split())}\n".encode())

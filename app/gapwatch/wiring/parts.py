@@ -40,6 +40,9 @@ SHOWN_SECONDS = 2.0  # between two looks at what is counted, while somebody read
 UNSEEN_SECONDS = 10.0  # … and while nobody has for a while
 UNSEEN_AFTER_SECONDS = 60.0
 STATUS_SECONDS = 1.0
+# what roles wait for
+BROKERS = "the brokers"
+SOURCES = "the ledger, and a source's catalogue"
 
 
 class Parts:
@@ -53,6 +56,7 @@ class Parts:
         self.metrics = Metrics(__version__, sorted(settings.pipelines))
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
+        self.waits_for: Callable[[str, str], None] = lambda role, what: None  # "": it has all that it needs, and works
         self._preflights: dict[str, Sequence[Preflight]] = {}
         self._scraped_at = self.clock.monotonic()
         self._registry = SchemaRegistry(settings.schema_registry, self.clock) if settings.schema_registry else None
@@ -102,6 +106,7 @@ class Parts:
         from gapwatch.roles.capture.role import Beat, CaptureDependencies, CaptureRole, Stream
 
         settings, sender = self.settings, new_id()[:8]
+        self.waits_for("capture", BROKERS)
         await ensure_topics(settings)
         streams, beats = [], {}
         for spec in settings.pipelines.values():
@@ -142,6 +147,7 @@ class Parts:
                 on_requests=self.metrics.count_requests,
             )
         )
+        self.waits_for("capture", "")
         await role.run(stop)
 
     def _tell_hot_path(self) -> None:
@@ -155,7 +161,9 @@ class Parts:
         from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 
         self._tell_hot_path()
+        self.waits_for("ingest", BROKERS)
         await ensure_topics(self.settings)
+        self.waits_for("ingest", SOURCES)
         settings = await resolved_settings(self.settings, self.ledger, self.clock)
         role = IngestRole(
             IngestDependencies(
@@ -177,20 +185,24 @@ class Parts:
                 native=self._hot_path.module,
             )
         )
+        self.waits_for("ingest", "")
         await role.run(stop)
 
     async def match(self, stop: asyncio.Event) -> None:
         from gapwatch.roles.match.role import MatchRole
 
+        self.waits_for("match", SOURCES)
         settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        self.waits_for("match", BROKERS)
         fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
-        await MatchRole(settings, fingerprints, self.clock, stop=stop).run()
+        await MatchRole(settings, fingerprints, self.clock, stop=stop, waits_for=partial(self.waits_for, "match")).run()
 
     async def repair(self, stop: asyncio.Event) -> None:
         from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher
         from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 
         settings = self.settings
+        self.waits_for("repair", BROKERS)
         await ensure_topics(settings)
         producer = self.producer("repair")
         await producer.start()
@@ -218,6 +230,7 @@ class Parts:
                     new_id=new_id,
                 )
             )
+            self.waits_for("repair", "")
             await role.run(stop)
         finally:
             await inbox.close()
@@ -245,6 +258,7 @@ class Parts:
 
     async def _read_status(self, status: StatusTopic, board: Board, stop: asyncio.Event) -> None:
         """Read the status topic as soon as Kafka answers."""
+        self.waits_for("api", BROKERS)
         while not stop.is_set():
             try:
                 await ensure_topics(self.settings)
@@ -253,6 +267,7 @@ class Parts:
             except StoreUnreachable as error:
                 log.warning("status_unread", reason=str(error))
                 await self.clock.sleep(STATUS_SECONDS)
+        self.waits_for("api", "")
         await board.run(stop)
 
     def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
@@ -339,6 +354,7 @@ class Parts:
 
     def _checks(self) -> Callable[[str], Sequence[Preflight]]:
         from gapwatch.roles.repair.clocks import StoreClocks
+        from gapwatch.roles.repair.transactions_read import TransactionsRead
 
         made = self._preflights
 
@@ -346,7 +362,8 @@ class Parts:
             if pipeline not in made:
                 spec = self.settings.pipelines[pipeline]
                 clocks = StoreClocks(spec, partial(self.stores.stores, pipeline))
-                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec), clocks]
+                counted = TransactionsRead(spec, self.ledger.fact)
+                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec), counted, clocks]
             return made[pipeline]
 
         return of

@@ -26,7 +26,7 @@ from gapwatch.model.pipeline import Settings
 from gapwatch.parent import end_with_parent
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusTopic
-from gapwatch.roles.supervisor import DRAIN_SECONDS, Supervised, Supervisor, Task, child_process
+from gapwatch.roles.supervisor import DRAIN_SECONDS, Supervised, Supervisor, Task, child_process, to_parent
 from gapwatch.wiring.parts import Parts
 
 log = structlog.get_logger(__name__)
@@ -62,6 +62,11 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
     def readiness() -> Mapping[str, str]:
         return {**supervisor.readiness(), "kafka": "failed: nobody asks it any more" if probing.done() else probe.state}
 
+    def waits_for(name: str, what: str) -> None:
+        supervisor.waits_for(name, what)
+        to_parent(what)
+
+    parts.waits_for = waits_for
     supervisor.tasks = _tasks(parts, readiness, config, role)
     log.info("starting", role=role, version=__version__, pipelines=sorted(settings.pipelines))
     probes = ProbeServer(ProbeDeps(readiness=readiness, metrics=parts.exposition))
@@ -116,12 +121,16 @@ def _tasks(parts: Parts, readiness: Callable[[], Mapping[str, str]], config: Pat
     made: dict[str, Callable[[], Task]] = {
         "capture": lambda: parts.capture,
         "ingest": lambda: parts.ingest,
-        "match": lambda: child_process("match", [*chosen, "run", "--role", "match"]) if role == "all" else parts.match,
+        "match": lambda: (
+            child_process("match", [*chosen, "run", "--role", "match"], partial(parts.waits_for, "match"))
+            if role == "all"
+            else parts.match
+        ),
         "repair": lambda: parts.repair,
         "api": lambda: partial(_with, parts.api, readiness),
     }
     names = list(made) if role == "all" else [role]
-    return [Supervised(name=name, make=made[name]) for name in names]
+    return [Supervised(name=name, make=made[name], says=True) for name in names]
 
 
 async def _with(

@@ -154,7 +154,7 @@ async def _with_target(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
         return spec
     reader = connector_of(store.type).target_reader(spec, store.url)
     try:
-        return resolve_target(spec, await reader.describe(), await _connector_config(settings, spec.target.feed))
+        return resolve_target(spec, await reader.describe(), await _known_config(settings, spec.target.feed))
     finally:
         await reader.close()
 
@@ -164,18 +164,24 @@ async def _described(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
     store = settings.stores[spec.source.store]
     reader = connector_of(store.type).source_reader(spec, store.url)
     try:
-        return resolve(spec, await reader.describe(), await _connector_config(settings, spec.source.feed))
+        return resolve(spec, await reader.describe(), await _known_config(settings, spec.source.feed))
     finally:
         await reader.close()
 
 
-async def _connector_config(settings: Settings, feed: FeedSpec) -> Mapping[str, str] | None:
-    if not settings.connect_url or feed.kind is not FeedKind.DEBEZIUM:
-        return None
+async def _known_config(settings: Settings, feed: FeedSpec) -> Mapping[str, str] | None:
+    """Return the configuration of a feed's connector; None, which stands for its defaults, while Kafka Connect does not say."""
     try:
-        connector = await ConnectRest(settings.connect_url, shared_seconds=SHARED_SECONDS).source_of(feed.topic)
+        return await _connector_config(settings, feed)
     except StoreError:
         return None
+
+
+async def _connector_config(settings: Settings, feed: FeedSpec) -> Mapping[str, str] | None:
+    """Return the configuration of a feed's connector, None where there is none. Raises StoreError: nobody could say."""
+    if not settings.connect_url or feed.kind is not FeedKind.DEBEZIUM:
+        return None
+    connector = await ConnectRest(settings.connect_url, shared_seconds=SHARED_SECONDS).source_of(feed.topic)
     return connector.config if connector is not None else None
 
 
@@ -203,9 +209,12 @@ def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = 
     """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
     source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
     of_source, of_target = (partial(_connector_config, settings, feed) for feed in (spec.source.feeds[0], spec.target.feed))
+    beats = (
+        {"heartbeat": target.heartbeat} if target.type is StoreType.MONGODB else {}
+    )  # what is said of others does not depend on it
     checks: list[Preflight] = [
         connector_of(source.type).source_preflight(spec, source.url, of_source),
-        connector_of(target.type).target_preflight(spec, target.url, position, of_target),
+        connector_of(target.type).target_preflight(spec, target.url, position, of_target, **beats),
     ]
     if settings.schema_registry is not None:
         checks.append(RegistryPreflight(spec.id, settings.schema_registry, SystemClock()))

@@ -34,6 +34,10 @@ class ConnectorPreflight:
         self._rest = ConnectRest(url)
         self._watched = ConnectRest(url, shared_seconds=SHARED_SECONDS)
 
+    @property
+    def name(self) -> str:
+        return f"connect.{self._side}.{self._pipeline.source.feed.topic}"
+
     async def check(self) -> Sequence[Advice]:
         return await self._looked(self._rest)
 

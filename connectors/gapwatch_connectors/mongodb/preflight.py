@@ -12,7 +12,7 @@ from pymongo.errors import OperationFailure
 from gapwatch.clock import SystemClock
 from gapwatch.core.envelopes import HEARTBEAT_COLLECTION
 from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
-from gapwatch.model.pipeline import FeedKind, PipelineSpec
+from gapwatch.model.pipeline import FeedKind, HeartbeatSpec, PipelineSpec
 from gapwatch.ports import Advice, Measure
 from gapwatch_connectors.mongodb.connection import RIGHT, Document, Mongo
 from gapwatch_connectors.mongodb.feed import STEP_SECONDS, MongoChangeStream, first_batch
@@ -29,7 +29,8 @@ FULL_SHARE = 0.9  # before an oplog is that full its window still grows
 class MongoPreflight:
     """Implements :class:`gapwatch.ports.Preflight` for one pipeline's target.
 
-    ``connector`` returns the configuration of the Debezium connector that captures it, where one does.
+    ``connector`` returns the configuration of the Debezium connector that captures it, where one does; ``heartbeat`` says where
+    the heartbeats come from that are its time while nobody writes.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class MongoPreflight:
         *,
         side: str = "target",
         connector: ConnectorConfig | None = None,
+        heartbeat: HeartbeatSpec | None = None,
     ) -> None:
+        self._heartbeat = heartbeat or HeartbeatSpec()
         self._pipeline = pipeline
         self._connector = connector
         self._url = url
@@ -52,6 +55,10 @@ class MongoPreflight:
         self._side = side
         self._subject = f"{pipeline.id}.{side}"
 
+    @property
+    def name(self) -> str:
+        return f"mongodb.{self._side}"
+
     async def check(self) -> Sequence[Advice]:
         advice: list[Advice] = []
         try:
@@ -60,7 +67,7 @@ class MongoPreflight:
             if self._pipeline.target.feed.kind is FeedKind.CHANGE_STREAM:
                 advice += await self._stream(post_images=info.post_images)
             if self._pipeline.target.feed.kind is FeedKind.DEBEZIUM and self._connector is not None:
-                advice += self._heartbeats(await self._connector() or {}, sharded=await self._is_sharded())
+                advice += await self._captured(self._connector)
             advice += await self._index()
             advice += await self._documents()
         except StoreRefused as error:
@@ -120,6 +127,19 @@ class MongoPreflight:
             hello = await self._mongo.client.admin.command("hello")
         return bool(hello.get("msg") == "isdbgrid")
 
+    async def _captured(self, connector: ConnectorConfig) -> list[Advice]:
+        if not (self._heartbeat.auto or self._heartbeat.topic):
+            message = (
+                f"Store {self._pipeline.target.store} has no heartbeats (heartbeat: none): while nobody writes, time stands."
+            )
+            return [self._advice("ok", message)]
+        try:
+            config = await connector()
+        except StoreError as error:
+            message = f"Nobody knows whether the connector captures the heartbeats: {error.message}"
+            return [self._advice("unknown", message, error.remedy)]
+        return self._heartbeats(config or {}, sharded=await self._is_sharded())
+
     def _heartbeats(self, config: Mapping[str, str], *, sharded: bool = False) -> list[Advice]:
         """Without heartbeats a collection to which nobody writes has no time; those of one stream prove nothing of another."""
         several = config.get("tasks.max", "1") != "1" and config.get("mongodb.multi.task.enabled") == "true"
@@ -127,6 +147,8 @@ class MongoPreflight:
             message = "The connector reads several streams: heartbeats, which are in one of them, prove nothing of the others."
             remedy = "Use one task and mongodb.connection.mode=sharded, or write heartbeat: none on the store."
             return [self._advice("error", message, remedy)]
+        if self._heartbeat.topic:  # rows of somebody else's: ours are not written
+            return []
         database = self._name.partition(".")[0]
         name = f"{database}.{HEARTBEAT_COLLECTION}"
         for option, whole in (("collection.include.list", name), ("database.include.list", database)):

@@ -32,6 +32,10 @@ class OpenSearchPreflight:
         self._dataset = Dataset(self._search, pipeline.target.collection)
         self._ids = DocumentIds(pipeline.target.key)
 
+    @property
+    def name(self) -> str:
+        return "opensearch.target"
+
     async def check(self) -> Sequence[Advice]:
         advice: list[Advice] = []
         try:

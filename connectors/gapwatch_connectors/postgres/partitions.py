@@ -37,13 +37,27 @@ class PostgresSourcePreflight:
         self._tables = {one.source.table: PostgresPreflight(one, url, connector) for one in pipeline.by_table()}
         self._connections = Connections(pipeline.source.store, url, idle_max=1)
 
+    @property
+    def name(self) -> str:
+        return "postgres.source"
+
     async def check(self) -> Sequence[Advice]:
-        return await self._together({table: await one.check() for table, one in self._tables.items()})
+        return await self._together({table: await one.check() for table, one in self._tables.items()}, refused="error")
 
     async def watch(self) -> Sequence[Advice]:
-        return await self._together({table: await one.watch() for table, one in self._tables.items()})
+        return await self._together({table: await self._watch(one) for table, one in self._tables.items()}, refused="unknown")
 
-    async def _together(self, said: Mapping[str, Sequence[Advice]]) -> Sequence[Advice]:
+    async def _watch(self, one: PostgresPreflight) -> Sequence[Advice]:
+        """A table that is refused to us hides nothing of the others."""
+        try:
+            return await one.watch()
+        except StoreRefused as error:
+            return [self._refused("unknown", error)]
+
+    def _refused(self, level: str, error: StoreRefused) -> Advice:
+        return Advice(level=level, subject=f"{self._pipeline.id}.source", message=error.message, remedy=error.remedy)
+
+    async def _together(self, said: Mapping[str, Sequence[Advice]], *, refused: str) -> Sequence[Advice]:
         found: dict[Advice, None] = {}
         for table, of_it in said.items():
             for advice in of_it:
@@ -53,9 +67,8 @@ class PostgresSourcePreflight:
                 async with self._connections.connection() as connection:
                     found |= dict.fromkeys(await self._partitions(connection))
             except StoreRefused as error:
-                if all(advice.level != "error" for advice in found):  # else that was said already
-                    subject = f"{self._pipeline.id}.source"
-                    found[Advice(level="error", subject=subject, message=error.message, remedy=error.remedy)] = None
+                if all(advice.level != refused or advice.finding for advice in found):  # else that was said already
+                    found[self._refused(refused, error)] = None
         return list(found)
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
-from gapwatch.errors import ConfigError, StoreRefused
+from gapwatch.errors import ConfigError, StoreError, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice, DatasetInfo, Measure
 from gapwatch_connectors.postgres.catalogue import Slot, Table, read_slots, read_table
@@ -36,8 +36,8 @@ class PostgresPreflight:
     Args:
         pipeline: As configured, or resolved.
         url: The store's dsn.
-        connector: Returns the Debezium connector's configuration, whose slot and publication are then looked at; without it
-            all of the database's slots are.
+        connector: Returns the Debezium connector's configuration, whose slot and publication are then looked at; without it,
+            or where there is none, all of the database's slots are. Raises StoreError where nobody could say.
     """
 
     def __init__(self, pipeline: PipelineSpec, url: str, connector: ConnectorConfig | None = None) -> None:
@@ -50,24 +50,28 @@ class PostgresPreflight:
         self._known: Mapping[str, str] | None = None  # the connector's configuration, as it was seen last
         self._types: dict[str, tuple[Any, ...]] = {}  # of the mapped columns, as of the first check
 
+    @property
+    def name(self) -> str:
+        return "postgres.source"
+
     async def check(self) -> Sequence[Advice]:
-        return await self._looked(rows=True)
+        try:
+            return await self._looked(rows=True)
+        except StoreRefused as error:
+            return [self._advice("error", error.message, error.remedy)]
 
     async def watch(self) -> Sequence[Advice]:
         return await self._looked(rows=False)
 
     async def _looked(self, *, rows: bool) -> Sequence[Advice]:
-        try:
-            await self._reader.ping()
-            info = await self._reader.describe()
-            async with self._connections.connection() as connection:
-                table = await read_table(connection, self._pipeline.source.store, self._table)
-                changed = self._mapping(info)
-                advice = self._identity(table) + changed + await self._log(connection, table)
-                advice += [] if changed else self._columns(table)
-            advice += await self._rows() if rows and not changed else []
-        except StoreRefused as error:
-            return [self._advice("error", error.message, error.remedy)]
+        await self._reader.ping()
+        info = await self._reader.describe()
+        async with self._connections.connection() as connection:
+            table = await read_table(connection, self._pipeline.source.store, self._table)
+            changed = self._mapping(info)
+            advice = self._identity(table) + changed + await self._log(connection, table)
+            advice += [] if changed else self._columns(table)
+        advice += await self._rows() if rows and not changed else []
         return advice or [self._advice("ok", f"{self._table} can be read.")]
 
     async def close(self) -> None:
@@ -106,10 +110,14 @@ class PostgresPreflight:
             message = f"wal_level is {row['level']}: Debezium cannot read changes."
             return [self._advice("error", message, "Set wal_level = logical and restart Postgres.")]
         slots = await read_slots(connection)
-        config = await self._connector() if self._connector is not None else None
-        if config is not None:
-            self._known = config
-        config = config or self._known  # a connector that was removed since had a slot, too
+        try:
+            config = await self._connector() if self._connector is not None else None
+        except StoreError as error:
+            if self._known is None:
+                message = f"Nobody knows which replication slot is the connector's: {error.message}"
+                return [self._advice("unknown", message, error.remedy, "slot_lost")]
+            config = None
+        self._known = config = config or self._known  # a connector that was removed since had a slot, too
         if config is None:
             return [advice for slot in slots for advice in self._slot(slot)]
         name = config.get("slot.name", "debezium")
@@ -189,9 +197,10 @@ class PostgresPreflight:
 
     def _columns(self, table: Table) -> list[Advice]:
         key = [column.path for column in self._pipeline.source.key]
-        lookups = lookups_of(
-            self._pipeline.source.key, table.columns, store=self._pipeline.source.store, table=self._table
-        )  # raises StoreRefused where a column cannot hold such keys
+        try:
+            lookups = lookups_of(self._pipeline.source.key, table.columns, store=self._pipeline.source.store, table=self._table)
+        except StoreRefused as error:  # a column that is not there, or cannot hold such keys: that was looked at
+            return [self._advice("error", error.message, error.remedy)]
         advice = []
         if not any(unique <= set(key) for unique in table.unique):
             message = f"({', '.join(key)}) is not unique in {self._table}: several rows would be one key."

@@ -90,6 +90,10 @@ class PostgresTargetPreflight:
             found.append(Advice(level="warning", subject=subject, message=message, remedy=remedy))
         return found
 
+    @property
+    def name(self) -> str:
+        return "postgres.target"
+
     async def watch(self) -> Sequence[Advice]:
         return self._of_target(await self._check.watch())
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
+from gapwatch.errors import StoreUnreachable
+from gapwatch.model.pipeline import HeartbeatSpec
 from gapwatch_connectors.mongodb import MongoPreflight
 from tests.unit.core.samples import pipeline
 
@@ -49,3 +53,29 @@ async def test_heartbeats_of_one_stream_prove_nothing_of_the_others(config: dict
     advice = preflight._heartbeats(config, sharded=sharded)
     await preflight.close()
     assert [one.level for one in advice] == (["error"] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "levels"),
+    [(HeartbeatSpec(), ["warning"]), (HeartbeatSpec(auto=False, topic="beats"), []), (HeartbeatSpec(auto=False), ["ok"])],
+    ids=["ours", "somebody else's", "none"],
+)
+async def test_only_heartbeats_that_are_written_can_be_left_out(heartbeat: HeartbeatSpec, levels: list[str]) -> None:
+    async def connector() -> Mapping[str, str]:
+        return {"collection.include.list": "shop\\.orders"}
+
+    preflight = MongoPreflight(pipeline(), "mongodb://localhost:1", connector=connector, heartbeat=heartbeat)
+    with mock.patch.object(preflight, "_is_sharded", return_value=False):
+        advice = await preflight._captured(connector)
+    await preflight.close()
+    assert [one.level for one in advice] == levels
+
+
+async def test_what_the_connector_captures_is_unknown_while_kafka_connect_is_away() -> None:
+    async def connector() -> Mapping[str, str]:
+        raise StoreUnreachable("Kafka Connect does not answer.", store="connect")
+
+    preflight = MongoPreflight(pipeline(), "mongodb://localhost:1", connector=connector)
+    advice = await preflight._captured(connector)
+    await preflight.close()
+    assert [one.level for one in advice] == ["unknown"]

@@ -265,6 +265,7 @@ def everything_unread() -> dict[str, Any]:
     return {
         "no baseline": replace(FACTS, baseline=None),
         "store": replace(FACTS, unreadable_stores=("catalog",)),
+        "a check": replace(FACTS, unlooked=("Kafka Connect does not answer.",)),
         "suspects": replace(FACTS, undecided=1),
         "role repair": replace(FACTS, repair_seen=None),
         "sweep": replace(FACTS, last_sweep=inconclusive),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapwatch.core.sweep import Mark, Resumption, Steps, SweepCounts, SweepOutcome, cut_into
+from gapwatch.core.sweep import Mark, Place, Resumption, Steps, SweepCounts, SweepOutcome, cut_into
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,17 @@ def test_d13_nothing_undecided_is_left_behind_a_mark(marks: list[int], undecided
 
 def test_a_mark_survives_its_run() -> None:
     mark = Mark(key=b"\x81\x07", counts=(6, 5))
-    assert Resumption.unpack(Resumption.pack(mark, {"expected": "1/2"})) == (mark, {"expected": "1/2"})
-    assert Resumption.unpack({}) == (None, {})
+    place = Place(
+        mark=mark,
+        identities={"expected": "1/2"},
+        mapping=1 << 63,
+        left=[b"a", b"d"],
+        counted={"missing": 1},
+        differing={"total": 2},
+    )
+    assert Place.unpack(msgspec.json.decode(msgspec.json.encode(place.pack()))) == place
+    assert Place.unpack({}) is None
+    assert Place.forgotten({**place.pack(), "masked": 3}) == {"masked": 3}
 
 
 def test_a_key_below_the_mark_that_is_undecided_again_does_not_hold_it() -> None:
@@ -48,7 +58,17 @@ def test_a_key_below_the_mark_that_is_undecided_again_does_not_hold_it() -> None
     reached = resumption.advance({b"d"})
     assert reached is not None
     assert reached.key == b"k"
-    assert Resumption.pack(reached, {}, {b"d", b"a"})["left"] == ["61", "64"]
+
+
+def test_a_worker_of_an_earlier_version_begins_anew_and_so_do_we_after_it() -> None:
+    """It judged none of the keys that are left below the mark, and called the sweep whole."""
+    cursor = Place(mark=Mark(key=b"k", counts=(9, 9)), identities={}, mapping=1, left=[b"a"]).pack()
+    assert not cursor.keys() & {"from", "counts", "left", "counted"}, "what it looks for, or takes for its own"
+    its_own = {"from": "6b", "counts": [9, 9], "identities": {}}
+    assert Place.unpack(its_own) is None
+    found = Place.unpack({**cursor, **its_own, "counts": [1, 1]})
+    assert found is not None
+    assert (found.mark.counts, list(found.left)) == ((9, 9), [b"a"])
 
 
 def test_what_is_ahead_is_counted_by_who_goes_on() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from gapwatch.errors import StoreUnreachable
+from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.metrics import Metrics
 from gapwatch.model.gap import FindingRecord, Run, RunKind, RunState
@@ -26,6 +26,20 @@ from tests.unit.roles.test_sweep_schedule import scheduler
 
 LOST = Advice(level="error", subject="orders.source", message="There is no slot.", finding="slot_lost")
 SPEC = spec_of_rig()
+UNSEEN = replace(LOST, level="unknown", message="Nobody knows its name.")
+
+
+@dataclass
+class Other:
+    """Another check of the pipeline: what it says, None: it cannot look."""
+
+    name: str
+    says: Sequence[Advice] | None = ()
+
+    async def watch(self) -> Sequence[Advice]:
+        if self.says is None:
+            raise StoreRefused("A wrong password.", store="connect")
+        return self.says
 
 
 class World:
@@ -42,7 +56,8 @@ class World:
         self.ended: list[bool] = []  # what the board was told of the source's feed
         board = SimpleNamespace(records=lambda _: records, feed_ended=lambda _, *, ended: self.ended.append(ended))
         watching: dict[str, Any] = {"pipelines": {SPEC.id: SPEC}, "ledger": ledger, "board": board, "clock": self.clock}
-        watching |= {"stores": None, "checks": lambda _: [self], "undecided": lambda _: 0, "host": "here"}
+        self.others: list[Other] = []
+        watching |= {"stores": None, "checks": lambda _: [self, *self.others], "undecided": lambda _: 0, "host": "here"}
         book = FindingBook(ledger, self.clock, lambda *_: None)
         self.metrics = Metrics("0")
         watching |= {"on_finding": lambda *_: None, "on_measure": self.metrics.measured}
@@ -51,6 +66,8 @@ class World:
         running = SimpleNamespace(ledger=ledger, board=board, pipelines={SPEC.id: SPEC})
         self.runner = RunRunner(cast("RunnerDependencies", running))
         self.sweep(0.1)
+
+    name = "the slot"
 
     async def check(self) -> Sequence[Advice]:
         if self.away:
@@ -230,3 +247,93 @@ async def test_a_hole_that_is_stored_after_the_sweep_that_covered_it_is_cleared(
     await world.live(30)
     assert world.holes == []
     assert world.clock.now_ms() > since
+
+
+@pytest.mark.parametrize("says", [None, [UNSEEN]], ids=["it cannot look", "it cannot look for this one"])
+async def test_a_check_ends_what_it_had_found_itself(world: World, says: Sequence[Advice] | None) -> None:
+    """Kafka Connect is away for good: a hole that its own check sees ended was held open by it, and nothing covered it."""
+    world.others = [Other("connect", says)]
+    world.found = [LOST]
+    await world.live(30)
+    assert [one.ongoing for one in world.holes] == [True]
+    world.found, world.away = [], True
+    await world.live(30)
+    assert [one.ongoing for one in world.holes] == [True], "nobody has looked"
+    world.away, world.found = False, [UNSEEN]
+    await world.live(30)
+    assert [one.ongoing for one in world.holes] == [True], "it has looked at everything else"
+    world.found = [replace(UNSEEN, finding="schema_changed")]
+    await world.live(60)
+    assert world.holes == []
+
+
+async def test_what_two_had_found_is_over_when_both_find_it_no_more(world: World) -> None:
+    failed = replace(LOST, finding="connector_failed", subject="orders.target")
+    other = Other("connect", [failed])
+    world.others, world.found = [other], [failed]
+    await world.live(10)
+    other.says = None
+    await world.live(10)
+    assert [one.details["checks"] for one in world.holes] == [["connect", "the slot"]]
+    world.found = []
+    await world.live(10)
+    assert [one.details["checks"] for one in world.holes] == [["connect"]], "the other one may see it yet"
+    world.away, other.says = True, ()
+    await world.live(10)
+    assert world.holes == []
+
+
+@pytest.mark.parametrize("found_by", [(), ("a check of another configuration",)])
+async def test_a_finding_of_nobodys_is_over_once_all_have_looked(world: World, found_by: Sequence[str]) -> None:
+    """An earlier version did not say who had found it; a check that is not made any more ends nothing either."""
+    world.found = [replace(LOST, finding="connector_failed")]
+    await world.live(10)
+    (known,) = world.holes
+    world.ledger.clear_finding(known.id, at=world.clock.now())
+    world.ledger.raise_finding(replace(known, details={"checks": list(found_by)} if found_by else {}))
+    world.found, world.others = [], [Other("connect", None)]
+    await world.live(10)
+    assert len(world.holes) == 1
+    world.others = [Other("connect")]
+    await world.live(10)
+    assert world.holes == []
+
+
+async def test_what_a_check_could_not_look_at_for_long_is_said(world: World) -> None:
+    async def readable(_: Any) -> list[str]:
+        return []
+
+    async def said() -> Sequence[str]:
+        await world.watcher.report(SPEC)
+        return cast("Sequence[str]", (world.ledger.fact(Facts.repair(SPEC.id, "here")) or {})["unlooked"])
+
+    setattr(world.watcher, "_unreadable", readable)  # noqa: B010
+    world.others = [Other("connect", None)]
+    await world.live(SPEC.stall_after_seconds - POLL_SECONDS)
+    assert await said() == []
+    world.found = [UNSEEN]
+    await world.live(3 * POLL_SECONDS)
+    assert await said() == ["A wrong password."]
+    world.others[0].says = ()
+    await world.live(SPEC.stall_after_seconds + POLL_SECONDS)
+    assert await said() == ["Nobody knows its name."]
+    world.found = []
+    await world.live(POLL_SECONDS)
+    assert await said() == []
+
+
+async def test_a_measure_stays_only_while_the_check_that_made_it_cannot_look(world: World) -> None:
+    def shown() -> float | None:
+        return world.metrics.registry.get_sample_value("gapwatch_replication_slot_retained_bytes", {"pipeline": SPEC.id})
+
+    held = Measure(metric="replication_slot_retained_bytes", of=SPEC.id, value=7)
+    world.others = [Other("connect", None)]
+    world.found = [Advice(level="ok", subject="orders.source", message="It is there.", measure=held)]
+    await world.live(POLL_SECONDS)
+    assert shown() == 7
+    world.found = [UNSEEN]
+    await world.live(POLL_SECONDS)
+    assert shown() == 7
+    world.found = []
+    await world.live(POLL_SECONDS)
+    assert shown() is None

@@ -10,6 +10,7 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.confirm import Cleared, Difference, Judgement, Presence, Reading, Reads
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.sweep import Mark, Place
 from gapwatch.core.trial import KEYS
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Finding, Kind, Resolution
@@ -131,3 +132,55 @@ async def test_m23_a_corrected_mapping_ends_the_suspicion_at_the_start(ledger: S
     assert suspicions(ledger), "a restart alone corrects nothing"
     await trials_of(ledger, right).begin(["orders"])
     assert suspicions(ledger) == []
+
+
+def place(*left: int, **differing: int) -> Place:
+    """From where another worker goes on, with the keys that an earlier one left."""
+    mark = Mark(key=b"9", counts=(4_000, 4_000))
+    return Place(mark=mark, identities={}, mapping=1, left=[b"%08d" % number for number in left], differing=differing)
+
+
+async def test_m23_what_an_earlier_worker_compared_counts_with_what_differed_in_it(ledger: SqlLedger) -> None:
+    """Its keys were counted, and none that differed: a field that is wrong in a fourth of all documents passed its trial."""
+    stores, trials = stores_of(), trials_of(ledger, stores_of())
+    first = SweepTrial(trials, stores, takes_part=True)
+    released: list[Decided] = []
+    for start in range(0, 2_000, 100):
+        some = [mismatch(n, "total") for n in range(start, start + 100)]
+        now, again = await first.take(some, compared=20_000, pending=0)  # so far they are few
+        released += again
+        assert now == []
+    assert (len(released), first.said) == (2 * KEYS, "")
+    booked, _ = await first.take(released[:1_500], compared=20_000, pending=0)
+    assert booked == released[:1_500]
+    left = {item.case.key for item in released[1_500:]}
+    assert first.behind(lambda key: key in left) == {"total": 1_500}
+    assert first.behind(lambda key: key in left) == {"total": 1_500}, "each counts once"
+
+    second = SweepTrial(trials, stores, takes_part=True, place=place(*range(1_500, 2_000), total=1_500))
+    now, again = await second.take(released[1_500:], compared=20_000, pending=0)
+    assert [*now, *again] == []
+    assert second.behind(lambda key: False) == {"total": 2_000}
+    await second.take([mismatch(n, "total") for n in range(2_000, 2_400)], compared=9_000, pending=0)
+    assert await second.finish(compared=9_000, whole=True) == []
+    assert second.said == "The mapping looks wrong: total differs in 2400 of 9000 keys."
+
+
+async def test_m23_keys_that_were_left_say_nothing_of_those_that_wait(ledger: SqlLedger) -> None:
+    """All of them differ, as they were held back for that: ten thousand that wait, and are missing, looked like them."""
+    stores = stores_of()
+    sweep = SweepTrial(trials_of(ledger, stores), stores, takes_part=True, place=place(*range(990)))
+    now, again = await sweep.take([mismatch(n, "total") for n in range(990)], compared=20_000, pending=10_000)
+    assert [*now, *again] == []
+    missing = [decided(n, Difference(kind=Kind.MISSING, cause=Cause.UNKNOWN, fields=())) for n in range(2_000, 2_090)]
+    found = [mismatch(n, "total") for n in range(3_000, 3_010)]
+    now, again = await sweep.take([*missing, *found], compared=20_000, pending=10_000)
+    assert (list(now), len(again), sweep.said) == (missing, KEYS, "")
+
+
+async def test_m23_a_sweep_that_begins_anew_forgets_what_an_earlier_worker_found(ledger: SqlLedger) -> None:
+    stores = stores_of()
+    sweep = SweepTrial(trials_of(ledger, stores), stores, takes_part=True, place=place(1, total=500))
+    sweep.begin_anew()
+    assert sweep.behind(lambda key: False) == {}
+    assert (await sweep.finish(compared=1_000, whole=True), sweep.said) == ([], "")

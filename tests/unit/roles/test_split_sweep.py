@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from gapwatch.core.sweep import Mark, Place
 from gapwatch.errors import ConflictError, StoreRefused
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Run, RunKind, RunState, SweepPart
@@ -135,7 +136,7 @@ async def test_what_cannot_be_shared_is_swept_by_one(ledger: SqlLedger, monkeypa
         rig.spec = replace(rig.spec, sweep=SweepSpec())
     shared = Shared(rig, ledger, **({"range": "range", "from": None, "to": None} if why == "a range" else {}))
     if why == "it has begun as a whole":
-        shared.run = replace(shared.run, cursor={"from": "80", "counts": [1, 1], "identities": {}})
+        shared.run = replace(shared.run, cursor=Place(mark=Mark(key=b"\x80", counts=(1, 1)), identities={}, mapping=1).pack())
     if why == "no order":
         rig.ordered = False
     if why == "no sample":

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gapwatch.errors import StoreUnreachable
 from gapwatch.ports import Advice
 from gapwatch.roles.repair.clocks import StoreClocks
 from tests.simulation.stores import spec_of_rig
@@ -47,3 +48,16 @@ def test_a_wrong_clock_is_named_with_its_store_and_its_side() -> None:
     assert "store shop is 8.4 s ahead of ours" in ahead.message
     assert (behind.finding, behind.subject) == ("clock_skew", "orders.target")
     assert "store catalog is 2.0 s behind ours" in behind.message
+
+
+def test_a_store_that_does_not_answer_hides_no_wrong_clock_of_the_other_one() -> None:
+    class Away:
+        async def clock_offset_ms(self) -> int:
+            raise StoreUnreachable("It does not answer.", store="shop")
+
+    async def stores() -> Any:
+        return SimpleNamespace(source=Away(), target=Reader([9_000] * 3))
+
+    unknown, ahead = asyncio.run(StoreClocks(spec_of_rig(), stores).watch())
+    assert (unknown.level, unknown.subject, unknown.finding) == ("unknown", "orders.source", "clock_skew")
+    assert (ahead.level, ahead.subject) == ("warning", "orders.target")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,11 +52,15 @@ async def forever(stop: asyncio.Event) -> None:
     await stop.wait()
 
 
-async def stop_when(condition: Callable[[], bool], stop: asyncio.Event) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     deadline = asyncio.get_running_loop().time() + 10
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.005)
+
+
+async def stop_when(condition: Callable[[], bool], stop: asyncio.Event) -> None:
+    await until(condition)
     stop.set()
 
 
@@ -126,3 +132,65 @@ async def test_f7_a_role_that_cannot_drain_does_not_keep_the_process() -> None:
     await stop_when(lambda: "ingest" in seen.starts, stop)
     async with asyncio.timeout(5):
         await running
+
+
+async def test_k6_a_role_is_ready_once_it_has_said_that_it_waits_for_nothing() -> None:
+    """It ran, and a source that nobody had described did not answer: it was called ready, and read nothing."""
+    stop, go_on, fails = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def ingest(stop: asyncio.Event) -> None:
+        watched.waits_for("ingest", "the brokers")
+        await go_on.wait()
+        watched.waits_for("ingest", "")
+        await fails.wait()
+        go_on.clear()
+        fails.clear()
+        raise StoreUnreachable("Kafka does not answer.")
+
+    watched = Supervisor(
+        tasks=[
+            Supervised(name="ingest", make=lambda: ingest, says=True),
+            Supervised(name="mute", make=lambda: forever, says=True),
+        ],
+        clock=SystemClock(),
+        on_up=lambda *_: None,
+        on_failure=lambda _: None,
+    )
+
+    async def shown(what: str) -> None:
+        await until(lambda: watched.readiness().get("ingest") == what)
+
+    running = asyncio.create_task(watched.run(stop))
+    await shown("waits for the brokers")
+    assert watched.readiness()["mute"] == "waits for what it needs"
+    go_on.set()
+    await shown("ok")
+    fails.set()
+    await shown("waits for the brokers; it failed before: Kafka does not answer.")
+    go_on.set()
+    await shown("ok")
+    watched.waits_for("nobody", "anything")
+    assert watched.readiness().keys() == {"ingest", "mute"}
+    stop.set()
+    fails.set()
+    await running
+
+
+async def test_what_a_child_waits_for_is_heard_line_by_line() -> None:
+    said: list[str] = []
+    code = "from gapwatch.roles.supervisor import to_parent as say; say('the\\nbrokers'); say('')"
+    with supervisor._heard(said.append) as pipe:
+        environment = {**os.environ, supervisor.PIPE: str(pipe)}
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", code, env=environment, pass_fds=(pipe,))
+        assert await child.wait() == 0
+        await until(lambda: len(said) == 2)
+    assert said == ["the brokers", ""]
+
+
+def test_without_a_parent_that_listens_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor.to_parent("the brokers")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    monkeypatch.setenv(supervisor.PIPE, str(theirs))
+    supervisor.to_parent("the brokers")
+    os.close(theirs)

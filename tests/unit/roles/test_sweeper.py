@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from gapwatch.core.sweep import PLACE, Mark, Place
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState
 from gapwatch.model.stream import Side
@@ -154,10 +155,10 @@ def test_a_difference_that_could_not_be_stored_leaves_the_sweep_inconclusive(
         patched.setattr(ledger, "store_gaps", lambda changes: [False] * len(changes))
         overtaken = swept(rig, ledger)
     assert (overtaken.state, overtaken.counts["undecided"]) == (RunState.INCONCLUSIVE, 1)
-    assert "from" not in overtaken.cursor, "whoever takes over reads again what is in no row"
+    assert PLACE not in overtaken.cursor, "whoever takes over reads again what is in no row"
     stored = swept(rig, ledger)
     assert stored.state is RunState.SUCCEEDED
-    assert "from" in stored.cursor
+    assert PLACE in stored.cursor
     assert [gap.key_fields["id"] for gap in gaps(ledger)] == [4]
 
 
@@ -269,7 +270,7 @@ def _killed_again_and_again(rig: Rig, ledger: SqlLedger, every: int, **request: 
     assert taken is not None
     run, reports = taken, every
     while True:
-        began.append(str(run.cursor.get("from", run.cursor.get("step", ""))))
+        began.append(str(run.cursor.get(PLACE, run.cursor.get("step", ""))))
         worker = sweeper_of(rig, cast(SqlLedger, _Dying(ledger, reports)), clock)
         try:
             return asyncio.run(worker.run(run, rig.stores, last_full_started=None)), began
@@ -336,7 +337,7 @@ class _Noting:
     def update_run(self, run: Run, *, holder: str) -> None:
         self._ledger.update_run(run, holder=holder)
         self.cursors.append(run.cursor)
-        if len(self.cursors) > 1 and "from" in self.cursors[-2] and "from" not in run.cursor:
+        if len(self.cursors) > 1 and PLACE in self.cursors[-2] and PLACE not in run.cursor:
             raise _KilledError
 
 
@@ -369,7 +370,7 @@ def test_d13_a_side_out_of_order_is_read_anew_by_whoever_goes_on_and_counted_onc
     again = swept(rig, ledger, content=content)
     for one in (ended, again):
         assert one.state is RunState.SUCCEEDED
-        assert "from" not in one.cursor, "nobody goes on from a mark that proves nothing"
+        assert PLACE not in one.cursor, "nobody goes on from a mark that proves nothing"
         assert one.counts["differences"] == len(lost) + len(orphans)
         assert one.counts["missing"] == len(lost)
         assert (one.counts["source_keys"], one.counts["target_keys"]) == (3_000 - len(orphans), 3_000 - len(lost))
@@ -381,9 +382,24 @@ def test_d13_a_mark_is_not_gone_on_from_where_keys_do_not_come_in_order_any_more
     rig = copied(100)
     rig.stranger_writes(7, None)
     rig.ordered = False
-    mark = {"from": rig.key(50).hex(), "counts": [50, 49], "identities": {}, "left": [], "counted": {"missing": 1}, "masked": 3}
-    run = swept(rig, ledger, cursor=mark, content=False)
+    mark, mapping = Mark(key=rig.key(50), counts=(50, 49)), rig.mapping.fingerprint
+    place = Place(mark=mark, identities={}, mapping=mapping, counted={"missing": 1})
+    run = swept(rig, ledger, cursor={**place.pack(), "masked": 3}, content=False)
     assert run.state is RunState.SUCCEEDED
     assert {gap.key_fields["id"] for gap in gaps(ledger)} == {7}
     assert (run.counts["source_keys"], run.counts["target_keys"], run.counts["missing"]) == (100, 99, 1)
     assert run.cursor["masked"] == 3
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same mapping", "another mapping"])
+def test_a_sweep_goes_on_only_by_the_mapping_that_compared_what_lies_behind_it(ledger: SqlLedger, same: bool) -> None:
+    """What another mapping had compared was called compared by this one, and counted for it in its trial."""
+    rig = copied(100)
+    for number in (7, 70):
+        rig.stranger_writes(number, None)
+    mapping = rig.mapping.fingerprint + (0 if same else 1)
+    place = Place(mark=Mark(key=rig.key(50), counts=(50, 49)), identities={}, mapping=mapping)
+    run = swept(rig, ledger, cursor=place.pack())
+    assert run.state is RunState.SUCCEEDED
+    assert {gap.key_fields["id"] for gap in gaps(ledger)} == ({70} if same else {7, 70})
+    assert (run.counts["source_keys"], run.counts["target_keys"]) == (100, 98)

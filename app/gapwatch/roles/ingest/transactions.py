@@ -1,6 +1,7 @@
 """Reads a transaction topic, and once more the topics of its watched tables, outside the group; one ingester of all does it.
 
-The order: what was read is judged, what lacks events is a hole in the ledger, and only then the position moves.
+The order: what was read is judged, what lacks events is a hole in the ledger, and only then the position moves. What keeps it
+from reading ends nothing else of ingest. It is in the ledger for as long as it lasts, where the watcher finds it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 import structlog
 
 from gapwatch.core.transactions import Incomplete, Place, TransactionCheck
-from gapwatch.errors import GapwatchError, HistoryLost
+from gapwatch.errors import GapwatchError, HistoryLost, StoreRefused
 from gapwatch.kafka.clients import Partition, Polled, RawConsumer
 from gapwatch.model.gap import Finding
 from gapwatch.model.stream import Side
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 15.0
 WAIT_SECONDS: Final = 3.0  # before somebody else's lease is asked for again
+REFUSED_SECONDS: Final = 15.0  # before a topic is asked for again that may not be read
 STORE_SECONDS: Final = 2.0
 TOPICS_SECONDS: Final = 2.0
 RECORDS_PER_POLL: Final = 5_000
@@ -46,6 +48,7 @@ class Transactions:
         self._consumer = consumer
         self._tables = tables_of(shared, topic)
         self._ticks = {shared.heartbeat_topics[name] for name in self._tables if name in shared.heartbeat_topics}
+        self._left_out: set[str] = set()  # of the ticks: those that may not be read
         specs = [spec for spec in self._on.pipelines.values() if spec.source.transactions == topic]
         self._settle = max(spec.settle_seconds for spec in specs)
 
@@ -62,12 +65,17 @@ class Transactions:
                 log.warning("transactions_begin_anew", topic=self._topic, reason=str(error))
                 await asyncio.to_thread(on.ledger.set_fact, Facts.transactions(self._topic), None)
             except GapwatchError as error:
-                if not error.retriable:
+                if not (error.retriable or isinstance(error, StoreRefused)):
                     raise
                 log.warning("transactions_unread", topic=self._topic, reason=str(error))
-                await on.clock.sleep(WAIT_SECONDS)
+                await self._say({"why": error.message, "remedy": error.remedy})
+                await on.clock.sleep(WAIT_SECONDS if error.retriable else REFUSED_SECONDS)
             finally:
                 await asyncio.to_thread(on.ledger.release_lease, lease)
+
+    async def _say(self, unread: Mapping[str, str] | None) -> None:
+        """Keep why it could not be read, None: it can be."""
+        await asyncio.to_thread(self._on.ledger.set_fact, Facts.transactions_unread(self._topic), unread)
 
     async def _hold(self, lease: Lease, stop: asyncio.Event) -> None:
         consumer = self._consumer()
@@ -83,18 +91,24 @@ class Transactions:
         read = await self._begin(check, consumer)
         ends: dict[Place, int] | None = None
         clock = next_store = next_topics = 0.0
+        read_through = False
         held: Lease | None = lease
         while held is not None and not stop.is_set():
             if on.clock.monotonic() >= next_topics:
                 await self._join(check, read, consumer)
                 next_topics = on.clock.monotonic() + TOPICS_SECONDS
-            self._take(check, read, await consumer.consume(RECORDS_PER_POLL, seconds=POLL_SECONDS) if read else Polled())
+            await self._take(
+                check, read, consumer, await consumer.consume(RECORDS_PER_POLL, seconds=POLL_SECONDS) if read else Polled()
+            )
             if ends is None and check.due():
                 clock, ends = check.clock, await self._log_ends(read)
-            if ends is not None and all(read[place] >= end for place, end in ends.items()):
+            if ends is not None and all(read.get(place, end) >= end for place, end in ends.items()):
                 await self._judge(check, int(clock))
                 ends = None
             if on.clock.monotonic() >= next_store:
+                if next_store and not read_through:  # for so long: a refusal would have come
+                    await self._say(None)
+                    read_through = True
                 next_store = on.clock.monotonic() + STORE_SECONDS
                 await asyncio.to_thread(on.ledger.set_fact, Facts.transactions(self._topic), check.position())
                 held = await asyncio.to_thread(on.ledger.renew_lease, held, seconds=LEASE_SECONDS)
@@ -110,12 +124,17 @@ class Transactions:
             starts = await self._ends(consumer, self._tables)
             await on.clock.sleep(self._settle)  # so that a begin that is read lies before events that are
             starts |= await self._ends(consumer, [self._topic])
+        starts = {place: offset for place, offset in starts.items() if place[0] not in self._ticks}  # those are read from now on
         for place, offset in starts.items():
             low, high = await consumer.log_range(Partition(*place))
             if not low <= offset <= high:
                 raise HistoryLost(f"Offset {offset} of {place[0]}[{place[1]}] is not there any more.")
-        starts |= await self._ends(consumer, self._ticks)
-        check.begin({place: offset for place, offset in starts.items() if place[0] not in self._ticks})
+        check.begin(starts)
+        for tick in sorted(self._ticks - self._left_out):
+            try:
+                starts |= await self._ends(consumer, [tick])
+            except StoreRefused as error:
+                self._leave_out(tick, error)
         await consumer.assign({Partition(*place): offset for place, offset in starts.items()})
         return starts
 
@@ -130,7 +149,12 @@ class Transactions:
 
     async def _join(self, check: TransactionCheck, read: dict[Place, int], consumer: RawConsumer) -> None:
         """Read topics and partitions that were made since, from their beginning."""
-        facts = await self._on.topics.describe(sorted({self._topic, *self._tables, *self._ticks}))
+        facts = {**await self._on.topics.describe(sorted({self._topic, *self._tables}))}
+        for tick in sorted(self._ticks - self._left_out):
+            try:
+                facts |= await self._on.topics.describe([tick])
+            except StoreRefused as error:
+                self._leave_out(tick, error)
         fresh = {(topic, number): 0 for topic, fact in facts.items() for number in range(fact.partitions)}
         fresh = {place: offset for place, offset in fresh.items() if place not in read}
         if fresh:
@@ -138,8 +162,20 @@ class Transactions:
             read |= fresh
             await consumer.assign({Partition(*place): offset for place, offset in read.items()})
 
-    def _take(self, check: TransactionCheck, read: dict[Place, int], polled: Polled) -> None:
+    def _leave_out(self, tick: str, fault: StoreRefused) -> None:
+        """Go on without a topic of heartbeats that may not be read: the other records are the clock."""
+        self._left_out.add(tick)
+        log.warning("heartbeats_refused", topic=tick, reason=str(fault))
+
+    async def _take(self, check: TransactionCheck, read: dict[Place, int], consumer: RawConsumer, polled: Polled) -> None:
         for where, fault in polled.faults:
+            if isinstance(fault, StoreRefused) and where is not None and where.topic in self._ticks:
+                if where.topic not in self._left_out:
+                    self._leave_out(where.topic, fault)
+                    for place in [place for place in read if place[0] == where.topic]:
+                        del read[place]
+                    await consumer.assign({Partition(*place): offset for place, offset in read.items()})
+                continue
             if not fault.retriable:
                 raise fault
             log.warning("transactions_unreadable", where=str(where), reason=str(fault))

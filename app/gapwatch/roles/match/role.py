@@ -33,6 +33,7 @@ class MatchRole:
 
     Args:
         fingerprints: pipeline id → fingerprint of its mapping now (``core/mapping``); older ones in the state are not comparable.
+        waits_for: Is called with what it has to have before it can match, and does not have; with "" while it has.
         exit_hung: Ends the process at once; called when Faust does not stop, since its threads could otherwise still write.
     """
 
@@ -45,8 +46,10 @@ class MatchRole:
         stop: asyncio.Event,
         tuning: MatchTuning | None = None,
         name: str | None = None,
+        waits_for: Callable[[str], None] = lambda what: None,
         exit_hung: Callable[[int], None] = os._exit,
     ) -> None:
+        self._waits_for = waits_for
         self._settings = settings
         self._fingerprints = fingerprints
         self._clock = clock
@@ -71,6 +74,7 @@ class MatchRole:
             began = self._clock.monotonic()
             try:
                 await ensure_topics(self._settings)
+                self._waits_for("")
                 await self._one_life(torn)
             except StoreRefused:
                 raise
@@ -78,6 +82,7 @@ class MatchRole:
                 known = isinstance(error, GapwatchError)
                 reason = str(error) if known else repr(error)
                 log.error("match_worker_failed", worker=self._name, reason=reason, exc_info=not known)
+                self._waits_for(f"a worker that runs: {reason}")
             if self._stop.is_set():
                 return
             if self._clock.monotonic() - began > tuning.healthy_seconds:

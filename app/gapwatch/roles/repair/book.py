@@ -231,7 +231,7 @@ def held_since(lost: Iterable[datetime], proved: datetime | None) -> datetime | 
     Of a loss whose beginning nobody knows, `proved` stands for it: all that came before it was judged. One that began is held
     from there, also where a sweep has come in between: that one may have passed over a key that changed all the time.
     """
-    return min((proved if proved is not None and since <= BEGINNING else since for since in lost), default=None)
+    return min((proved if proved is not None and since == BEGINNING else since for since in lost), default=None)
 
 
 def _hold(ledger: Ledger, found: Sequence[Gap], since: datetime) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from gapwatch.errors import StoreError
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Advice, DatasetReader
@@ -20,30 +21,34 @@ class StoreClocks:
         self._pipeline = pipeline
         self._stores = stores
 
+    @property
+    def name(self) -> str:
+        return "clocks"
+
     async def check(self) -> Sequence[Advice]:
         spec = self._pipeline
         stores = await self._stores()
         advice = []
         for side, store, reader in (("source", spec.source.store, stores.source), ("target", spec.target.store, stores.target)):
-            offset = await self._offset_ms(reader)
+            try:
+                offset = await self._offset_ms(reader)
+            except StoreError as error:
+                advice.append(self._advice("unknown", side, error.message, error.remedy))
+                continue
             if abs(offset) > spec.clock_skew_max_seconds * 1000:
                 where = "ahead of" if offset > 0 else "behind"
                 message = f"The clock of store {store} is {abs(offset) / 1000:.1f} s {where} ours."
-                advice.append(
-                    Advice(
-                        level="warning",
-                        subject=f"{spec.id}.{side}",
-                        message=message,
-                        remedy=REMEDY,
-                        finding=Finding.CLOCK_SKEW.value,
-                    )
-                )
+                advice.append(self._advice("warning", side, message, REMEDY))
         return advice
 
     async def watch(self) -> Sequence[Advice]:
         return await self.check()
 
     async def close(self) -> None: ...
+
+    def _advice(self, level: str, side: str, message: str, remedy: str) -> Advice:
+        subject = f"{self._pipeline.id}.{side}"
+        return Advice(level=level, subject=subject, message=message, remedy=remedy, finding=Finding.CLOCK_SKEW.value)
 
     async def _offset_ms(self, reader: DatasetReader) -> int:
         smallest = await reader.clock_offset_ms()

@@ -24,6 +24,7 @@ from gapwatch.core.confirm import (
     judge,
 )
 from gapwatch.core.gaps import Proof
+from gapwatch.model.gap import Detector, Run
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key
@@ -35,6 +36,20 @@ KEYS_PER_BATCH_MAX = 500
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 15.0
 READING_SECONDS_MAX = 5.0  # a difference whose reads took longer, and longer than the grace, is read again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Keys that somebody else found, to be judged instead of a scan.
+
+    ``keys``: with what a stream says of each, where that may serve as a proof. ``share``: of the whole work that was done to find
+    them. ``conclude``: called before the run ends, with its counts; returns what is to be stored.
+    """
+
+    keys: Mapping[Key, Suspect | None]
+    detector: Detector
+    share: float
+    conclude: Callable[[Run], Awaitable[Run]]
 
 
 @dataclass(slots=True, kw_only=True)

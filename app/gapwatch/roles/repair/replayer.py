@@ -26,10 +26,10 @@ from gapwatch.model.gap import Detector, Kind, Run, RunKind, RunState
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import Clock, Key, Ledger
+from gapwatch.roles.repair.judging import Asked
 from gapwatch.roles.repair.plans import plan
 from gapwatch.roles.repair.questions import EVENTS, Question, question_of
 from gapwatch.roles.repair.rereading import OnProgress
-from gapwatch.roles.repair.sweep_work import Asked
 from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.stores import PipelineStores
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from gapwatch.core.sweep import Scope, SweepOutcome, cut_into
+from gapwatch.core.sweep import PLACE, Scope, SweepOutcome, cut_into
 from gapwatch.errors import StoreRefused
 from gapwatch.model.gap import Run, RunState, SweepPart
 from gapwatch.ports import Clock, DatasetReader, Ledger
@@ -56,7 +56,7 @@ class SplitSweep:
         if await asyncio.to_thread(ledger.parts, run.id):
             return True
         wanted = stores.spec.sweep.parts
-        if wanted < 2 or run.request.get("range", Scope.FULL) != Scope.FULL or "from" in run.cursor:
+        if wanted < 2 or run.request.get("range", Scope.FULL) != Scope.FULL or PLACE in run.cursor:
             return False
         if not await in_one_order(stores):
             return False

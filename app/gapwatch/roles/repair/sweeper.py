@@ -16,18 +16,18 @@ import structlog
 
 from gapwatch.core.confirm import Cleared, Difference, Unverifiable
 from gapwatch.core.gaps import proof_of
-from gapwatch.core.sweep import Mark, Resumption, Scope, Steps, SweepCounts, SweepOutcome
+from gapwatch.core.sweep import Mark, Place, Resumption, Scope, Steps, SweepCounts, SweepOutcome
 from gapwatch.errors import StoreError
 from gapwatch.model.gap import Detector, Run, RunState, State, SweepPart
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import DatasetReader, Key
 from gapwatch.roles.board import Facts
-from gapwatch.roles.repair.judging import Decided, KeyJudge, counted_as
+from gapwatch.roles.repair.judging import Asked, Decided, KeyJudge, counted_as
 from gapwatch.roles.repair.keyfeed import changing, feed
 from gapwatch.roles.repair.leisure import Leisure, SidePace
 from gapwatch.roles.repair.scanning import Scanning, estimate_of, in_one_order
-from gapwatch.roles.repair.sweep_work import Asked, SweeperDependencies
+from gapwatch.roles.repair.sweep_work import SweeperDependencies
 from gapwatch.roles.repair.sweeps import refuse_cancelled
 from gapwatch.roles.repair.trials import SweepTrial
 from gapwatch.roles.stores import PipelineStores
@@ -67,8 +67,7 @@ class Sweeper:
             last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
             asked: What is judged instead of what ``request`` says.
         """
-        scope = Scope(run.request.get("range", Scope.FULL))
-        in_order = asked is None and not scope.by_key and await in_one_order(stores)
+        in_order = asked is None and not Scope.of(run.request).by_key and await in_one_order(stores)
         return await _Sweep(self._on, run, stores, last_full_started, asked, in_order=in_order).carry_out()
 
     async def part(self, run: Run, part: SweepPart, stores: PipelineStores, *, last_full_started: datetime | None) -> None:
@@ -99,8 +98,11 @@ class _Sweep:
         in_order: bool,
     ) -> None:
         self._on = on
-        if not in_order and "from" in run.cursor:  # who swept before us saw keys in order, and they are not any more
-            run = replace(run, cursor=Resumption.forgotten(run.cursor))
+        place = Place.unpack(run.cursor)
+        if place is not None and not (in_order and place.mapping == stores.mapping.fingerprint):
+            place = None  # who swept before us saw keys in an order that they are not in any more, or compared something else
+        if place is None and asked is None and not Scope.of(run.request).by_key:
+            run = replace(run, cursor=Place.forgotten(run.cursor))
         self._run = run
         self._asked = asked
         self._part = part
@@ -108,10 +110,11 @@ class _Sweep:
         self._last_full_started = last_full_started
         self._started = run.started_at or on.clock.now()
         pipeline = stores.spec.id
-        mark, identities = Resumption.unpack(run.cursor)
+        mark = place.mark if place is not None else None
+        self._place = place
         self._resumption = Resumption(mark)
         request = run.request if asked is None else {"range": Scope.KEYS}
-        self._scope = Scope(request.get("range", Scope.FULL))
+        self._scope = Scope.of(request)
         self._steps = Steps(run.cursor.get("step"))
         self._leisure = Leisure.of(run, stores.spec.sweep.load, on.clock)
         self._pace = SidePace(self._leisure, on.clock)  # of reading by key
@@ -124,7 +127,7 @@ class _Sweep:
             on_compared=lambda side, keys: on.on_compared(pipeline, side, keys),
             in_order=in_order,
             start=mark,
-            identities=identities,
+            identities=dict(place.identities) if place is not None else {},
             lower=lower,
             upper=upper,
         )
@@ -137,24 +140,24 @@ class _Sweep:
             batch=KEYS_PER_READ,
             digests=False,
         )
-        self._trial = SweepTrial(on.trials, stores, takes_part=bool(run.request.get("content")) and self._scope is Scope.FULL)
+        self._trial = SweepTrial(
+            on.trials, stores, takes_part=bool(run.request.get("content")) and self._scope is Scope.FULL, place=place
+        )
         resumable = asked is None and (self._scope.by_key or in_order)
-        self._counting = SweepCounts(dict.fromkeys(COUNTED, 0) | self._counted_before(mark), by_key=resumable)
+        self._counting = SweepCounts(dict.fromkeys(COUNTED, 0) | self._counted_before(), by_key=resumable)
         self._decided = 0
         self._undecided = 0  # judged, but neither way
         self._estimate = 0
         self._next_report = 0.0
         self._storing = asyncio.Lock()
 
-    def _counted_before(self, mark: Mark | None) -> dict[str, int]:
+    def _counted_before(self) -> dict[str, int]:
         """Return what is not counted again: what was found before keys were handed over, or behind the place to go on from."""
         if self._asked is not None:
             return dict(self._run.counts)
-        if mark is None and self._steps.reached is None:
-            return {}
-        counted: Mapping[str, int] = self._run.cursor.get("counted", self._run.counts)
-        sides = {} if mark is None else dict(zip(COUNTED, mark.counts, strict=False))
-        return {**counted, **sides}
+        if self._place is not None:
+            return {**self._place.counted, **dict(zip(COUNTED, self._place.mark.counts, strict=False))}
+        return dict(self._run.cursor.get("counted", self._run.counts)) if self._steps.reached is not None else {}
 
     @property
     def _counts(self) -> dict[str, int]:
@@ -166,8 +169,8 @@ class _Sweep:
     async def carry_out(self) -> Run:
         if self._resumption.reached is not None or self._steps.reached is not None:
             self._log("resumed", source_keys=self._counts["source_keys"])
-        for key in self._run.cursor.get("left", ()):  # before anybody reports how far this sweep has come
-            self._judge.add(bytes.fromhex(key))
+        for key in self._place.left if self._place is not None else ():  # before anybody reports how far this sweep has come
+            self._judge.add(key)
         try:
             if self._scope is Scope.FULL or self._part is not None:
                 await self._estimate_sides()
@@ -240,7 +243,7 @@ class _Sweep:
         self._resumption, self._undecided = Resumption(), 0
         self._counting.begin_anew()
         self._trial.begin_anew()
-        self._run = replace(self._run, cursor=Resumption.forgotten(self._run.cursor))
+        self._run = replace(self._run, cursor=Place.forgotten(self._run.cursor))
         await self._store()
 
     async def _examine(self, keys: Sequence[Key]) -> None:
@@ -444,8 +447,19 @@ class _Sweep:
     def _cursor(self, mark: Mark | None) -> dict[str, object]:
         if mark is not None:
             left = {key for key in (*self._judge.cases, *self._trial.held) if key < mark.key}
-            counted = self._counting.behind(lambda key: key >= mark.key or key in left)
-            return self._run.cursor | Resumption.pack(mark, self._scanning.identities, left) | {"counted": counted}
+
+            def is_ahead(key: Key) -> bool:
+                return key >= mark.key or key in left
+
+            place = Place(
+                mark=mark,
+                identities=self._scanning.identities,
+                mapping=self._stores.mapping.fingerprint,
+                left=left,
+                counted=self._counting.behind(is_ahead),
+                differing=self._trial.behind(is_ahead),
+            )
+            return self._run.cursor | place.pack()
         if self._steps.reached is not None:
             counted = self._counting.behind(self._steps.is_ahead)
             return self._run.cursor | {"step": dict(self._steps.reached), "counted": counted}

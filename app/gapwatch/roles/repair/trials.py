@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -12,6 +12,7 @@ import structlog
 
 from gapwatch.core.confirm import Cleared, Difference, Presence
 from gapwatch.core.gaps import gap_id, resolved
+from gapwatch.core.sweep import Place
 from gapwatch.core.trial import KEYS, REMEDY, Trial, sentence
 from gapwatch.errors import StoreError
 from gapwatch.model.gap import Cause, Finding, FindingRecord, Gap, Kind, Resolution, State
@@ -159,17 +160,21 @@ class MappingTrials:
 class SweepTrial:
     """One sweep's part in the trial: while that goes on, mismatches are held back, so that a wrong field opens no gap at all.
 
-    ``takes_part``: only a sweep of the whole content does. ``said`` is the sentence about a suspect mapping, or empty.
+    ``takes_part``: only a sweep of the whole content does. ``place``: from where it goes on; what was compared before counts
+    with what differed in it, and keys that were left are of that. ``said`` is the sentence about a suspect mapping, or empty.
     """
 
-    def __init__(self, trials: MappingTrials, stores: PipelineStores, *, takes_part: bool) -> None:
+    def __init__(self, trials: MappingTrials, stores: PipelineStores, *, takes_part: bool, place: Place | None = None) -> None:
         self._trials = trials
         self._stores = stores
         self._takes_part = takes_part
         self._held: list[Decided] = []
-        self._released: set[Key] = set()
-        self._differing: Counter[str] = Counter()
-        self._decided = 0
+        self._counted: dict[Key, tuple[str, ...]] = {}  # the fields of each key that counted, while it may be judged again
+        self._left = frozenset(place.left) if place is not None else frozenset()
+        self._before = Counter(place.differing if place is not None else {})  # in keys that an earlier worker had compared
+        self._behind = Counter(self._before)  # in keys that nobody will judge again
+        self._differing: Counter[str] = Counter()  # in the others
+        self._decided = 0  # of those others
         self._begun = 0  # how often all was forgotten
         self.said = ""
 
@@ -184,8 +189,10 @@ class SweepTrial:
     def begin_anew(self) -> None:
         """Forget what was judged: every key is found once more."""
         self._held.clear()
-        self._differing.clear()
-        self._decided = 0
+        self._counted.clear()
+        for counter in (self._before, self._behind, self._differing):
+            counter.clear()
+        self._left, self._decided = frozenset(), 0
         self._begun += 1
 
     async def take(
@@ -203,24 +210,31 @@ class SweepTrial:
             return decided, self._release()
         if begun != self._begun:  # meanwhile: what would be held back is found once more
             return [item for item in decided if not counts_against(item)], ()
-        self._decided += len(decided)
-        against = [item for item in decided if counts_against(item) and item.case.key not in self._released]
+        self._decided += sum(item.case.key not in self._left for item in decided)
+        against = [item for item in decided if counts_against(item) and item.case.key not in self._counted]
         for item in against:
-            self._differing.update(_fields(item))
+            self._counted[item.case.key] = _fields(item)
+            (self._before if item.case.key in self._left else self._differing).update(_fields(item))
         self._held += against
         held = set(self.held)
         now = [item for item in decided if item.case.key not in held]
         if len(self._held) < KEYS:
             return now, ()
-        scale = (self._decided + pending) / self._decided  # those that wait are like those that were judged
-        expected = Counter({name: int(count * scale) for name, count in self._differing.items()})
+        scale = (self._decided + pending) / max(1, self._decided)  # those that wait are like those that were judged
+        expected = self._before + Counter({name: int(count * scale) for name, count in self._differing.items()})
         return now, await self._decide(expected, compared, ended=False, whole=False)
 
     async def finish(self, *, compared: int, whole: bool) -> Sequence[Decided]:
         """Everything was judged: return what was held back and is to be judged again, as it may be booked after all."""
         if not await self.goes_on():
             return self._release()
-        return await self._decide(self._differing, compared, ended=True, whole=whole)
+        return await self._decide(self._before + self._differing, compared, ended=True, whole=whole)
+
+    def behind(self, is_ahead: Callable[[Key], bool]) -> dict[str, int]:
+        """Return how often each field differed in keys that nobody will judge again: they are not ahead, and never will be."""
+        for key in [key for key in self._counted if not is_ahead(key)]:
+            self._behind.update(self._counted.pop(key))
+        return dict(self._behind)
 
     async def _decide(self, differing: Counter[str], compared: int, *, ended: bool, whole: bool) -> list[Decided]:
         trial, self.said = await self._trials.swept(
@@ -231,7 +245,6 @@ class SweepTrial:
 
     def _release(self) -> list[Decided]:
         released, self._held = self._held, []
-        self._released.update(item.case.key for item in released)
         return released
 
 

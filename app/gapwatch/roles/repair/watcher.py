@@ -1,7 +1,8 @@
 """Polls what no event tells: do the stores answer, does the connector run, is its slot alive, was a table replaced.
 
 The stores are asked several times in ``stall_after``, the rest every five seconds. What a check finds becomes a stream
-finding; what it no longer finds is cleared. A check that could not be made clears nothing. Findings that can mean loss are
+finding; what it no longer finds is cleared, whatever became of the other checks. A check that could not look clears nothing, and
+where it cannot for ``stall_after``, the pipeline is UNKNOWN. Findings that can mean loss are
 holes: they keep a time range and only a sweep covers them. One that lasts (a slot that is still gone) is one finding whose
 hole grows with every check; it can be covered once it is over.
 """
@@ -19,7 +20,7 @@ from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.core.standing import BEGINNING
 from gapwatch.errors import GapwatchError
 from gapwatch.model.gap import Finding, FindingRecord
-from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.pipeline import FeedSpec, PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Hole
 from gapwatch.ports import Advice, Clock, Ledger, Measure, Preflight
@@ -29,6 +30,7 @@ from gapwatch.roles.stores import StoreProvider
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 5.0
+CHECKS = "checks"  # in a finding's details: who found it
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
@@ -96,11 +98,27 @@ def _of_hole(hole: Hole) -> str:
     return f"writes of {hole.feed}{partition} cannot be judged one by one ({hole.reason})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What came of one check. ``why`` it could not look: at anything (``blind``), or at the findings of some ids (``unseen``)."""
+
+    check: str
+    found: tuple[FindingRecord, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    why: str = ""
+    blind: bool = False
+    unseen: frozenset[str] = frozenset()
+
+    def looked(self, identity: str) -> bool:
+        return not self.blind and identity not in self.unseen
+
+
 class Watcher:
     def __init__(self, dependencies: WatcherDependencies, book: FindingBook) -> None:
         self._on = dependencies
         self._book = book
-        self._measured: dict[str, set[tuple[str, str]]] = {}  # by pipeline: metrics, and of what
+        self._measured: dict[str, dict[tuple[str, str], str]] = {}  # by pipeline: metrics, and of what, with who measured it last
+        self._blind: dict[str, dict[str, tuple[float, str]]] = {}  # by pipeline and check: since when it cannot look, and why
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
@@ -124,39 +142,59 @@ class Watcher:
             "at": self._on.clock.now().isoformat(),
             "undecided": self._on.undecided(pipeline.id),
             "unreadable": unreadable,
+            "unlooked": [] if unreadable else self._unlooked(pipeline),  # which says it already
         }
         await asyncio.to_thread(self._on.ledger.set_fact, Facts.repair(pipeline.id, self._on.host), fact)
 
+    def _unlooked(self, pipeline: PipelineSpec) -> list[str]:
+        """Return why checks could not look for as long as a status lives: what they would find is not known any more."""
+        until = self._on.clock.monotonic() - pipeline.stall_after_seconds
+        return sorted({why for since, why in self._blind.get(pipeline.id, {}).values() if since <= until})
+
     async def check(self, pipeline: PipelineSpec) -> None:
         """Make every check of one pipeline and store what was found."""
-        found: list[FindingRecord] = []
-        measures: list[Measure] = []
-        checked_all = True
-        for check in self._on.checks(pipeline.id):
-            try:
-                async with asyncio.timeout(CHECK_SECONDS_MAX):
-                    said = await check.watch()
-                found += [record for advice in said if (record := self._finding(pipeline, advice))]
-                measures += [advice.measure for advice in said if advice.measure is not None]
-            except (GapwatchError, TimeoutError) as error:
-                checked_all = False
-                log.warning(
-                    "check_failed", pipeline=pipeline.id, check=type(check).__name__, error=str(error) or "no answer in time"
-                )
-        self._show(pipeline, measures, all_known=checked_all)
-        await self._store(pipeline, found, clear=checked_all)
+        looks = [await self._look(pipeline, check) for check in self._on.checks(pipeline.id)]
+        blind, now = self._blind.get(pipeline.id, {}), self._on.clock.monotonic()
+        self._blind[pipeline.id] = {
+            look.check: (blind[look.check][0] if look.check in blind else now, look.why) for look in looks if look.why
+        }
+        self._show(pipeline, looks)
+        await self._store(pipeline, looks)
 
-    def _show(self, pipeline: PipelineSpec, measures: Sequence[Measure], *, all_known: bool) -> None:
-        """Show what was measured, of several the largest; what is measured no more is shown no more."""
+    async def _look(self, pipeline: PipelineSpec, check: Preflight) -> _Look:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                said = await check.watch()
+        except (GapwatchError, TimeoutError) as error:
+            why = getattr(error, "message", "") or f"{check.name} gave no answer in time."
+            log.warning("check_failed", pipeline=pipeline.id, check=check.name, error=str(error) or why)
+            return _Look(check=check.name, why=why, blind=True)
+        unknown = [advice for advice in said if advice.level == "unknown"]
+        for advice in unknown:
+            log.warning("check_failed", pipeline=pipeline.id, check=check.name, error=advice.message)
+        return _Look(
+            check=check.name,
+            found=tuple(record for advice in said if (record := self._finding(pipeline, advice))),
+            measures=tuple(advice.measure for advice in said if advice.measure is not None),
+            why=unknown[0].message if unknown else "",
+            blind=any(not advice.finding for advice in unknown),
+            unseen=frozenset(_identity(pipeline, advice) for advice in unknown if advice.finding),
+        )
+
+    def _show(self, pipeline: PipelineSpec, looks: Sequence[_Look]) -> None:
+        """Show what was measured, of several the largest; what a check that could look measures no more is shown no more."""
         values: dict[tuple[str, str], float] = {}
-        for one in measures:
-            values[one.metric, one.of] = max(one.value, values.get((one.metric, one.of), 0))
-        shown = self._measured.get(pipeline.id, set())
-        for metric, of in shown - values.keys() if all_known else ():
+        shown = self._measured.setdefault(pipeline.id, {})
+        for look in looks:
+            for one in look.measures:
+                values[one.metric, one.of] = max(one.value, values.get((one.metric, one.of), 0))
+                shown[one.metric, one.of] = look.check
+        blind = {look.check for look in looks if look.why}
+        for metric, of in [known for known, check in shown.items() if known not in values and check not in blind]:
+            del shown[metric, of]
             self._on.on_measure(metric, of, None)
         for (metric, of), value in values.items():
             self._on.on_measure(metric, of, value)
-        self._measured[pipeline.id] = set(values) if all_known else shown | values.keys()
 
     async def _unreadable(self, pipeline: PipelineSpec) -> list[str]:
         try:
@@ -177,18 +215,16 @@ class Watcher:
 
     def _finding(self, pipeline: PipelineSpec, advice: Advice) -> FindingRecord | None:
         """Turn a piece of advice that names a finding into one; advice on style is for ``doctor`` only."""
-        if not advice.finding or advice.level == "ok":
+        if not advice.finding or advice.level in ("ok", "unknown"):
             return None
         finding = Finding(advice.finding)
         now = self._on.clock.now()
-        side = "expected" if advice.subject.endswith("source") else "observed"
-        feeds = pipeline.source.feeds if side == "expected" else (pipeline.target.feed,)
+        side, feeds = _side(advice), _feeds(pipeline, advice)
         topics = {table: topic for topic, table in pipeline.source.table_of.items()}
         feed = topics.get(advice.table, feeds[0].topic)
-        identity = f"{side}/{advice.subject}" + (f"/{advice.table}" if len(feeds) > 1 else "")
         is_hole = finding in LOSS or advice.hole_to_ms > 0
         return FindingRecord(
-            id=PREFIX + gap_id(pipeline.id, finding.value.encode(), identity).removeprefix("gap_"),
+            id=_identity(pipeline, advice),
             pipeline=pipeline.id,
             finding=finding,
             side=side,
@@ -210,20 +246,57 @@ class Watcher:
         earliest = min(marks, default=0)
         return time_of(earliest) if earliest else None
 
-    async def _store(self, pipeline: PipelineSpec, found: Sequence[FindingRecord], *, clear: bool) -> None:
+    async def _store(self, pipeline: PipelineSpec, looks: Sequence[_Look]) -> None:
+        """Store what was found; what those that had found it find no more is over, whatever became of the other checks."""
         known = {record.id: record for record in await asyncio.to_thread(self._on.ledger.findings, pipeline.id)}
-        for record in found:
+        found = {record.id: record for look in looks for record in look.found}
+        for record in found.values():
             before = known.get(record.id)
-            await self._book.raise_(replace(record, time_from=before.time_from) if before and before.time_from else record)
-        if clear:
-            current = {record.id for record in found}
-            for record in known.values():
-                if not record.id.startswith(PREFIX) or record.id in current:
-                    continue
-                if not record.is_hole:
-                    await self._book.clear(record)
-                elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
-                    now = self._on.clock.now()
-                    await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
-        ended = any(record.finding in ENDED and record.side == "expected" for record in found)  # of the target, sweeps read on
+            details = {**record.details, CHECKS: _holders(before, record.id, looks)}
+            since = before.time_from if before and before.time_from else record.time_from
+            await self._book.raise_(replace(record, time_from=since, details=details))
+        for record in known.values():
+            if record.id.startswith(PREFIX) and record.id not in found:
+                await self._end(record, looks)
+        ended = any(record.finding in ENDED and record.side == "expected" for record in found.values())  # else sweeps read on
         self._on.board.feed_ended(pipeline.id, ended=ended)
+
+    async def _end(self, record: FindingRecord, looks: Sequence[_Look]) -> None:
+        """End what nobody finds any more, unless one of those that had found it could not look."""
+        if CHECKS not in record.details:  # of an earlier version: nobody knows whose it is
+            if not all(look.looked(record.id) for look in looks):
+                return
+        elif holders := _holders(record, record.id, looks):
+            if holders != record.details[CHECKS]:
+                await self._book.raise_(replace(record, details={**record.details, CHECKS: holders}))
+            return
+        if not record.is_hole:
+            await self._book.clear(record)
+        elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
+            now = self._on.clock.now()
+            await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
+
+
+def _holders(record: FindingRecord | None, identity: str, looks: Sequence[_Look]) -> list[str]:
+    """Return the checks that find it, and those that had found it and could not look: it is not over before they have."""
+    finders = {look.check for look in looks if any(one.id == identity for one in look.found)}
+    had = record.details.get(CHECKS, ()) if record is not None else ()
+    current = {look.check for look in looks}
+    blind = {look.check for look in looks if not look.looked(identity)}
+    gone = set(had) - current  # its configuration went: nobody will look again, and the others have to be sure
+    return sorted(finders | (set(had) & blind) | (gone if blind else set()))
+
+
+def _identity(pipeline: PipelineSpec, advice: Advice) -> str:
+    """Return the id of the finding that a piece of advice names."""
+    several = advice.table and len(_feeds(pipeline, advice)) > 1
+    identity = f"{_side(advice)}/{advice.subject}" + (f"/{advice.table}" if several else "")
+    return PREFIX + gap_id(pipeline.id, advice.finding.encode(), identity).removeprefix("gap_")
+
+
+def _side(advice: Advice) -> str:
+    return "expected" if advice.subject.endswith("source") else "observed"
+
+
+def _feeds(pipeline: PipelineSpec, advice: Advice) -> Sequence[FeedSpec]:
+    return pipeline.source.feeds if _side(advice) == "expected" else (pipeline.target.feed,)
