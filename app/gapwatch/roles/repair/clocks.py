@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Advice, DatasetReader
-from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.stores import PipelineStores, StoreAnswers
 
 TRIES = 3  # a slow answer looks like a wrong clock: the smallest of so many offsets counts
+SHARED_SECONDS = 2.5  # how long a store's clock, measured for one pipeline, is measured for all
 REMEDY = "Let both machines follow a time server; until then every gap is called by that much later."
 
 
 class StoreClocks:
     """Implements :class:`gapwatch.ports.Preflight` for the clocks of one pipeline's stores."""
 
-    def __init__(self, pipeline: PipelineSpec, stores: Callable[[], Awaitable[PipelineStores]]) -> None:
+    def __init__(
+        self,
+        pipeline: PipelineSpec,
+        stores: Callable[[], Awaitable[PipelineStores]],
+        *,
+        answers: StoreAnswers[int] | None = None,  # shared with other pipelines of the same stores
+    ) -> None:
         self._pipeline = pipeline
         self._stores = stores
+        self._answers = answers
 
     async def check(self) -> Sequence[Advice]:
         spec = self._pipeline
         stores = await self._stores()
         advice = []
         for side, store, reader in (("source", spec.source.store, stores.source), ("target", spec.target.store, stores.target)):
-            offset = await self._offset_ms(reader)
+            measure = partial(self._offset_ms, reader)
+            offset = await (measure() if self._answers is None else self._answers.ask(store, measure, seconds=SHARED_SECONDS))
             if abs(offset) > spec.clock_skew_max_seconds * 1000:
                 where = "ahead of" if offset > 0 else "behind"
                 message = f"The clock of store {store} is {abs(offset) / 1000:.1f} s {where} ours."

@@ -9,7 +9,7 @@ hole grows with every check; it can be covered once it is over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -24,11 +24,14 @@ from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Hole
 from gapwatch.ports import Advice, Clock, Ledger, Measure, Preflight
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.stores import StoreProvider
+from gapwatch.roles.stores import StoreAnswers, StoreProvider
+from gapwatch.roles.together import facts_together
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 5.0
+FINDINGS_SECONDS = 2.0  # how long what another process has raised or cleared may be overlooked
+PING_SECONDS = 1.0  # how long a store's answer to one pipeline is one to all
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
@@ -101,21 +104,27 @@ class Watcher:
         self._on = dependencies
         self._book = book
         self._measured: dict[str, set[tuple[str, str]]] = {}  # by pipeline: metrics, and of what
+        self._facts = facts_together(dependencies.ledger, dependencies.clock)
+        self._known = StoreAnswers[Sequence[FindingRecord]](dependencies.clock)
+        self._pings = StoreAnswers[None](dependencies.clock)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
         async with asyncio.TaskGroup() as tasks:
             for pipeline in self._on.pipelines.values():
                 report_seconds = min(POLL_SECONDS, pipeline.stall_after_seconds / REPORTS_PER_STALL)
-                tasks.create_task(self._repeat(stop, pipeline, self.report, report_seconds))
-                tasks.create_task(self._repeat(stop, pipeline, self.check, POLL_SECONDS))
+                tasks.create_task(self._report_on(stop, pipeline, report_seconds))
+                tasks.create_task(self._check_on(stop, pipeline))
 
-    async def _repeat(
-        self, stop: asyncio.Event, pipeline: PipelineSpec, step: Callable[[PipelineSpec], Awaitable[None]], seconds: float
-    ) -> None:
+    async def _report_on(self, stop: asyncio.Event, pipeline: PipelineSpec, seconds: float) -> None:
         while not stop.is_set():
-            await step(pipeline)
-            await self._on.clock.sleep(seconds)
+            await self.report(pipeline)
+            await self._on.clock.sleep(seconds - self._on.clock.monotonic() % seconds)  # all at once: they ask the same stores
+
+    async def _check_on(self, stop: asyncio.Event, pipeline: PipelineSpec) -> None:
+        while not stop.is_set():
+            await self.check(pipeline)
+            await self._on.clock.sleep(POLL_SECONDS)
 
     async def report(self, pipeline: PipelineSpec) -> None:
         """Say what of one pipeline's stores could not be read; that somebody said so expires after ``stall_after``."""
@@ -125,7 +134,7 @@ class Watcher:
             "undecided": self._on.undecided(pipeline.id),
             "unreadable": unreadable,
         }
-        await asyncio.to_thread(self._on.ledger.set_fact, Facts.repair(pipeline.id, self._on.host), fact)
+        await self._facts.ask((Facts.repair(pipeline.id, self._on.host), fact))
 
     async def check(self, pipeline: PipelineSpec) -> None:
         """Make every check of one pipeline and store what was found."""
@@ -169,11 +178,24 @@ class Watcher:
         for name, reader in ((pipeline.source.store, stores.source), (pipeline.target.store, stores.target)):
             try:
                 async with asyncio.timeout(CHECK_SECONDS_MAX):
-                    await reader.ping()
+                    await self._pings.ask(name, reader.ping, seconds=PING_SECONDS)
             except (GapwatchError, TimeoutError) as error:
                 unreadable.append(name)
                 log.warning("store_unreachable", pipeline=pipeline.id, store=name, error=str(error))
         return unreadable
+
+    async def _findings(self, pipeline: str, *, fresh: bool) -> Sequence[FindingRecord]:
+        """Return a pipeline's open findings; read for all of them together, unless one is to be written anew by what it says."""
+        if fresh:
+            return await asyncio.to_thread(self._on.ledger.findings, pipeline)
+
+        async def read() -> Sequence[FindingRecord]:
+            return await asyncio.to_thread(self._on.ledger.findings)
+
+        name = str(self._on.ledger.writes())  # what was written here since is read again
+        found = await self._known.ask(name, read, seconds=FINDINGS_SECONDS)
+        self._known.forget_but(name)
+        return [record for record in found if record.pipeline == pipeline]
 
     def _finding(self, pipeline: PipelineSpec, advice: Advice) -> FindingRecord | None:
         """Turn a piece of advice that names a finding into one; advice on style is for ``doctor`` only."""
@@ -211,7 +233,7 @@ class Watcher:
         return time_of(earliest) if earliest else None
 
     async def _store(self, pipeline: PipelineSpec, found: Sequence[FindingRecord], *, clear: bool) -> None:
-        known = {record.id: record for record in await asyncio.to_thread(self._on.ledger.findings, pipeline.id)}
+        known = {record.id: record for record in await self._findings(pipeline.id, fresh=bool(found))}
         for record in found:
             before = known.get(record.id)
             await self._book.raise_(replace(record, time_from=before.time_from) if before and before.time_from else record)
