@@ -133,13 +133,17 @@ class StatusReader:
         return view in self._views and self._topic is not None and self._topic.at_end and not view.waiting
 
     async def _read(self, seconds: float) -> None:
-        assert self._topic is not None
+        topic = self._topic
+        assert topic is not None
         try:
-            records = await self._topic.records(seconds)
+            records = await topic.records(seconds)
         except BaseException:
-            self._views.clear()
-            await self._end()
+            if topic is self._topic:
+                self._views.clear()
+                await self._end()
             raise
+        if topic is not self._topic:  # all had left meanwhile, and whoever came since has a reader of his own
+            return
         self._newest.update(records)
         for view in self._views:
             view.waiting += [record.value for record in records]

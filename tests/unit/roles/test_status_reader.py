@@ -44,6 +44,8 @@ class Log:
         while len(messages) < limit and not self.records.empty():
             record = self.records.get_nowait()
             if isinstance(record, Exception):
+                self.taken.set()
+                await self.answering.wait()
                 raise record
             key, value = record
             messages.append(Message(topic=AT.topic, partition=0, offset=self.offset, key=key, value=value))
@@ -129,6 +131,23 @@ async def test_a_reader_that_fails_fails_for_all_and_the_next_one_is_new() -> No
     again = await started(reader)
     new.say(b"a", b"1")
     assert await again.read(0.1) == [b"1"]
+
+
+async def test_what_an_old_reader_still_brings_is_nothing_to_the_next_one() -> None:
+    old, new = Log(), Log()
+    reader = reader_of(old, new)
+    one = await started(reader)
+    old.answering.clear()
+    old.records.put_nowait(FeedError("closed"))
+    reading = asyncio.create_task(one.read(0.1))
+    await old.taken.wait()
+    await one.close()
+    two = await started(reader)
+    old.answering.set()
+    with pytest.raises(FeedError, match="closed"):
+        await reading
+    new.say(b"a", b"1")
+    assert await two.read(0.1) == [b"1"]
 
 
 async def test_while_nothing_comes_it_waits_for_the_first_record_and_then_takes_those_that_come_with_it() -> None:
