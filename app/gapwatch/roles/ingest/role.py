@@ -7,7 +7,6 @@ A delivery error ends the role before its next control record. What is repeated 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -26,9 +25,6 @@ log = structlog.get_logger(__name__)
 
 RECORDS_PER_POLL: Final = 5_000  # some 15 ms of work for one turn of the event loop
 POLL_SECONDS: Final = 0.08  # a fuller record costs match no more than an empty one
-SMALL_POLL_SECONDS: Final = 0.2  # where many partitions bring a few events each, most is paid by partition …
-SMALL_RUN: Final = 32  # … with fewer events than that, on the average …
-MANY_RUNS: Final = 16  # … of so many partitions in one poll
 
 
 class IngestRole:
@@ -40,7 +36,6 @@ class IngestRole:
         self._ownership = Ownership(self._shared, self._outlet)
         self._beside = Beside(self._shared)
         self._idle = False
-        self._patience = POLL_SECONDS
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set. Raises what makes going on unsafe."""
@@ -83,10 +78,9 @@ class IngestRole:
 
     async def _poll(self, idle_seconds: float) -> None:
         """Read and pass on what arrives; while nothing does, wait for the first message, at most so long."""
-        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, self._patience)
+        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, POLL_SECONDS)
         polled = await self._on.consumer.consume(limit, seconds=seconds)
         self._idle = not polled.runs
-        self._patience = patience(list(map(len, polled.runs.values())))
         for where, fault in polled.faults:
             self._fault(where, fault)
         for at, messages in polled.runs.items():
@@ -108,8 +102,3 @@ class IngestRole:
         raise GapwatchError(
             f"{where.topic}[{where.partition}] was truncated while it was read.", remedy="It is read anew."
         ) from fault
-
-
-def patience(runs: Sequence[int]) -> float:
-    """Return how long the next poll may take, by how many events each partition brought with the last one."""
-    return SMALL_POLL_SECONDS if len(runs) >= MANY_RUNS and sum(runs) < SMALL_RUN * len(runs) else POLL_SECONDS
