@@ -900,6 +900,37 @@ def test_facts(ledger: SqlLedger) -> None:
     assert set(ledger.facts()) == {"resume/A", "resume%", "other"}
 
 
+def test_several_facts_are_stored_at_once(ledger: SqlLedger) -> None:
+    ledger.set_fact("a", 1)
+    ledger.set_facts({"a": 2, "b": {"n": 3}})
+    ledger.set_facts({})
+    assert ledger.facts() == {"a": 2, "b": {"n": 3}}
+
+
+def test_several_leases_are_renewed_at_once_and_those_that_were_lost_are_not(ledger: SqlLedger) -> None:
+    held = [lease for name in "abc" if (lease := ledger.take_lease(name, "me", seconds=60)) is not None]
+    ledger.release_lease(held[0])
+    assert ledger.take_lease("a", "you", seconds=60)
+    renewed = {lease.name: lease for lease in ledger.renew_leases(held, seconds=120)}
+    assert set(renewed) == {"b", "c"}
+    assert renewed["b"].expires_at > held[1].expires_at
+    assert renewed["b"].fencing == held[1].fencing
+    expire_leases(ledger)
+    assert ledger.renew_leases(held, seconds=120) == [], "an expired one may be somebody else's by now"
+
+
+def test_the_last_run_of_each_pipeline(ledger: SqlLedger) -> None:
+    for number, (pipeline, kind) in enumerate(
+        [("orders", RunKind.SWEEP), ("users", RunKind.SWEEP), ("orders", RunKind.SWEEP), ("orders", RunKind.BACKFILL)]
+    ):
+        ledger.create_run(run(number, pipeline=pipeline, kind=kind, state=RunState.SUCCEEDED))
+    last = ledger.last_runs(RunKind.SWEEP, ["orders", "users", "nobody"])
+    assert {name: found.id for name, found in last.items()} == {"orders": "run_2", "users": "run_1"}
+    assert last["orders"] == ledger.runs(pipeline="orders", kind=RunKind.SWEEP, limit=1)[0]
+    assert ledger.last_runs(RunKind.SWEEP, [f"p{number}" for number in range(250)]) == {}
+    assert ledger.last_runs(RunKind.SWEEP, []) == {}
+
+
 def test_lesson_40_a_lease_has_one_holder_and_a_fencing_number_that_rises(ledger: SqlLedger) -> None:
     first = ledger.take_lease("capture/orders", "a", seconds=60)
     assert first is not None

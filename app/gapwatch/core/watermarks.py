@@ -106,6 +106,9 @@ class FeedPartition:
             steps[: STEPS_MAX // 2] = steps[1 : STEPS_MAX // 2 : 2]
 
 
+_PACKED: Final = tuple(one.name for one in fields(FeedPartition) if one.name != "waiting")
+
+
 class Admitted(NamedTuple):
     """What may be applied now, in order, and the spans that had to be given up."""
 
@@ -118,16 +121,19 @@ class FeedTimes:
 
     def __init__(self) -> None:
         self.feeds: dict[FeedKey, FeedPartition] = {}
+        self._sides: dict[tuple[str, int], dict[FeedKey, FeedPartition]] = {}  # the same, by pipeline and side
         self.waiting_changed = False
 
     def of(self, key: FeedKey) -> FeedPartition:
         found = self.feeds.get(key)
-        if found is None:
-            found = self.feeds[key] = FeedPartition()
-        return found
+        return self._add(key, FeedPartition()) if found is None else found
+
+    def _add(self, key: FeedKey, feed: FeedPartition) -> FeedPartition:
+        self.feeds[key] = self._sides.setdefault(key[:2], {})[key] = feed
+        return feed
 
     def side(self, pipeline: str, side: int) -> Iterator[tuple[FeedKey, FeedPartition]]:
-        return ((key, feed) for key, feed in self.feeds.items() if key[0] == pipeline and key[1] == side)
+        return iter(self._sides.get((pipeline, side), {}).items())
 
     def admit(self, key: FeedKey, item: PackedSection | FeedState, append_time: int, stall_after_ms: int) -> Admitted:
         """Take a section or a feed's state; return what is in turn now.
@@ -264,7 +270,7 @@ class FeedTimes:
         for (pipeline, side, name, number), values in packed:
             feed = FeedPartition(**values)
             feed.steps = [(position, clock) for position, clock in feed.steps]
-            self.feeds[pipeline, side, name, number] = feed
+            self._add((pipeline, side, name, number), feed)
 
     def pack_waiting(self) -> list[Any]:
         return [
@@ -284,7 +290,7 @@ class FeedTimes:
 
 
 def _fields(feed: FeedPartition) -> dict[str, Any]:
-    return {one.name: getattr(feed, one.name) for one in fields(feed) if one.name != "waiting"}
+    return {name: getattr(feed, name) for name in _PACKED}
 
 
 def _least_of(feeds: Mapping[int, FeedPartition], name: str) -> int:

@@ -13,8 +13,8 @@
    its changelog, or a partition stood still until its next record came.
 4. `SafeConsumer.read_again`: a jump in offsets is answered by seeking back to the offset after the last one applied. What was
    fetched before the seek is passed over, and the bookkeeping that would commit over the jump (#606) is dropped.
-5. `SafeConsumerThread`: fetch wait of 50 ms (1.5 s is hard-coded: idle partitions stall hot ones), and the time of the last
-   answered heartbeat: a worker that was frozen must not write any more.
+5. `SafeConsumerThread`: fetch wait of 50 ms while records come (1.5 s is hard-coded: idle partitions stall hot ones), of 250 ms
+   while none do; and the time of the last answered heartbeat: a worker that was frozen must not write any more.
 6. `SafeConsumerThread`: the leader of the group waits for topics that the metadata lack before it assigns. A broker that has just
    come back may not name all of them; stock Faust assigns nothing of those and says so once, and where the metadata are refreshed
    every five minutes, all workers stood there idle and content for as long. And an error of the group ends the worker at once:
@@ -37,7 +37,9 @@ from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
 
 FAUST_VERSION: Final = "0.15.3"
-FETCH_WAIT_MS: Final = 50
+FETCH_WAIT_MS: Final = 50  # a fetch may leave out a partition that has records waiting here, and it is not asked for meanwhile
+STILL_FETCH_WAIT_MS: Final = 250  # one that asks for all partitions is answered at once when anything comes
+STILL_AFTER_SECONDS: Final = 0.3  # without a record
 METADATA_PAUSE_SECONDS: Final = 0.2
 NO_GENERATION: Final = -1
 NOTHING_READ: Final = -1
@@ -219,6 +221,7 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         await super().on_start()
+        self._pace(self._consumer._fetcher)
         coordinator = self._consumer._coordinator
         beat = coordinator._do_heartbeat
 
@@ -244,6 +247,21 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             return push(error)
 
         coordinator._push_error_to_user = told
+
+    def _pace(self, fetcher: Any) -> None:
+        """Let the broker keep a fetch for longer once nothing has come for a moment."""
+        actions = fetcher._get_actions_per_node
+        moved, known = self.clock.monotonic(), dict[Any, int]()
+
+        def paced(assignment: Any) -> Any:
+            nonlocal moved, known
+            now, waiting = self.clock.monotonic(), {tp: id(found) for tp, found in fetcher._records.items()}
+            if waiting != known:  # those of a changelog, which is paused, may wait for ever
+                moved, known = now, waiting
+            fetcher._fetch_max_wait_ms = STILL_FETCH_WAIT_MS if now - moved > STILL_AFTER_SECONDS else FETCH_WAIT_MS
+            return actions(assignment)
+
+        fetcher._get_actions_per_node = paced
 
     async def _know_all_topics(self, coordinator: Any) -> None:
         """Return once the metadata name every topic of ours; FeedError after half of the time that the group waits for us."""

@@ -43,6 +43,7 @@ class TopicPreflight:
         self._clock = clock
         self._recall = recall
         self._remember = remember
+        self._seen: dict[str, Mapping[str, Any]] = {}
 
     @property
     def name(self) -> str:
@@ -71,12 +72,12 @@ class TopicPreflight:
     async def _partitions(self, side: str, topic: str, fact: TopicFacts, *, plain: bool) -> AsyncIterator[Advice]:
         name = f"topic/{self._pipeline.id}/{topic}"
         now = {"id": fact.topic_id, "partitions": fact.partitions}
-        known = await asyncio.to_thread(self._recall, name) or {}
+        known = await self._known(name, current=lambda known: (known.get("id"), known.get("partitions")) == tuple(now.values()))
         same = known.get("id") == fact.topic_id
         if not same or int(known["partitions"]) < fact.partitions:
             before = int(known["partitions"]) if same else fact.partitions
             known = now | {"before": before, "at": self._clock.now_ms() if same else 0}
-            await asyncio.to_thread(self._remember, name, known)
+            await self._keep(name, known)
         if self._is_fresh(known, HOLE_SHOWN_SECONDS if plain else SHOWN_SECONDS):
             message = f"Topic {topic} has {fact.partitions} partitions; it had {known['before']}."
             if plain:
@@ -93,20 +94,32 @@ class TopicPreflight:
         partitions = [Partition(topic, number) for number in range(fact.partitions)]
         count = sum((await self._offsets.log_ends(partitions)).ends.values()) if partitions else 0
         name = f"dead_letters/{self._pipeline.id}"
-        known = await asyncio.to_thread(self._recall, name) or {}
+        now = {"id": fact.topic_id, "topic": topic, "count": count}
+        known = await self._known(name, current=lambda known: now.items() <= known.items())
         watched = known.get("topic") == topic
         same = watched and known["id"] == fact.topic_id
         if not same or count > int(known["count"]):
             more = count - int(known["count"]) if same else count if watched else 0
             if watched and self._is_fresh(known):
                 more += int(known["more"])
-            now = {"id": fact.topic_id, "topic": topic, "count": count, "more": more}
-            known = now | {"at": self._clock.now_ms() if more else 0}
-            await asyncio.to_thread(self._remember, name, known)
+            known = now | {"more": more, "at": self._clock.now_ms() if more else 0}
+            await self._keep(name, known)
         if self._is_fresh(known):
             records = "1 new record" if known["more"] == 1 else f"{known['more']} new records"
             message = f"The sink's dead-letter topic {topic} has {records}: it gave up writing them."
             yield self._advice("target", message, "Read the reasons in their headers; each write is a gap soon.", "dlq_growing")
+
+    async def _known(self, name: str, *, current: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
+        """Return what is remembered; it is not asked for again while what is there now is what it says."""
+        known = self._seen.get(name)
+        if known is None or not current(known):
+            recalled: Mapping[str, Any] | None = await asyncio.to_thread(self._recall, name)
+            known = self._seen[name] = recalled or {}
+        return known
+
+    async def _keep(self, name: str, known: Mapping[str, Any]) -> None:
+        await asyncio.to_thread(self._remember, name, known)
+        self._seen[name] = known
 
     def _is_fresh(self, known: Mapping[str, Any], seconds: float = SHOWN_SECONDS) -> bool:
         return bool(known.get("at")) and self._clock.now_ms() - int(known["at"]) < seconds * 1000

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, case, delete, func, select, update
+from sqlalchemy import Connection, case, delete, func, select, tuple_, update
 
 from gapwatch.errors import StoreUnreachable
 from gapwatch.ledger.part import LedgerPart
@@ -72,6 +72,13 @@ class FactQueries(LedgerPart):
             statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
         self._db.write(lambda connection: connection.execute(statement), counts=False)
 
+    def set_facts(self, values: Mapping[str, Any]) -> None:
+        """Store several small JSON values at once."""
+        insert = self._db.insert(facts).values([{"name": name, "value": value} for name, value in values.items()])
+        statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+        if values:
+            self._db.write(lambda connection: connection.execute(statement), counts=False)
+
     def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None:
         """Take a free or expired lease; None while somebody holds it (also when that is `holder`: it has `renew_lease`).
 
@@ -102,6 +109,19 @@ class FactQueries(LedgerPart):
         )
         row = self._db.write(lambda connection: connection.execute(statement).one_or_none(), counts=False)
         return None if row is None else _lease(row)
+
+    def renew_leases(self, held: Sequence[Lease], *, seconds: float) -> Sequence[Lease]:
+        """Renew several leases at once; return those that were still ours, as they are now."""
+        mine = tuple_(leases.c.name, leases.c.holder, leases.c.fencing).in_(
+            [(lease.name, lease.holder, lease.fencing) for lease in held]
+        )
+        statement = (
+            update(leases)
+            .where(mine, leases.c.expires_us > self._db.now())
+            .values(expires_us=self._db.now() + int(seconds * MICROSECONDS))
+            .returning(leases)
+        )
+        return [_lease(row) for row in self._db.write(lambda connection: connection.execute(statement).all(), counts=False)]
 
     def release_lease(self, lease: Lease) -> None:
         """Let go at once, where it still is ours; the fencing number stays remembered."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, or_, select, update
+from sqlalchemy import Connection, Row, and_, or_, select, union_all, update
 
 from gapwatch.errors import ConflictError, NotFoundError
 from gapwatch.ledger.bulk import AUDIT_AS_READ, ROWS_AT_ONCE_MAX, audited_of_columns
@@ -17,6 +17,7 @@ from gapwatch.ports import Key
 
 ACTIVE: Final = (RunState.QUEUED, RunState.RUNNING)
 MICROSECONDS: Final = 1_000_000
+PIPELINES_AT_ONCE: Final = 100  # SQLite joins no more than 500 SELECTs
 
 
 class RunQueries(LedgerPart):
@@ -67,6 +68,14 @@ class RunQueries(LedgerPart):
         if states:
             query = query.where(runs.c.state.in_([state.value for state in states]))
         return [run_of(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
+
+    def last_runs(self, kind: RunKind, pipelines: Sequence[str]) -> Mapping[str, Run]:
+        """Return the newest run of a kind of each of these pipelines that has one."""
+
+        def read(connection: Connection) -> list[Row[Any]]:
+            return [row for part in chunks(pipelines, PIPELINES_AT_ONCE) for row in connection.execute(_newest(kind, part))]
+
+        return {row.pipeline: run_of(row) for row in self._db.read(read)}
 
     def take_run(self, kind: RunKind, holder: str, *, seconds: float) -> Run | None:
         """Claim the oldest queued run (or one whose holder's lease expired) and return it as running.
@@ -172,6 +181,16 @@ class RunQueries(LedgerPart):
         if key is not None:
             query = query.where(audit.c.key_hash == key_hash(key))
         return [audited_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
+
+
+def _newest(kind: RunKind, pipelines: Sequence[str]) -> Any:
+    """Return one statement for the newest run of each: an index leads to each of them."""
+    order = (runs.c.requested_at.desc(), runs.c.id.desc())
+    each = [
+        select(runs).where(runs.c.pipeline == name, runs.c.kind == kind.value).order_by(*order).limit(1).subquery()
+        for name in pipelines
+    ]
+    return union_all(*[select(one) for one in each])
 
 
 def _columns(run: Run) -> dict[str, Any]:

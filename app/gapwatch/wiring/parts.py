@@ -25,7 +25,8 @@ from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings, StoreType
 from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board
-from gapwatch.roles.status_feed import StatusTopic
+from gapwatch.roles.status_feed import StatusReader, StatusTopic, StatusView
+from gapwatch.roles.stores import StoreAnswers
 from gapwatch.wiring.measured import snapshot, unread
 from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
 from gapwatch_connectors.registry import connector_of
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SHOWN_SECONDS = 2.0  # between two looks at what is counted, while somebody reads it …
-UNSEEN_SECONDS = 10.0  # … and while nobody has for a while
+UNSEEN_SECONDS = 30.0  # … and while nobody has for a while
 UNSEEN_AFTER_SECONDS = 60.0
 STATUS_SECONDS = 1.0
 # what roles wait for
 BROKERS = "the brokers"
 SOURCES = "the ledger, and a source's catalogue"
+SKEW_SHARED_SECONDS = 5.0  # how long a store's clock, measured for one pipeline, is measured for all
 
 
 class Parts:
@@ -58,6 +60,8 @@ class Parts:
         self.name = f"{role}-{host()}-{os.getpid()}"
         self.waits_for: Callable[[str, str], None] = lambda role, what: None  # "": it has all that it needs, and works
         self._preflights: dict[str, Sequence[Preflight]] = {}
+        self._status = StatusReader(lambda: StatusTopic(self.consumer("status"), settings.topics))
+        self._offsets = StoreAnswers[int](self.clock)
         self._scraped_at = self.clock.monotonic()
         self._registry = SchemaRegistry(settings.schema_registry, self.clock) if settings.schema_registry else None
         self._hot_path = native.find(os.environ)
@@ -207,7 +211,7 @@ class Parts:
         producer = self.producer("repair")
         await producer.start()
         inbox = SuspectInbox(self.consumer("suspects", f"{settings.topics.prefix}.repair"), settings.topics)
-        status = StatusTopic(self.consumer("status-repair"), settings.topics)
+        status = self._status.view()
         try:
             await inbox.start()
             await status.start()
@@ -240,7 +244,7 @@ class Parts:
     async def api(self, stop: asyncio.Event, readiness: Callable[[], Mapping[str, str]]) -> None:
         """Answer from the start: while Kafka does not, ``/readyz`` says so, and every pipeline is UNKNOWN."""
         settings = self.settings
-        status = StatusTopic(self.consumer("status-api"), settings.topics)
+        status = self._status.view()
         lags: dict[tuple[str, str], int] = {}
         board = Board(settings, self.ledger, status, self.clock, lags=lambda: lags)
         server = ApiServer(self._api_deps(board, readiness))
@@ -256,7 +260,7 @@ class Parts:
             await server.stop()
             await status.close()
 
-    async def _read_status(self, status: StatusTopic, board: Board, stop: asyncio.Event) -> None:
+    async def _read_status(self, status: StatusView, board: Board, stop: asyncio.Event) -> None:
         """Read the status topic as soon as Kafka answers."""
         self.waits_for("api", BROKERS)
         while not stop.is_set():
@@ -349,30 +353,33 @@ class Parts:
 
     async def _skew_ms(self, pipeline: str) -> int:
         """Return the larger of both stores' clock offsets, in milliseconds."""
-        stores = await self.stores.stores(pipeline)
-        return max(abs(await stores.source.clock_offset_ms()), abs(await stores.target.clock_offset_ms()))
+        stores, spec = await self.stores.stores(pipeline), self.settings.pipelines[pipeline]
+        sides = ((spec.source.store, stores.source), (spec.target.store, stores.target))
+        return max([abs(await self._offsets.ask(name, one.clock_offset_ms, seconds=SKEW_SHARED_SECONDS)) for name, one in sides])
 
     def _checks(self) -> Callable[[str], Sequence[Preflight]]:
         from gapwatch.roles.repair.clocks import StoreClocks
         from gapwatch.roles.repair.transactions_read import TransactionsRead
 
-        made = self._preflights
+        answers = StoreAnswers[int](self.clock)
+        made, topics, offsets = self._preflights, TopicAdmin(self.settings), OffsetReader(self.settings, self.clock)
 
         def of(pipeline: str) -> Sequence[Preflight]:
             if pipeline not in made:
                 spec = self.settings.pipelines[pipeline]
-                clocks = StoreClocks(spec, partial(self.stores.stores, pipeline))
+                clocks = StoreClocks(spec, partial(self.stores.stores, pipeline), answers=answers)
                 counted = TransactionsRead(spec, self.ledger.fact)
-                made[pipeline] = [*preflights(self.settings, spec), self._topic_check(spec), counted, clocks]
+                checks = [*preflights(self.settings, spec), self._topic_check(spec, topics, offsets), counted, clocks]
+                made[pipeline] = checks
             return made[pipeline]
 
         return of
 
-    def _topic_check(self, spec: PipelineSpec) -> Preflight:
+    def _topic_check(self, spec: PipelineSpec, topics: TopicAdmin, offsets: OffsetReader) -> Preflight:
         return TopicPreflight(
             spec,
-            TopicAdmin(self.settings),
-            OffsetReader(self.settings, self.clock),
+            topics,
+            offsets,
             self.clock,
             recall=self.ledger.fact,
             remember=self.ledger.set_fact,

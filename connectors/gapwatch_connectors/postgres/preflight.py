@@ -12,10 +12,10 @@ from gapwatch.core.resolve import resolve
 from gapwatch.errors import ConfigError, StoreError, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Advice, DatasetInfo, Measure
-from gapwatch_connectors.postgres.catalogue import Slot, Table, read_slots, read_table
+from gapwatch_connectors.postgres.catalogue import Slot, Table, read_slots
 from gapwatch_connectors.postgres.connection import Connection, Connections
 from gapwatch_connectors.postgres.lookups import lookups_of
-from gapwatch_connectors.postgres.reader import PostgresReader
+from gapwatch_connectors.postgres.reader import PostgresReader, dataset_info
 
 SAMPLE = 10
 ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
@@ -64,11 +64,9 @@ class PostgresPreflight:
         return await self._looked(rows=False)
 
     async def _looked(self, *, rows: bool) -> Sequence[Advice]:
-        await self._reader.ping()
-        info = await self._reader.describe()
         async with self._connections.connection() as connection:
-            table = await read_table(connection, self._pipeline.source.store, self._table)
-            changed = self._mapping(info)
+            table = await self._reader.examine_on(connection)
+            changed = self._mapping(dataset_info(table))
             advice = self._identity(table) + changed + await self._log(connection, table)
             advice += [] if changed else self._columns(table)
         advice += await self._rows() if rows and not changed else []

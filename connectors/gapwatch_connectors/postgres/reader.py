@@ -95,24 +95,12 @@ class PostgresReader:
 
     async def describe(self) -> DatasetInfo:
         async with self._connections.connection() as connection:
-            table = await self._read_table(connection)
-        return DatasetInfo(
-            identity=table.identity,
-            unique=table.unique,
-            columns=tuple(
-                ColumnInfo(
-                    name=column.name,
-                    type_name=column.type_name,
-                    storage=column.storage,
-                    scale=column.scale,
-                    precision=column.precision,
-                    nullable=not column.required,
-                )
-                for column in table.columns.values()
-            ),
-            primary_key=table.primary_key,
-            replica_identity=table.replica_identity,
-        )
+            return dataset_info(await self._read_table(connection))
+
+    async def examine_on(self, connection: Connection) -> Table:
+        """Return what the catalogue says, of the primary."""
+        await _primary(connection, self._store)
+        return await self._read_table(connection)
 
     async def _read_table(self, connection: Connection) -> Table:
         self._table = await read_table(connection, self._store, self._name)
@@ -416,3 +404,24 @@ def _read(records: Sequence[StoredRecord], missing: Read) -> Read | tuple[Stored
     if not records:
         return missing
     return records[0] if len(records) == 1 else tuple(records)
+
+
+def dataset_info(table: Table) -> DatasetInfo:
+    """Return what is resolved against, from what the catalogue says."""
+    return DatasetInfo(
+        identity=table.identity,
+        unique=table.unique,
+        columns=tuple(
+            ColumnInfo(
+                name=column.name,
+                type_name=column.type_name,
+                storage=column.storage,
+                scale=column.scale,
+                precision=column.precision,
+                nullable=not column.required,
+            )
+            for column in table.columns.values()
+        ),
+        primary_key=table.primary_key,
+        replica_identity=table.replica_identity,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -77,9 +78,9 @@ async def test_a_refusal_is_said_by_the_doctor_and_no_look_of_the_watchers(table
     preflight = PostgresSourcePreflight(spec, URL)
     refused = StoreRefused("Postgres refused: password authentication failed.", store="shop", remedy="Correct it.")
 
-    for one in preflight._tables.values():
-        one._reader.ping = mock.AsyncMock(side_effect=refused)  # type: ignore[method-assign]
-    with mock.patch.object(preflight._connections, "connection", side_effect=refused):
+    with ExitStack() as away:
+        for connections in (preflight._connections, *(one._connections for one in preflight._tables.values())):
+            away.enter_context(mock.patch.object(connections, "connection", side_effect=refused))
         assert [(one.level, one.finding) for one in await preflight.check()] == [("error", "")]
         assert [(one.level, one.finding) for one in await preflight.watch()] == [("unknown", "")]
     await preflight.close()

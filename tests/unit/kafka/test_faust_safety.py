@@ -473,3 +473,32 @@ def test_certificate_checks_are_left_out_only_when_asked() -> None:
 def test_a_mechanism_that_aiokafka_cannot_do_is_refused_by_name() -> None:
     with pytest.raises(StoreRefused, match="OAUTHBEARER"):
         broker_credentials({"security.protocol": "SASL_SSL", "sasl.mechanisms": "OAUTHBEARER"})
+
+
+def test_the_broker_keeps_a_fetch_for_longer_only_while_nothing_comes() -> None:
+    class Fetcher:
+        def __init__(self) -> None:
+            self._records: dict[str, int] = {}
+            self._fetch_max_wait_ms = 0
+
+        def _get_actions_per_node(self, assignment: object) -> object:
+            return self._fetch_max_wait_ms
+
+    now = [100.0]
+    thread = faust_safety.SafeConsumerThread.__new__(faust_safety.SafeConsumerThread)
+    thread.clock = SimpleNamespace(monotonic=lambda: now[0])  # type: ignore[misc]
+    fetcher = Fetcher()
+    thread._pace(fetcher)
+    asked = [fetcher._get_actions_per_node(None)]
+    now[0] += faust_safety.STILL_AFTER_SECONDS + 0.1
+    asked.append(fetcher._get_actions_per_node(None))
+    fetcher._records = {"p0": 1}  # p0 waits here: the next fetch leaves it out
+    asked.append(fetcher._get_actions_per_node(None))
+    now[0] += 0.1
+    asked.append(fetcher._get_actions_per_node(None))
+    now[0] += faust_safety.STILL_AFTER_SECONDS  # nobody takes them: their partition is paused
+    asked.append(fetcher._get_actions_per_node(None))
+    fetcher._records = {}
+    asked.append(fetcher._get_actions_per_node(None))
+    short, long = faust_safety.FETCH_WAIT_MS, faust_safety.STILL_FETCH_WAIT_MS
+    assert asked == [short, long, short, short, long, short]

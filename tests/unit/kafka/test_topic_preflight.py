@@ -125,3 +125,29 @@ def test_a_dead_letter_topic_that_is_made_with_its_first_record_has_a_new_one() 
     topics.facts[LETTERS], topics.ends[LETTERS] = there, 1
     (advice,) = topics.check(pipeline())
     assert "1 new record:" in advice.message
+
+
+def test_what_is_remembered_is_not_asked_for_again_while_nothing_changes() -> None:
+    topics, source = brokers()
+    spec, asked = pipeline(), list[str]()
+
+    def recall(name: str) -> Mapping[str, Any] | None:
+        asked.append(name)
+        return topics.remembered.get(name)
+
+    made = TopicPreflight(
+        spec,
+        topics,  # type: ignore[arg-type]
+        topics,  # type: ignore[arg-type]
+        topics.clock,
+        recall=recall,
+        remember=topics.remembered.__setitem__,
+    )
+    assert asyncio.run(made.check()) == []
+    first = len(asked)
+    assert asyncio.run(made.check()) == []
+    assert len(asked) == first
+    topics.ends[LETTERS] = 9
+    topics.facts[source] = TopicFacts(topic_id=source, partitions=4)
+    assert {one.finding for one in asyncio.run(made.check())} == {"partitions_added", "dlq_growing"}
+    assert len(asked) == first + 2, "only what has changed, as another worker may have seen it first"

@@ -180,6 +180,7 @@ def test_a_whole_sweep_takes_its_time_unless_somebody_waits_for_it(
     async def slowly(*some: Any, **more: Any) -> AsyncIterator[ContentChunk]:
         async for chunk in reading(*some, **more):
             await clock.sleep(READING_SECONDS)
+            await asyncio.sleep(0.01)  # what is beside it has threads, which virtual time does not wait for
             yield chunk
 
     monkeypatch.setattr(scanning, "RECORDS_PER_CHUNK", 10 * scanning.GIVING_WAY)

@@ -24,6 +24,7 @@ from gapwatch.kafka.clients import AckedProducer
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.ports import Clock, Lease, Ledger
+from gapwatch.roles.together import Together, facts_together, renewals_together
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +80,8 @@ class CaptureDependencies:
 class CaptureRole:
     def __init__(self, dependencies: CaptureDependencies) -> None:
         self._on = dependencies
+        self._facts = facts_together(dependencies.ledger, dependencies.clock)
+        self._renewals = renewals_together(dependencies.ledger, dependencies.clock, seconds=LEASE_SECONDS)
 
     async def run(self, stop: asyncio.Event) -> None:
         await self._on.producer.start()
@@ -98,7 +101,7 @@ class CaptureRole:
             if lease is None:
                 await self._on.clock.sleep(RETRY_SECONDS)
                 continue
-            held = _Held(self._on, lease)
+            held = _Held(self._on.clock, self._renewals, lease)
             try:
                 await work(held)
             except ConflictError:
@@ -119,7 +122,7 @@ class CaptureRole:
         try:
             token = stored["token"].encode() if "token" in stored else None
             async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
-                watermark, stored_at = 0, -TOKEN_SECONDS
+                watermark, kept = 0, -1
                 async for batch in batches:
                     self._on.on_requests(stream.store, "capture", stream.pipeline.id, batch.requests)
                     if lost:  # the hole ends where reading has begun, not where it ended
@@ -127,9 +130,12 @@ class CaptureRole:
                         lost = ""
                     await self._send(stream, batch, after=watermark)
                     watermark = max(watermark, batch.watermark)
-                    if batch.events or self._on.clock.monotonic() - stored_at > TOKEN_SECONDS:
-                        stored_at = self._on.clock.monotonic()
-                        await asyncio.to_thread(self._on.ledger.set_fact, fact, _position(batch, max(proven, watermark)))
+                    turn = int(
+                        self._on.clock.monotonic() / TOKEN_SECONDS
+                    )  # the same for all streams, so that they store together
+                    if batch.events or turn != kept:
+                        kept = turn
+                        await self._facts.ask((fact, _position(batch, max(proven, watermark))))
                     await held.renew()
                     if stop.is_set():
                         return
@@ -207,17 +213,23 @@ def _position(batch: StreamBatch, watermark: int) -> dict[str, Any]:
 class _Held:
     """A lease that is renewed every two seconds while its work goes on."""
 
-    def __init__(self, on: CaptureDependencies, lease: Lease) -> None:
-        self._on = on
+    def __init__(self, clock: Clock, renewals: Together[Lease, Lease | None], lease: Lease) -> None:
+        self._clock = clock
+        self._renewals = renewals
         self.lease = lease
-        self._renewed = on.clock.monotonic()
+        self._renewed = self._turn()
 
     async def renew(self) -> None:
         """Raises ConflictError when somebody else holds it by now."""
-        if self._on.clock.monotonic() - self._renewed < RENEW_SECONDS:
+        turn = self._turn()
+        if turn == self._renewed:
             return
-        renewed = await asyncio.to_thread(self._on.ledger.renew_lease, self.lease, seconds=LEASE_SECONDS)
+        renewed = await self._renewals.ask(self.lease)
         if renewed is None:
             raise ConflictError(f"The lease {self.lease.name} was lost.")
         self.lease = renewed
-        self._renewed = self._on.clock.monotonic()
+        self._renewed = turn
+
+    def _turn(self) -> int:
+        """Return a number that is the same for all leases, so that they are renewed together."""
+        return int(self._clock.monotonic() / RENEW_SECONDS)

@@ -8,7 +8,7 @@ worker; its successor, here or elsewhere, starts from the last commit marker.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -33,7 +33,13 @@ log = structlog.get_logger(__name__)
 EAGER_SECONDS: Final = 0.1
 EAGER_TICKS: Final = 10  # with partitions in hand, before the checkpoints come at their own pace
 SPEAK_SECONDS: Final = 0.05  # what one control record makes due comes partition by partition
+SAID_PER_STALL: Final = 8  # status records within the shortest ``stall_after``, where nothing comes: a slow one is no silence
 POSTPONED_SECONDS: Final = 0.2  # before a checkpoint that had to wait is tried again while the agent is held up
+
+
+def still_seconds(stalls: Iterable[float]) -> float:
+    """Return how long a status serves while nothing comes, by what each pipeline takes for silence."""
+    return min(stalls, default=0.0) / SAID_PER_STALL
 
 
 class MatchWorker:
@@ -63,6 +69,7 @@ class MatchWorker:
         self._checkpointer = Checkpointer(
             self._held, self._table, outlet, clock, worker=name, topic_id=lambda: self._restorer.topic_id, owns=self._owns
         )
+        self._still_seconds = still_seconds(spec.stall_after_seconds for spec in settings.pipelines.values())
         self._failure: asyncio.Future[BaseException]
         self._spoken = asyncio.Event()
         self.hung = False
@@ -205,17 +212,24 @@ class MatchWorker:
     # what runs beside
 
     async def _tick(self) -> None:
-        pause, eager = EAGER_SECONDS, EAGER_TICKS
+        pause, eager, checkpointed = EAGER_SECONDS, EAGER_TICKS, float("-inf")
         while True:
             await self._clock.sleep(pause)
             if not self._held or self._app.rebalancing:
                 continue
+            if self._still() and self._clock.monotonic() - checkpointed < self._still_seconds:
+                continue  # it would say the same once more
             if eager:  # what a new owner has applied first is shown at once
                 eager = 0 if any(one.events for one in self._held.values()) else eager - 1
                 if eager:
                     continue
                 pause = self._tuning.checkpoint_seconds
+            checkpointed = self._clock.monotonic()
             await self._checkpointer.run()
+
+    def _still(self) -> bool:
+        """Whether nothing was applied since the last checkpoint."""
+        return not any(held.events or held.said for held in self._held.values())
 
     async def _speak(self) -> None:
         """Raise suspects as they come, a few at a time: whoever waits for a gap should not wait for a checkpoint."""

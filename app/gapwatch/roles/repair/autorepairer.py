@@ -35,6 +35,7 @@ OTHERS_SECONDS = 1.0  # before a gap is seen that another process has stored, or
 RETRY = timedelta(seconds=10)  # after a run that read nothing, or could not be carried out
 SIZE_SECONDS = 60.0  # how long an estimate of a dataset's size serves
 TIDY_SECONDS = 5.0
+TIDY_OTHERS_SECONDS = 20.0  # … where nothing was written here meanwhile
 RUNS = 10
 LEFT_OVER = 500  # gaps that a run left behind which nobody ended, at once
 
@@ -55,7 +56,7 @@ class AutoRepairer:
         self._on = dependencies
         self._holding = Holding(dependencies.ledger, dependencies.clock)
         self._sizes: dict[str, tuple[float, int]] = {}
-        self._tidied: dict[str, float] = {}
+        self._tidied: dict[str, tuple[float, int]] = {}  # when, and how much this process had written by then
 
     async def run(self, stop: asyncio.Event) -> None:
         asking = Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS)
@@ -151,10 +152,11 @@ class AutoRepairer:
 
     async def _tidy(self, spec: PipelineSpec) -> None:
         """Set gaps down whose run was ended by somebody else than its holder; forget attempts at what was resolved."""
-        at = self._on.clock.monotonic()
-        if at < self._tidied.get(spec.id, 0.0) + TIDY_SECONDS:
+        at, writes = self._on.clock.monotonic(), self._on.ledger.writes()
+        last, seen = self._tidied.get(spec.id, (float("-inf"), -1))
+        if at < last + (TIDY_OTHERS_SECONDS if writes == seen else TIDY_SECONDS):
             return
-        self._tidied[spec.id] = at
+        self._tidied[spec.id] = (at, writes)
         ledger, where = self._on.ledger, GapFilter(pipeline=spec.id, states=(State.REPAIRING.value,))
         page = await asyncio.to_thread(lambda: ledger.gaps(where, limit=LEFT_OVER))
         runs = await asyncio.to_thread(lambda: ledger.runs(pipeline=spec.id, kind=RunKind.BACKFILL, states=ACTIVE, limit=1))

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from gapwatch.errors import StoreError
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Advice, DatasetReader
-from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.stores import PipelineStores, StoreAnswers
 
 TRIES = 3  # a slow answer looks like a wrong clock: the smallest of so many offsets counts
+SHARED_SECONDS = 2.5  # how long a store's clock, measured for one pipeline, is measured for all
 REMEDY = "Let both machines follow a time server; until then every gap is called by that much later."
 
 
 class StoreClocks:
     """Implements :class:`gapwatch.ports.Preflight` for the clocks of one pipeline's stores."""
 
-    def __init__(self, pipeline: PipelineSpec, stores: Callable[[], Awaitable[PipelineStores]]) -> None:
+    def __init__(
+        self,
+        pipeline: PipelineSpec,
+        stores: Callable[[], Awaitable[PipelineStores]],
+        *,
+        answers: StoreAnswers[int] | None = None,  # shared with other pipelines of the same stores
+    ) -> None:
         self._pipeline = pipeline
         self._stores = stores
+        self._answers = answers
 
     @property
     def name(self) -> str:
@@ -30,8 +39,9 @@ class StoreClocks:
         stores = await self._stores()
         advice = []
         for side, store, reader in (("source", spec.source.store, stores.source), ("target", spec.target.store, stores.target)):
+            measure = partial(self._offset_ms, reader)
             try:
-                offset = await self._offset_ms(reader)
+                offset = await (measure() if self._answers is None else self._answers.ask(store, measure, seconds=SHARED_SECONDS))
             except StoreError as error:
                 advice.append(self._advice("unknown", side, error.message, error.remedy))
                 continue

@@ -35,6 +35,8 @@ from gapwatch.roles.stores import PipelineStores
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 0.1
+STILL_SECONDS = 0.5  # for the first suspect, while none comes
+SUSPECTS_AT_ONCE = 500
 UNREACHABLE_SECONDS = 1.0
 
 
@@ -102,7 +104,7 @@ class Confirmer:
         workers = [asyncio.create_task(self._judge_forever(pipeline, stop)) for pipeline in self._on.judges]
         try:
             while not stop.is_set():
-                await self._receive(await self._on.inbox.take(500, 0.2))
+                await self._receive(await self._on.inbox.take(SUSPECTS_AT_ONCE, STILL_SECONDS))
                 for worker in workers:
                     if worker.done():
                         worker.result()

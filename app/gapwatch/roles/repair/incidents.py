@@ -12,11 +12,13 @@ from gapwatch.core.incidents import SAMPLES, incident_of, known_incident, since_
 from gapwatch.model.gap import FindingRecord
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, Ledger
+from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.watcher import FindingBook
 
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 2.0
+OTHERS_SECONDS: Final = 10.0  # before gaps are seen that another process has stored; it looks at them itself
 
 
 class IncidentWatch:
@@ -29,7 +31,11 @@ class IncidentWatch:
         self._clock = clock
 
     async def run(self, stop: asyncio.Event) -> None:
+        asking = Asking(self._ledger, self._clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
+            if not asking.due():
+                await self._clock.sleep(LOOK_SECONDS)
+                continue
             findings = await asyncio.to_thread(self._ledger.findings)
             for pipeline in self._pipelines.values():
                 await self.look(pipeline, [record for record in findings if record.pipeline == pipeline.id])

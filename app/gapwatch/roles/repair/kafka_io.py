@@ -18,6 +18,7 @@ from gapwatch.ports import OutboxRow
 from gapwatch.roles.repair.confirmer import Raised, Verdict
 
 COMMIT_EVERY = 200  # finished suspects
+TOGETHER_SECONDS = 0.05  # what comes so soon after a first suspect is read with it
 UNDONE_MAX = 50_000  # suspects under judgement, above which no more are read
 
 
@@ -30,6 +31,7 @@ class SuspectInbox:
         self._open: dict[Partition, dict[int, None]] = {}
         self._next: dict[Partition, int] = {}
         self._finished = 0
+        self._still = False  # the last read brought nothing
 
     async def start(self) -> None:
         await self._consumer.subscribe([self._topics.suspects], self)
@@ -39,7 +41,9 @@ class SuspectInbox:
         if sum(len(offsets) for offsets in self._open.values()) > UNDONE_MAX:
             await asyncio.sleep(seconds)
             return ()
-        polled = await self._consumer.consume(limit, seconds=min(seconds, 0.05))
+        wanted, patience = (1, seconds) if self._still else (limit, min(seconds, TOGETHER_SECONDS))
+        polled = await self._consumer.consume(wanted, seconds=patience)
+        self._still = not polled.runs
         for where, fault in polled.faults:
             if not fault.retriable and not (isinstance(fault, HistoryLost) and where is None):
                 raise fault

@@ -11,7 +11,7 @@ from gapwatch.roles.repair.asking import Asking
 
 BATCH = 500
 IDLE_SECONDS = 0.1
-OTHERS_SECONDS = 1.0  # before rows are seen that another process has left
+OTHERS_SECONDS = 2.0  # before rows are seen that another process has left
 
 
 class OutboxSink(Protocol):

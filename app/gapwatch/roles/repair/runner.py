@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 RUNS_AT_ONCE = 4  # of a kind in one process
 TAKE_SECONDS = 0.25
-OTHERS_SECONDS = 1.0  # before a run is seen that another process has queued, or whose holder is gone
+OTHERS_SECONDS = 2.0  # before a run is seen that another process has queued, or whose holder is gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,12 +26,14 @@ from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.book import held_since, hold_from
 from gapwatch.roles.repair.leisure import WITHIN, within_seconds
 
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
+OTHERS_SECONDS = 2.0  # before it is seen what another process has stored, or what time makes due
 HOLE_SPACING_SECONDS = 15.0  # a feed that stays broken makes a new hole all the time
 ONGOING_SPACING_SECONDS = 60.0  # between sweeps for a hole that still grows, or that prove nothing, at least …
 ONGOING_SPACING_FACTOR = 10  # … and so many times as long as the last one took: a tenth of the time goes to them, no more
@@ -138,6 +140,7 @@ class Known:
 
     facts: Mapping[str, Any]
     findings: Sequence[FindingRecord]
+    last: Mapping[str, Run] | None = None  # the last sweep of each pipeline, read after both; None: to be asked for
 
     @classmethod
     def of(cls, ledger: Ledger) -> Known:
@@ -155,8 +158,9 @@ class SweepScheduler:
         self._started = dependencies.clock.now()
 
     async def run(self, stop: asyncio.Event) -> None:
+        asking = Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
-            if self._on.board.read_through:
+            if self._on.board.read_through and asking.due():
                 await self.tick()
             await self._on.clock.sleep(TICK_SECONDS)
 
@@ -168,6 +172,8 @@ class SweepScheduler:
     def _look(self) -> Mapping[str, str]:
         """Return the pipelines that want a sweep now, and why."""
         known = Known.of(self._on.ledger)
+        last = self._on.ledger.last_runs(RunKind.SWEEP, list(self._on.pipelines))
+        known = replace(known, last=last)
         wanted = {name: self._wanted(spec, self._on.board.records(name), known) for name, spec in self._on.pipelines.items()}
         return {name: reason for name, reason in wanted.items() if reason}
 
@@ -198,7 +204,8 @@ class SweepScheduler:
         known = known or Known.of(ledger)
         if self._is_quiet(pipeline, known, now):
             return ""
-        last, swept = self._last(pipeline.id), known.facts.get(Facts.swept(pipeline.id))
+        last = self._last(pipeline.id) if known.last is None else known.last.get(pipeline.id)
+        swept = known.facts.get(Facts.swept(pipeline.id))
         if last is not None and last.state in ACTIVE:
             if WITHIN in last.request and self._is_waited_for(records, known.of_pipeline(pipeline.id), swept, now):
                 hurry(ledger, pipeline.id, last.id)

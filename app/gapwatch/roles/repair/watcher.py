@@ -10,7 +10,7 @@ hole grows with every check; it can be covered once it is over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -25,12 +25,15 @@ from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Hole
 from gapwatch.ports import Advice, Clock, Ledger, Measure, Preflight
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.stores import StoreProvider
+from gapwatch.roles.stores import StoreAnswers, StoreProvider
+from gapwatch.roles.together import facts_together
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 5.0
 CHECKS = "checks"  # in a finding's details: who found it
+FINDINGS_SECONDS = 2.0  # how long what another process has raised or cleared may be overlooked
+PING_SECONDS = 1.0  # how long a store's answer to one pipeline is one to all
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
@@ -119,21 +122,27 @@ class Watcher:
         self._book = book
         self._measured: dict[str, dict[tuple[str, str], str]] = {}  # by pipeline: metrics, and of what, with who measured it last
         self._blind: dict[str, dict[str, tuple[float, str]]] = {}  # by pipeline and check: since when it cannot look, and why
+        self._facts = facts_together(dependencies.ledger, dependencies.clock)
+        self._known = StoreAnswers[Sequence[FindingRecord]](dependencies.clock)
+        self._pings = StoreAnswers[None](dependencies.clock)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
         async with asyncio.TaskGroup() as tasks:
             for pipeline in self._on.pipelines.values():
                 report_seconds = min(POLL_SECONDS, pipeline.stall_after_seconds / REPORTS_PER_STALL)
-                tasks.create_task(self._repeat(stop, pipeline, self.report, report_seconds))
-                tasks.create_task(self._repeat(stop, pipeline, self.check, POLL_SECONDS))
+                tasks.create_task(self._report_on(stop, pipeline, report_seconds))
+                tasks.create_task(self._check_on(stop, pipeline))
 
-    async def _repeat(
-        self, stop: asyncio.Event, pipeline: PipelineSpec, step: Callable[[PipelineSpec], Awaitable[None]], seconds: float
-    ) -> None:
+    async def _report_on(self, stop: asyncio.Event, pipeline: PipelineSpec, seconds: float) -> None:
         while not stop.is_set():
-            await step(pipeline)
-            await self._on.clock.sleep(seconds)
+            await self.report(pipeline)
+            await self._on.clock.sleep(seconds - self._on.clock.monotonic() % seconds)  # all at once: they ask the same stores
+
+    async def _check_on(self, stop: asyncio.Event, pipeline: PipelineSpec) -> None:
+        while not stop.is_set():
+            await self.check(pipeline)
+            await self._on.clock.sleep(POLL_SECONDS)
 
     async def report(self, pipeline: PipelineSpec) -> None:
         """Say what of one pipeline's stores could not be read; that somebody said so expires after ``stall_after``."""
@@ -144,7 +153,7 @@ class Watcher:
             "unreadable": unreadable,
             "unlooked": [] if unreadable else self._unlooked(pipeline),  # which says it already
         }
-        await asyncio.to_thread(self._on.ledger.set_fact, Facts.repair(pipeline.id, self._on.host), fact)
+        await self._facts.ask((Facts.repair(pipeline.id, self._on.host), fact))
 
     def _unlooked(self, pipeline: PipelineSpec) -> list[str]:
         """Return why checks could not look for as long as a status lives: what they would find is not known any more."""
@@ -207,11 +216,24 @@ class Watcher:
         for name, reader in ((pipeline.source.store, stores.source), (pipeline.target.store, stores.target)):
             try:
                 async with asyncio.timeout(CHECK_SECONDS_MAX):
-                    await reader.ping()
+                    await self._pings.ask(name, reader.ping, seconds=PING_SECONDS)
             except (GapwatchError, TimeoutError) as error:
                 unreadable.append(name)
                 log.warning("store_unreachable", pipeline=pipeline.id, store=name, error=str(error))
         return unreadable
+
+    async def _findings(self, pipeline: str, *, fresh: bool) -> Sequence[FindingRecord]:
+        """Return a pipeline's open findings; read for all of them together, unless one is to be written anew by what it says."""
+        if fresh:
+            return await asyncio.to_thread(self._on.ledger.findings, pipeline)
+
+        async def read() -> Sequence[FindingRecord]:
+            return await asyncio.to_thread(self._on.ledger.findings)
+
+        name = str(self._on.ledger.writes())  # what was written here since is read again
+        found = await self._known.ask(name, read, seconds=FINDINGS_SECONDS)
+        self._known.forget_but(name)
+        return [record for record in found if record.pipeline == pipeline]
 
     def _finding(self, pipeline: PipelineSpec, advice: Advice) -> FindingRecord | None:
         """Turn a piece of advice that names a finding into one; advice on style is for ``doctor`` only."""
@@ -248,8 +270,8 @@ class Watcher:
 
     async def _store(self, pipeline: PipelineSpec, looks: Sequence[_Look]) -> None:
         """Store what was found; what those that had found it find no more is over, whatever became of the other checks."""
-        known = {record.id: record for record in await asyncio.to_thread(self._on.ledger.findings, pipeline.id)}
         found = {record.id: record for look in looks for record in look.found}
+        known = {record.id: record for record in await self._findings(pipeline.id, fresh=bool(found))}
         for record in found.values():
             before = known.get(record.id)
             details = {**record.details, CHECKS: _holders(before, record.id, looks)}
