@@ -172,6 +172,7 @@ class _Sweep:
         for key in self._place.left if self._place is not None else ():  # before anybody reports how far this sweep has come
             self._judge.add(key)
         try:
+            await self._look_who_waits()
             if self._scope is Scope.FULL or self._part is not None:
                 await self._estimate_sides()
             undecided = await self._judge_all(asyncio.create_task(self._reading()))
@@ -204,6 +205,11 @@ class _Sweep:
             log.info(f"sweep_part_{what}", pipeline=self._run.pipeline, run=self._run.id, part=self._part.number, **more)
 
     # reading
+
+    async def _look_who_waits(self) -> None:
+        if not self._leisure.hurried:
+            asked = await asyncio.to_thread(self._on.ledger.fact, Facts.hurry(self._run.pipeline))
+            self._leisure.hurried = asked == self._run.id
 
     async def _estimate_sides(self) -> None:
         """Ask both stores about how many rows there are: of a part, as if all parts were alike."""
@@ -418,9 +424,7 @@ class _Sweep:
         self._next_report = now + 1.0
         if self._part is None:
             await refuse_cancelled(self._on.ledger, self._run.id)
-        if not self._leisure.hurried:
-            asked = await asyncio.to_thread(self._on.ledger.fact, Facts.hurry(self._run.pipeline))
-            self._leisure.hurried = asked == self._run.id
+        await self._look_who_waits()
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
         mark = self._resumption.advance(self._judge.cases) if whole else None
