@@ -14,6 +14,7 @@ const MEMBERS: usize = 21; // of a packed section
 const MASK_BYTES: usize = 2; // around a mask digest on the wire, at most
 const VALUE_BYTES: usize = 5;
 const CHARACTER_BYTES: usize = 4;
+const SPARE: usize = 16; // events that a partition may have more than its share, before it has to grow
 
 /// A column of rows that hold several values: each row as it travels.
 #[derive(Default, Clone)]
@@ -188,9 +189,24 @@ impl Columns {
         }
     }
 
-    fn like(&self, py: Python<'_>) -> Self {
+    /// Columns like these, with room for so many events.
+    fn room(&self, count: usize, py: Python<'_>) -> Self {
         let (masks, values) = (self.masks.is_some(), self.values.is_some());
-        Columns::new(py, masks, values, self.versions.is_some(), self.target_ids.is_some())
+        let mut made = Columns::new(py, masks, values, self.versions.is_some(), self.target_ids.is_some());
+        made.keys.reserve(count * (self.keys.len() / self.ends.len().max(1) + 1));
+        made.reserve(count);
+        made
+    }
+
+    /// Make room for so many more events.
+    pub fn reserve(&mut self, count: usize) {
+        self.ends.reserve(count);
+        self.operations.reserve(count);
+        for column in [&mut self.offsets, &mut self.majors, &mut self.minors, &mut self.event_times, &mut self.append_times] {
+            column.reserve(count);
+        }
+        self.contents.reserve(count);
+        self.digests.reserve(DIGEST * count);
     }
 
     fn weight(&self, row: usize) -> usize {
@@ -332,7 +348,7 @@ impl Columns {
         let mut found: Vec<Option<Columns>> = (0..partitions).map(|_| None).collect();
         for row in start..end {
             let partition = (xxh3_64(self.key(row)) % partitions as u64) as usize;
-            found[partition].get_or_insert_with(|| self.like(py)).push_of(self, row);
+            found[partition].get_or_insert_with(|| self.room((end - start) / partitions + SPARE, py)).push_of(self, row);
         }
         Ok(found)
     }

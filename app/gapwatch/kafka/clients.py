@@ -38,7 +38,7 @@ _CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
     "heartbeat.interval.ms": 1_000,
     "fetch.wait.max.ms": 250,  # of a broker that has nothing; what arrives is sent at once
     "fetch.queue.backoff.ms": 20,  # by default a full queue is looked at again after a second: the wall clock stalls
-    "queued.max.messages.kbytes": 65_536,
+    "queued.max.messages.kbytes": 16_384,
     "topic.metadata.refresh.interval.ms": 30_000,
 }
 
