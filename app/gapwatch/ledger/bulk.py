@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Table, bindparam, select, type_coerce, update
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.types import NullType
 
 from gapwatch.ledger.database import Database
@@ -39,6 +40,7 @@ _STATE: Final = ("state", "resolved_at", "resolution", "note", "revision")  # wh
 AS_READ: Final = tuple(type_coerce(column, NullType()).label(column.name) for column in gaps.c)
 AUDIT_AS_READ: Final = tuple(type_coerce(audit.c[name], NullType()).label(name) for name in _AUDIT)  # audited_of_columns
 
+_Psycopg: Any = psycopg.dialect  # its constructor has no types
 _json = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -100,17 +102,10 @@ class Bulk:
         return self._compiled(statement.values({name: bindparam(name) for name in names}), (*names, *_GUARD))
 
     def _compiled(self, statement: Any, names: Sequence[str]) -> str:
-        compiled = statement.compile(dialect=self._positional())
+        positional: Any = sqlite.dialect(paramstyle="qmark") if self._database.is_sqlite else _Psycopg(paramstyle="format")
+        compiled = statement.compile(dialect=positional)
         assert tuple(compiled.positiontup) == tuple(names), "the tuples are in the order of the statement"
         return str(compiled)
-
-    def _positional(self) -> Any:
-        if self._database.is_sqlite:
-            return sqlite.dialect(paramstyle="qmark")
-        from sqlalchemy.dialects.postgresql import psycopg  # an import that a ledger in SQLite need not wait for
-
-        made: Any = psycopg.dialect  # its constructor has no types
-        return made(paramstyle="format")
 
 
 def _run(connection: Connection, statement: str, rows: list[Row]) -> int:

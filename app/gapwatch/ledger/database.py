@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import BigInteger, Connection, Engine, Table, create_engine, event, literal_column, select
 from sqlalchemy import exc as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import ColumnElement
@@ -86,11 +86,7 @@ class Database:
 
     def insert(self, table: Table) -> Any:
         """Return an INSERT of the dialect, which knows ON CONFLICT and RETURNING (alike in both, of unrelated types)."""
-        if self.is_sqlite:
-            return sqlite.insert(table)
-        from sqlalchemy.dialects import postgresql  # an import that a ledger in SQLite need not wait for
-
-        return postgresql.insert(table)
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
         self.engine.dispose()
