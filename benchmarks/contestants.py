@@ -44,13 +44,14 @@ async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREF
     async def no_skew(_: str) -> int:
         return 0
 
+    module = native.find(os.environ).module
     role = IngestRole(
         IngestDependencies(
             settings=settings,
             pipelines=settings.pipelines,
             ledger=ledger,
             producer=AckedProducer(settings, client_id=name),
-            consumer=RawConsumer(settings, client_id=name, group=group, options={"enable.partition.eof": True}),
+            consumer=RawConsumer(settings, client_id=name, group=group, options={"enable.partition.eof": True}, native=module),
             heartbeats=RawConsumer(settings, client_id=f"{name}-heartbeats"),
             offsets=OffsetReader(settings, clock),
             topics=TopicAdmin(settings),
@@ -59,7 +60,7 @@ async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREF
             skew_ms=no_skew,
             on_unparsable=lambda reason: sys.exit(f"unparsable: {reason}"),
             on_finding=lambda pipeline, finding: sys.exit(f"finding: {finding}"),
-            native=native.find(os.environ).module,
+            native=module,
         )
     )
     stop = asyncio.Event()

@@ -19,10 +19,10 @@ from confluent_kafka import Message
 
 from benchmarks import limits, work
 from gapwatch import native
-from gapwatch.core.batches import SectionBuilder, batches, pack
-from gapwatch.core.envelopes import BatchDecoder, EventColumns, decoder_for
+from gapwatch.core.batches import SectionBuilder, packed_batches
+from gapwatch.core.compiledcolumns import CompiledSection
+from gapwatch.core.envelopes import BatchDecoder, Columns, decoder_for
 from gapwatch.core.feeds import FeedProgress
-from gapwatch.core.keys import by_partition
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.stream import Section, Side
 
@@ -98,9 +98,11 @@ class Stages:
             key(message.key())
             document(document_change(message.value()).after or "")
 
-    def _sections(self, columns: EventColumns) -> list[Section]:
+    def _sections(self, columns: Columns) -> list[Section | CompiledSection]:
         made = []
-        for places in by_partition(columns.keys, work.EVENTS_PARTITIONS):
+        for part in columns.dealt(work.EVENTS_PARTITIONS, 0, len(columns)):
+            if part is None:
+                continue
             builder = SectionBuilder(
                 pipeline="orders",
                 side=self._side,
@@ -110,13 +112,13 @@ class Stages:
                 mapping=self._fingerprint,
                 shape=self._decoder.shape,
             )
-            builder.take(columns, places)
-            made.append(builder.build(columns.offsets[0], columns.offsets[-1] + 1))
+            builder.take(part)
+            made.append(builder.close(columns.offsets[0], columns.offsets[-1] + 1))
         return made
 
 
-def _packed(sections: Sequence[Section]) -> list[bytes]:
-    return [pack(batch) for batch in batches(sections)]
+def _packed(sections: Sequence[Section | CompiledSection]) -> list[bytes]:
+    return list(packed_batches(sections))
 
 
 def _grouped(messages: Sequence[Message]) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import gapwatch_native
 from hypothesis import given, settings
 from tests.property.test_compiled import Told, mongo_cases, row_cases, said
 
-from gapwatch.core.envelopes import INTERFACE, BatchDecoder, Event, EventColumns, RawRecord, Refused, decoder_for
+from gapwatch.core.compiledcolumns import CompiledColumns, listed
+from gapwatch.core.envelopes import INTERFACE, BatchDecoder, Columns, Event, EventColumns, RawRecord, Refused, decoder_for
+from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import PipelineSpec
@@ -24,8 +26,12 @@ def read_by(spec: PipelineSpec, side: Side, records: Sequence[RawRecord], native
     told = []
     for part in (records[: len(records) // 2], records[len(records) // 2 :]):
         columns = batches.decode([Told(record) for record in part])
-        told.append((columns.all(), [said(item) for item in columns.others]))
+        told.append((as_lists(columns, batches.shape).all(), [said(item) for item in columns.others]))
     return told
+
+
+def as_lists(columns: Columns, shape: Shape) -> EventColumns:
+    return columns if isinstance(columns, EventColumns) else listed(cast("CompiledColumns", columns), shape)
 
 
 def read_one_by_one(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]) -> list[Any]:

@@ -197,6 +197,8 @@ class Counting:
     """The module, and how many messages it was shown and read."""
 
     INTERFACE = gapwatch_native.INTERFACE
+    Columns = gapwatch_native.Columns
+    Run = gapwatch_native.Run
 
     def __init__(self) -> None:
         self.shown = self.read_by_it = 0

@@ -160,6 +160,7 @@ def assert_read_alike(spec: PipelineSpec, side: Side, records: Sequence[RawRecor
                     expected.add(item, record.offset, record.timestamp)
                 else:
                     expected.others.append((record.offset, item))
+        assert isinstance(columns, EventColumns)
         assert columns.all() == expected.all()
         assert [said(item) for item in columns.others] == [said(item) for item in expected.others]
 

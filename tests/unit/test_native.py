@@ -11,6 +11,7 @@ import pytest
 
 from gapwatch import native
 from gapwatch.core.envelopes import INTERFACE, BatchDecoder, EventColumns, decoder_for
+from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConfigError
 from gapwatch.model.pipeline import FieldType, Match
@@ -76,6 +77,10 @@ class Declining:
     """A module that reads nothing, and notes what it was shown."""
 
     INTERFACE = INTERFACE
+    Run = type("Run", (), {})
+
+    def Columns(self, *shape: bool) -> EventColumns:  # noqa: N802 - as the module's class
+        return EventColumns(Shape(**dict(zip(("masks", "values", "versions", "target_ids"), shape, strict=True))))
 
     def __init__(self) -> None:
         self.plans: list[dict[str, Any]] = []
@@ -91,7 +96,7 @@ class Declining:
         return 0
 
 
-def decoded(native_module: Any, **options: Any) -> EventColumns:
+def decoded(native_module: Any, **options: Any) -> Any:
     spec = pipeline(field("name", FieldType.TEXT), field("total", FieldType.DECIMAL, scale=2, wire="text"), **options)
     decoder = BatchDecoder(decoder_for(spec, Side.EXPECTED, CompiledMapping(spec), native_module))
     row = {"id": 1, "name": "a", "total": "1.50"}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from gapwatch.core.envelopes.columns import EVERYTHING, EventColumns, Shape
+from gapwatch.core.compiledcolumns import CompiledColumns, CompiledSection, listed
+from gapwatch.core.envelopes.columns import EVERYTHING, Columns, EventColumns, Shape
 from gapwatch.core.envelopes.records import Event
 from gapwatch.errors import RecordError
 from gapwatch.model.stream import (
@@ -33,6 +33,7 @@ EVENT_BYTES: Final = 64  # an upper bound of an event's numbers and framing on t
 SECTION_BYTES: Final = 128  # the same of a section's head, without its names
 DIGEST_BYTES: Final = 16
 _NO_DIGEST: Final = bytes(DIGEST_BYTES)
+T = TypeVar("T")
 
 
 def pack(record: Batch | Control) -> bytes:
@@ -163,28 +164,39 @@ class SectionBuilder:
         self.epoch = epoch
         self.mapping = mapping
         self._shape = shape
-        self._columns = EventColumns(shape)
+        self._columns: Columns | None = None
 
     def __len__(self) -> int:
-        return len(self._columns.keys)
+        return 0 if self._columns is None else len(self._columns)
 
     def add(self, event: Event, offset: int, append_time: int) -> None:
         """Add an event; offsets must not fall."""
+        if self._columns is None:
+            self._columns = EventColumns(self._shape)
         self._columns.add(event, offset, append_time)
 
-    def take(self, columns: EventColumns, places: Sequence[int]) -> None:
-        """Add the events at these places, in rising order; `columns` are of this builder's shape."""
-        if not places:
-            return
-        pick: Callable[[Sequence[Any]], Sequence[Any]] = (
-            itemgetter(*places) if len(places) > 1 else lambda items: (items[places[0]],)
-        )
-        for mine, theirs in zip(self._columns.all(), columns.all(), strict=True):
-            mine.extend(pick(theirs))
+    def take(self, columns: Columns) -> None:
+        """Add all of these events, which are this builder's from now on; the columns are of its shape."""
+        mine = self._columns
+        if mine is None:
+            self._columns = columns
+        elif type(mine) is type(columns):
+            mine.extend(columns)
+        else:  # the module reads what the loop in Python did not, or the other way round
+            self._columns = _listed_columns(mine, self._shape)
+            self._columns.extend(_listed_columns(columns, self._shape))
+
+    def close(self, offset_from: int, offset_to: int) -> Section | CompiledSection:
+        """Return the collected events as the section of ``[offset_from, offset_to)`` and begin anew. May be empty of events."""
+        if self._columns is None or isinstance(self._columns, EventColumns):
+            return self.build(offset_from, offset_to)
+        head = (self.pipeline, int(self.side), self.feed, self.feed_partition, self.epoch, self.mapping)
+        made, self._columns = cast("CompiledColumns", self._columns), None
+        return CompiledSection(head=head, offset_from=offset_from, offset_to=offset_to, columns=made)
 
     def build(self, offset_from: int, offset_to: int) -> Section:
-        """Return the collected events as the section of ``[offset_from, offset_to)`` and begin anew. May be empty of events."""
-        made, self._columns = self._columns, EventColumns(self._shape)
+        """As :meth:`close`, with columns that are lists."""
+        made, self._columns = _listed_columns(self._columns or EventColumns(self._shape), self._shape), None
         masks, values, versions, target_ids = made.masks, made.values, made.versions, made.target_ids
         return Section(
             pipeline=self.pipeline,
@@ -208,6 +220,12 @@ class SectionBuilder:
             versions=None if versions is None else _versions(versions),
             target_ids=target_ids if target_ids is not None and any(target_ids) else None,
         )
+
+
+def _listed_columns(columns: Columns, shape: Shape) -> EventColumns:
+    if isinstance(columns, EventColumns):
+        return columns
+    return listed(cast("CompiledColumns", columns), shape)
 
 
 NO_VERSION: Final = -(1 << 63)  # in a section's version column: this event has none
@@ -315,20 +333,46 @@ def _size(section: Section) -> int:
 
 def batches(sections: Iterable[Section], verdicts: Iterable[VerdictSection] = ()) -> Iterator[Batch]:
     """Pack sections (cut where needed) and verdicts into records within the limits, in the given order."""
-    batch = Batch(format=FORMAT, sections=[], verdicts=list(verdicts))
+    parts = [(part, len(part.keys), _size(part)) for section in sections for part in split(section)]
+    said = list(verdicts)
+    for group in _grouped(parts):
+        yield Batch(format=FORMAT, sections=group, verdicts=said)
+        said = []
+    if said:
+        yield Batch(format=FORMAT, sections=[], verdicts=said)
+
+
+def packed_batches(sections: Iterable[Section | CompiledSection]) -> Iterator[bytes]:
+    """Return the records of :func:`batches`, packed; the compiled module's sections may be among them."""
+    for group in _grouped(part for section in sections for part in _packed_parts(section)):
+        yield _ENCODER.encode(PackedBatch(FORMAT, group, []))
+
+
+def _packed_parts(section: Section | CompiledSection) -> Iterator[tuple[Any, int, int]]:
+    """Return, of a section cut to the limits: packed part, its events, and its weight."""
+    if isinstance(section, CompiledSection):
+        for made in section.parts(EVENTS_PER_RECORD_MAX, BYTES_PER_RECORD_MAX, SECTION_BYTES, EVENT_BYTES):
+            yield msgspec.Raw(made.packed), made.events, made.weight
+        return
+    size = _size(section)
+    parts = [section] if len(section.keys) <= EVENTS_PER_RECORD_MAX and size <= BYTES_PER_RECORD_MAX else split(section)
+    for part in parts:
+        yield packed_section(part), len(part.keys), size if part is section else _size(part)
+
+
+def _grouped(parts: Iterable[tuple[T, int, int]]) -> Iterator[list[T]]:
+    """Group parts with their events and weights into records within the limits."""
+    group: list[T] = []
     events = size = 0
-    for section in sections:
-        for part in split(section):
-            count = len(part.keys)
-            weight = _size(part)
-            if batch.sections and (events + count > EVENTS_PER_RECORD_MAX or size + weight > BYTES_PER_RECORD_MAX):
-                yield batch
-                batch, events, size = Batch(format=FORMAT, sections=[], verdicts=[]), 0, 0
-            batch.sections.append(part)
-            events += count
-            size += weight
-    if batch.sections or batch.verdicts:
-        yield batch
+    for part, count, weight in parts:
+        if group and (events + count > EVENTS_PER_RECORD_MAX or size + weight > BYTES_PER_RECORD_MAX):
+            yield group
+            group, events, size = [], 0, 0
+        group.append(part)
+        events += count
+        size += weight
+    if group:
+        yield group
 
 
 def letter_batches(letters: Sequence[Letter]) -> Iterator[Batch]:

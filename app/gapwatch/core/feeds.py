@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from operator import itemgetter, le, lt
+from operator import itemgetter
 from typing import Final
 
 import msgspec
 
-from gapwatch.core.envelopes.columns import EventColumns
+from gapwatch.core.envelopes.columns import Columns
 from gapwatch.core.envelopes.records import HeartbeatRow
 from gapwatch.model.stream import UNKNOWN_DELIVERY, FeedState, Lost, Operation, Side
 
@@ -90,7 +89,7 @@ class FeedProgress:
             return False
         return event_time > self.highest_time + self.disorder_ms
 
-    def follow(self, batches: Sequence[EventColumns], offset_from: int) -> int | None:
+    def follow(self, batches: Sequence[Columns], offset_from: int) -> int | None:
         """Take the positions of all streamed events at and after `offset_from`; each of the batches is of one pipeline.
 
         Returns the offset of the first event that breaks the history, None when none does; positions behind it are not taken.
@@ -112,21 +111,15 @@ class FeedProgress:
             self.streamed(time)
         return None
 
-    def _rise(self, batch: EventColumns, offset_from: int) -> bool:
+    def _rise(self, batch: Columns, offset_from: int) -> bool:
         """Take a whole batch of streamed events whose positions rise, which is usual; False: look at each."""
-        majors = batch.majors
-        if not majors:
+        if not len(batch):
             return True
-        if batch.offsets[0] < offset_from or Operation.SNAPSHOT in batch.operations:
+        risen = batch.rising(offset_from, self.highest, Operation.SNAPSHOT)
+        if risen is None:
             return False
-        if (majors[0], batch.minors[0]) < self.highest:
-            return False
-        if not all(map(lt, majors, islice(majors, 1, None))):
-            positions = list(zip(majors, batch.minors, strict=True))
-            if not all(map(le, positions, islice(positions, 1, None))):
-                return False
-        newest = max(batch.event_times)
-        self.highest, self.highest_time = (majors[-1], batch.minors[-1]), max(self.highest_time, newest)
+        major, minor, newest = risen
+        self.highest, self.highest_time = (major, minor), max(self.highest_time, newest)
         self.streamed(newest)
         return True
 

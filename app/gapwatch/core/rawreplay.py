@@ -7,14 +7,14 @@ times are said that it proves: by then every log was read up to the slot's end.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gapwatch.core.batches import SectionBuilder
-from gapwatch.core.envelopes import EventColumns, Marker, RawRecord, Refused, Truncate, heartbeat_row
+from gapwatch.core.envelopes import Marker, RawRecord, Refused, Truncate, heartbeat_row
+from gapwatch.core.envelopes.columns import Columns as EventsRead
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.envelopes.records import Message
 from gapwatch.core.feeds import Check, FeedProgress, HeartbeatRows
@@ -106,7 +106,7 @@ class Columns(Protocol):
 
     shape: Shape
 
-    def decode(self, messages: Sequence[Message]) -> EventColumns: ...
+    def decode(self, messages: Sequence[Message]) -> EventsRead: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +192,10 @@ class RawReader:
         progress.read_to(end)
         return sections + self._cut(feed, progress, columns, offset, end, sent)
 
-    def _cut(
-        self, feed: RawFeed, progress: FeedProgress, columns: EventColumns, offset: int, end: int, sent: int
-    ) -> list[Section]:
+    def _cut(self, feed: RawFeed, progress: FeedProgress, columns: EventsRead, offset: int, end: int, sent: int) -> list[Section]:
         """Return the events between two offsets as a section that begins where the one before ended."""
-        places = range(bisect_left(columns.offsets, offset), bisect_left(columns.offsets, end))
-        if not places:
+        (part,) = columns.dealt(1, columns.place(offset), columns.place(end))
+        if part is None:
             return []
         builder = SectionBuilder(
             pipeline=self.spec.id,
@@ -208,7 +206,7 @@ class RawReader:
             mapping=self._fingerprint,
             shape=feed.decoder.shape,
         )
-        builder.take(columns, places)
+        builder.take(part)
         return [builder.build(sent, end)]
 
     def _beat(self, messages: Sequence[Message]) -> None:

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from gapwatch.errors import GapwatchError, HistoryLost, ProtocolError, StoreError
 from gapwatch.kafka.faults import gapwatch_error, is_membership_lost
+from gapwatch.kafka.fetching import Fetched, fetching_for
 from gapwatch.kafka.options import REQUEST_SECONDS, Committed, Partition, client_options
 from gapwatch.kafka.producer import AckedProducer, Delivered
 from gapwatch.kafka.schema_registry import SchemaRegistry
@@ -37,7 +38,7 @@ _CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
     "heartbeat.interval.ms": 1_000,
     "fetch.wait.max.ms": 250,  # of a broker that has nothing; what arrives is sent at once
     "fetch.queue.backoff.ms": 20,  # by default a full queue is looked at again after a second: the wall clock stalls
-    "queued.max.messages.kbytes": 65_536,
+    "queued.max.messages.kbytes": 16_384,
     "topic.metadata.refresh.interval.ms": 30_000,
 }
 
@@ -74,7 +75,8 @@ class RawConsumer:
     """A consumer that commits only what it is told to, reads only committed transactions, and never resets an offset by itself.
 
     ``group`` None: it can only ``assign``. One thread serves all its calls in order, so no call may be made from ``Rebalance``
-    methods (they return what they want instead). With ``registry``, keys and values whose schemas lie there arrive as JSON; while
+    methods (they return what they want instead). With ``native``, the compiled module fetches for a group's member (see
+    ``kafka/fetching.py``). With ``registry``, keys and values whose schemas lie there arrive as JSON; while
     it does not answer, what was fetched waits.
     """
 
@@ -86,6 +88,7 @@ class RawConsumer:
         group: str | None = None,
         options: Mapping[str, Any] | None = None,
         registry: SchemaRegistry | None = None,
+        native: Any = None,
     ) -> None:
         guarantees = {
             "client.id": client_id,
@@ -100,10 +103,10 @@ class RawConsumer:
         self._name = client_id
         self._registry = registry
         self._waiting: list[Message] = []  # for the schema registry
+        wanted = client_options(settings, defaults={**_CONSUMER_DEFAULTS, **(options or {})}, guarantees=guarantees)
         try:
-            self._consumer = Consumer(
-                client_options(settings, defaults={**_CONSUMER_DEFAULTS, **(options or {})}, guarantees=guarantees)
-            )
+            # Whose values the registry's schemas make readable are Python's to read; what is assigned by hand may be so anew.
+            self._consumer, self._fetching = fetching_for(native if registry is None and group else None, wanted, Consumer)
         except KafkaException as error:
             raise gapwatch_error(error, "use kafka.options") from error
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"kafka-consumer-{client_id}")
@@ -127,6 +130,8 @@ class RawConsumer:
                 self._let_go(_keys(partitions))
                 committed = _committed(consumer.committed(partitions, timeout=REQUEST_SECONDS)) if partitions else {}
                 starts = ask(rebalance.assigned(committed))
+                if self._fetching is not None:
+                    self._fetching.forward(committed)
                 consumer.assign([TopicPartition(at.topic, at.partition, starts[at]) for at in committed])
 
             self._guarded(act)
@@ -155,7 +160,7 @@ class RawConsumer:
 
     async def consume(self, limit: int, *, seconds: float = 0.1) -> Polled:
         """Return up to ``limit`` messages that arrived within ``seconds``, and the partitions that cannot be read on."""
-        raw, unread = await self._call(lambda: self._fetch(limit, seconds))
+        fetched, unread = await self._call(lambda: self._fetch(limit, seconds))
         if self._rebalance_failure is not None:
             failure, self._rebalance_failure = self._rebalance_failure, None
             raise failure
@@ -164,7 +169,7 @@ class RawConsumer:
         at: tuple[Any, Any] = (None, None)
         faults: list[tuple[Partition | None, GapwatchError]] = [] if unread is None else [(None, unread)]
         ends: dict[Partition, int] = {}
-        for message in raw:
+        for message in fetched.others:
             error, topic = message.error(), message.topic()
             if error is None:
                 here = (topic, message.partition())
@@ -177,7 +182,7 @@ class RawConsumer:
                 continue
             where = Partition(topic, message.partition() or 0) if topic is not None and (message.partition() or 0) >= 0 else None
             faults.append((where, gapwatch_error(error, f"read {where.topic}[{where.partition}]" if where else "read")))
-        return Polled(runs=runs, faults=faults, ends=ends)
+        return Polled(runs={**runs, **fetched.runs}, faults=faults + fetched.faults, ends={**ends, **fetched.ends})
 
     async def seek(self, partition: Partition, offset: int) -> None:
         def act() -> None:
@@ -186,10 +191,12 @@ class RawConsumer:
 
         await self._call(act)
 
-    def _fetch(self, limit: int, seconds: float) -> tuple[Sequence[Any], GapwatchError | None]:
+    def _fetch(self, limit: int, seconds: float) -> tuple[Fetched, GapwatchError | None]:
         """Return the next messages, readable, and what keeps the others, which wait in their order, from being so."""
+        if self._fetching is not None:
+            return self._fetching.fetch(limit, seconds), None
         if self._registry is None:
-            return self._consumer.consume(limit, timeout=seconds), None
+            return Fetched(others=self._consumer.consume(limit, timeout=seconds)), None
         # Asked in any case, so that the group hears of us. What a rebalance meanwhile lets go must not come back: hence no `+=`.
         fetched = self._consumer.consume(1 if self._waiting else limit, timeout=seconds)
         self._waiting.extend(fetched)
@@ -202,8 +209,8 @@ class RawConsumer:
                 if len(waiting) > limit + WAITING_MAX:
                     raise
                 self._waiting = waiting[place:]
-                return ready, error
-        return ready, None
+                return Fetched(others=ready), error
+        return Fetched(others=ready), None
 
     def _let_go(self, partitions: Collection[Partition]) -> None:
         """Forget what waits of partitions whose position changes: it will be fetched again, here or elsewhere."""
@@ -281,6 +288,8 @@ class RawConsumer:
             error = None
             try:
                 under_way.result()
+                if self._fetching is not None:
+                    self._fetching.close()
                 self._consumer.close()
             except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
                 error = raised

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 from gapwatch.ledger.bulk import Bulk
@@ -16,7 +17,10 @@ class LedgerPart:
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._bulk = Bulk(database)
+
+    @cached_property
+    def _bulk(self) -> Bulk:  # its statements take a while to compile, and most processes never use them
+        return Bulk(self._db)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -79,9 +79,9 @@ class Parts:
     def producer(self, purpose: str) -> AckedProducer:
         return AckedProducer(self.settings, client_id=f"{purpose}-{self.name}")
 
-    def consumer(self, purpose: str, group: str | None = None, **options: Any) -> RawConsumer:
+    def consumer(self, purpose: str, group: str | None = None, *, native: Any = None, **options: Any) -> RawConsumer:
         name = f"{purpose}-{self.name}"
-        return RawConsumer(self.settings, client_id=name, group=group, options=options, registry=self._registry)
+        return RawConsumer(self.settings, client_id=name, group=group, options=options, registry=self._registry, native=native)
 
     def _resenders(self) -> Resenders:
         from gapwatch.wiring.resending import Resenders
@@ -169,13 +169,14 @@ class Parts:
         await ensure_topics(self.settings)
         self.waits_for("ingest", SOURCES)
         settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        native, ends = self._hot_path.module, {"enable.partition.eof": True}
         role = IngestRole(
             IngestDependencies(
                 settings=settings,
                 pipelines=settings.pipelines,
                 ledger=self.ledger,
                 producer=self.producer("ingest"),
-                consumer=self.consumer("ingest", f"{settings.topics.prefix}.ingest", **{"enable.partition.eof": True}),
+                consumer=self.consumer("ingest", f"{settings.topics.prefix}.ingest", native=native, **ends),
                 heartbeats=self.consumer("heartbeats"),
                 offsets=OffsetReader(settings, self.clock),
                 topics=TopicAdmin(settings),
@@ -184,9 +185,9 @@ class Parts:
                 skew_ms=self._skew_ms,
                 on_unparsable=lambda reason: self.metrics.unparsable.labels(reason=reason).inc(),
                 on_finding=self.count_finding,
-                transactions=lambda: self.consumer("transactions", None, **{"enable.partition.eof": True}),
+                transactions=lambda: self.consumer("transactions", None, **ends),
                 on_transactions=lambda outcome, count: self.metrics.transactions.labels(outcome=outcome).inc(count),
-                native=self._hot_path.module,
+                native=native,
             )
         )
         self.waits_for("ingest", "")

@@ -11,6 +11,7 @@ from gapwatch.core.envelopes.batches import REPUBLISHED as REPUBLISHED
 from gapwatch.core.envelopes.batches import BatchDecoder as BatchDecoder
 from gapwatch.core.envelopes.batches import LoopDecoder as LoopDecoder
 from gapwatch.core.envelopes.change_stream import ChangeStreamDecoder
+from gapwatch.core.envelopes.columns import Columns as Columns
 from gapwatch.core.envelopes.columns import EventColumns as EventColumns
 from gapwatch.core.envelopes.columns import Refused as Refused
 from gapwatch.core.envelopes.compiled.native import INTERFACE as INTERFACE

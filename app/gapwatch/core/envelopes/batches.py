@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from gapwatch.core.envelopes.columns import EventColumns, Refused, Shape
+from gapwatch.core.envelopes.columns import Columns, EventColumns, Refused, Shape
 from gapwatch.core.envelopes.compiled.loop import UNUSUAL, Loop
+from gapwatch.core.envelopes.compiled.native import NativeReading
 from gapwatch.core.envelopes.records import Decoder, Event, Message, RawRecord
 from gapwatch.errors import RecordError
 
@@ -25,7 +26,7 @@ class LoopDecoder(Decoder, Protocol):
     @property
     def shape(self) -> Shape: ...
 
-    def loop(self, record: RawRecord) -> Loop | None:
+    def loop(self, record: RawRecord) -> Loop | NativeReading | None:
         """Return the loop over records like this one, made once; None where there is none. Raises what such a record makes it."""
 
     def looped(self) -> None:
@@ -43,13 +44,16 @@ class BatchDecoder:
         self.shape = decoder.shape
         self._republished = republished
         self._decoder = decoder
-        self._loop: Loop | None = None
+        self._loop: Loop | NativeReading | None = None
 
-    def decode(self, messages: Sequence[Message]) -> EventColumns:
+    def decode(self, messages: Sequence[Message]) -> Columns:
         """Return all that the messages say; what cannot be understood is among ``others``."""
         if self._republished:
             messages = [message for message in messages if not is_republished(message)]
-        columns = EventColumns(self.shape)
+        if self._loop is None:
+            self._loop = self._find(messages)
+        loop: Callable[..., None] | None = self._loop
+        columns: Columns = loop.columns() if isinstance(loop, NativeReading) else EventColumns(self.shape)
         unusual: list[Message] = []
         looped = 0
 
@@ -61,21 +65,19 @@ class BatchDecoder:
             self._one(RawRecord.of(message), columns)
             looped = len(columns)
 
-        if self._loop is None:
-            self._loop = self._find(messages)
-        if self._loop is None:
+        if loop is None:
             for message in messages:
                 take(message)
             return columns
         for start in range(0, len(messages), CHUNK):
-            self._loop(messages[start : start + CHUNK], columns, take)
+            loop(messages[start : start + CHUNK], columns, take)
         if len(columns) > looped:
             self._decoder.looped()
         if 2 * len(unusual) > len(messages):
             self._loop = None
         return columns
 
-    def _find(self, messages: Sequence[Message]) -> Loop | None:
+    def _find(self, messages: Sequence[Message]) -> Loop | NativeReading | None:
         for message in messages[:LOOKED_AT_MAX]:
             try:
                 loop = self._decoder.loop(RawRecord.of(message))
@@ -85,7 +87,7 @@ class BatchDecoder:
                 return loop
         return None
 
-    def _one(self, record: RawRecord, columns: EventColumns) -> None:
+    def _one(self, record: RawRecord, columns: Columns) -> None:
         try:
             decoded = self._decoder.decode(record)
         except RecordError as error:

@@ -5,11 +5,17 @@ Ingest's hot path makes no object per event: decoders append to these lists, and
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from itertools import islice
+from operator import itemgetter, le, lt
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
+from gapwatch.core.keys import by_partition
 from gapwatch.errors import RecordError
+from gapwatch.model.stream import Operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,41 @@ class Refused(NamedTuple):
 
     record: RawRecord
     error: RecordError
+
+
+class Columns(Protocol):
+    """Events as columns, whoever keeps them: :class:`EventColumns`, or the compiled module. Offsets do not fall."""
+
+    @property
+    def offsets(self) -> Sequence[int]: ...
+    @property
+    def majors(self) -> Sequence[int]: ...
+    @property
+    def minors(self) -> Sequence[int]: ...
+    @property
+    def event_times(self) -> Sequence[int]: ...
+    @property
+    def operations(self) -> Sequence[int]: ...
+    @property
+    def others(self) -> list[tuple[int, Marker | Truncate | Refused]]: ...
+
+    def __len__(self) -> int: ...
+
+    def add(self, event: Event, offset: int, append_time: int, /) -> None:
+        """Add one event; offsets must not fall."""
+
+    def extend(self, other: Self, /) -> None:
+        """Add all events of columns of the same kind and shape."""
+
+    def place(self, offset: int, /) -> int:
+        """Return the first place whose offset is not below this one."""
+
+    def rising(self, offset_from: int, highest: tuple[int, int], snapshot: int, /) -> tuple[int, int, int] | None:
+        """Return the last position and the newest time, where positions rise from `highest` on (one may repeat) and no event
+        before `offset_from` or with the operation `snapshot` is among them; None: each has to be looked at, or there is none."""
+
+    def dealt(self, partitions: int, start: int, end: int, /) -> Sequence[Self | None]:
+        """Return the events at places from `start` to `end`, by the partition of ``gapwatch.events`` that their key lives in."""
 
 
 class EventColumns:
@@ -90,8 +131,55 @@ class EventColumns:
         )
         return tuple([column for column in columns if column is not None])
 
+    def place(self, offset: int, /) -> int:
+        return bisect_left(self.offsets, offset)
+
+    def rising(
+        self, offset_from: int, highest: tuple[int, int], snapshot: int = Operation.SNAPSHOT, /
+    ) -> tuple[int, int, int] | None:
+        majors, minors = self.majors, self.minors
+        if not majors or self.offsets[0] < offset_from or snapshot in self.operations or (majors[0], minors[0]) < highest:
+            return None
+        if not all(map(lt, majors, islice(majors, 1, None))):
+            positions = list(zip(majors, minors, strict=True))
+            if not all(map(le, positions, islice(positions, 1, None))):
+                return None
+        return majors[-1], minors[-1], max(self.event_times)
+
+    def dealt(self, partitions: int, start: int, end: int, /) -> list[EventColumns | None]:
+        keys = self.keys if not start and end == len(self.keys) else self.keys[start:end]
+        return [self.picked(places) if places else None for places in by_partition(keys, partitions, start)]
+
+    def picked(self, places: Sequence[int]) -> EventColumns:
+        """Return the events at these places, of which there is at least one."""
+        first = places[0]
+        pick: Callable[[Sequence[Any]], Sequence[Any]] = itemgetter(*places) if len(places) > 1 else lambda items: (items[first],)
+        found = EventColumns.__new__(EventColumns)
+        found.others = []
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            setattr(found, name, None if column is None else list(pick(column)))
+        return found
+
+    def events(self) -> Iterator[tuple[Event, int, int]]:
+        """Return each event with its offset and append time."""
+        count = len(self.keys)
+        optional: list[Sequence[Any]] = [
+            [None] * count if column is None else column for column in (self.masks, self.values, self.versions, self.target_ids)
+        ]
+        rows = zip(
+            zip(self.keys, self.operations, self.majors, self.minors, self.event_times, self.digests, *optional, strict=True),
+            self.offsets,
+            self.append_times,
+            strict=True,
+        )
+        return ((Event(*event), offset, append_time) for event, offset, append_time in rows)
+
+    def extend(self, other: EventColumns, /) -> None:
+        for mine, theirs in zip(self.all(), other.all(), strict=True):
+            mine.extend(theirs)
+
     def add(self, event: Event, offset: int, append_time: int) -> None:
-        """Add one event; offsets must not fall."""
         self.keys.append(event.key)
         self.operations.append(event.operation)
         self.offsets.append(offset)
@@ -108,3 +196,6 @@ class EventColumns:
             self.versions.append(event.version)
         if self.target_ids is not None:
             self.target_ids.append(event.target_id or b"")
+
+
+_COLUMNS: Final = tuple(name for name in EventColumns.__slots__ if name != "others")

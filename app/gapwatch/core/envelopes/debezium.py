@@ -126,12 +126,11 @@ class DebeziumDecoder:
             "masked": self._rows.masked,
             "texts": self._rows.placeholder_texts,
             "full_before": self._full_before,
-            "target_ids": self.shape.target_ids,
         }
-        pure = rows_loop(self._mapping, self._side, encoded, **around)
+        pure = rows_loop(self._mapping, self._side, encoded, **around, target_ids=self.shape.target_ids)
         if self._observed:
             return pure  # a target that is a table is rare: its records have no native loop
-        return accelerated(self._native, lambda: rows_plan(self._mapping, self._side, encoded, **around), pure)
+        return accelerated(self._native, lambda: rows_plan(self._mapping, self._side, encoded, **around), pure, self.shape)
 
     def looped(self) -> None:
         """Say that a compiled loop has read records since: they had an envelope."""

@@ -52,7 +52,9 @@ class MongoEvents:
         mapping, side = events.mapping, events.side.side
         form = {"wrapped": wrapped, "wrapped_key": wrapped_key, "post_images": self._post_images}
         pure = debezium_mongodb_loop(mapping, side, **form)
-        return None if pure is None else accelerated(self._native, lambda: documents_plan(mapping, side, **form), pure)
+        if pure is None:
+            return None
+        return accelerated(self._native, lambda: documents_plan(mapping, side, **form), pure, self.shape)
 
     def decode(self, record: RawRecord, frame: Frame) -> Sequence[Event]:
         source = frame.source

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Sequence
 
 import structlog
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Message
 
 from gapwatch.core.batches import SectionBuilder
-from gapwatch.core.envelopes import EventColumns, Marker, RawRecord, Refused, Truncate
-from gapwatch.core.keys import by_partition
+from gapwatch.core.envelopes import Columns, Marker, RawRecord, Refused, Truncate
 from gapwatch.errors import RecordError
 from gapwatch.kafka.clients import Partition
 from gapwatch.model.gap import Finding
@@ -22,7 +20,7 @@ from gapwatch.roles.ingest.parts import Owned, Shared
 
 log = structlog.get_logger(__name__)
 
-Read = list[tuple[Binding, EventColumns]]
+Read = list[tuple[Binding, Columns]]
 
 
 class Intake:
@@ -81,12 +79,10 @@ class Intake:
 
     def _collect(self, owned: Owned, read: Read, offset_from: int, offset_to: int | None) -> None:
         for binding, columns in read:
-            start = bisect_left(columns.offsets, offset_from)
-            end = len(columns) if offset_to is None else bisect_left(columns.offsets, offset_to)
-            keys = columns.keys if not start and end == len(columns) else columns.keys[start:end]
-            for partition, places in enumerate(by_partition(keys, self._partitions, start)):
-                if places:
-                    self._builder(binding, owned, partition).take(columns, places)
+            start, end = columns.place(offset_from), len(columns) if offset_to is None else columns.place(offset_to)
+            for partition, part in enumerate(columns.dealt(self._partitions, start, end)):
+                if part is not None:
+                    self._builder(binding, owned, partition).take(part)
 
     def _builder(self, binding: Binding, owned: Owned, partition: int) -> SectionBuilder:
         name = (binding.pipeline.id, int(binding.side), partition)

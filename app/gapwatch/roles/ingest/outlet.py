@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from gapwatch.core.batches import batches, letter_batches, pack
+from gapwatch.core.batches import letter_batches, pack, packed_batches
+from gapwatch.core.compiledcolumns import CompiledSection
 from gapwatch.core.feeds import Metadata
 from gapwatch.core.keys import partition_of
 from gapwatch.kafka.clients import Committed, Partition
@@ -52,16 +53,16 @@ class Outlet:
 
     async def send_sections(self, owned: Collection[Owned]) -> None:
         """Send the collected events of these partitions; every range begins where the one before ended."""
-        by_partition: dict[int, list[Section]] = {}
+        by_partition: dict[int, list[Section | CompiledSection]] = {}
         for item in owned:
             for place, builder in item.builders.items():
                 if len(builder):
                     start = item.ahead.get(place, item.progress.sent)
-                    by_partition.setdefault(place[2], []).append(builder.build(start, item.progress.position))
+                    by_partition.setdefault(place[2], []).append(builder.close(start, item.progress.position))
                     item.ahead[place] = item.progress.position
         for partition, sections in by_partition.items():
-            for batch in batches(sections):
-                self._futures.append(await self._on.producer.send(self._topics.events, None, pack(batch), partition=partition))
+            for record in packed_batches(sections):
+                self._futures.append(await self._on.producer.send(self._topics.events, None, record, partition=partition))
         await self._send_letters(owned)
 
     async def _send_letters(self, owned: Collection[Owned]) -> None:

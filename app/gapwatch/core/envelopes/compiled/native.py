@@ -14,7 +14,7 @@ import msgspec
 
 from gapwatch.core.canonical import ABSENT, NULL, Form
 from gapwatch.core.envelopes import extjson
-from gapwatch.core.envelopes.columns import EventColumns
+from gapwatch.core.envelopes.columns import Columns, EventColumns, Shape
 from gapwatch.core.envelopes.compiled.loop import UNUSUAL, Loop
 from gapwatch.core.envelopes.compiled.readings import EPOCHS, TIMES, UTC
 from gapwatch.core.envelopes.compiled.rows import Encoded
@@ -25,7 +25,7 @@ from gapwatch.core.temporal import INFINITE_FROM, INFINITE_TO, PER_SECOND
 from gapwatch.model.pipeline import FieldSpec, FieldType, KeyType, Match, Rounding
 from gapwatch.model.stream import Side
 
-INTERFACE: Final = 1  # of plan, columns and canonical form; a module of another one is not used
+INTERFACE: Final = 2  # of plan, columns, canonical form and sections; a module of another one is not used
 
 MEMBERS_MAX: Final = 60  # mapped members of an object that a module can look for
 PLAIN_KEYS: Final = frozenset({KeyType.INT, KeyType.TEXT, KeyType.UUID, KeyType.OBJECTID})
@@ -41,41 +41,83 @@ class NativeLoop(Protocol):
         messages: list[Message],
         values: list[bytes | None],
         keys: list[bytes | None],
-        offsets: list[int | None],
+        offsets: list[int],
         stamps: list[int],
-        out: EventColumns,
-        declined: Callable[[list[Message]], None],
+        out: Columns,
+        declined: Callable[[Sequence[Message]], None],
         /,
     ) -> int:
         """Append what the messages say to `out`; hand runs of those that it does not read to `declined`, in their place."""
+
+    def read_run(self, messages: Sequence[Message], out: Columns, declined: Callable[[Sequence[Message]], None], /) -> int:
+        """As ``read``, of a ``Run``: messages that the module has fetched."""
 
 
 class NativeModule(Protocol):
     """What ``native/`` builds."""
 
     INTERFACE: int
+    Run: type[Sequence[Message]]
 
     def Loop(self, plan: Plan, /) -> NativeLoop: ...  # noqa: N802 - a class of the module
 
+    def Columns(self, masks: bool, values: bool, versions: bool, target_ids: bool, /) -> Columns: ...  # noqa: N802
 
-def accelerated(module: NativeModule | None, plan: Callable[[], Plan | None], pure: Loop) -> Loop:
-    """Return the loop that lets the module read what it can, and `pure` the rest; `pure` itself where it can read nothing."""
-    if module is None or (made := plan()) is None:
-        return pure
-    read = module.Loop(made).read
 
-    def loop(messages: Sequence[Message], out: EventColumns, unusual: Callable[[Message], None]) -> None:
-        read(
+class NativeReading:
+    """Lets the module read what it can, and `pure` the rest. The columns that it fills are the module's own."""
+
+    def __init__(self, module: NativeModule, plan: Plan, pure: Loop, shape: Shape) -> None:
+        self._module = module
+        self._loop = module.Loop(plan)
+        self._pure = pure
+        self._shape = shape
+
+    def columns(self) -> Columns:
+        """Return columns to append to."""
+        shape = self._shape
+        return self._module.Columns(shape.masks, shape.values, shape.versions, shape.target_ids)
+
+    def _read_beside(self, run: Sequence[Message], out: Columns, unusual: Callable[[Message], None]) -> None:
+        """Let `pure` read a run; what it hands on is added to `out` when its turn comes."""
+        read = EventColumns(self._shape)
+
+        def hand_over() -> None:
+            for event, offset, append_time in read.events():
+                out.add(event, offset, append_time)
+            for column in read.all():
+                column.clear()
+
+        def odd(message: Message) -> None:
+            hand_over()
+            unusual(message)
+
+        self._pure(run, read, odd)
+        hand_over()
+
+    def __call__(self, messages: Sequence[Message], out: Columns, unusual: Callable[[Message], None]) -> None:
+        def declined(run: Sequence[Message]) -> None:
+            self._read_beside(run, out, unusual)
+
+        if isinstance(messages, self._module.Run):
+            self._loop.read_run(messages, out, declined)
+            return
+        self._loop.read(
             list(messages),
             [message.value() for message in messages],
             [message.key() for message in messages],
-            [message.offset() for message in messages],
+            [message.offset() or 0 for message in messages],
             [message.timestamp()[1] for message in messages],
             out,
-            lambda declined: pure(declined, out, unusual),
+            declined,
         )
 
-    return loop
+
+def accelerated(module: NativeModule | None, plan: Callable[[], Plan | None], pure: Loop, shape: Shape) -> Loop | NativeReading:
+    """Return the loop that lets the module read what it can, and `pure` the rest; `pure` itself where it can read nothing."""
+    if module is None or (made := plan()) is None:
+        return pure
+    return NativeReading(module, made, pure, shape)
 
 
 def rows_plan(
@@ -86,7 +128,6 @@ def rows_plan(
     masked: Callable[[Any], bool],
     texts: frozenset[str],
     full_before: bool,
-    target_ids: bool,
 ) -> Plan | None:
     """Say what ``rows_loop`` reads, for a module; None where it has nothing to read."""
     spec = mapping.pipeline
@@ -132,7 +173,6 @@ def rows_plan(
         "key_kinds": [column.type.value for column in codec.columns] if plain else [],
         "key_of": key_of,
         "version": names.index(path) if path else None,
-        "target_ids": target_ids,
         "full_before": full_before,
         "post_images": False,
         "wrapped": encoded.schema is not None,
@@ -174,7 +214,6 @@ def documents_plan(mapping: CompiledMapping, side: Side, *, wrapped: bool, wrapp
         "key_kinds": [kind.value],
         "key_of": _itself,
         "version": names.index(version) if version else None,
-        "target_ids": False,
         "full_before": False,
         "post_images": post_images,
         "wrapped": wrapped,
