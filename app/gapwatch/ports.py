@@ -501,8 +501,8 @@ class Ledger(Protocol):
 
     def facts(self, prefix: str = "") -> Mapping[str, Any]: ...
     def fact(self, name: str) -> Any | None: ...
-    def set_fact(self, name: str, value: Any) -> None:
-        """Store a small JSON value by name (resume tokens, baseline times, paused pipelines, resolved field types)."""
+    def set_fact(self, name: str, value: Any, *, under: Lease | None = None) -> None:
+        """Store a small JSON value by name (a resume token, a baseline). ConflictError once the lease `under` was taken anew."""
 
     # leases
     def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None: ...

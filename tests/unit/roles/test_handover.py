@@ -31,7 +31,7 @@ from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Ra
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.stores import PipelineStores
 from tests.simulation.bench import Bench
-from tests.simulation.kafka import Admin, Broker, Consumer, Producer
+from tests.simulation.kafka import Admin, Broker, Consumer, FeedProducer, Producer
 from tests.simulation.stores import Rig, VirtualClock, trials
 from tests.simulation.worker import Crash, Durable, Worker
 from tests.unit.core.samples import APPENDED, TOPIC, change, field, pipeline
@@ -462,6 +462,7 @@ async def capture(store: Stored, broker: Broker, ledger: SqlLedger, *, until: in
         settings=Settings(bootstrap_servers="none", pipelines={spec.id: spec}),
         ledger=ledger,
         producer=Producer(broker),  # type: ignore[arg-type]
+        feed_producer=lambda topic: FeedProducer(broker, topic),  # type: ignore[arg-type,return-value]
         partitions={TARGET: 2},
         streams=[Stream(pipeline=spec, topic=TARGET, open=store.open)],
         beats=[],
