@@ -15,12 +15,14 @@ from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import ErrorLog, client_options
 from gapwatch.kafka.producer import IN_FLIGHT_KIBIBYTES_MAX, IN_FLIGHT_RECORDS_MAX, PRODUCER_DEFAULTS
 from gapwatch.model.pipeline import Settings
+from gapwatch.ports import Advice
 
 log = structlog.get_logger(__name__)
 
 TRANSACTION_SECONDS: Final = 30.0  # then the broker ends one whose owner is silent; until then nobody reads behind it
 ATTEMPT_SECONDS: Final = 2.0  # how long one call may wait, before the lease is looked after
 CLOSE_SECONDS: Final = 5.0
+EXAMINE_SECONDS: Final = 10.0
 ROOM_SECONDS: Final = 0.1
 T = TypeVar("T")
 Waiting = Callable[[], Awaitable[None]]
@@ -148,13 +150,36 @@ class FencedProducer:
             self._fenced = True
             log.warning("producer_fenced", transactional_id=self._id, error=fault.name())
             return ConflictError(f"Kafka refused a write of {self._id}: another process has taken over.")
-        told = gapwatch_error(error, doing)
+        told = gapwatch_error(KafkaError(fault.code(), fault.str()), doing)  # fatal or not: a new one begins anew
         if isinstance(told, (StoreRefused, StoreUnreachable)):
             return told
-        return StoreUnreachable(told.message, store=STORE, remedy="It is begun anew.")  # with a new producer
+        return StoreUnreachable(told.message, store=STORE, remedy="It is tried again.")
 
     def _on_client_error(self, error: KafkaError) -> None:
         if error.code() in _FENCED:
             self._fenced = True
         else:
             self._error_log(error)
+
+
+async def examine_transactions(settings: Settings) -> Sequence[Advice]:
+    """Say whether Kafka lets this user have transactional ids, by an id that no feed has; for `doctor`."""
+    left = int(EXAMINE_SECONDS / ATTEMPT_SECONDS)
+
+    async def waiting() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            remedy = "Where there are fewer than three brokers, set transaction.state.log.replication.factor and .min.isr to 1."
+            raise StoreUnreachable("No broker answers for transactions.", store=STORE, remedy=remedy)
+
+    producer = FencedProducer(settings, transactional_id=settings.topics.transactional_id("doctor"), client_id="doctor")
+    try:
+        await producer.take_over(waiting)
+    except StoreRefused as error:
+        return [Advice(level="error", subject="kafka", message=error.message, remedy=error.remedy)]
+    except StoreUnreachable as error:
+        return [Advice(level="unknown", subject="kafka", message=error.message, remedy=error.remedy)]
+    finally:
+        await producer.close()
+    return []

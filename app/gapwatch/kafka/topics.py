@@ -116,6 +116,11 @@ def _captured_feeds(settings: Settings) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def captures(settings: Settings) -> bool:
+    """Whether any pipeline has a feed that role ``capture`` fills."""
+    return bool(_captured_feeds(settings))
+
+
 class TopicAdmin:
     """Creates, checks and describes topics.
 
