@@ -20,11 +20,12 @@ from pymongo import MongoClient
 
 from gapwatch.clock import SystemClock
 from gapwatch.embedded import EmbeddedStack
-from gapwatch.kafka.clients import Partition, RawConsumer
+from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, TopicPlan
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.pipeline import FieldType, PipelineSpec, Settings, TopicsSpec
+from gapwatch_connectors.mongodb.feed import MongoChangeStream, first_batch
 from tests.stack import until
 from tests.unit.core.samples import field, pipeline
 
@@ -40,6 +41,7 @@ class Feed:
     settings: Settings
     spec: PipelineSpec
     ledger: SqlLedger
+    uri: str
     client: MongoClient[dict[str, Any]]
     directory: Path
     processes: ExitStack
@@ -114,7 +116,7 @@ def feed(stack: EmbeddedStack, unique: Callable[[str], str], tmp_path: Path) -> 
         opened.callback(ledger.close)
         client: MongoClient[dict[str, Any]] = opened.enter_context(MongoClient(stack.mongodb.uri))
         client[name].create_collection("orders")
-        yield Feed(settings, spec, ledger, client, tmp_path, opened.enter_context(ExitStack()))
+        yield Feed(settings, spec, ledger, stack.mongodb.uri, client, tmp_path, opened.enter_context(ExitStack()))
 
 
 def stopped(process: subprocess.Popen[bytes]) -> bool:
@@ -154,3 +156,31 @@ def test_lesson_40_what_a_frozen_holder_writes_late_is_refused_by_kafka_and_its_
     assert feed.ledger.findings("orders") == []
     positions = [dict(message.headers() or [])["gapwatch-position"] for message in feed.records() if message.key() is not None]
     assert len(set(positions)) == 5, "a repetition has the position of what it repeats"
+
+
+def test_m26_a_topic_of_before_transactions_is_gone_on_with_beside_an_older_process(feed: Feed) -> None:
+    """An upgrade in place: its records, and the token that was stored without a lease, and one that still writes as it used to."""
+
+    async def as_before(number: int) -> None:
+        producer = AckedProducer(feed.settings, client_id="older")
+        await producer.start()
+        headers = [("gapwatch-op", b"insert"), ("gapwatch-time", b"1"), ("gapwatch-position", b"%d:0" % number)]
+        await producer.send(feed.topic, b'{"_id": {"$numberInt": "%d"}}' % number, b"{}", headers=headers, partition=0)
+        await producer.flush()
+        await producer.close()
+
+    async def token() -> bytes:
+        stream = MongoChangeStream(feed.spec, feed.uri)
+        batch = await first_batch(stream)
+        await stream.close()
+        return batch.token
+
+    asyncio.run(as_before(1))
+    feed.ledger.set_fact(f"resume/{feed.topic}", {"token": asyncio.run(token()).decode(), "watermark": 1})
+    feed.insert(2)
+    feed.holder("newer")
+    until(lambda: feed.events() == {1: 1, 2: 1}, "what came since the token")
+    asyncio.run(as_before(3))
+    feed.insert(4)
+    until(lambda: feed.events() == {1: 1, 2: 1, 3: 1, 4: 1}, "both of them")
+    assert "lease_lost" not in feed.said("newer")
