@@ -159,7 +159,7 @@ def test_lesson_40_what_a_frozen_holder_writes_late_is_refused_by_kafka_and_its_
 
 
 def test_m26_a_topic_of_before_transactions_is_gone_on_with_beside_an_older_process(feed: Feed) -> None:
-    """An upgrade in place: its records, and the token that was stored without a lease, and one that still writes as it used to."""
+    """An upgrade in place: its records, the token that was stored under no lease, and one that still writes as it used to."""
 
     async def as_before(number: int) -> None:
         producer = AckedProducer(feed.settings, client_id="older")
