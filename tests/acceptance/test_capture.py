@@ -295,6 +295,41 @@ def test_truncate_is_a_finding_and_its_sweep_names_every_document(world: World) 
     assert at(sweep["started_at"]) > at(findings[0]["time_to"])
 
 
+def test_m3_a_watched_collection_that_is_dropped_is_a_hole_and_is_read_on(world: World) -> None:
+    """A change stream ends with its collection. No event tells of the documents that went with it."""
+    service, keys = world.service, [number() for _ in range(30)]
+    world.insert_elsewhere(*keys)
+    wait_for(lambda: set(keys) <= world.documents_elsewhere(), "the documents", 30)
+    service.wait_healthy("elsewhere")
+    gone, begun = world.documents_elsewhere(), now()
+    client: MongoClient[dict[str, Any]] = MongoClient(world.second.mongodb.uri)
+    try:
+        client[world.scene.database].elsewhere.drop()
+    finally:
+        client.close()
+    wait_for(lambda: {gap["key"]["id"] for gap in service.gaps("elsewhere")} == gone, "every document that went with it", 60)
+    assert {gap["kind"] for gap in service.gaps("elsewhere")} == {"missing"}
+
+    def covered() -> list[dict[str, Any]]:
+        findings = service.api.get("/api/v1/findings", pipeline="elsewhere", open="false")["findings"]
+        lost = [found for found in findings if found["finding"] == "history_lost" and at(found["time_to"]) > begun]
+        return lost if lost and all(found["covered_by"] for found in lost) else []
+
+    findings = wait_for(covered, "the findings to be covered by a sweep", 30)
+    assert all("ended with drop" in found["message"] for found in findings)
+    assert min(at(found["time_from"]) for found in findings) <= begun + timedelta(seconds=1)
+    for found in findings:
+        sweep = service.api.get(f"/api/v1/sweeps/{found['covered_by']}")
+        assert (sweep["state"], sweep["request"]["reason"]) == ("succeeded", "hole")
+    kept, lost = number(), number()  # its successor is read, with its losses
+    world.elsewhere.rules[lost] = lose
+    world.insert_elsewhere(kept, lost)
+    wait_for(lambda: gaps_of(service, lost, pipeline="elsewhere"), "the gap", 30)
+    assert [gap["detector"] for gap in gaps_of(service, lost, pipeline="elsewhere")] == ["stream"]
+    assert gaps_of(service, kept, pipeline="elsewhere", state="") == []
+    assert kept in world.documents_elsewhere()
+
+
 def _closed(totals: dict[str, Any]) -> int:
     return int(totals["settled"] + totals["superseded"] + totals["cleared"])
 

@@ -33,7 +33,7 @@ from gapwatch.model.gap import (
     State,
     SweepPart,
 )
-from gapwatch.ports import GapChange, GapFilter, Ledger
+from gapwatch.ports import GapChange, GapFilter, Lease, Ledger
 from tests.ledger_samples import T0, at, audit_row, change, finding, gap, opening, run
 
 pytestmark = pytest.mark.integration
@@ -965,6 +965,56 @@ def test_lesson_40_of_many_at_once_one_gets_the_lease(ledger_url: str, opened: O
 
     with ThreadPoolExecutor(len(ledgers)) as pool:
         assert sum(pool.map(take, range(len(ledgers)))) == 1
+
+
+def test_lesson_40_a_fact_under_a_lease_is_refused_once_the_lease_was_taken_anew(ledger: SqlLedger) -> None:
+    """A resume token that a frozen holder stores late would take the newer holder's back."""
+    first = ledger.take_lease("capture/orders", "a", seconds=60)
+    assert first is not None
+    ledger.set_fact("resume/orders", {"token": "1"}, under=first)
+    expire_leases(ledger)
+    ledger.set_fact("resume/orders", {"token": "2"}, under=first)  # nobody else has written it meanwhile
+    second = ledger.take_lease("capture/orders", "b", seconds=60)
+    assert second is not None
+    for late in ({"token": "3"}, {"lost": "history"}, None):
+        with pytest.raises(ConflictError, match="capture/orders"):
+            ledger.set_fact("resume/orders", late, under=first)
+    assert ledger.fact("resume/orders") == {"token": "2"}
+    ledger.set_fact("resume/orders", {"token": "4"}, under=second)
+    expire_leases(ledger)
+    third = ledger.take_lease("capture/orders", "b", seconds=60)  # the same process, in a later life of its lease
+    assert third is not None
+    with pytest.raises(ConflictError):
+        ledger.set_fact("resume/orders", {"token": "5"}, under=second)
+    assert ledger.fact("resume/orders") == {"token": "4"}
+
+
+def test_lesson_40_a_lease_is_taken_before_a_late_fact_or_after_it(ledger_url: str, opened: Opener) -> None:
+    """Never in between: then its new holder would not have read what was stored."""
+    ours, theirs = opened(ledger_url), opened(ledger_url)
+    for round_ in range(20):
+        lease = ours.take_lease("capture/orders", "a", seconds=60)
+        assert lease is not None
+        expire_leases(ours)
+        barrier = threading.Barrier(2)
+
+        def store(lease: Lease = lease, number: int = round_, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait(timeout=30)
+            try:
+                ours.set_fact("resume/orders", number, under=lease)
+            except ConflictError:
+                return False
+            return True
+
+        def take(barrier: threading.Barrier = barrier) -> Any:
+            barrier.wait(timeout=30)
+            assert theirs.take_lease("capture/orders", "b", seconds=60) is not None
+            return theirs.fact("resume/orders")
+
+        with ThreadPoolExecutor(2) as pool:
+            stored, read = pool.submit(store), pool.submit(take)
+            assert (read.result() == round_) == stored.result()
+        expire_leases(ours)
 
 
 def test_leases_follow_the_clock_of_the_database(ledger: SqlLedger) -> None:

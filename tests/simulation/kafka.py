@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import TIMESTAMP_CREATE_TIME
 
+from gapwatch.errors import ConflictError
 from gapwatch.kafka.clients import Committed, Delivered, Partition, Polled, Rebalance
+from gapwatch.kafka.fenced import Outgoing, Waiting
 from gapwatch.kafka.offsets import GroupPositions, LogEnds
 from gapwatch.kafka.topics import TopicFacts
 from gapwatch.ports import Clock
@@ -58,6 +60,7 @@ class Broker:
         self.logs = {Partition(topic, number): list[Record]() for topic, count in partitions.items() for number in range(count)}
         self.partitions = dict(partitions)
         self.committed: dict[Partition, Committed] = {}
+        self.writers: dict[str, object] = {}  # by transactional id: who took over last
         self.calls = 0
         self.calls_left: int | None = None
 
@@ -134,6 +137,28 @@ class Producer:
             del waiting[:count]
         if any(self._waiting.values()):
             self._schedule()
+
+
+class FeedProducer:
+    """Stands for ``FencedProducer``: a batch is there as a whole or not at all, and the last one that took over may write."""
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self._broker = broker
+        self._name = name
+
+    async def take_over(self, waiting: Waiting) -> None:
+        self._broker.call()
+        self._broker.writers[self._name] = self
+
+    async def write(self, records: Sequence[Outgoing], waiting: Waiting) -> None:
+        self._broker.call()
+        if self._broker.writers[self._name] is not self:
+            raise ConflictError("Kafka refused a write: another process has taken over.")
+        for one in records:
+            self._broker.append(Partition(one.topic, one.partition), one.key, one.value, one.headers)
+        self._broker.call()
+
+    async def close(self) -> None: ...
 
 
 class Consumer:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from gapwatch.model.gap import FindingRecord, Gap, State
-from gapwatch.ports import GapChange, GapFilter, Key, Page
+from gapwatch.ports import GapChange, GapFilter, Key, Lease, Page
 
 
 class ModelLedger:
@@ -88,5 +88,5 @@ class ModelLedger:
     def fact(self, name: str) -> Any | None:
         return self._facts.get(name)
 
-    def set_fact(self, name: str, value: Any) -> None:
+    def set_fact(self, name: str, value: Any, *, under: Lease | None = None) -> None:
         self._facts[name] = value

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 IN_FLIGHT_RECORDS_MAX: Final = 20_000
 IN_FLIGHT_KIBIBYTES_MAX: Final = 128 * 1024
 POLL_SECONDS: Final = 0.2  # how long a stopping producer thread may still sit in librdkafka
-_PRODUCER_DEFAULTS: Final[Mapping[str, Any]] = {"compression.type": "lz4", "linger.ms": 2, "message.max.bytes": 8 * 1024 * 1024}
+PRODUCER_DEFAULTS: Final[Mapping[str, Any]] = {"compression.type": "lz4", "linger.ms": 2, "message.max.bytes": 8 * 1024 * 1024}
 
 
 class Delivered(NamedTuple):
@@ -79,7 +79,7 @@ class AckedProducer:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         try:
-            self._producer = Producer(client_options(self._settings, defaults=_PRODUCER_DEFAULTS, guarantees=self._guarantees()))
+            self._producer = Producer(client_options(self._settings, defaults=PRODUCER_DEFAULTS, guarantees=self._guarantees()))
         except KafkaException as error:
             raise gapwatch_error(error, "use kafka.options") from error
         self._thread = threading.Thread(target=self._poll, name=f"kafka-producer-{self._client_id}", daemon=True)

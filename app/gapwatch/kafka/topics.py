@@ -116,6 +116,11 @@ def _captured_feeds(settings: Settings) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def captures(settings: Settings) -> bool:
+    """Whether any pipeline has a feed that role ``capture`` fills."""
+    return bool(_captured_feeds(settings))
+
+
 class TopicAdmin:
     """Creates, checks and describes topics.
 
@@ -170,11 +175,16 @@ class TopicAdmin:
         return found
 
     async def compacted(self, names: Sequence[str]) -> frozenset[str]:
-        """Return the topics whose records may be removed one by one; one whose settings we may not read counts as such."""
+        """Return the topics whose records may be removed one by one; one whose settings we may not read counts as such.
+
+        Our own feeds never are, whatever we may read: `ensure` refuses them otherwise, and the marks of transactions in them,
+        which take offsets as well, are no records that somebody removed.
+        """
+        names = sorted(set(names) - set(_captured_feeds(self._settings)))
         try:
             configs = await self._configs(names)
         except StoreRefused as error:
-            log.warning("topic_settings_unread", topics=list(names), reason=str(error))
+            log.warning("topic_settings_unread", topics=names, reason=str(error))
             return frozenset(names)
         return frozenset(name for name in names if "compact" in configs[name].get("cleanup.policy", "compact"))
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, case, delete, func, select, tuple_, update
 
-from gapwatch.errors import StoreUnreachable
+from gapwatch.errors import ConflictError, StoreUnreachable
 from gapwatch.ledger.part import LedgerPart
 from gapwatch.ledger.tables import epochs, facts, leases
 from gapwatch.ledger.types import from_us
@@ -63,14 +63,29 @@ class FactQueries(LedgerPart):
         query = select(facts.c.value).where(facts.c.name == name)
         return self._db.read(lambda connection: connection.execute(query).scalar_one_or_none())
 
-    def set_fact(self, name: str, value: Any) -> None:
-        """Store a small JSON value by name; None forgets it."""
+    def set_fact(self, name: str, value: Any, *, under: Lease | None = None) -> None:
+        """Store a small JSON value by name; None forgets it.
+
+        Under a lease: ConflictError once it was taken anew, by whomever; until then it is stored, even if the lease has expired.
+        """
         if value is None:
             statement: Any = delete(facts).where(facts.c.name == name)
         else:
             insert = self._db.insert(facts).values(name=name, value=value)
             statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
-        self._db.write(lambda connection: connection.execute(statement), counts=False)
+
+        def store(connection: Connection) -> None:
+            if under is not None:
+                self._fence(connection, under)
+            connection.execute(statement)
+
+        self._db.write(store, counts=False)
+
+    def _fence(self, connection: Connection, lease: Lease) -> None:
+        """Raise ConflictError where the lease was taken anew; else it is not before this transaction ends."""
+        mine = (leases.c.name == lease.name, leases.c.holder == lease.holder, leases.c.fencing == lease.fencing)
+        if connection.execute(select(leases.c.name).where(*mine).with_for_update(read=True)).first() is None:
+            raise ConflictError(f"The lease {lease.name} was taken by another.")
 
     def set_facts(self, values: Mapping[str, Any]) -> None:
         """Store several small JSON values at once."""

@@ -354,6 +354,10 @@ class TopicsSpec:
     def feed(self, pipeline: str, side: str) -> str:
         return f"{self.prefix}.feed.{pipeline}.{side}"
 
+    def transactional_id(self, feed: str) -> str:
+        """Return what the one that fills this feed topic is known as to Kafka."""
+        return f"{self.prefix}.capture.{feed.removeprefix(f'{self.prefix}.feed.')}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaRegistrySpec:

@@ -9,7 +9,8 @@ from itertools import chain
 from typing import Any
 
 from gapwatch.errors import GapwatchError, StoreRefused
-from gapwatch.kafka.topics import TopicAdmin
+from gapwatch.kafka.fenced import examine_transactions
+from gapwatch.kafka.topics import TopicAdmin, captures
 from gapwatch.ledger import is_new, open_ledger
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Advice, Preflight
@@ -56,7 +57,10 @@ async def _examine(settings: Settings, opened: Mapping[str, Opened]) -> Sequence
             checks[name] = preflights(settings, spec, token.encode() if token else None)
     try:
         clocks = {name: StoreClocks(settings.pipelines[name], stores) for name, stores in opened.items()}
-        return [*advice, *await examine_pipelines(settings, checks, clocks, TopicAdmin(settings))]
+        advice += await examine_pipelines(settings, checks, clocks, TopicAdmin(settings))
+        if captures(settings):
+            advice += await examine_transactions(settings)
+        return advice
     finally:
         for check in chain.from_iterable(checks.values()):
             await check.close()

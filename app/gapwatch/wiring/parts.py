@@ -32,6 +32,7 @@ from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_se
 from gapwatch_connectors.registry import connector_of
 
 if TYPE_CHECKING:
+    from gapwatch.kafka.fenced import FencedProducer
     from gapwatch.roles.repair.replaying import ReplayReader
     from gapwatch.wiring.resending import Resenders
 
@@ -104,6 +105,12 @@ class Parts:
     def count_finding(self, pipeline: str, finding: str) -> None:
         self.metrics.stream_findings.labels(pipeline=pipeline, finding=finding).inc()
 
+    def _feed_producer(self, topic: str) -> FencedProducer:
+        from gapwatch.kafka.fenced import FencedProducer
+
+        transactional_id = self.settings.topics.transactional_id(topic)
+        return FencedProducer(self.settings, transactional_id=transactional_id, client_id=f"{topic}-{self.name}")
+
     # roles, each built anew for every start
 
     async def capture(self, stop: asyncio.Event) -> None:
@@ -142,6 +149,7 @@ class Parts:
                 settings=settings,
                 ledger=self.ledger,
                 producer=self.producer("capture"),
+                feed_producer=self._feed_producer,
                 partitions={topic: fact.partitions for topic, fact in facts.items()},
                 streams=streams,
                 beats=list(beats.values()),

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from gapwatch.kafka.topics import TopicPlan, _differences, state_topic, topic_plans
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gapwatch.errors import StoreRefused
+from gapwatch.kafka.topics import TopicAdmin, TopicPlan, _differences, state_topic, topic_plans
 from gapwatch.model.pipeline import Settings, TopicsSpec
+from tests.unit.core.samples import TOPIC, pipeline
 
 SETTINGS = Settings(bootstrap_servers="127.0.0.1:1", topics=TopicsSpec(prefix="g", partitions=4, replication=3))
 
@@ -53,3 +61,20 @@ def test_compact_and_delete_together_would_drop_state() -> None:
 def test_dead_letters_may_have_any_number_of_partitions() -> None:
     plan = plans()["g.dlq"]
     assert _differences(plan, 12, dict(plan.settings)) == []
+
+
+async def test_the_marks_of_transactions_in_our_own_feeds_are_never_taken_for_removed_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the right to describe a raw topic's settings that one counts as compacted: what is missing in it was removed."""
+    spec = pipeline()
+    settings = replace(SETTINGS, pipelines={spec.id: spec})
+    admin, asked = TopicAdmin(settings), []
+
+    async def refused(_: TopicAdmin, names: Sequence[str]) -> Any:
+        asked.append(list(names))
+        raise StoreRefused("Not authorized.")
+
+    monkeypatch.setattr(TopicAdmin, "_configs", refused)
+    assert await admin.compacted([TOPIC, spec.target.feed.topic]) == {TOPIC}
+    assert asked == [[TOPIC]]

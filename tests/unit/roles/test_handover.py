@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from gapwatch.core.batches import unpack
 from gapwatch.core.checkpoint import Stage
@@ -31,7 +32,7 @@ from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Ra
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.stores import PipelineStores
 from tests.simulation.bench import Bench
-from tests.simulation.kafka import Admin, Broker, Consumer, Producer
+from tests.simulation.kafka import Admin, Broker, Consumer, FeedProducer, Producer
 from tests.simulation.stores import Rig, VirtualClock, trials
 from tests.simulation.worker import Crash, Durable, Worker
 from tests.unit.core.samples import APPENDED, TOPIC, change, field, pipeline
@@ -456,12 +457,15 @@ async def become(condition: Callable[[], bool]) -> None:
     pytest.fail("it never became true")
 
 
-async def capture(store: Stored, broker: Broker, ledger: SqlLedger, *, until: int) -> None:
+async def capture(
+    store: Stored, broker: Broker, ledger: SqlLedger, *, until: int, producer: type[FeedProducer] = FeedProducer
+) -> None:
     spec, stop = orders(), asyncio.Event()
     dependencies = CaptureDependencies(
         settings=Settings(bootstrap_servers="none", pipelines={spec.id: spec}),
         ledger=ledger,
         producer=Producer(broker),  # type: ignore[arg-type]
+        feed_producer=lambda topic: producer(broker, topic),  # type: ignore[arg-type,return-value]
         partitions={TARGET: 2},
         streams=[Stream(pipeline=spec, topic=TARGET, open=store.open)],
         beats=[],
@@ -510,3 +514,23 @@ async def test_lesson_32_a_token_that_the_store_forgot_is_a_hole_up_to_where_rea
     earliest = min(one.time_from for one in found if one.time_from is not None)
     assert int(earliest.timestamp() * 1000) == APPENDED + 4, "since the last watermark, however long ago that is"
     assert len(found) == 2, "once when it was noticed, once when reading had begun: until then more was missed"
+
+
+async def test_lesson_40_whoever_took_a_feed_over_too_late_writes_nothing(ledger: SqlLedger) -> None:
+    """Frozen after it took the lease, and thawed when another had it: it shuts that one out of Kafka, sees it, and lets go."""
+    broker, store = Broker({TARGET: 2}, VirtualClock()), Stored(3)
+    ledger.set_fact(f"resume/{TARGET}", {"token": "0", "watermark": APPENDED})
+    others: list[Any] = []
+
+    class Frozen(FeedProducer):
+        async def take_over(self, waiting: Any) -> None:
+            if not others:
+                with ledger._db.engine.begin() as connection:
+                    connection.execute(text("UPDATE leases SET expires_us = 1"))
+                others.append(ledger.take_lease(f"capture/{TARGET}", "there", seconds=0.2))
+            await super().take_over(waiting)
+
+    await asyncio.wait_for(capture(store, broker, ledger, until=1, producer=Frozen), 30)
+    assert others != [None]
+    assert store.opened == [0], "not before the lease was ours again"
+    assert captured(broker) == {0, 1, 2}

@@ -1,8 +1,18 @@
 """Reads change streams into feed topics, and sends heartbeats.
 
-The order, for every batch of a stream: events are acknowledged by Kafka; then the watermark is written to every partition of the
-feed topic; then the resume token is stored. A restart from the stored token repeats some events, which their positions tell; it
-loses none. One process reads a feed at a time, under a lease; a second one for a moment does no harm.
+One process reads a feed at a time, under a lease; taking it over goes in this order:
+
+1. the lease is taken, which gives it a higher number;
+2. Kafka shuts out whoever wrote this feed before, and undoes what that one had not committed;
+3. the lease is renewed: so whoever takes it later comes later at step 2 as well;
+4. the resume token is read, and the stream is opened.
+
+Then for every batch: the events, and behind them the watermark for every partition of the feed topic, are one transaction; when
+it is committed, the resume token is stored under the lease's number. A process that was frozen anywhere in between can neither
+write events nor store its token. A restart from the stored token repeats some events, which their positions tell; it loses none.
+
+A batch without events is a watermark alone, and written without a transaction. It says that all before its time lies before it
+in its partition, which was committed by then: that stays true however late it is written, and whoever wrote the topic meanwhile.
 """
 
 from __future__ import annotations
@@ -19,12 +29,13 @@ import xxhash
 
 from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.errors import ConflictError, HistoryLost, StoreError
-from gapwatch.feed_ports import FeedReader, HeartbeatWriter, StreamBatch
+from gapwatch.feed_ports import ChangeEvent, FeedReader, HeartbeatWriter, StreamBatch
 from gapwatch.kafka.clients import AckedProducer
+from gapwatch.kafka.fenced import FencedProducer, Outgoing
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.ports import Clock, Lease, Ledger
-from gapwatch.roles.together import Together, facts_together, renewals_together
+from gapwatch.roles.together import Together, renewals_together
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +78,8 @@ class Beat:
 class CaptureDependencies:
     settings: Settings
     ledger: Ledger
-    producer: AckedProducer
+    producer: AckedProducer  # of watermarks alone
+    feed_producer: Callable[[str], FencedProducer]  # makes that of one feed topic
     partitions: Mapping[str, int]  # feed topic → partitions
     streams: Sequence[Stream]
     beats: Sequence[Beat]
@@ -80,7 +92,6 @@ class CaptureDependencies:
 class CaptureRole:
     def __init__(self, dependencies: CaptureDependencies) -> None:
         self._on = dependencies
-        self._facts = facts_together(dependencies.ledger, dependencies.clock)
         self._renewals = renewals_together(dependencies.ledger, dependencies.clock, seconds=LEASE_SECONDS)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -104,8 +115,8 @@ class CaptureRole:
             held = _Held(self._on.clock, self._renewals, lease)
             try:
                 await work(held)
-            except ConflictError:
-                log.info("lease_lost", lease=name)
+            except ConflictError as error:
+                log.warning("lease_lost", lease=name, reason=error.message)
             except StoreError as error:
                 log.warning("capture_interrupted", lease=name, reason=str(error))
                 await self._on.clock.sleep(RETRY_SECONDS)
@@ -115,6 +126,15 @@ class CaptureRole:
     # change streams
 
     async def _read(self, stream: Stream, stop: asyncio.Event, held: _Held) -> None:
+        producer = self._on.feed_producer(stream.topic)
+        try:
+            await producer.take_over(held.renew)
+            await held.renew(at_once=True)
+            await self._follow(stream, producer, stop, held)
+        finally:
+            await producer.close()
+
+    async def _follow(self, stream: Stream, producer: FencedProducer, stop: asyncio.Event, held: _Held) -> None:
         fact = f"resume/{stream.topic}"
         stored = await self._stored(fact)
         proven, lost = int(stored.get("watermark", 0)), str(stored.get("lost", ""))
@@ -126,46 +146,43 @@ class CaptureRole:
                 async for batch in batches:
                     self._on.on_requests(stream.store, "capture", stream.pipeline.id, batch.requests)
                     if lost:  # the hole ends where reading has begun, not where it ended
+                        await held.renew(at_once=True)
                         await self._lost(stream, f"{lost} Reading began anew.", since_ms=proven)
                         lost = ""
-                    await self._send(stream, batch, after=watermark)
+                    await self._send(stream, batch, producer, held, after=watermark)
                     watermark = max(watermark, batch.watermark)
-                    turn = int(
-                        self._on.clock.monotonic() / TOKEN_SECONDS
-                    )  # the same for all streams, so that they store together
+                    turn = int(self._on.clock.monotonic() / TOKEN_SECONDS)
                     if batch.events or turn != kept:
                         kept = turn
-                        await self._facts.ask((fact, _position(batch, max(proven, watermark))))
+                        await self._store(fact, _position(batch, max(proven, watermark)), held)
                     await held.renew()
                     if stop.is_set():
                         return
         except HistoryLost as error:
             proven = int((await self._stored(fact)).get("watermark", 0))
+            await self._store(fact, {"lost": error.message, "watermark": proven}, held)  # first: whoever was overtaken ends here
             await self._lost(stream, error.message, since_ms=proven)
-            await asyncio.to_thread(self._on.ledger.set_fact, fact, {"lost": error.message, "watermark": proven})
         finally:
             await reader.close()
 
     async def _stored(self, fact: str) -> Mapping[str, Any]:
         return await asyncio.to_thread(self._on.ledger.fact, fact) or _NOTHING
 
-    async def _send(self, stream: Stream, batch: StreamBatch, *, after: int) -> None:
-        count = self._on.partitions[stream.topic]
-        futures = [
-            await self._on.producer.send(
-                stream.topic,
-                event.key,
-                event.value or None,
-                headers=event.headers,
-                partition=xxhash.xxh3_64_intdigest(event.key) % count,
-            )
-            for event in batch.events
-        ]
-        await asyncio.gather(*futures)
+    async def _store(self, fact: str, value: Mapping[str, Any], held: _Held) -> None:
+        """Raises ConflictError when somebody else has taken the lease."""
+        await asyncio.to_thread(self._on.ledger.set_fact, fact, value, under=held.lease)
+
+    async def _send(self, stream: Stream, batch: StreamBatch, producer: FencedProducer, held: _Held, *, after: int) -> None:
+        topic, count = stream.topic, self._on.partitions[stream.topic]
+        marks: list[Outgoing] = []
         if batch.watermark > after:
             headers = [("gapwatch-watermark", str(batch.watermark).encode())]
-            marks = [await self._on.producer.send(stream.topic, None, None, headers=headers, partition=n) for n in range(count)]
-            await asyncio.gather(*marks)
+            marks = [Outgoing(topic, partition, None, None, headers) for partition in range(count)]
+        if batch.events:
+            await producer.write([*(_outgoing(topic, count, event) for event in batch.events), *marks], held.renew)
+            return
+        send = self._on.producer.send
+        await asyncio.gather(*[await send(topic, None, None, headers=one.headers, partition=one.partition) for one in marks])
 
     async def _lost(self, stream: Stream, why: str, *, since_ms: int) -> None:
         """The stream cannot be resumed: what came in between is a hole, which a sweep covers; reading begins anew from now.
@@ -206,6 +223,10 @@ class CaptureRole:
             await writer.close()
 
 
+def _outgoing(topic: str, partitions: int, event: ChangeEvent) -> Outgoing:
+    return Outgoing(topic, xxhash.xxh3_64_intdigest(event.key) % partitions, event.key, event.value or None, event.headers)
+
+
 def _position(batch: StreamBatch, watermark: int) -> dict[str, Any]:
     return {"token": batch.token.decode(), "watermark": watermark}
 
@@ -219,10 +240,10 @@ class _Held:
         self.lease = lease
         self._renewed = self._turn()
 
-    async def renew(self) -> None:
-        """Raises ConflictError when somebody else holds it by now."""
+    async def renew(self, *, at_once: bool = False) -> None:
+        """Raises ConflictError when it has expired, or somebody else holds it by now."""
         turn = self._turn()
-        if turn == self._renewed:
+        if not at_once and turn == self._renewed:
             return
         renewed = await self._renewals.ask(self.lease)
         if renewed is None:
