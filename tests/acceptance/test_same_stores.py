@@ -158,8 +158,10 @@ def world(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
     for dsn in dsns:
         execute(dsn, f"CREATE TABLE orders {COLUMNS}")
     mongo: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri, tz_aware=True)
-    for collection in ("orders", "copies"):
+    for collection in ("orders", "copies", "parts", "stocked"):
         mongo[name].create_collection(collection)
+    mongo[name].parts.insert_one({"_id": 100, "amount": 1})
+    mongo[name].stocked.insert_many([{"_id": {"id": 100, "region": region}, "amount": 1} for region in ("eu", "us")])
     with ExitStack() as open_:
         open_.callback(mongo.close)
         # The two connectors write decimals differently, and one of them without saying how: the catalogue tells.
@@ -216,6 +218,23 @@ def configuration(stack: EmbeddedStack, name: str, dsns: list[str], topic: str) 
                     "feed": {"change_stream": True},
                 },
                 "fields": {"amount": "amount", "placed": "placed", "items": "items", "ship.city": "ship.city"},
+                "grace": "2s",
+                "delivery": "none",
+            },
+            "regions": {
+                "source": {
+                    "store": "documents",
+                    "collection": f"{name}.parts",
+                    "key": {"_id": "int"},
+                    "feed": {"change_stream": True},
+                },
+                "target": {
+                    "store": "documents",
+                    "collection": f"{name}.stocked",
+                    "key": {"_id.id": "int"},
+                    "feed": {"change_stream": True},
+                },
+                "fields": {"amount": "amount"},
                 "grace": "2s",
                 "delivery": "none",
             },
@@ -321,3 +340,33 @@ def test_a5_and_m13_hold_between_two_collections(world: World) -> None:
     assert world.repaired("collections", "mismatch")["verified"] == 1
     wait_for(lambda: not world.gaps("collections"), "no gap")
     world.service.wait_healthy("collections")
+
+
+def documents_of(gap: Mapping[str, Any]) -> set[str]:
+    """Return the regions of the documents that a gap's evidence lists."""
+    (target,) = [one for one in gap["evidence"] if one.get("target_ids")]
+    return {json.loads(shown)["region"] for shown in target["target_ids"]}
+
+
+def test_b7_a_sweep_names_both_documents_of_a_key(world: World) -> None:
+    """They were there before either stream began."""
+    gap = wait_for(
+        lambda: next((one for one in world.service.gaps("regions") if one["key"] == {"_id": 100}), None), "the gap", 60
+    )
+    assert (gap["kind"], gap["detector"], documents_of(gap)) == ("duplicate", "sweep", {"eu", "us"})
+    world.mongo[world.database].stocked.delete_one({"_id": {"id": 100, "region": "us"}})
+    wait_for(lambda: 100 not in world.gaps("regions"), "the gap to end", 40)
+
+
+def test_b7_the_stream_finds_a_second_document_of_a_key_and_names_both(world: World) -> None:
+    """Equal contents, so that nothing but their number is wrong; the end of one of them ends it."""
+    parts, stocked = world.mongo[world.database].parts, world.mongo[world.database].stocked
+    parts.insert_one({"_id": 1, "amount": 1})
+    stocked.insert_one({"_id": {"id": 1, "region": "eu"}, "amount": 1})
+    wait_for(lambda: world.service.view("regions")["coverage"], "the key to be settled")
+    stocked.insert_one({"_id": {"id": 1, "region": "us"}, "amount": 1})
+    gap = wait_for(lambda: next((one for one in world.service.gaps("regions") if one["key"] == {"_id": 1}), None), "the gap", 40)
+    assert (gap["kind"], gap["cause"], gap["detector"], documents_of(gap)) == ("duplicate", "unknown", "stream", {"eu", "us"})
+    stocked.delete_one({"_id": {"id": 1, "region": "us"}})
+    wait_for(lambda: 1 not in world.gaps("regions"), "the gap to end", 40)
+    wait_for(lambda: not world.service.view("regions")["pending_keys"], "nothing to be left of it")

@@ -26,7 +26,7 @@ class DocumentEvents:
         self.side: SideMapping = mapping.side(side)
         roots = {column.path.split(".")[0] for column in self.side.codec.columns}
         self.keyed_by_id = roots == {"_id"}
-        self.names_targets = side is Side.OBSERVED and not self.keyed_by_id
+        self.names_targets = side is Side.OBSERVED and [column.path for column in self.side.codec.columns] != ["_id"]
         self._needs_version = mapping.pipeline.match is Match.VERSION
         pipeline = mapping.pipeline
         version = pipeline.source.version if side is Side.EXPECTED else pipeline.target.version
