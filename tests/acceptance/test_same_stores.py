@@ -363,7 +363,7 @@ def test_b7_the_stream_finds_a_second_document_of_a_key_and_names_both(world: Wo
     parts, stocked = world.mongo[world.database].parts, world.mongo[world.database].stocked
     parts.insert_one({"_id": 1, "amount": 1})
     stocked.insert_one({"_id": {"id": 1, "region": "eu"}, "amount": 1})
-    wait_for(lambda: world.service.view("regions")["coverage"], "the key to be settled")
+    wait_for(lambda: world.service.view("regions")["totals"]["settled"], "the key to be settled")
     stocked.insert_one({"_id": {"id": 1, "region": "us"}, "amount": 1})
     gap = wait_for(lambda: next((one for one in world.service.gaps("regions") if one["key"] == {"_id": 1}), None), "the gap", 40)
     assert (gap["kind"], gap["cause"], gap["detector"], documents_of(gap)) == ("duplicate", "unknown", "stream", {"eu", "us"})
