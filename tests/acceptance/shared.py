@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -145,3 +147,16 @@ def record_at(servers: str, row: Mapping[str, Any]) -> Message:
         return message
     finally:
         consumer.close()
+
+
+def judged_after(gap: Mapping[str, Any]) -> float:
+    """Return how many seconds after the write a gap was confirmed."""
+    written, confirmed = (datetime.fromisoformat(gap[name]) for name in ("event_time", "confirmed_at"))
+    return (confirmed - written).total_seconds()
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process and its children, in MiB."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in [pid, *children])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

@@ -149,16 +149,9 @@ def memory(fleet: Fleet, seconds: float) -> Mapping[str, list[float]]:
     while time.monotonic() < end:
         for name, process in fleet.service.processes.items():
             assert process.poll() is None, f"{name} ended in peace:\n{fleet.service.tail(name)}"
-            taken[name].append(_rss_mib(process.pid))
+            taken[name].append(resident_mib(process.pid))
         time.sleep(SAMPLE_SECONDS)
     return taken
-
-
-def _rss_mib(pid: int) -> float:
-    """Return the resident memory of a process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in [pid, *children])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def test_b15_l3_a_fleet_under_fire_says_what_one_matcher_says_in_peace(

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import pack
@@ -71,6 +73,20 @@ class Rig:
 
     def thaw(self, name: str) -> None:
         self.workers[name].send_signal(signal.SIGCONT)
+
+    def resident_max(self, name: str) -> int:
+        """Return the most memory, in bytes, that a running worker ever held at once."""
+        lines = Path(f"/proc/{self.workers[name].pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+    async def forget(self, *topics: str) -> None:
+        """Delete all records of these topics, and what match has acknowledged; no worker may be running."""
+        client = AdminClient({"bootstrap.servers": self.settings.bootstrap_servers})
+        at = [Partition(topic, number) for topic in topics for number in range(self.settings.topics.partitions)]
+        ends = [TopicPartition(one.topic, one.partition, -1) for one in at]
+        group = match_app_id(self.settings)
+        for future in (*client.delete_records(ends).values(), *client.delete_consumer_groups([group]).values()):
+            await asyncio.wrap_future(future)
 
     def has_worked(self, name: str) -> bool:
         return "match_partitions_taken" in self.log(name)
