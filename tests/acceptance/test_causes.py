@@ -82,7 +82,7 @@ def _key_at(scene: Scene, row: dict[str, Any]) -> str:
 def test_m2_what_the_source_did_and_its_topic_lacks_is_lost_in_stream_and_what_only_a_sweep_saw_is_unknown(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
-    """The connector passes updates over. One row's insert does not arrive either: the stream raises it, and the read shows more."""
+    """The connector passes updates over. One insert does not arrive either: the stream raises it, and the read shows more."""
     lost, unseen = 201, 202
     with watched(stack, postgres_database, tmp_path, connector={"skipped.operations": "u"}) as scene:
         scene.copier.rules[601] = nothing

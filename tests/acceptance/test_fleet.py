@@ -7,7 +7,6 @@ The short form runs in CI; ``--soak`` makes ten minutes of it, and then thirty i
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,7 @@ from gapwatch.model.suspect import PartitionStatus, Said
 from gapwatch.wiring.stores import resolved_settings
 from tests.acceptance.copier import Change, Operation
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import falsify, lose
+from tests.acceptance.shared import falsify, lose, resident_mib
 from tests.acceptance.workload import TABLE, Churn, churning
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(3_600)]
