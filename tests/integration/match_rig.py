@@ -14,12 +14,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
-from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import pack
-from gapwatch.errors import StoreUnreachable
+from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import ensure_topics, match_app_id
@@ -80,13 +79,23 @@ class Rig:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
     async def forget(self, *topics: str) -> None:
-        """Delete all records of these topics, and what match has acknowledged; no worker may be running."""
+        """Make these topics anew, and delete what match has acknowledged; no worker may be running."""
         client = AdminClient({"bootstrap.servers": self.settings.bootstrap_servers})
-        at = [Partition(topic, number) for topic in topics for number in range(self.settings.topics.partitions)]
-        ends = [TopicPartition(one.topic, one.partition, -1) for one in at]
-        group = match_app_id(self.settings)
-        for future in (*client.delete_records(ends).values(), *client.delete_consumer_groups([group]).values()):
+        gone = [
+            *client.delete_consumer_groups([match_app_id(self.settings)]).values(),
+            *client.delete_topics(list(topics)).values(),
+        ]
+        for future in gone:
             await asyncio.wrap_future(future)
+
+        async def made_anew() -> bool:
+            try:
+                await ensure_topics(self.settings)
+            except StoreRefused:
+                return False
+            return True
+
+        await until(made_anew)
 
     def has_worked(self, name: str) -> bool:
         return "match_partitions_taken" in self.log(name)
