@@ -149,7 +149,8 @@ def test_m6_i2_ten_thousand_writes_of_known_classes_are_counted_exactly_and_add_
         both, dropped, rest = 1, 1, 1
         write(1, both, dropped, rest)
         insert(9, 1)
-        wait_for(lambda: service.view()["in_transit_keys"] == 1, "a write to be in transit", 30)
+        oldest = "gapwatch_oldest_in_transit_timestamp_seconds"
+        wait_for(lambda: service.metric(oldest, pipeline="orders"), "a write to be in transit", 30)
         before = service.series()
         scene.copier.resume()  # the one that was on its way is one of the rest
         both, dropped, rest = BOTH, DROPPED, REST
