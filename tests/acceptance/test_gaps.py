@@ -12,7 +12,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change
 from tests.acceptance.scenery import TABLE, watched
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import during, resident_mib
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, during, judged_after, resident_mib
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -36,6 +36,8 @@ def test_b1_one_lost_write_is_one_gap(stack: EmbeddedStack, postgres_database: s
         assert [(gap["key"], gap["kind"], gap["cause"], gap["state"]) for gap in gaps] == [
             ({"id": 101}, "missing", "never_written", "open")
         ]
+        assert gaps[0]["detector"] == "stream"
+        assert judged_after(gaps[0]) <= FOUND_WITHIN_SECONDS
         seen = [row for row in gaps[0]["evidence"] if row.get("topic")]
         assert (seen[0]["topic"], seen[0]["side"]) == (f"{postgres_database}.public.orders", "expected")
         view = scene.service.view()

@@ -20,14 +20,12 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.background import Background
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import judged_after, number
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, judged_after, number
 from tests.stack import captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
 TABLE = "public.orders"
-# Grace, disorder and the skew of one clock; a second, two heartbeats and `settle`, the sink's commit and two seconds of reads.
-WITHIN_SECONDS = (2 + 0.2 + 0.1) + (1 + 2 * 0.25 + 1 + 0.5 + 2)
 COLUMNS = "(id bigint PRIMARY KEY, seq bigint NOT NULL, amount numeric(12,2), placed timestamptz, tags text[], big text)"
 SCHEMALESS = {
     f"{part}.converter{option}": value
@@ -286,7 +284,7 @@ def test_m13_a_write_of_somebody_else_to_the_target_table_is_out_of_band(world: 
     assert wait_for(lambda: world.gaps("tables"), "the gap", 40) == {21: ("mismatch", "out_of_band")}
     [gap] = world.service.gaps("tables")
     assert (gap["fields"], gap["target_id"], gap["detector"]) == (["amount"], "21", "stream")
-    assert judged_after(gap) <= WITHIN_SECONDS
+    assert judged_after(gap) <= FOUND_WITHIN_SECONDS
     assert world.repaired("tables", "mismatch")["verified"] == 1
     assert world.table(world.target) == world.table(world.source)
 
@@ -346,7 +344,7 @@ def test_a5_and_m13_hold_between_two_collections(world: World) -> None:
     wait_for(lambda: world.gaps("collections") == expected, f"gaps {expected}", 40)
     for gap in world.service.gaps("collections"):
         assert gap["detector"] == "stream"
-        assert judged_after(gap) <= WITHIN_SECONDS
+        assert judged_after(gap) <= FOUND_WITHIN_SECONDS
     copies.delete_one({"_id": 11})
     assert world.repaired("collections", "mismatch")["verified"] == 1
     wait_for(lambda: not world.gaps("collections"), "no gap")
