@@ -20,8 +20,8 @@ from tests.acceptance.copier import Change, Operation, fields_of
 from tests.acceptance.scenery import TABLE, Scene
 from tests.acceptance.service import Service, wait_for
 
-# W + P as in the product's features, for a grace of two seconds: grace, `disorder`, a little skew; a second, two heartbeats and `settle`,
-# the sink's commit, and two seconds of reads.
+# W + P as in the product's features, for a grace of two seconds: grace, `disorder`, a little skew; a second, two heartbeats and
+# `settle`, the sink's commit, and two seconds of reads.
 FOUND_WITHIN_SECONDS = (2 + 0.2 + 0.1) + (1 + 2 * 0.25 + 1 + 0.5 + 2)
 _NUMBERS = itertools.count(1_000_000)
 
