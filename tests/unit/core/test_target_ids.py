@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -200,11 +198,21 @@ def test_b7_what_is_known_of_documents_survives_a_restart() -> None:
     assert (again.id, again.target_ids, again.raised_again) == (suspect.id, ["a", "b"], True)
 
 
-def test_m26_a_key_as_earlier_versions_stored_it_is_read() -> None:
-    state = KeyState()
-    earlier: tuple[Any, ...] = state.packed()
-    assert KeyState.unpacked(earlier).ids is None
-    assert len(earlier) == 10, "a key whose documents nobody names is stored as ever"
+def test_m26_a_state_of_before_is_read_and_learns_its_documents_with_their_next_writes() -> None:
+    bench = Bench()
+    bench.expect(1, 100)
+    bench.observe(1, 200)
+    bench.expect(1, 210, key=b"open")
+    bench.observe(2, 220, key=b"open")
+    written = bench.matcher.marker
+    bench.matcher.marker = lambda: msgspec.msgpack.encode({**msgspec.msgpack.decode(written()), "format": 4})  # type: ignore[method-assign]
+    bench.restart()
+    bench.observe(1, 300, target_id=b"a")
+    assert bench.unsettled == 210
+    bench.observe(1, 400, target_id=b"b")
+    bench.verdict(only(bench.streams(210 + LATE)), Outcome.CLEARED)
+    assert only(bench.streams(400 + LATE)).target_ids == ["a", "b"]
+    assert len(KeyState().packed()) == 10, "a key whose documents nobody names is stored as ever"
 
 
 def test_a_settled_key_with_ids_is_kept_packed() -> None:
