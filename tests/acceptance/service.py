@@ -128,10 +128,17 @@ class Service:
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         """Return the labels and values that ``/metrics`` shows of one name."""
+        return [(labels, value) for found, labels, value in self._samples() if found == name]
+
+    def series(self) -> set[tuple[str, ...]]:
+        """Return the name and the labels of every series that ``/metrics`` shows."""
+        return {(name, *(f"{label}={text}" for label, text in sorted(labels.items()))) for name, labels, _ in self._samples()}
+
+    def _samples(self) -> list[tuple[str, dict[str, str], float]]:
         with urllib.request.urlopen(f"{self.api.url}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        families = text_string_to_metric_families(text)
-        return [(dict(sample.labels), float(sample.value)) for one in families for sample in one.samples if sample.name == name]
+        samples = [sample for one in text_string_to_metric_families(text) for sample in one.samples]
+        return [(sample.name, dict(sample.labels), float(sample.value)) for sample in samples]
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the command line with this configuration."""

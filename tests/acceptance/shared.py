@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,6 +20,9 @@ from tests.acceptance.copier import Change, Operation, fields_of
 from tests.acceptance.scenery import TABLE, Scene
 from tests.acceptance.service import Service, wait_for
 
+# W + P as in the product's features, for a grace of two seconds: grace, `disorder`, a little skew; a second, two heartbeats and
+# `settle`, the sink's commit, and two seconds of reads.
+FOUND_WITHIN_SECONDS = (2 + 0.2 + 0.1) + (1 + 2 * 0.25 + 1 + 0.5 + 2)
 _NUMBERS = itertools.count(1_000_000)
 
 
@@ -145,3 +150,16 @@ def record_at(servers: str, row: Mapping[str, Any]) -> Message:
         return message
     finally:
         consumer.close()
+
+
+def judged_after(gap: Mapping[str, Any]) -> float:
+    """Return how many seconds after the write a gap was confirmed."""
+    written, confirmed = (datetime.fromisoformat(gap[name]) for name in ("event_time", "confirmed_at"))
+    return (confirmed - written).total_seconds()
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process and its children, in MiB."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in [pid, *children])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

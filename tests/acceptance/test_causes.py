@@ -79,6 +79,30 @@ def _key_at(scene: Scene, row: dict[str, Any]) -> str:
     return (record_at(scene.stack.kafka.bootstrap_servers, row).key() or b"").decode()
 
 
+def test_m2_what_the_source_did_and_its_topic_lacks_is_lost_in_stream_and_what_only_a_sweep_saw_is_unknown(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """The connector passes updates over. One insert does not arrive either: the stream raises it, and the read shows more."""
+    lost, unseen = 201, 202
+    with watched(stack, postgres_database, tmp_path, connector={"skipped.operations": "u"}) as scene:
+        scene.copier.rules[601] = nothing
+        scene.insert(lost, 601)
+        scene.insert(unseen, 602)
+        scene.sql(f"UPDATE {TABLE} SET v = 'newer' WHERE id IN ({lost}, {unseen})")
+        [gap] = wait_for(scene.service.gaps, "the gap", 60)
+        assert (gap["key"]["id"], gap["kind"], gap["cause"], gap["detector"]) == (lost, "missing", "lost_in_stream", "stream")
+        [row] = _streamed(gap)
+        assert row["side"] == "expected"
+        assert b"newer" not in (record_at(scene.stack.kafka.bootstrap_servers, row).value() or b""), (
+            "the newest that the topic has"
+        )
+        _, runs = scene.service.answer("sweep", "start", "orders", "--content", "--wait")
+        assert runs[0]["state"] == "succeeded", runs
+        found = wait_for(lambda: found if len(found := scene.service.gaps()) > 1 else None, "the gap of the sweep", 30)
+        said = {one["key"]["id"]: (one["kind"], one["cause"], one["detector"], len(_streamed(one))) for one in found}
+        assert said[unseen] == ("mismatch", "unknown", "sweep", 0)
+
+
 def test_m2_a_write_that_the_sink_connector_gave_up_is_dead_lettered(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ The short form runs in CI; ``--soak`` makes ten minutes of it, and then thirty i
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,7 @@ from gapwatch.model.suspect import PartitionStatus, Said
 from gapwatch.wiring.stores import resolved_settings
 from tests.acceptance.copier import Change, Operation
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import falsify, lose
+from tests.acceptance.shared import falsify, lose, resident_mib
 from tests.acceptance.workload import TABLE, Churn, churning
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(3_600)]
@@ -149,16 +148,9 @@ def memory(fleet: Fleet, seconds: float) -> Mapping[str, list[float]]:
     while time.monotonic() < end:
         for name, process in fleet.service.processes.items():
             assert process.poll() is None, f"{name} ended in peace:\n{fleet.service.tail(name)}"
-            taken[name].append(_rss_mib(process.pid))
+            taken[name].append(resident_mib(process.pid))
         time.sleep(SAMPLE_SECONDS)
     return taken
-
-
-def _rss_mib(pid: int) -> float:
-    """Return the resident memory of a process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in [pid, *children])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def test_b15_l3_a_fleet_under_fire_says_what_one_matcher_says_in_peace(

@@ -10,9 +10,9 @@ import pytest
 
 from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change
-from tests.acceptance.scenery import watched
+from tests.acceptance.scenery import TABLE, watched
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import during
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, during, judged_after, resident_mib
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -36,6 +36,8 @@ def test_b1_one_lost_write_is_one_gap(stack: EmbeddedStack, postgres_database: s
         assert [(gap["key"], gap["kind"], gap["cause"], gap["state"]) for gap in gaps] == [
             ({"id": 101}, "missing", "never_written", "open")
         ]
+        assert gaps[0]["detector"] == "stream"
+        assert judged_after(gaps[0]) <= FOUND_WITHIN_SECONDS
         seen = [row for row in gaps[0]["evidence"] if row.get("topic")]
         assert (seen[0]["topic"], seen[0]["side"]) == (f"{postgres_database}.public.orders", "expected")
         view = scene.service.view()
@@ -83,6 +85,7 @@ def test_m22_while_it_is_paused_nothing_opens_and_nothing_is_lost(
 
 
 MANY = 50_000
+RESIDENT_MIB = 700  # of all processes, while 50,000 gaps are confirmed and stored
 
 
 def test_m18_fifty_thousand_missing_at_once_are_one_incident(
@@ -93,9 +96,12 @@ def test_m18_fifty_thousand_missing_at_once_are_one_incident(
     no_snapshot = {"snapshot.mode": "no_data"}
     with watched(stack, postgres_database, tmp_path, before=before, connector=no_snapshot, wait=False) as scene:
         service = scene.service
+        resident = 0.0
 
         def incident() -> dict[str, Any] | None:
+            nonlocal resident
             service.check_alive()
+            resident = max(resident, sum(resident_mib(process.pid) for process in service.processes.values()))
             found = service.view().get("findings", [])
             return next((one for one in found if one["finding"] == "incident" and one["details"]["gaps"] == MANY), None)
 
@@ -109,6 +115,55 @@ def test_m18_fifty_thousand_missing_at_once_are_one_incident(
         wait_for(lambda: service.metric("gapwatch_incident_gaps", pipeline="orders") == MANY, "the metric", 20)
         raised = service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
         assert len([one for one in raised if one["finding"] == "incident"]) == 1
+        assert resident < RESIDENT_MIB
+
+
+BOTH, DROPPED, REST, ON_ITS_WAY = 500, 100, 8_800, 100  # keys; each of the first has two writes
+
+
+def test_m6_i2_ten_thousand_writes_of_known_classes_are_counted_exactly_and_add_no_series(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """First one write of each class, then thousands: the counters say exactly how many, and no metric has a key of its own."""
+    with watched(stack, postgres_database, tmp_path, coverage_target=0.99) as scene:
+        service = scene.service
+
+        def insert(first: int, count: int) -> int:
+            values = f"SELECT i, i, 'a', 1 FROM generate_series({first}, {first + count - 1}) i"
+            scene.sql(f"INSERT INTO {TABLE} (id, seq, v, amount) {values}")
+            return first + count
+
+        def write(first: int, both: int, dropped: int, rest: int) -> None:
+            scene.copier.rules |= dict.fromkeys(range(first, first + both + dropped), nothing)
+            after = insert(first, both)
+            scene.sql(f"UPDATE {TABLE} SET seq = seq + 1000000 WHERE id >= {first}")
+            insert(insert(after, dropped), rest)
+            wait_for(lambda: counted() == expected(), "everything to be counted", 90)
+            scene.copier.pause()
+
+        def counted() -> dict[str, int]:
+            totals = service.view()["totals"]
+            return {name: totals[name] for name in ("settled", "superseded", "cleared", "gap", "unverifiable")}
+
+        def expected() -> dict[str, Any]:
+            return {"settled": both + rest, "superseded": both, "cleared": 0, "gap": dropped, "unverifiable": {}}
+
+        both, dropped, rest = 1, 1, 1
+        write(1, both, dropped, rest)
+        insert(9, 1)
+        oldest = "gapwatch_oldest_in_transit_timestamp_seconds"
+        wait_for(lambda: service.metric(oldest, pipeline="orders"), "a write to be in transit", 30)
+        before = service.series()
+        scene.copier.resume()  # the one that was on its way is one of the rest
+        both, dropped, rest = BOTH, DROPPED, REST
+        write(10, both - 1, dropped - 1, rest - 2)
+        insert(20_000, ON_ITS_WAY)
+        view = wait_for(
+            lambda: seen if (seen := service.view())["in_transit_keys"] == ON_ITS_WAY else None, "those in transit", 30
+        )
+        assert view["totals"]["expected"] == 10_000 == 2 * BOTH + DROPPED + REST + ON_ITS_WAY
+        assert view["status"] != "HEALTHY"
+        assert service.series() == before
 
 
 REST_SECONDS = 8.0

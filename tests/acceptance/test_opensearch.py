@@ -15,7 +15,17 @@ from tests.acceptance.indexer import Fault, Indexer
 from tests.acceptance.mirror import create_topic
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE, configuration
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import at, create_database, during, gaps_of, now, number, record_at
+from tests.acceptance.shared import (
+    FOUND_WITHIN_SECONDS,
+    at,
+    create_database,
+    during,
+    gaps_of,
+    judged_after,
+    now,
+    number,
+    record_at,
+)
 from tests.stack import ask, captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -245,6 +255,9 @@ def test_m13_a_direct_write_at_the_target_is_out_of_band(scene: Search) -> None:
     scene.put("orders", key, {**document, "v": "by hand"})
     wait_for(lambda: scene.gaps("orders", key), "the gap", 30)
     assert scene.gaps("orders", key) == [(key, "mismatch", "out_of_band")]
+    [gap] = gaps_of(scene.service, key, pipeline="orders")
+    assert gap["detector"] == "stream"
+    assert judged_after(gap) <= FOUND_WITHIN_SECONDS
     scene.repair("orders", "mismatch,stale")
     assert scene.document("orders", key) == {**document, "amount": float(document["amount"])}
     scene.service.wait_healthy("orders")

@@ -20,7 +20,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.background import Background
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import number
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, judged_after, number
 from tests.stack import captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -158,8 +158,10 @@ def world(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
     for dsn in dsns:
         execute(dsn, f"CREATE TABLE orders {COLUMNS}")
     mongo: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri, tz_aware=True)
-    for collection in ("orders", "copies"):
+    for collection in ("orders", "copies", "parts", "stocked"):
         mongo[name].create_collection(collection)
+    mongo[name].parts.insert_one({"_id": 100, "amount": 1})
+    mongo[name].stocked.insert_many([stocked(100, region) for region in ("eu", "us")])
     with ExitStack() as open_:
         open_.callback(mongo.close)
         # The two connectors write decimals differently, and one of them without saying how: the catalogue tells.
@@ -219,8 +221,30 @@ def configuration(stack: EmbeddedStack, name: str, dsns: list[str], topic: str) 
                 "grace": "2s",
                 "delivery": "none",
             },
+            "regions": {
+                "source": {
+                    "store": "documents",
+                    "collection": f"{name}.parts",
+                    "key": {"_id": "int"},
+                    "feed": {"change_stream": True},
+                },
+                "target": {
+                    "store": "documents",
+                    "collection": f"{name}.stocked",
+                    "key": {"part": "int"},
+                    "feed": {"change_stream": True},
+                },
+                "fields": {"amount": "amount"},
+                "grace": "2s",
+                "delivery": "none",
+            },
         },
     }
+
+
+def stocked(part: int, region: str) -> dict[str, Any]:
+    """Return a document whose id says more than the key that it is compared by."""
+    return {"_id": f"{part}-{region}", "part": part, "amount": 1}
 
 
 def insert(world: World, *numbers: int) -> None:
@@ -259,7 +283,8 @@ def test_m13_a_write_of_somebody_else_to_the_target_table_is_out_of_band(world: 
     execute(world.target, "UPDATE orders SET amount = 99 WHERE id = 21")
     assert wait_for(lambda: world.gaps("tables"), "the gap", 40) == {21: ("mismatch", "out_of_band")}
     [gap] = world.service.gaps("tables")
-    assert (gap["fields"], gap["target_id"]) == (["amount"], "21")
+    assert (gap["fields"], gap["target_id"], gap["detector"]) == (["amount"], "21", "stream")
+    assert judged_after(gap) <= FOUND_WITHIN_SECONDS
     assert world.repaired("tables", "mismatch")["verified"] == 1
     assert world.table(world.target) == world.table(world.source)
 
@@ -317,7 +342,41 @@ def test_a5_and_m13_hold_between_two_collections(world: World) -> None:
     copies.update_one({"_id": 12}, {"$set": {"amount": 13}})
     expected = {11: ("undeleted", "never_written"), 12: ("mismatch", "out_of_band")}
     wait_for(lambda: world.gaps("collections") == expected, f"gaps {expected}", 40)
+    for gap in world.service.gaps("collections"):
+        assert gap["detector"] == "stream"
+        assert judged_after(gap) <= FOUND_WITHIN_SECONDS
     copies.delete_one({"_id": 11})
     assert world.repaired("collections", "mismatch")["verified"] == 1
     wait_for(lambda: not world.gaps("collections"), "no gap")
     world.service.wait_healthy("collections")
+
+
+def documents_of(gap: Mapping[str, Any]) -> list[Any]:
+    """Return the ids of the documents that a gap's evidence lists."""
+    rows = [row for row in gap["evidence"] if row["side"] == "target"]
+    return sorted(shown for row in rows for shown in row.get("target_ids", ()))
+
+
+def test_b7_a_sweep_names_both_documents_of_a_key(world: World) -> None:
+    """They were there before either stream began."""
+    both = ["100-eu", "100-us"]
+    gap = wait_for(
+        lambda: next((one for one in world.service.gaps("regions") if one["key"] == {"_id": 100}), None), "the gap", 60
+    )
+    assert (gap["kind"], gap["detector"], documents_of(gap)) == ("duplicate", "sweep", both)
+    world.mongo[world.database].stocked.delete_one({"_id": "100-us"})
+    wait_for(lambda: 100 not in world.gaps("regions"), "the gap to end", 40)
+
+
+def test_b7_the_stream_finds_a_second_document_of_a_key_and_names_both(world: World) -> None:
+    """Equal contents, so that nothing but their number is wrong; and where one goes, the gap does."""
+    parts, there = world.mongo[world.database].parts, world.mongo[world.database].stocked
+    both = ["1-eu", "1-us"]
+    parts.insert_one({"_id": 1, "amount": 1})
+    there.insert_one(stocked(1, "eu"))
+    wait_for(lambda: world.service.view("regions")["totals"]["settled"], "the key to be settled")
+    there.insert_one(stocked(1, "us"))
+    gap = wait_for(lambda: next((one for one in world.service.gaps("regions") if one["key"] == {"_id": 1}), None), "the gap", 40)
+    assert (gap["kind"], gap["cause"], gap["detector"], documents_of(gap)) == ("duplicate", "unknown", "stream", both)
+    there.delete_one({"_id": "1-us"})
+    wait_for(lambda: 1 not in world.gaps("regions"), "the gap to end", 60)

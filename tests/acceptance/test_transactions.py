@@ -94,6 +94,7 @@ def test_m12_a_dropped_event_is_named_by_its_transaction(stack: EmbeddedStack, p
         during(3, lambda: told_only(scene, wanted))
         found = wait_for(scene.service.gaps, "the sweep to find the row that the stream never showed", 90)
         assert [(gap["key"], gap["kind"], gap["tables"]) for gap in found] == [({"id": 22}, "missing", [US])]
+        assert [(gap["detector"], gap["cause"]) for gap in found] == [("sweep", "unknown")], "no event of it is any evidence"
         told_only(scene, wanted)
 
 

@@ -14,10 +14,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+from confluent_kafka.admin import AdminClient
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.batches import pack
-from gapwatch.errors import StoreUnreachable
+from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import ensure_topics, match_app_id
@@ -71,6 +72,30 @@ class Rig:
 
     def thaw(self, name: str) -> None:
         self.workers[name].send_signal(signal.SIGCONT)
+
+    def resident_max(self, name: str) -> int:
+        """Return the most memory, in bytes, that a running worker ever held at once."""
+        lines = Path(f"/proc/{self.workers[name].pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+    async def forget(self, *topics: str) -> None:
+        """Make these topics anew, and delete what match has acknowledged; no worker may be running."""
+        client = AdminClient({"bootstrap.servers": self.settings.bootstrap_servers})
+        gone = [
+            *client.delete_consumer_groups([match_app_id(self.settings)]).values(),
+            *client.delete_topics(list(topics)).values(),
+        ]
+        for future in gone:
+            await asyncio.wrap_future(future)
+
+        async def made_anew() -> bool:
+            try:
+                await ensure_topics(self.settings)
+            except StoreRefused:
+                return False
+            return True
+
+        await until(made_anew)
 
     def has_worked(self, name: str) -> bool:
         return "match_partitions_taken" in self.log(name)

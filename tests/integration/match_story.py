@@ -65,7 +65,7 @@ def story_settings(bootstrap: str, prefix: str, partitions: int) -> Settings:
 class Story:
     """Yields ``(partition, record)`` in the order of one ingester; the same for the same seed.
 
-    Of the keys, 4 % never reach the target, 2 % reach it changed, and 1 % of the target's are nobody's.
+    Of the keys, 4 % never reach the target, 2 % reach it changed, and 1 % of the target's are nobody's; if ``faithful``, none.
     """
 
     partitions: int
@@ -74,6 +74,7 @@ class Story:
     seed: int = 1
     mapping: int = MAPPING
     shown_from: int = 1  # steps after its write in which the target shows it at the earliest; at most LAG_STEPS later
+    faithful: bool = False
     lost: set[bytes] = field(default_factory=set)
     changed: set[bytes] = field(default_factory=set)
     strange: set[bytes] = field(default_factory=set)
@@ -111,7 +112,7 @@ class Story:
         key = b"k%08d" % self._made
         self._made += 1
         digest = self._random.randbytes(16)
-        fate = self._random.random()
+        fate = 0.5 if self.faithful else self._random.random()
         seen = self._due.setdefault(step + self.shown_from + self._random.randrange(LAG_STEPS), [])
         if fate < 0.04:
             self.lost.add(key)
@@ -168,6 +169,10 @@ class Told:
             self.suspects[said.id] = said
         elif isinstance(said, Hole):
             self.holes[said.id] = said
+
+    @property
+    def settled(self) -> int:
+        return sum(status.counters.settled for status in self.statuses.values())
 
     @property
     def keys(self) -> Counter[bytes]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gapwatch.core.keystate import HEAD_BYTES
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.pipeline import FieldSpec, FieldType, Match, PipelineSpec
 from gapwatch.model.stream import (
@@ -29,6 +31,7 @@ from gapwatch.model.stream import (
 from gapwatch.model.suspect import Suspect
 from gapwatch.roles.match.journal import Journal
 from tests.property.test_matching import OFTEN, RAGGED, SEEDS
+from tests.simulation.bench import KEY, Bench
 from tests.simulation.worker import keys_of, shown
 from tests.simulation.world import MAPPING, PIPELINE, START, TOPICS, World, digest, pipeline
 
@@ -57,15 +60,30 @@ SPECS = {
     "plain": pipeline(fields=(FIXED,)),
     "masks": pipeline(fields=(MASKABLE, dataclasses.replace(MASKABLE, target="w", source="w"), FIXED)),
     "presence": pipeline(fields=(FIXED,), match=Match.PRESENCE),
+    "documents": pipeline(fields=(FIXED,)),  # whose keys are not the target's ids
     "full": pipeline(fields=(FIXED,), pending_keys_max=3, settled_keys_max=2, suspects_max=1),
 }
+
+
+def _upserts(*keys: int) -> list[tuple[int, Operation, int, int, int]]:
+    return [(key, Operation.UPSERT, 1, 0, 3) for key in keys]
+
+
+# A key that was stored as open, and then was settled and made room before the next checkpoint: it came back with a restart.
+STORED_OPEN_AND_EVICTED: list[Any] = [
+    [(Side.EXPECTED, True, _upserts(0, 1, 2))],
+    None,
+    [(Side.EXPECTED, False, _upserts(0)), (Side.EXPECTED, True, _upserts(0)), (Side.OBSERVED, True, _upserts(*[0] * 6, 1, 2))],
+    None,
+]
 
 
 class Teller:
     """Makes records of a story; knows where each side's feed is."""
 
-    def __init__(self, masks: int) -> None:
+    def __init__(self, masks: int, *, named: bool = False) -> None:
         self.masks = masks
+        self.named = named
         self.offset = dict.fromkeys(Side, 0)
         self.clock = START
         self.raised: dict[bytes, Suspect] = {}
@@ -118,6 +136,7 @@ class Teller:
             append_times=[self.clock + at + 5 for at in range(len(events))],
             digests=[digest(value) if operation in content else b"" for _, operation, _, value, _ in events],
             masks=masks if self.masks and any(masks) else None,
+            target_ids=[b"%d" % (carried % 3) for *_, carried in events] if self.named and side is Side.OBSERVED else None,
         )
 
     def _state(self, side: Side) -> FeedState:
@@ -186,7 +205,7 @@ def test_together_and_one_by_one_end_alike_and_say_the_same(name: str, story: li
     spec = SPECS[name]
     if name == "full":  # who is let go first depends on the order of different keys; that everything is counted does not
         spec = dataclasses.replace(spec, pending_keys_max=1_000, settled_keys_max=1_000, suspects_max=1_000)
-    teller = Teller(sum(field.maskable for field in spec.fields))
+    teller = Teller(sum(field.maskable for field in spec.fields), named=name == "documents")
     fast, slow = Life(spec, event_by_event=False), Life(spec, event_by_event=True)
     for offset, step in enumerate([0, *story, 60_000, 1]):
         if step is None:
@@ -203,6 +222,35 @@ def test_together_and_one_by_one_end_alike_and_say_the_same(name: str, story: li
 
 
 @OFTEN
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 1, 2, None])), max_size=12), st.randoms(use_true_random=False))
+def test_b7_documents_of_one_key_by_several_partitions_end_alike_in_any_order(
+    writes: list[tuple[int, int | None]], random: Random
+) -> None:
+    """Each document's own writes come in their order (its partition's), those of different ones as they like, some twice."""
+    placed = [(place, *write) for place, write in enumerate(writes)]
+    ends = set()
+    for shuffled in (False, True, True):
+        bench = Bench()
+        bench.expect(1, 0)
+        waiting = {document: [one for one in placed if one[1] == document] for document in range(3)}
+        order = [one[1] for one in placed]
+        if shuffled:
+            random.shuffle(order)
+        for document in order:
+            place, _, value = waiting[document].pop(0)
+            for _ in range(random.choice([1, 1, 2]) if shuffled else 1):
+                bench.observe(value, place, place=place, target_id=b"%d" % document)
+        state = bench.matcher._pipelines[PIPELINE].cell.state(KEY)
+        live = {document: value for _, document, value in placed}
+        there = {b"%d" % document for document, value in live.items() if value is not None}
+        assert {name for name, one in state.ids.known.items() if one.live} == there if state.ids else not there
+        assert (len(there) > 1) == (state.ids is not None and state.ids.twin is not None)
+        ends.add((state.odd, state.observed[HEAD_BYTES:] if state.observed else None))
+    assert len(ends) == 1
+
+
+@OFTEN
+@example(STORED_OPEN_AND_EVICTED)
 @given(STORIES)
 def test_limits_are_kept_and_every_write_stays_in_one_class(story: list[Any]) -> None:
     spec = SPECS["full"]

@@ -70,6 +70,7 @@ class Bench:
         masks: Sequence[int | None] | None = None,
         version: int | None = None,
         offset: int | None = None,
+        target_id: bytes | None = None,
     ) -> Section:
         """Return the section of one event; ``place`` is its order (its raw offset unless said), ``offset`` a repeated one's."""
         if offset is None:
@@ -96,6 +97,7 @@ class Bench:
             digests=[digest(value) if content and value is not None else b""],
             masks=None if masks is None else [tuple(b"" if mask is None else digest(mask) for mask in masks)],
             versions=None if version is None else [NO_VERSION if version < 0 else version],
+            target_ids=None if target_id is None else [target_id],
         )
 
     def streams(self, to: int, *, source: int | None = None, target: int | None = None, lost: Sequence[Lost] = ()) -> Any:

@@ -344,6 +344,8 @@ def cause_of(suspect: Suspect | None, reads: Reads, kind: Kind) -> Cause:
 def _cause_of_observed(suspect: Suspect, kind: Kind) -> Cause:
     if kind is Kind.UNDELETED:
         return Cause.RESURRECTED
+    if kind is Kind.DUPLICATE:
+        return Cause.UNKNOWN  # the sink may have made it as well as anybody else
     if suspect.reason == Reason.REGRESSED or kind is Kind.STALE:
         return Cause.OVERWRITTEN
     return Cause.OUT_OF_BAND

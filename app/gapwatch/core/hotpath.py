@@ -38,8 +38,8 @@ def numbers(column: bytes) -> npt.NDArray[np.int64]:
 
 
 def is_plain(pipeline: PipelineState, section: PackedSection) -> bool:
-    """Whether the section's writes have the form of the pipeline's rows: no tails, and no digest more or less."""
-    if has_tails(pipeline, section):
+    """Whether the section's writes have the form of the pipeline's rows: no tails, no ids, and no digest more or less."""
+    if section.target_ids is not None or has_tails(pipeline, section):
         return False
     if section.masks is None:
         return pipeline.cell.rows.parts == 1 or 1 not in section.contents
@@ -206,6 +206,12 @@ def one_by_one(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Ev
                 tail = with_tail(values or None, None if version == NO_VERSION else version)
                 write = write[:1] + bytes([write[1] | EXTRA]) + write[2:] + tail
             yield key, write
+
+
+def ids_of(sections: Sequence[PackedSection]) -> Iterator[bytes]:
+    """Return the target's own id of every event, empty where it has none."""
+    for section in sections:
+        yield from section.target_ids or repeat(b"", len(section.keys))
 
 
 def _keys(sections: Sequence[PackedSection]) -> list[bytes]:

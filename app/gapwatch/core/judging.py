@@ -5,6 +5,7 @@ The general path, and the reference for ``core/hotpath``. ``design.md`` 3 and 4 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -52,9 +53,14 @@ class Judge:
 
     # one write, one verdict
 
-    def take(self, side: int, events: Events, said: Said) -> None:
-        """Take writes of one side, in their order."""
+    def take(self, side: int, events: Events, said: Said, *, ids: Iterable[bytes] | None = None) -> None:
+        """Take writes of one side, in their order; `ids`: the target's own ids of what they are of, where keys are not."""
         rules, cell = self._pipeline.rules, self._cell
+        if ids is not None:
+            for (key, write), target_id in zip(events, ids, strict=True):
+                state = cell.state(key)
+                self._file(key, state, rules.observe(state, write, cell, target_id), said)
+            return
         rule = rules.expect if side == Side.EXPECTED else rules.observe
         for key, write in events:
             state = cell.state(key)
@@ -163,7 +169,7 @@ class Judge:
         hole = Hole(
             id="hole_" + xxhash.xxh3_128_hexdigest(identity),
             pipeline=pipeline.id,
-            side=int(Side.EXPECTED if state.writes else Side.OBSERVED),
+            side=int(Side.EXPECTED if state.awaits_expected else Side.OBSERVED),
             feed=pipeline.feeds[opening[3]],
             feed_partition=0,
             time_from=time,
@@ -210,7 +216,7 @@ class Judge:
         held = cell.rows.open_held(key)
         if held is None or (isinstance(held, KeyState) and held.raised):
             return
-        due, expected = _due(held), isinstance(held, bytes) or bool(held.writes)
+        due, expected = _due(held), isinstance(held, bytes) or held.awaits_expected
         opening = held if isinstance(held, bytes) else held.opening
         # What the target shows is not odd for good while the sink still has the newest expected write to deliver.
         awaited = opening if isinstance(held, bytes) or expected else held.expected
@@ -226,9 +232,9 @@ class Judge:
             pipeline.due.add(key, due)
             return
         state = pending_state(held)
-        if not expected and state.expected is None and event_time_of(opening) < pipeline.start:
-            state.odd = False  # the baseline's
-            self._file(key, state, Effect.CHANGED, said)
+        if not expected and event_time_of(opening) < pipeline.start and (state.expected is None or state.duplicate is not None):
+            _leave_to_the_baseline(state)
+            self._file(key, state, Effect.OPENED, said)
         elif len(cell.raised) >= cell.limits.raised:
             self._let_go(key, state, said)
         else:
@@ -250,7 +256,7 @@ class Judge:
         def seen(write: Write, side: Side) -> Any:
             return seen_of(write, int(side), pipeline.feeds, comparable=pipeline.comparable(write))
 
-        side = Side.EXPECTED if state.writes else Side.OBSERVED
+        side = Side.EXPECTED if state.awaits_expected else Side.OBSERVED
         opening = state.opening
         epoch, major, minor = token_of(opening)
         identity = f"{pipeline.id}\0{int(side)}\0{epoch}\0{major}\0{minor}\0".encode() + key
@@ -270,6 +276,9 @@ class Judge:
             since=state.floor if 0 < state.floor < event_time_of(opening) else 0,
             raised_again=again,
             given_up=state.given_up,
+            target_ids=sorted(shown_id(name) for name, one in state.ids.known.items() if one.live)
+            if state.ids is not None
+            else [],
         )
 
     def raised_again(self) -> Said:
@@ -284,6 +293,19 @@ class Judge:
 def _has_come(state: KeyState, given_up: GivenUp) -> bool:
     """Whether the write that a dead letter names was read."""
     return state.expected is not None and token_of(state.expected)[1:] >= (given_up.major, given_up.minor)
+
+
+def _leave_to_the_baseline(state: KeyState) -> None:
+    """Say no more of what the target showed before the source's feed began."""
+    if state.duplicate is not None and state.ids is not None:
+        state.ids.judge(token_of(state.opening))
+    else:
+        state.odd = False
+
+
+def shown_id(target_id: bytes) -> str:
+    """Return a target's id as it is shown: text as it is, what is none with its bytes spelt out."""
+    return target_id.decode("utf-8", "backslashreplace")
 
 
 def _due(held: Held) -> int:

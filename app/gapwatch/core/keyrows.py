@@ -330,6 +330,8 @@ class KeyRows:
         for row in rows.tolist():
             key = self.keys[row]
             assert key is not None
+            if self._segment_at[row] == UNSAVED:  # an earlier checkpoint may hold it as open: nothing of that is true any more
+                self.gone.append(key)
             del self.at[key]
             self.long.pop(key, None)
             self.keys[row] = None

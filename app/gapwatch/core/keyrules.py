@@ -9,6 +9,7 @@ from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
 from gapwatch.core.keystate import (
     DEAD,
     DELETE,
+    HEAD_BYTES,
     REFUSED,
     SHARED,
     TOUCHED,
@@ -31,6 +32,7 @@ from gapwatch.core.keystate import (
     unplaced,
     with_due,
 )
+from gapwatch.core.targetids import TargetIds
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Operation, Outcome
 from gapwatch.model.suspect import GivenUp, Reason
@@ -79,7 +81,8 @@ class KeyRules:
         counters.expected += 1
         opening = state.opening if state.open else None
         if state.odd and not state.writes:
-            _hold(state, event_time_of(state.opening))  # the target is wrong since then, whatever is written now
+            assert state.observed is not None
+            _hold(state, event_time_of(state.observed))  # the target is wrong since then, whatever is written now
         self._know(state, filled(write, newest))
         assert state.expected is not None
         state.writes.append(state.expected)
@@ -186,27 +189,39 @@ class KeyRules:
 
     # observed writes
 
-    def observe(self, state: KeyState, write: Write, cell: Cell) -> Effect:
-        """Take one write of the target."""
-        counters = cell.counters
-        if state.observed is not None and token_of(write) <= token_of(state.observed):
+    def observe(self, state: KeyState, write: Write, cell: Cell, target_id: bytes = b"") -> Effect:
+        """Take one write of the target. ``target_id`` names the document where the key does not."""
+        counters, opening = cell.counters, state.opening if state.open else None
+        known = state.ids.known.get(target_id) if state.ids is not None else None
+        if known is not None:
+            repeated = token_of(write) <= token_of(known.newest)
+        else:  # of a document that is not known, an older write is news, but for its end
+            repeated = _is_older(write, state.observed) and (not target_id or write[0] == DELETE)
+        if repeated:
             counters.repeated += 1
             return Effect.NONE
+        if write[0] == Operation.SNAPSHOT:
+            counters.snapshot_reads["observed"] = counters.snapshot_reads.get("observed", 0) + 1
+        else:
+            counters.observed += 1
+        if not target_id:
+            return self._show(state, write, opening, cell)
+        shown = note_document(state, target_id, write)
+        effect = Effect.NONE if shown is None else self._show(state, shown, opening, cell)
+        return self._after(state, opening) if effect is Effect.NONE else effect
+
+    def _show(self, state: KeyState, write: Write, opening: Write | None, cell: Cell) -> Effect:
+        """The target shows this now."""
         matched = self._matched(state, write)
         at_newest = state.expected is not None and self.comparison.same(state.expected, write)
         if write[0] == Operation.SNAPSHOT:
-            counters.snapshot_reads["observed"] = counters.snapshot_reads.get("observed", 0) + 1
             if matched is None and not at_newest:
                 return self._refresh_observed(state, write)
         elif write[0] == Operation.UNCHANGED:
-            counters.observed += 1
             if state.observed is None:
                 return Effect.NONE
             state.observed = renewed(state.observed, write)
             return Effect.CHANGED
-        else:
-            counters.observed += 1
-        opening = state.opening if state.open else None
         if state.observed is not None and (state.odd or state.shown):
             state.shown.append(state.observed)
             del state.shown[: -self._history]
@@ -258,7 +273,7 @@ class KeyRules:
         if not state.open:
             state.raised, state.raised_on, state.floor, state.given_up = 0, None, 0, None
             return Effect.CHANGED
-        if state.opening == before and not expected_moved:
+        if state.opening == before and (not expected_moved or state.duplicate is not None):
             return Effect.CHANGED
         state.raised, state.raised_on = 0, None
         return Effect.OPENED
@@ -288,6 +303,8 @@ class KeyRules:
             return False  # nothing newer is known here: the key stays raised
         _count(cell, outcome, closed)
         del state.writes[:closed]
+        if state.ids is not None and state.raised_on is not None and outcome is not Outcome.SUPERSEDED:
+            state.ids.judge(state.raised_on)
         if closed > 1 or not state.overflowed or not state.writes:
             state.floor = 0
         state.overflowed = state.overflowed and len(state.writes) > 1
@@ -298,6 +315,16 @@ class KeyRules:
         return True
 
     def _close_observed(self, state: KeyState, token: Token, outcome: Outcome) -> bool:
+        twin = state.ids.twin if state.ids is not None else None
+        if state.ids is not None and twin is not None and token_of(twin) <= token:
+            if outcome is Outcome.SUPERSEDED and not state.writes:
+                return False
+            read = token if state.raised_on is None else max(token, state.raised_on)
+            state.ids.judge(read)
+            state.odd = state.odd and state.observed is not None and token_of(state.observed) > read
+            if not state.odd and not state.overflowed:
+                state.floor = 0
+            return True
         if not state.odd or state.observed is None or token_of(state.observed) > token:
             return False
         if outcome is Outcome.SUPERSEDED and not state.writes:
@@ -312,6 +339,8 @@ class KeyRules:
     def reason(self, state: KeyState) -> str:
         """Name why the key is raised."""
         opening, expected, observed = state.opening, state.expected, state.observed
+        if state.duplicate is not None:
+            return Reason.DUPLICATE
         if state.writes:
             if opening[1] & DEAD:
                 return Reason.DEAD_LETTERED
@@ -341,6 +370,47 @@ class KeyRules:
         if self.comparison.match is not Match.DIGEST or DELETE in (expected[0], observed[0]):
             return False
         return expected[2] != observed[2]
+
+
+def note_document(state: KeyState, target_id: bytes, write: Write) -> Write | None:
+    """Take a write of one of the target's documents of the key; return what the target shows by it, None: what it did before.
+
+    Where one document goes and another stays, that one is what it shows. Documents may come by several partitions of the
+    target's feed: one that comes late is shown where no newer write of another one is.
+    """
+    place = token_of(state.observed) if state.observed is not None else None
+    ids = state.ids = state.ids or TargetIds({}, place=place)
+    one = ids.known.get(target_id)
+    known = one.newest if one is not None and one.live else None
+    content = renewed(known, write) if write[0] == Operation.UNCHANGED and known is not None else write
+    late, in_step = _is_older(write, state.observed), ids.place == place
+    ids.note(target_id, write, content)
+    showing = ids.showing
+    if not ids.known:
+        state.ids = None
+    if late:
+        assert state.observed is not None
+        if not in_step or (showing is None and write[0] != DELETE):
+            return None
+        placed = renewed(write, state.observed) if showing is None else _placed(showing, state.observed)
+        return None if _shown_by(placed) == _shown_by(state.observed) else placed
+    if write[0] == DELETE and showing is not None:
+        return _placed(showing, write)
+    return _placed(content, write) if content is not write else write
+
+
+def _placed(content: Write, place: Write) -> Write:
+    """Return what a document shows as a write of its own, at another write's place in the order."""
+    known = content[0] in (Operation.UPSERT, Operation.SNAPSHOT, Operation.LOOKED_UP)
+    return bytes([Operation.UPSERT if known else TOUCHED]) + renewed(content, place)[1:]
+
+
+def _shown_by(write: Write) -> tuple[bool, bytes]:
+    return write[0] == DELETE, write[HEAD_BYTES:]
+
+
+def _is_older(write: Write, observed: Write | None) -> bool:
+    return observed is not None and token_of(write) <= token_of(observed)
 
 
 def _is_contended(write: Write, newest: Write | None) -> bool:

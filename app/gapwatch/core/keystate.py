@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from gapwatch.core.mapping import MASKED_VALUE, within
+from gapwatch.core.targetids import TargetIds
 from gapwatch.model.pipeline import Match
 from gapwatch.model.stream import Operation
 from gapwatch.model.suspect import GivenUp, Seen
@@ -53,6 +54,8 @@ Token = tuple[int, int, int]
 Write = bytes
 Tail = tuple[tuple[str | None, ...] | None, int | None]
 
+_PACKED: Final = b"\xff\xff"  # a settled key whose long form is packed: no write begins so, and as flags it has a tail
+_pack = msgspec.msgpack.Encoder().encode
 _pack_tail = msgspec.msgpack.Encoder().encode
 _unpack_tail = msgspec.msgpack.Decoder(tuple[tuple[str | None, ...] | None, int | None]).decode
 
@@ -180,13 +183,14 @@ class KeyState:
     ``floor``: the event time of the first of them, or since when the target shows what nothing explains, whatever was written
     after it (0: neither). ``shown``: what the target showed before ``observed``, unexplained, oldest
     first: where the target's feed runs ahead of the source's, the versions that explain it are yet to come. ``given_up``: what
-    the sink said last of writes that are not settled.
+    the sink said last of writes that are not settled. ``ids``: the target's documents of the key, where they have other ids.
     """
 
     __slots__ = (
         "expected",
         "floor",
         "given_up",
+        "ids",
         "observed",
         "odd",
         "older",
@@ -209,14 +213,29 @@ class KeyState:
         self.floor = 0
         self.shown: list[Write] = []
         self.given_up: GivenUp | None = None
+        self.ids: TargetIds | None = None
 
     @property
     def open(self) -> bool:
-        return bool(self.writes) or self.odd
+        return bool(self.writes) or self.odd or (self.ids is not None and self.ids.twin is not None)
+
+    @property
+    def duplicate(self) -> Write | None:
+        """Return the write that made a second document of the key, where it is to be judged before all else."""
+        if self.ids is None or (twin := self.ids.twin) is None:
+            return None
+        return None if self.writes and due_of(self.writes[0]) <= due_of(twin) else twin
+
+    @property
+    def awaits_expected(self) -> bool:
+        """Whether the write that a suspect names is an expected one."""
+        return bool(self.writes) and self.duplicate is None
 
     @property
     def opening(self) -> Write:
-        """Return the write that a suspect names: the oldest unsatisfied expected one, else the odd observed one."""
+        """Return the write that a suspect names: the oldest unsatisfied expected one, a second document's, else the odd one."""
+        if (duplicate := self.duplicate) is not None:
+            return duplicate
         if self.writes:
             return self.writes[0]
         assert self.observed is not None
@@ -226,12 +245,21 @@ class KeyState:
     def due(self) -> int:
         """Return when the opening write is due, delivery apart; an odd one also leaves the newest expected one its time."""
         due = due_of(self.opening)
-        return due if self.writes or self.expected is None else max(due, due_of(self.expected))
+        if self.writes or self.expected is None or self.duplicate is not None:
+            return due
+        return max(due, due_of(self.expected))
+
+    @property
+    def unsettled_time(self) -> int:
+        """Return the event time of the oldest write that is not settled, as far as it is kept."""
+        time = event_time_of(self.writes[0] if self.writes else self.opening)
+        twin = self.ids.twin if self.ids is not None else None
+        return time if twin is None else min(time, event_time_of(twin))
 
     @property
     def oldest_time(self) -> int:
         """Return the event time from which on the key is unsettled."""
-        time = event_time_of(self.opening)
+        time = self.unsettled_time
         return min(time, self.floor) if self.floor else time
 
     def remember(self, identity: bytes, limit: int) -> None:
@@ -243,7 +271,9 @@ class KeyState:
             del self.older[limit:]
 
     def packed(self) -> tuple[Any, ...]:
-        rare = () if self.given_up is None else (self.given_up,)
+        rare: tuple[Any, ...] = () if self.given_up is None else (self.given_up,)
+        if self.ids is not None:
+            rare = (self.given_up, self.ids)
         return (
             self.writes,
             self.expected,
@@ -263,7 +293,8 @@ class KeyState:
         state = cls()
         state.writes, state.expected, state.observed, state.odd, state.older, state.raised, on, *rest = fields
         state.overflowed, state.floor, state.shown, *rare = rest
-        state.given_up = msgspec.convert(rare[0], GivenUp) if rare else None
+        state.given_up = msgspec.convert(rare[0], GivenUp | None) if rare else None
+        state.ids = msgspec.convert(rare[1], TargetIds) if len(rare) > 1 else None
         state.raised_on = (on[0], on[1], on[2]) if on is not None else None
         return state
 
@@ -274,7 +305,7 @@ Held = bytes | KeyState
 def compact_pending(state: KeyState) -> Held:
     """Return an open key in its smallest form: a single write when there is nothing else to know."""
     plain = len(state.writes) == 1 and state.observed is None and not state.older and not state.raised and not state.overflowed
-    plain = plain and not state.floor and state.given_up is None
+    plain = plain and not state.floor and state.given_up is None and state.ids is None
     return state.writes[0] if plain and state.expected == state.writes[0] else state
 
 
@@ -282,7 +313,7 @@ def is_alone(state: KeyState) -> bool:
     """Whether one write of the target is all that is known of an open key, and nothing is expected of it yet."""
     if state.observed is None or not state.odd or state.expected is not None or state.raised:
         return False
-    return not (state.older or state.overflowed or state.floor or state.shown) and state.given_up is None
+    return not (state.older or state.overflowed or state.floor or state.shown) and state.given_up is None and state.ids is None
 
 
 def alone_state(write: Write) -> KeyState:
@@ -304,6 +335,8 @@ def pending_state(held: Held) -> KeyState:
 def compact_settled(state: KeyState) -> Held:
     """Return a settled key in its smallest form: expected write, observed head (zeros: none), older identities."""
     expected, observed = state.expected, state.observed
+    if state.ids is not None:
+        return _PACKED + _pack(state.packed())
     if expected is None or state.shown or expected[1] & EXTRA or (observed is not None and not _same_content(expected, observed)):
         return state
     size = 16 * expected[4]
@@ -324,6 +357,8 @@ def settled_state(held: Held) -> KeyState:
     """Return a settled key in its long form."""
     if isinstance(held, KeyState):
         return held
+    if held.startswith(_PACKED):
+        return KeyState.unpacked(msgspec.msgpack.decode(held[len(_PACKED) :]))
     state = KeyState()
     size = 16 * held[4]
     end = HEAD_BYTES + size

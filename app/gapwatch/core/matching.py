@@ -17,7 +17,7 @@ import msgspec
 from gapwatch.core.batches import packed
 from gapwatch.core.cells import Cell, Limits
 from gapwatch.core.coverage import STEP_MS
-from gapwatch.core.hotpath import expect_all, is_plain, numbers, observe_all, one_by_one
+from gapwatch.core.hotpath import expect_all, ids_of, is_plain, numbers, observe_all, one_by_one
 from gapwatch.core.judging import Judge, Said
 from gapwatch.core.pipelinestate import READABLE_FORMATS, STATE_FORMAT, PipelineState
 from gapwatch.core.segments import RECORD_BYTES_MAX
@@ -183,7 +183,9 @@ class KeyMatcher:
             end = start + 1
             while end < len(sections) and plain == (not self._event_by_event and is_plain(pipeline, sections[end])):
                 end += 1
-            judge.take(side, (together if plain else one_by_one)(pipeline, sections[start:end]), said)
+            some = sections[start:end]
+            named = side == Side.OBSERVED and any(section.target_ids is not None for section in some)
+            judge.take(side, (together if plain else one_by_one)(pipeline, some), said, ids=ids_of(some) if named else None)
             start = end
         pipeline.leave_stale_behind()
 

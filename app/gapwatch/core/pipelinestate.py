@@ -32,8 +32,9 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
 from gapwatch.model.suspect import Closed, Counters, FeedStatus, GivenUp, Hole, PartitionStatus
 
-STATE_FORMAT: Final = 4  # of what is stored of a partition
-READABLE_FORMATS: Final = (3, 4)  # 3: keys that the target alone has shown were in the long form; others are not read
+STATE_FORMAT: Final = 5  # of what is stored of a partition
+# 3: keys that the target alone has shown were in the long form. 4: no key had ids of the target. Others are not read.
+READABLE_FORMATS: Final = (3, 4, 5)
 HOLES_MAX: Final = 50  # of one pipeline in one partition; beyond, old ones are joined
 MINUTE_MS: Final = 60_000
 SURVEY_KEYS: Final = 20_000  # above so many open keys
@@ -262,7 +263,7 @@ class PipelineState:
             return time_from <= event_time_of(held) < time_to
         if self._is_left_to_the_baseline(held):
             return False
-        return any(time_from <= event_time_of(write) < time_to for write in held.writes or (held.opening,))
+        return any(time_from <= event_time_of(write) < time_to for write in (*held.writes, held.opening))
 
     def _is_left_to_the_baseline(self, held: KeyState) -> bool:
         return not held.writes and held.expected is None and (not self.start or held.oldest_time < self.start)
@@ -272,6 +273,8 @@ class PipelineState:
         state = self.cell.state(key)
         if state.open or state.expected is None or state.observed is None:
             return None
+        if state.ids is not None and len(state.ids.live) > 1:
+            return None  # a duplicate that was judged
         return event_time_of(state.observed) if self.rules.comparison.satisfies(state.expected, state.observed) else None
 
     def _survey(self) -> Survey:
@@ -312,8 +315,8 @@ class PipelineState:
         if isinstance(held, KeyState):
             if self._is_left_to_the_baseline(held):
                 return
-            opening, raised, expected = held.opening, bool(held.raised), bool(held.writes)
-            time = event_time_of(opening)
+            opening, raised, expected = (held.writes or (held.opening,))[0], bool(held.raised), bool(held.writes)
+            time = held.unsettled_time
             if held.floor:
                 time = min(time, max(held.floor, self.start))  # what was before the start is the baseline's
         else:

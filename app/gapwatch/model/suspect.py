@@ -14,6 +14,7 @@ class Reason:
     TOUCHED = "touched"  # changed, content unknown
     MAPPING = "mapping"  # digests of different mappings cannot be compared
     DEAD_LETTERED = "dead_lettered"  # the sink put the write into its dead-letter topic
+    DUPLICATE = "duplicate"  # the target has two documents of the key
     REJECTED = "rejected"  # the target refused the write, as its indexer says
     HOLE = "hole"  # not a key: a stretch of the stream
 
@@ -70,6 +71,7 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag="suspect"):
     since: int = 0  # event time from which the target is wrong, where that is before the opening write; 0: with it
     raised_again: bool = False
     given_up: GivenUp | None = None  # what the sink said last of a write that is not settled
+    target_ids: list[str] = []  # the target's documents of the key, as the stream showed them, where their ids are not the key
 
 
 class Hole(msgspec.Struct, frozen=True, kw_only=True, tag="hole"):

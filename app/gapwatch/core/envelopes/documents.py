@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -26,7 +27,8 @@ class DocumentEvents:
         self.side: SideMapping = mapping.side(side)
         roots = {column.path.split(".")[0] for column in self.side.codec.columns}
         self.keyed_by_id = roots == {"_id"}
-        self.names_targets = side is Side.OBSERVED and not self.keyed_by_id
+        whole = all(re.fullmatch(r"_id(\.[^.]+)?", column.path) for column in self.side.codec.columns)  # other fields do not fit
+        self.names_targets = side is Side.OBSERVED and not whole
         self._needs_version = mapping.pipeline.match is Match.VERSION
         pipeline = mapping.pipeline
         version = pipeline.source.version if side is Side.EXPECTED else pipeline.target.version
