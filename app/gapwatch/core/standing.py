@@ -103,7 +103,7 @@ def standing(
         oldest_unsettled=_oldest(record.oldest_unsettled for record in records.values()),
         gaps_open=dict(facts.summary.open_by_kind),
         coverage=coverage,
-        feeds=tuple(_feeds(pipeline, records.values(), facts.findings, now)),
+        feeds=tuple(feeds_of(pipeline, records.values(), facts.findings, now)),
         findings=tuple(facts.findings),
         last_sweep=facts.last_sweep,
         baseline=facts.baseline.ended_at if facts.baseline else None,
@@ -194,10 +194,15 @@ def _judge(
         because = f"; {masked} writes had fields that no event carried: sweep the content" if masked else ""
         reason = f"coverage {coverage:.4f} is below {pipeline.coverage_target}{because}"
         judged.append(_Judged(severity=Severity.WARNING, reason=reason))
-    lagging = _oldest(record.oldest_in_transit for record in records.values())
-    if lagging is not None and now - lagging > timedelta(seconds=pipeline.lag_limit):
+    if lagging_since(pipeline, records.values(), now) is not None:
         judged.append(_Judged(severity=Severity.WARNING, reason="sink_lagging: a write has been in transit for too long"))
     return judged
+
+
+def lagging_since(pipeline: PipelineSpec, records: Iterable[PartitionStatus], now: datetime) -> datetime | None:
+    """Return when the oldest write in transit was committed, where that is longer ago than the pipeline's limit."""
+    oldest = _oldest(record.oldest_in_transit for record in records)
+    return oldest if oldest is not None and now - oldest > timedelta(seconds=pipeline.lag_limit) else None
 
 
 def _judge_gaps(pipeline: PipelineSpec, facts: LedgerFacts, now: datetime) -> list[_Judged]:
@@ -319,7 +324,7 @@ def _totals(records: Iterable[PartitionStatus], masked_swept: int) -> Totals:
     return Totals(**sums, unverifiable=unverifiable, snapshot_reads=snapshot_reads, delays_ms=delays)
 
 
-def _feeds(
+def feeds_of(
     pipeline: PipelineSpec, records: Iterable[PartitionStatus], findings: Sequence[FindingRecord], now: datetime
 ) -> list[FeedView]:
     """Fold all partitions' feed states into one row per feed."""

@@ -255,11 +255,14 @@ class Watcher:
             last_seen=now,
             message=advice.message,
             remedy=advice.remedy,
-            time_from=self._read_through(pipeline, side) if is_hole else None,
+            time_from=None if not is_hole else self._begun(pipeline, side, advice),
             time_to=None if not is_hole else time_of(advice.hole_to_ms) if advice.hole_to_ms else now,
             is_hole=is_hole,
             details={"ongoing": True} if is_hole and not advice.hole_to_ms else {},
         )
+
+    def _begun(self, pipeline: PipelineSpec, side: str, advice: Advice) -> datetime | None:
+        return time_of(advice.hole_from_ms) if advice.hole_from_ms else self._read_through(pipeline, side)
 
     def _read_through(self, pipeline: PipelineSpec, side: str) -> datetime | None:
         """Return the side's watermark: where a loss that is noticed now can have begun at the earliest."""
