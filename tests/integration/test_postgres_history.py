@@ -175,7 +175,9 @@ def test_a_slot_that_is_read_that_is_not_and_that_outlives_a_crash_is_the_same(w
     assert watched.look() == []
 
 
-@pytest.mark.parametrize("statement", [f"TRUNCATE {TABLE}", f"VACUUM FULL {TABLE}", f"TRUNCATE {PARTS}_1", f"DROP TABLE {PARTS}_1"])
+@pytest.mark.parametrize(
+    "statement", [f"TRUNCATE {TABLE}", f"VACUUM FULL {TABLE}", f"TRUNCATE {PARTS}_1", f"DROP TABLE {PARTS}_1"]
+)
 def test_storage_that_was_replaced_is_a_hole_whatever_the_connector_sends(watched: Watched, statement: str) -> None:
     watched.write(1, 10)
     watched.look()

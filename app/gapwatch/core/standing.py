@@ -14,7 +14,7 @@ from gapwatch.core.autorepair import remedy
 from gapwatch.core.coverage import closed_of, ratio, together
 from gapwatch.core.maintenance import Quiet
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
-from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.pipeline import Match, PipelineSpec
 from gapwatch.model.stream import NO_TOPIC, UNKNOWN_DELIVERY, Side
 from gapwatch.model.suspect import FeedStatus, Hole, PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView, Totals
@@ -22,6 +22,10 @@ from gapwatch.model.view import FeedView, PipelineView, Totals
 ERROR_FINDINGS = frozenset({Finding.CONNECTOR_FAILED, Finding.SCHEMA_CHANGED, Finding.MAPPING_SUSPECT, Finding.REPLICA_IDENTITY})
 CRITICAL_FINDINGS = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 UNKNOWN_FINDINGS = frozenset({Finding.DELIVERY_UNKNOWN})
+NOT_PROVEN = {
+    Match.VERSION: "contents: only the version column is compared, so that a wrong field under the right version is not seen",
+    Match.PRESENCE: "contents: only that a document is there is compared, so that an update which never arrived is not seen",
+}
 BEGINNING = datetime.fromtimestamp(0, UTC)  # of what nobody knows the beginning of
 BEFORE_ALL = BEGINNING - timedelta(seconds=1)  # … and of which no sweep that is still known proves how far it can reach back
 
@@ -110,6 +114,8 @@ def standing(
         totals=totals,
         read_at=now,
         grace_seconds=pipeline.grace_seconds if facts.grace_ms is None else facts.grace_ms / 1000,
+        match=pipeline.match.value,
+        not_proven=NOT_PROVEN.get(pipeline.match),
     )
 
 
@@ -311,7 +317,8 @@ def _totals(records: Iterable[PartitionStatus], masked_swept: int) -> Totals:
     unverifiable: dict[str, int] = {}
     snapshot_reads: dict[str, int] = {}
     delays: dict[int, int] = {}
-    sums = dict.fromkeys(("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised"), 0)
+    counted = ("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised", "forgotten")
+    sums = dict.fromkeys(counted, 0)
     for record in records:
         for name in sums:
             sums[name] += getattr(record.counters, name)
