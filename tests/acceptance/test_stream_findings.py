@@ -171,7 +171,7 @@ def pass_over_changes(scene: Scene) -> None:
         session.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
         change_and_delete(scene)
         session.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
-    capture_again(scene)
+    capture_again(scene, **{"offset.mismatch.strategy": "no_validation"})  # Debezium's default
 
 
 JUMPED = ("slot_jumped", "slot_lost")  # a look of the watcher may fall into the moment without a slot
@@ -215,8 +215,7 @@ def test_trap_15_rows_that_were_truncated_are_found_as_documents_left_over(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """Debezium sends no TRUNCATE as it is set by default: its table's storage tells, and the sweep looks for orphans."""
-    with quiet(stack, postgres_database, tmp_path) as scene:
-        assert "skipped.operations" not in connector_of(scene)[1]
+    with quiet(stack, postgres_database, tmp_path, connector={"skipped.operations": "t"}) as scene:
         scene.sql(f"TRUNCATE {TABLE}")
         found = finding(scene, "truncated")
         assert found["is_hole"]
