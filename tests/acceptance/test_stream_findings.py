@@ -241,6 +241,37 @@ def test_a_table_that_is_rewritten_is_swept_and_nothing_is_invented(
         assert scene.service.gaps(state="") == []
 
 
+def test_more_pending_keys_than_their_limit_are_a_hole_that_a_sweep_covers(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
+    """Named, counted, alerted, swept: and what was let go is proven by the sweep."""
+    with quiet(stack, postgres_database, tmp_path, pending_keys_max=20) as scene:
+        raised, lost = "gapwatch_stream_findings_total", "gapwatch_unverifiable_writes_total"
+        before = scene.service.metric(raised, pipeline="orders", finding="ingest_hole") or 0
+        assert scene.service.metric("gapwatch_consistent_through_timestamp_seconds", pipeline="orders") is not None
+        scene.copier.pause()
+        scene.sql(f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'new', 1 FROM generate_series(1001, 1100) i")
+
+        def overflowed() -> list[dict[str, Any]]:
+            found = scene.service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
+            return [one for one in found if "pending_keys_max" in (one["message"] or "")]
+
+        hole = wait_for(overflowed, "the hole", 30)[0]
+        assert (hole["finding"], hole["is_hole"]) == ("ingest_hole", True)
+        assert "more keys were unsettled at once than pending_keys_max allows" in hole["message"]
+        view = in_state(scene, "CRITICAL")
+        assert view["totals"]["unverifiable"]["overflow"] >= 80
+        # what the alert GapwatchStreamHole asks for: raised since, while consistent-through had been there before
+        wait_for(lambda: (scene.service.metric(raised, pipeline="orders", finding="ingest_hole") or 0) > before, "the alert", 10)
+        wait_for(lambda: (scene.service.metric(lost, pipeline="orders", reason="overflow") or 0) >= 80, "the count", 10)
+        scene.copier.resume()
+        wait_for(lambda: all(one["covered_by"] for one in overflowed()), "a sweep of everything", 90)
+        view = in_state(scene, "WARNING", seconds=60)  # for an hour: what was let go was proven by nobody's stream
+        assert view["reasons"][0].startswith("coverage 0.")
+        assert view["consistent_through"] > hole["time_to"]
+        assert scene.service.gaps(state="") == []
+
+
 def test_a_slot_that_falls_behind_what_postgres_keeps(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
     with quiet(stack, postgres_database, tmp_path) as scene, psycopg.connect(scene.dsn, autocommit=True) as session:
         without_capture(scene)

@@ -200,15 +200,15 @@ def _judge(
         because = f"; {masked} writes had fields that no event carried: sweep the content" if masked else ""
         reason = f"coverage {coverage:.4f} is below {pipeline.coverage_target}{because}"
         judged.append(_Judged(severity=Severity.WARNING, reason=reason))
-    if lagging_since(pipeline, records.values(), now) is not None:
+    if lagging_since(records.values(), now, pipeline.lag_limit) is not None:
         judged.append(_Judged(severity=Severity.WARNING, reason="sink_lagging: a write has been in transit for too long"))
     return judged
 
 
-def lagging_since(pipeline: PipelineSpec, records: Iterable[PartitionStatus], now: datetime) -> datetime | None:
-    """Return when the oldest write in transit was committed, where that is longer ago than the pipeline's limit."""
+def lagging_since(records: Iterable[PartitionStatus], now: datetime, limit_seconds: float) -> datetime | None:
+    """Return when the oldest write in transit was committed, where that is longer ago than the limit."""
     oldest = _oldest(record.oldest_in_transit for record in records)
-    return oldest if oldest is not None and now - oldest > timedelta(seconds=pipeline.lag_limit) else None
+    return oldest if oldest is not None and now - oldest > timedelta(seconds=limit_seconds) else None
 
 
 def _judge_gaps(pipeline: PipelineSpec, facts: LedgerFacts, now: datetime) -> list[_Judged]:
