@@ -163,15 +163,27 @@ class Traffic(Background):
                 number += 1
 
 
-def pass_over_changes(scene: Scene) -> None:
-    """Drop the slot and make it again at once: what is written in between, and what was not sent, nobody will ever send."""
+@contextmanager
+def passed_over(scene: Scene) -> Iterator[None]:
+    """Drop the slot and make it again at once, then capture by another connector, which has no offsets and takes no snapshot.
+
+    What was written in between, and what was not sent by then, nobody will ever send. (With its old offsets this Debezium refuses
+    to go on; it does go on, silently, once somebody has reset them.)
+    """
+    name, config = connector_of(scene)
     without_capture(scene)
-    slot = connector_of(scene)[1]["slot.name"]
+    slot, another = config["slot.name"], f"{name}-again"
     with psycopg.connect(scene.dsn, autocommit=True) as session:
         session.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
         change_and_delete(scene)
         session.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
-    capture_again(scene, **{"offset.mismatch.strategy": "no_validation"})  # Debezium's default
+    client = scene.stack.connect.client
+    client.put_connector(another, config | {"snapshot.mode": "no_data"})
+    try:
+        client.wait_running(another)
+        yield
+    finally:
+        client.delete(another)
 
 
 JUMPED = ("slot_jumped", "slot_lost")  # a look of the watcher may fall into the moment without a slot
@@ -181,8 +193,7 @@ def test_m3_trap_9_a_slot_that_is_made_again_between_two_looks(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """The connector goes on as if nothing had happened; 200 rows changed and 20 were deleted meanwhile."""
-    with quiet(stack, postgres_database, tmp_path) as scene:
-        pass_over_changes(scene)
+    with quiet(stack, postgres_database, tmp_path) as scene, passed_over(scene):
         assert finding(scene, *JUMPED)["is_hole"]
         gaps = wait_for_gaps(scene, {*CHANGED, *DELETED})
         assert {gap["detector"] for gap in gaps} == {"sweep"}
@@ -201,10 +212,10 @@ def test_m3_trap_9_a_slot_that_is_made_again_where_nobody_sends_heartbeats(
         traffic.start()
         try:
             scene.service.wait_healthy()
-            pass_over_changes(scene)
-            assert finding(scene, *JUMPED)["is_hole"]
             wanted = {*CHANGED, *DELETED}
-            wait_for(lambda: wanted <= {gap["key"]["id"] for gap in scene.service.gaps()}, "their gaps", 90)
+            with passed_over(scene):
+                assert finding(scene, *JUMPED)["is_hole"]
+                wait_for(lambda: wanted <= {gap["key"]["id"] for gap in scene.service.gaps()}, "their gaps", 90)
             there = scene.rows()
             assert {gap["kind"] for gap in scene.service.gaps() if gap["key"]["id"] in there.keys() - wanted} <= {"missing"}
         finally:
@@ -272,7 +283,9 @@ def test_more_pending_keys_than_their_limit_are_a_hole_that_a_sweep_covers(
         assert scene.service.gaps(state="") == []
 
 
-def test_a_slot_that_falls_behind_what_postgres_keeps(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+def test_trap_10_a_slot_that_falls_behind_what_postgres_keeps(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
     with quiet(stack, postgres_database, tmp_path) as scene, psycopg.connect(scene.dsn, autocommit=True) as session:
         without_capture(scene)
         session.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
@@ -292,7 +305,7 @@ def test_a_slot_that_falls_behind_what_postgres_keeps(stack: EmbeddedStack, post
             session.execute("SELECT pg_reload_conf()")
 
 
-def test_a_raw_topic_that_is_made_anew(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+def test_trap_13_a_raw_topic_that_is_made_anew(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
     with quiet(stack, postgres_database, tmp_path) as scene:
         scene.copier.stop()
         change_and_delete(scene)
@@ -310,7 +323,9 @@ def test_a_raw_topic_that_is_made_anew(stack: EmbeddedStack, postgres_database: 
         wait_for_gaps(scene, {*CHANGED, *DELETED})
 
 
-def test_a_log_that_was_truncated_below_our_position(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+def test_trap_13_a_log_that_was_truncated_below_our_position(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
     with quiet(stack, postgres_database, tmp_path) as scene:
         scene.service.stop()
         scene.copier.stop()
@@ -417,7 +432,7 @@ def test_dead_letters_of_the_sink(stack: EmbeddedStack, postgres_database: str, 
     [
         (
             "DROP COLUMN dispatch_note",
-            "There is no column dispatch_note in public.orders",
+            "Column dispatch_note is not in public.orders.",
         ),
         (
             "ALTER COLUMN dispatch_note TYPE bigint USING 1",

@@ -389,7 +389,7 @@ def test_b16_a_raw_partition_that_nobody_reads_is_unknown(scene: Scene) -> None:
     assert scene.service.gaps() == []
 
 
-def test_b16_heartbeat_rows_that_stop_are_unknown(scene: Scene) -> None:
+def test_b16_trap_11_heartbeat_rows_that_stop_are_unknown(scene: Scene) -> None:
     with no_heartbeats(scene):
         stopped = time.monotonic()
         wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
