@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from gapwatch.embedded import EmbeddedStack
+from gapwatch.embedded.parts import DATABASE_USER
 from gapwatch.model.pipeline import SourceTable
 from gapwatch.ports import Advice, Memory
 from gapwatch_connectors.postgres import PostgresHistory
@@ -36,6 +37,7 @@ class Watched:
         self.clock = VirtualClock()
         self.facts: dict[str, Any] = {}
         self.proven_ms = 1_000
+        self.user = DATABASE_USER
         self.history = self.made()
         self.sql(
             f"CREATE TABLE {TABLE} (id bigint PRIMARY KEY)",
@@ -60,7 +62,7 @@ class Watched:
         async def config() -> Mapping[str, str]:
             return {"slot.name": SLOT}
 
-        return PostgresHistory(spec, self.stack.postgres.dsn(self.database), config, memory, numbered=self.numbered)
+        return PostgresHistory(spec, self.stack.postgres.dsn(self.database, self.user), config, memory, numbered=self.numbered)
 
     def sql(self, *statements: str) -> None:
         with psycopg.connect(self.stack.postgres.dsn(self.database), autocommit=True) as session:
@@ -201,6 +203,19 @@ def test_a_partition_that_is_added_and_rows_that_are_deleted_replace_nothing(wat
         f"ALTER TABLE {TABLE} ADD COLUMN v text",
     )
     assert watched.look() == []
+
+
+def test_a_server_that_does_not_say_which_it_is_is_looked_at_all_the_same(watched: Watched) -> None:
+    """As some hosted ones do; read by a user who may do nothing but SELECT."""
+    user, functions = f"reader_{watched.database}", "FUNCTION pg_control_system(), pg_control_checkpoint()"
+    watched.sql(f"CREATE ROLE {user} LOGIN", f"GRANT SELECT ON {TABLE} TO {user}", f"REVOKE EXECUTE ON {functions} FROM PUBLIC")
+    watched.user = user
+    try:
+        assert watched.look(restarted=True) == []
+        watched.sql(f"TRUNCATE {TABLE}")
+        assert [one.finding for one in watched.look()] == ["truncated"]
+    finally:
+        watched.sql(f"GRANT EXECUTE ON {functions} TO PUBLIC")
 
 
 def test_a_server_that_took_over_is_another_timeline(watched: Watched) -> None:

@@ -56,12 +56,19 @@ _COUNTS = "LEFT JOIN pg_stat_replication_slots c ON c.slot_name = s.slot_name"
 _COUNTS_SINCE = 140_000
 # The timeline of the last checkpoint is that of a standby; a server that took over writes to its own at once.
 _SERVER = """
-SELECT pg_is_in_recovery() AS standby, (SELECT system_identifier::text FROM pg_control_system()) AS system,
-       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+SELECT pg_is_in_recovery() AS standby, {system} AS system,
+       CASE WHEN pg_is_in_recovery() THEN {timeline}
             ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
        (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END) - '0/0' AS written,
        pg_postmaster_start_time()::text AS started, {counted} AS counted_since
 """
+# A hosted Postgres may keep these to itself: then a cluster and a standby's timeline are not told apart.
+_MAY_ASK = """
+SELECT has_function_privilege('pg_control_system()', 'EXECUTE') AND has_function_privilege('pg_control_checkpoint()', 'EXECUTE')
+    AS control
+"""
+_SYSTEM = "(SELECT system_identifier::text FROM pg_control_system())"
+_TIMELINE = "(SELECT timeline_id FROM pg_control_checkpoint())"
 _FILES = """
 SELECT l.id::oid::text AS relation, pg_relation_filenode(l.id)::text AS file
   FROM (SELECT c.oid AS id FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -140,7 +147,9 @@ class Server:
 
 async def read_server(connection: Connection) -> Server:
     counted = "(SELECT stats_reset::text FROM pg_stat_wal)" if _counts(connection) else "NULL"
-    row = await (await connection.execute(_SERVER.format(counted=counted))).fetchone()
+    may = await (await connection.execute(_MAY_ASK)).fetchone()
+    asked = {"system": _SYSTEM, "timeline": _TIMELINE} if may and may["control"] else {"system": "''", "timeline": "0"}
+    row = await (await connection.execute(_SERVER.format(counted=counted, **asked))).fetchone()
     assert row is not None  # it has no FROM
     return Server(**{**row, "written": int(row["written"])})
 

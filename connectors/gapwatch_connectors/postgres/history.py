@@ -18,6 +18,7 @@ from gapwatch_connectors.postgres.catalogue import Server, Slot, read_files, rea
 from gapwatch_connectors.postgres.connection import Connections
 from gapwatch_connectors.postgres.preflight import ConnectorConfig
 
+FORMAT: Final = 1  # of what is remembered
 SHOWN_SECONDS: Final = 7 * 86_400  # how long a change is shown: the ledger takes it once
 REMEMBER_SECONDS: Final = 30.0  # how old what a restart finds again may be
 REMEDY: Final = "A sweep covers what it may have lost; it starts by itself."
@@ -131,7 +132,7 @@ class PostgresHistory:
             return []
         memory = self._memory
         kept = await asyncio.to_thread(memory.recall, self._name) or {}
-        before = self._last or _look_of(kept.get("look"))
+        before = self._last or _look_of(kept)
         look, looked_ms = await self._look(before), memory.now_ms()
         changes: dict[str, dict[str, Any]] = dict(kept.get("changes", {}))
         found = self._compared(before, look, looked_ms) if before is not None else {}
@@ -139,7 +140,7 @@ class PostgresHistory:
             if changes.get(name, {}).get("at", 0) <= self._last_ms or not self._last_ms:  # else another process saw it first
                 changes[name] = change
         if found or looked_ms - self._kept_ms >= REMEMBER_SECONDS * 1000:
-            await asyncio.to_thread(memory.remember, self._name, {"look": asdict(look), "changes": changes})
+            await asyncio.to_thread(memory.remember, self._name, {"format": FORMAT, "look": asdict(look), "changes": changes})
             self._kept_ms = looked_ms
         self._last, self._last_ms = look, looked_ms
         shown = {name: one for name, one in changes.items() if looked_ms - int(one["at"]) < SHOWN_SECONDS * 1000}
@@ -197,8 +198,9 @@ class PostgresHistory:
         )
 
 
-def _look_of(kept: Mapping[str, Any] | None) -> Look | None:
-    if not kept:
+def _look_of(remembered: Mapping[str, Any]) -> Look | None:
+    if remembered.get("format") != FORMAT:  # nothing, or what another version saw
         return None
+    kept = remembered["look"]
     slots = {name: Slot(**slot) for name, slot in kept["slots"].items()}
     return Look(server=Server(**kept["server"]), slots=slots, files=kept["files"], proven_ms=int(kept["proven_ms"]))
