@@ -259,7 +259,8 @@ def test_more_pending_keys_than_their_limit_are_a_hole_that_a_sweep_covers(
     with quiet(stack, postgres_database, tmp_path, pending_keys_max=20) as scene:
         raised, lost = "gapwatch_stream_findings_total", "gapwatch_unverifiable_writes_total"
         before = scene.service.metric(raised, pipeline="orders", finding="ingest_hole") or 0
-        assert scene.service.metric("gapwatch_consistent_through_timestamp_seconds", pipeline="orders") is not None
+        through = "gapwatch_consistent_through_timestamp_seconds"
+        wait_for(lambda: scene.service.metric(through, pipeline="orders"), "a time up to which everything is proven", 20)
         scene.copier.pause()
         scene.sql(f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'new', 1 FROM generate_series(1001, 1100) i")
 

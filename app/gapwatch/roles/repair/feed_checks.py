@@ -2,7 +2,7 @@
 
 The status itself is judged from the same records, at once and by whoever reads them (``core/standing``). This is what is kept
 of it: a finding that begins and ends. A moment of either is not told: a feed that has not spoken yet, or whose delivery position
-is not read yet, gets ``stall_after``; and what was told is over only once it is well below its limit.
+is not read yet, gets ``stall_after``; and what was told is over once it has been so for a quarter of its limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gapwatch.model.view import FeedView
 from gapwatch.ports import Advice, Clock, Ledger
 from gapwatch.roles.board import Board
 
-OVER: Final = 0.5  # of its limit: below that what was told is over
+CALM: Final = 0.25  # of its limit: so long nothing of it has to be seen until it is over
 KINDS: Final = frozenset({Finding.FEED_STALLED, Finding.DELIVERY_UNKNOWN, Finding.SINK_LAGGING})
 
 
@@ -33,6 +33,7 @@ class _Seen:
     feed: str
     message: str
     remedy: str
+    limit_seconds: float
     held_seconds: float = 0.0  # how long it has to be so before it is told
 
     @property
@@ -44,7 +45,11 @@ class _Seen:
 class _Told:
     seen: _Seen
     since: float
+    last: float
     told: bool
+
+    def lasts(self, now: float) -> bool:
+        return self.last == now or (self.told and now - self.last < self.seen.limit_seconds * CALM)
 
 
 class FeedChecks:
@@ -69,13 +74,11 @@ class FeedChecks:
             records = await asyncio.to_thread(self._ledger.findings, self._pipeline.id)
             self._open = frozenset((one.finding, one.side) for one in records if one.finding in KINDS)
         now = self._clock.monotonic()
-        still: dict[tuple[str, str, str], _Told] = {}
         for seen in self._seen(self._clock.now()):
-            known = self._told.get(seen.name) or _Told(seen=seen, since=now, told=self._is_open(seen))
-            still[seen.name] = known
-            known.seen = seen
+            known = self._told.setdefault(seen.name, _Told(seen=seen, since=now, last=now, told=self._is_open(seen)))
+            known.seen, known.last = seen, now
             known.told = known.told or now - known.since >= seen.held_seconds
-        self._told = still
+        self._told = {name: one for name, one in self._told.items() if one.lasts(now)}
         return [self._advice(one.seen) for one in self._told.values() if one.told]
 
     async def close(self) -> None: ...
@@ -98,23 +101,25 @@ class FeedChecks:
                     feed=feed.topic,
                     message=message,
                     remedy=remedy,
+                    limit_seconds=held,
                     held_seconds=held,
                 )
             yield from self._stalled(feed, side, now)
-        share = OVER if self._is_told(Finding.SINK_LAGGING, "target", "") else 1.0
-        lagging = lagging_since(records, now, pipeline.lag_limit * share)
+        lagging = lagging_since(records, now, pipeline.lag_limit)
         if lagging is not None:
             message = f"A write has been in transit since {rfc3339(lagging)}, longer than {pipeline.lag_limit:g} s."
             remedy = "Look at the sink: its lag is not loss yet, and nothing is repaired meanwhile."
-            yield _Seen(finding=Finding.SINK_LAGGING, side="target", feed="", message=message, remedy=remedy)
-
-    def _is_told(self, finding: Finding, side: str, feed: str) -> bool:
-        known = self._told.get((finding.value, side, feed))
-        return known is not None and known.told
+            yield _Seen(
+                finding=Finding.SINK_LAGGING,
+                side="target",
+                feed="",
+                message=message,
+                remedy=remedy,
+                limit_seconds=pipeline.lag_limit,
+            )
 
     def _stalled(self, feed: FeedView, side: str, now: datetime) -> Iterator[_Seen]:
-        share = OVER if self._is_told(Finding.FEED_STALLED, side, feed.topic) else 1.0
-        limit = timedelta(seconds=self._pipeline.stall_after_seconds * share)
+        limit = timedelta(seconds=self._pipeline.stall_after_seconds)
         if feed.caught_up and feed.watermark is not None and now - feed.watermark <= limit:
             return
         remedy = "Look whether its connector, its heartbeats and roles capture, ingest and match run; silence is not health."
@@ -124,7 +129,15 @@ class FeedChecks:
             what = "was not read to its end, and proves no time" if not feed.caught_up else "is silent: it proves no time"
             message = f"Feed {feed.topic} {what} after {rfc3339(feed.watermark)}."
         held = self._pipeline.stall_after_seconds if feed.watermark is None else 0.0
-        yield _Seen(finding=Finding.FEED_STALLED, side=side, feed=feed.topic, message=message, remedy=remedy, held_seconds=held)
+        yield _Seen(
+            finding=Finding.FEED_STALLED,
+            side=side,
+            feed=feed.topic,
+            message=message,
+            remedy=remedy,
+            limit_seconds=self._pipeline.stall_after_seconds,
+            held_seconds=held,
+        )
 
     def _advice(self, seen: _Seen) -> Advice:
         tables = self._pipeline.source.table_of if seen.side == "source" else {}
