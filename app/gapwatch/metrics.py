@@ -198,11 +198,15 @@ def _times(views: Sequence[PipelineView]) -> Iterable[Metric]:
         yield family
 
 
+UNVERIFIABLE = ("not_read", "overflow")  # why: ten attempts at its stores failed; a limit was reached
+
+
 def _totals(views: Sequence[PipelineView]) -> Iterable[Metric]:
     counters: dict[str, tuple[str, Callable[[PipelineView], int]]] = {
         "expected_events": ("Writes seen at the source", lambda view: view.totals.expected),
         "observed_events": ("Writes seen at the target", lambda view: view.totals.observed),
         "matched_events": ("Source writes proven at the target", lambda view: view.totals.settled + view.totals.cleared),
+        "forgotten_keys": ("Keys that made room for others, at a limit", lambda view: view.totals.forgotten),
         "late_events": ("Events below the published watermark", lambda view: view.totals.late),
     }
     for name, (documentation, of) in counters.items():
@@ -219,6 +223,13 @@ def _totals(views: Sequence[PipelineView]) -> Iterable[Metric]:
             snapshot_reads.add_metric([view.id, side], view.totals.snapshot_reads.get(side, 0))
         delay.add_metric([view.id], *_buckets(view.totals.delays_ms))
     yield snapshot_reads
+    unverifiable = CounterMetricFamily(
+        "gapwatch_unverifiable_writes", "Source writes that nobody could prove either way", labels=["pipeline", "reason"]
+    )
+    for view in views:
+        for reason in UNVERIFIABLE:
+            unverifiable.add_metric([view.id, reason], view.totals.unverifiable.get(reason, 0))
+    yield unverifiable
     yield delay
 
 

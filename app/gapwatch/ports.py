@@ -6,7 +6,7 @@ All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~g
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -295,7 +295,7 @@ class Advice:
 
     ``unknown``: it could not look, and ``message`` says why; at what ``finding`` names, or, where that is empty, at anything.
     ``hole_to_ms``: the finding is a stretch of the stream that nobody can judge, up to then (ms since the epoch); 0: it is none,
-    or one up to now where the finding's kind means loss.
+    or one up to now where the finding's kind means loss. ``hole_from_ms``: where it begins; 0: up to where the feed is read.
     """
 
     level: str
@@ -304,8 +304,22 @@ class Advice:
     remedy: str = ""
     finding: str = ""
     hole_to_ms: int = 0
+    hole_from_ms: int = 0
     table: str = ""  # which of several it is about
     measure: Measure | None = None  # what it rests on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a check needs to see what changed since it looked last, also while nobody ran. Both calls block: the ledger answers.
+
+    ``recall`` returns what was remembered under a name, None at first; ``proven_ms`` up to when the feed was read, 0: not known.
+    """
+
+    recall: Callable[[str], Mapping[str, Any] | None]
+    remember: Callable[[str, Mapping[str, Any]], None]
+    now_ms: Callable[[], int]
+    proven_ms: Callable[[], int]
 
 
 class Preflight(Protocol):

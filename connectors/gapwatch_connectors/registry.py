@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from gapwatch.errors import UsageError
 from gapwatch.feed_ports import FeedReader, HeartbeatWriter
 from gapwatch.model.pipeline import HeartbeatSpec, PipelineSpec, StoreType
-from gapwatch.ports import DatasetReader, Preflight, TargetWriter
+from gapwatch.ports import DatasetReader, Memory, Preflight, TargetWriter
 
 ENTRY_POINTS = "gapwatch.connectors"
 ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
@@ -50,6 +50,22 @@ class Connector:
         """Return the check of a source; `connector` returns the configuration of the connector that captures it."""
         raise self._no("be a source")
 
+    def history(
+        self,
+        pipeline: PipelineSpec,
+        url: str,
+        connector: ConnectorConfig | None,
+        memory: Memory,
+        *,
+        side: str = "source",
+        numbered: bool = False,
+    ) -> Preflight | None:
+        """Return what sees, while Gapwatch runs, what changed since it looked last at one side; None where nothing has to.
+
+        `numbered`: the heartbeats in that side's feed are ours.
+        """
+        return None
+
     def target_preflight(
         self,
         pipeline: PipelineSpec,
@@ -84,6 +100,21 @@ class PostgresConnector(Connector):
         from gapwatch_connectors import postgres
 
         return postgres.PostgresSourcePreflight(pipeline, url, connector)
+
+    def history(
+        self,
+        pipeline: PipelineSpec,
+        url: str,
+        connector: ConnectorConfig | None,
+        memory: Memory,
+        *,
+        side: str = "source",
+        numbered: bool = False,
+    ) -> Preflight | None:
+        from gapwatch_connectors import postgres
+
+        seen = pipeline if side == "source" else postgres.as_source(pipeline)
+        return postgres.PostgresHistory(seen, url, connector, memory, side=side, numbered=numbered)
 
     def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
         from gapwatch_connectors import postgres

@@ -101,6 +101,7 @@ def watched(
     copied: int = 0,
     beside: Mapping[str, dict[str, Any]] | None = None,
     ledger: str = "",
+    heartbeat: Mapping[str, Any] | str = "",
     **pipeline: Any,
 ) -> Iterator[Scene]:
     """Yield a pipeline that is HEALTHY: `before` are statements that run before anything is captured.
@@ -108,6 +109,7 @@ def watched(
     ``reader``: the name of a new user, who may do nothing but SELECT; Gapwatch reads as that one. ``copied``: how many documents
     are there before Gapwatch starts. ``beside``: further pipelines over the same data, by what they have of their own.
     ``ledger``: its database, else a file.
+    ``heartbeat``: the source's, where it is not ours.
     """
     dsn = stack.postgres.dsn(database)
     execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY {identity}", *before)
@@ -119,6 +121,8 @@ def watched(
         group = f"copier-{database}"
         copier = Copier(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, stack.mongodb.uri, database, "orders")
         config = configuration(stack, read_by, database, group, **pipeline)
+        if heartbeat:
+            config["stores"]["shop"]["heartbeat"] = heartbeat
         config["pipelines"] |= {name: config["pipelines"]["orders"] | own for name, own in (beside or {}).items()}
         config |= {"database": ledger} if ledger else {}
         service = Service(directory, config)

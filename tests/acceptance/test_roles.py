@@ -98,7 +98,7 @@ def test_a2_what_happens_while_the_reader_is_dead_arrives_all_the_same(scene: Sc
     assert gaps_of(scene.service, *keys, state="") == []
 
 
-def test_a2_a_token_outside_the_oplog_is_history_lost_and_a_sweep(scene: Scene) -> None:
+def test_a2_trap_12_a_token_outside_the_oplog_is_history_lost_and_a_sweep(scene: Scene) -> None:
     key, stranger = number(), number()
     insert(scene, [key])
     wait_for(lambda: key in scene.documents(), "the document")

@@ -106,6 +106,7 @@ def test_invariant_7_pending_keys_above_their_limit_become_a_hole(limit: int, ke
     assert all(covered(bench.holes, START + 100 + number) for number in range(limit, keys))
     if over:
         assert bench.holes, "said, and so stored, before the key is let go for good"
+        assert {hole.reason for hole in bench.holes} == {"pending_keys_max"}
         assert min(hole.time_from for hole in status.holes if hole.time_from) <= START + 100 + limit
 
 
@@ -118,6 +119,7 @@ def test_invariant_7_raised_keys_above_their_limit_become_a_hole(limit: int, key
     bench.streams(10 * GRACE_MS)
     assert len(bench.suspects) == bench.status.raised == min(limit, keys)
     assert bench.status.counters.unverifiable["overflow"] == keys - limit
+    assert {hole.reason for hole in bench.holes} == {"suspects_max"}
     left = {b"row-%d" % number for number in range(keys)} - {one.key for one in bench.suspects}
     assert all(covered(bench.holes, START + 100 + int(key[4:])) for key in left)
     assert (share(bench.status) or 0) == 0, "nothing of it was proven"

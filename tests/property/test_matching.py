@@ -133,7 +133,7 @@ def test_invariants_3_and_8_a_crash_anywhere_changes_nothing(
 
 @pytest.mark.parametrize("stage", list(Stage))
 @pytest.mark.parametrize("seed", range(4))
-def test_invariant_4_crash_after_every_single_checkpoint(stage: Stage, seed: int) -> None:
+def test_invariant_4_trap_14_crash_after_every_single_checkpoint(stage: Stage, seed: int) -> None:
     """One crash in each checkpoint of a run, in the same stage; what was acknowledged is always contained in the state."""
     world = World(seed, RAGGED)
     log, spec = world.log(), pipeline()

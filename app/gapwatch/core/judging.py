@@ -29,7 +29,7 @@ from gapwatch.core.keystate import (
 from gapwatch.core.pipelinestate import PipelineState
 from gapwatch.core.watermarks import NEVER, FeedTimes
 from gapwatch.model.stream import NO_DELIVERY, Letter, Operation, Outcome, Side, VerdictSection
-from gapwatch.model.suspect import GivenUp, Heard, Hole, Suspect
+from gapwatch.model.suspect import GivenUp, Heard, Hole, Limit, Suspect
 
 EARLY_MAX: Final = 500  # letters that wait for the write that they mean; one that makes room costs a cause, never a verdict
 OVERFLOW_MS: Final = 10_000  # stretches that overflow gives up are rounded up to this, so that one hole stands for many keys
@@ -142,7 +142,7 @@ class Judge:
             return
         is_open = state.open
         if is_open and cell.rows.open >= cell.limits.pending and cell.rows.open_held(key) is None:
-            self._let_go(key, state, said)
+            self._let_go(key, state, said, Limit.PENDING_KEYS)
             return
         out_of_reach = cell.file(key, state, is_open=is_open)
         if not is_open:
@@ -151,7 +151,7 @@ class Judge:
             pipeline.due.add(key, state.due)
         pipeline.survey.low = min(pipeline.survey.low, state.oldest_time)
 
-    def _let_go(self, key: bytes, state: KeyState, said: Said) -> None:
+    def _let_go(self, key: bytes, state: KeyState, said: Said, limit: Limit) -> None:
         """A limit is reached: the key becomes part of a hole, which a sweep covers."""
         pipeline, cell = self._pipeline, self._cell
         if state.writes:
@@ -174,7 +174,7 @@ class Judge:
             feed_partition=0,
             time_from=time,
             time_to=max(end, time),
-            reason="ingest_hole",
+            reason=limit.value,
         )
         said.append(hole)
         cell.hole = hole if known is None else msgspec.structs.replace(hole, time_from=min(known.time_from, time))
@@ -236,7 +236,7 @@ class Judge:
             _leave_to_the_baseline(state)
             self._file(key, state, Effect.OPENED, said)
         elif len(cell.raised) >= cell.limits.raised:
-            self._let_go(key, state, said)
+            self._let_go(key, state, said, Limit.SUSPECTS)
         else:
             cell.counters.raised += 1
             said.append(self._raise(key, state, target, due, again=False))

@@ -211,6 +211,8 @@ def pipeline_record(view: PipelineView) -> dict[str, Any]:
         "last_sweep": run_record(view.last_sweep) if view.last_sweep else None,
         "baseline": rfc3339(view.baseline),
         "totals": _totals_record(view.totals),
+        "match": view.match,
+        "not_proven": view.not_proven,
         "read_at": rfc3339(view.read_at),
     }
 
@@ -295,6 +297,7 @@ def _totals_record(totals: Totals) -> dict[str, Any]:
         "unverifiable": dict(totals.unverifiable),
         "late": totals.late,
         "raised": totals.raised,
+        "forgotten": totals.forgotten,
         "snapshot_reads": dict(totals.snapshot_reads),
     }
 

@@ -14,7 +14,7 @@ from gapwatch.core.autorepair import remedy
 from gapwatch.core.coverage import closed_of, ratio, together
 from gapwatch.core.maintenance import Quiet
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
-from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.pipeline import Match, PipelineSpec
 from gapwatch.model.stream import NO_TOPIC, UNKNOWN_DELIVERY, Side
 from gapwatch.model.suspect import FeedStatus, Hole, PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView, Totals
@@ -22,6 +22,10 @@ from gapwatch.model.view import FeedView, PipelineView, Totals
 ERROR_FINDINGS = frozenset({Finding.CONNECTOR_FAILED, Finding.SCHEMA_CHANGED, Finding.MAPPING_SUSPECT, Finding.REPLICA_IDENTITY})
 CRITICAL_FINDINGS = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 UNKNOWN_FINDINGS = frozenset({Finding.DELIVERY_UNKNOWN})
+NOT_PROVEN = {
+    Match.VERSION: "contents: only the version column is compared, so that a wrong field under the right version is not seen",
+    Match.PRESENCE: "contents: only that a document is there is compared, so that an update which never arrived is not seen",
+}
 BEGINNING = datetime.fromtimestamp(0, UTC)  # of what nobody knows the beginning of
 BEFORE_ALL = BEGINNING - timedelta(seconds=1)  # … and of which no sweep that is still known proves how far it can reach back
 
@@ -103,13 +107,15 @@ def standing(
         oldest_unsettled=_oldest(record.oldest_unsettled for record in records.values()),
         gaps_open=dict(facts.summary.open_by_kind),
         coverage=coverage,
-        feeds=tuple(_feeds(pipeline, records.values(), facts.findings, now)),
+        feeds=tuple(feeds_of(pipeline, records.values(), facts.findings, now)),
         findings=tuple(facts.findings),
         last_sweep=facts.last_sweep,
         baseline=facts.baseline.ended_at if facts.baseline else None,
         totals=totals,
         read_at=now,
         grace_seconds=pipeline.grace_seconds if facts.grace_ms is None else facts.grace_ms / 1000,
+        match=pipeline.match.value,
+        not_proven=NOT_PROVEN.get(pipeline.match),
     )
 
 
@@ -194,10 +200,15 @@ def _judge(
         because = f"; {masked} writes had fields that no event carried: sweep the content" if masked else ""
         reason = f"coverage {coverage:.4f} is below {pipeline.coverage_target}{because}"
         judged.append(_Judged(severity=Severity.WARNING, reason=reason))
-    lagging = _oldest(record.oldest_in_transit for record in records.values())
-    if lagging is not None and now - lagging > timedelta(seconds=pipeline.lag_limit):
+    if lagging_since(records.values(), now, pipeline.lag_limit) is not None:
         judged.append(_Judged(severity=Severity.WARNING, reason="sink_lagging: a write has been in transit for too long"))
     return judged
+
+
+def lagging_since(records: Iterable[PartitionStatus], now: datetime, limit_seconds: float) -> datetime | None:
+    """Return when the oldest write in transit was committed, where that is longer ago than the limit."""
+    oldest = _oldest(record.oldest_in_transit for record in records)
+    return oldest if oldest is not None and now - oldest > timedelta(seconds=limit_seconds) else None
 
 
 def _judge_gaps(pipeline: PipelineSpec, facts: LedgerFacts, now: datetime) -> list[_Judged]:
@@ -306,7 +317,8 @@ def _totals(records: Iterable[PartitionStatus], masked_swept: int) -> Totals:
     unverifiable: dict[str, int] = {}
     snapshot_reads: dict[str, int] = {}
     delays: dict[int, int] = {}
-    sums = dict.fromkeys(("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised"), 0)
+    counted = ("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised", "forgotten")
+    sums = dict.fromkeys(counted, 0)
     for record in records:
         for name in sums:
             sums[name] += getattr(record.counters, name)
@@ -319,7 +331,7 @@ def _totals(records: Iterable[PartitionStatus], masked_swept: int) -> Totals:
     return Totals(**sums, unverifiable=unverifiable, snapshot_reads=snapshot_reads, delays_ms=delays)
 
 
-def _feeds(
+def feeds_of(
     pipeline: PipelineSpec, records: Iterable[PartitionStatus], findings: Sequence[FindingRecord], now: datetime
 ) -> list[FeedView]:
     """Fold all partitions' feed states into one row per feed."""

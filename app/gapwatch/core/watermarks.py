@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, PackedSection
+from gapwatch.model.suspect import Limit
 
 REORDER_EVENTS_MAX: Final = 10_000  # events of one feed partition that wait for what comes before them
 STEPS_MAX: Final = 128  # moves of the sink's position that are remembered with their time
@@ -228,9 +229,8 @@ class FeedTimes:
             if not stalled and feed.waiting_events <= REORDER_EVENTS_MAX:
                 return
             first = feed.waiting[0]
-            span = Span(
-                feed.watermark, max(feed.watermark, now), "ingest_hole", feed.epoch, feed.reached, first.offset_from, local=True
-            )
+            reason = "ingest_hole" if stalled else Limit.REORDER.value
+            span = Span(feed.watermark, max(feed.watermark, now), reason, feed.epoch, feed.reached, first.offset_from, local=True)
             admitted.holes.append(span)
             feed.reached = first.offset_from
             self._release(feed, admitted)

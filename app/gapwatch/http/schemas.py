@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from gapwatch.model.gap import Cause, Detector, Finding, Kind, Resolution, RunKind, RunState, Severity, State
+from gapwatch.model.pipeline import Match
 
 Schema = dict[str, Any]
 
@@ -137,6 +138,8 @@ def _pipeline() -> dict[str, Schema]:
         "last_sweep": {"anyOf": [ref("Run"), {"type": "null"}]},
         "baseline": MAYBE_TIME,
         "totals": ref("Totals"),
+        "match": _enum(Match),
+        "not_proven": MAYBE_TEXT,
         "read_at": TIME,
     }
 
@@ -153,7 +156,7 @@ def _feed() -> dict[str, Schema]:
 
 
 def _totals() -> dict[str, Schema]:
-    names = ("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised")
+    names = ("expected", "observed", "settled", "superseded", "gap", "cleared", "masked", "late", "raised", "forgotten")
     return {**dict.fromkeys(names, COUNT), "unverifiable": _map(COUNT), "snapshot_reads": _map(COUNT)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 
@@ -102,6 +104,14 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
     key: bytes
     given_up: GivenUp
     skew: int = 0
+
+
+class Limit(StrEnum):
+    """Limits whose overflow is a hole: what a hole's ``reason`` says of it."""
+
+    PENDING_KEYS = "pending_keys_max"
+    SUSPECTS = "suspects_max"
+    REORDER = "reorder_max"
 
 
 Said = Suspect | Hole | Heard  # what lies on the topic

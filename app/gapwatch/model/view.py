@@ -34,6 +34,7 @@ class Totals:
     unverifiable: dict[str, int] = field(default_factory=dict)
     late: int = 0
     raised: int = 0
+    forgotten: int = 0  # keys that made room for others
     snapshot_reads: dict[str, int] = field(default_factory=dict)
     delays_ms: dict[int, int] = field(default_factory=dict)  # bucket upper bound (-1: above all) → count
 
@@ -62,3 +63,5 @@ class PipelineView:
     totals: Totals
     read_at: datetime
     grace_seconds: float | None = None  # in force; None: not known
+    match: str = "digest"  # what coverage is of: digest | version | presence
+    not_proven: str | None = None  # what coverage says nothing about, by `match`; None: every mapped field is compared

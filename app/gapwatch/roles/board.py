@@ -172,6 +172,13 @@ class Board:
     def records(self, pipeline: str) -> list[PartitionStatus]:
         return [record for (name, _), record in self._records.items() if name == pipeline]
 
+    def proven_ms(self, pipeline: str, side: str) -> int:
+        """Return a side's watermark (``expected``, ``observed``), ms since the epoch; 0: some partition does not know it."""
+        records = self.records(pipeline)
+        if len(records) < self._settings.topics.partitions:
+            return 0
+        return min(record.source_watermark if side == "expected" else record.target_watermark for record in records)
+
     def delivered(self, pipeline: str) -> Delivered:
         """Return how far the pipeline's deliveries have come; not known while a partition's record is missing or stale."""
         spec = self._settings.pipelines[pipeline]

@@ -17,18 +17,17 @@ from gapwatch.errors import GapwatchError, StoreError, StoreUnreachable, UsageEr
 from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
-from gapwatch.kafka.preflight import TopicPreflight
 from gapwatch.kafka.schema_registry import SchemaRegistry
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
 from gapwatch.metrics import Metrics
-from gapwatch.model.pipeline import CAPTURED, FeedKind, PipelineSpec, Settings, StoreType
+from gapwatch.model.pipeline import CAPTURED, FeedKind, Settings, StoreType
 from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusReader, StatusTopic, StatusView
 from gapwatch.roles.stores import StoreAnswers
 from gapwatch.wiring.measured import snapshot, unread
-from gapwatch.wiring.stores import Stores, host, new_id, preflights, resolved_settings
+from gapwatch.wiring.stores import Stores, host, new_id, resolved_settings
 from gapwatch_connectors.registry import connector_of
 
 if TYPE_CHECKING:
@@ -60,7 +59,6 @@ class Parts:
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
         self.waits_for: Callable[[str, str], None] = lambda role, what: None  # "": it has all that it needs, and works
-        self._preflights: dict[str, Sequence[Preflight]] = {}
         self._status = StatusReader(lambda: StatusTopic(self.consumer("status"), settings.topics))
         self._offsets = StoreAnswers[int](self.clock)
         self._scraped_at = self.clock.monotonic()
@@ -70,9 +68,6 @@ class Parts:
 
     async def close(self) -> None:
         await self.stores.close()
-        for checks in self._preflights.values():
-            for check in checks:
-                await check.close()
         self.ledger.close()
         if self._registry is not None:
             self._registry.close()
@@ -221,6 +216,7 @@ class Parts:
         await producer.start()
         inbox = SuspectInbox(self.consumer("suspects", f"{settings.topics.prefix}.repair"), settings.topics)
         status = self._status.view()
+        checks: dict[str, Sequence[Preflight]] = {}
         try:
             await inbox.start()
             await status.start()
@@ -234,7 +230,7 @@ class Parts:
                     inbox=inbox,
                     verdicts=VerdictPublisher(producer, settings.topics),
                     gaps=GapPublisher(producer, settings.topics),
-                    checks=self._checks(),
+                    checks=self._checks(board, checks),
                     replay=self.replay_reader().answer,
                     resender=self._resenders(),
                     metrics=self.metrics,
@@ -246,6 +242,8 @@ class Parts:
             self.waits_for("repair", "")
             await role.run(stop)
         finally:
+            for check in (check for of_pipeline in checks.values() for check in of_pipeline):
+                await check.close()
             await inbox.close()
             await status.close()
             await producer.close()
@@ -366,33 +364,18 @@ class Parts:
         sides = ((spec.source.store, stores.source), (spec.target.store, stores.target))
         return max([abs(await self._offsets.ask(name, one.clock_offset_ms, seconds=SKEW_SHARED_SECONDS)) for name, one in sides])
 
-    def _checks(self) -> Callable[[str], Sequence[Preflight]]:
-        from gapwatch.roles.repair.clocks import StoreClocks
-        from gapwatch.roles.repair.transactions_read import TransactionsRead
+    def _checks(self, board: Board, made: dict[str, Sequence[Preflight]]) -> Callable[[str], Sequence[Preflight]]:
+        from gapwatch.wiring.watching import Watching
 
-        answers = StoreAnswers[int](self.clock)
-        made, topics, offsets = self._preflights, TopicAdmin(self.settings), OffsetReader(self.settings, self.clock)
+        watching = Watching(self.settings, self.ledger, board, self.stores, self.clock)
 
         def of(pipeline: str) -> Sequence[Preflight]:
             if pipeline not in made:
                 spec = self.settings.pipelines[pipeline]
-                clocks = StoreClocks(spec, partial(self.stores.stores, pipeline), answers=answers)
-                counted = TransactionsRead(spec, self.ledger.fact)
-                checks = [*preflights(self.settings, spec), self._topic_check(spec, topics, offsets), counted, clocks]
-                made[pipeline] = checks
+                made[pipeline] = watching.checks(spec)
             return made[pipeline]
 
         return of
-
-    def _topic_check(self, spec: PipelineSpec, topics: TopicAdmin, offsets: OffsetReader) -> Preflight:
-        return TopicPreflight(
-            spec,
-            topics,
-            offsets,
-            self.clock,
-            recall=self.ledger.fact,
-            remember=self.ledger.set_fact,
-        )
 
 
 async def _start(server: ApiServer, host: str, port: int) -> None:

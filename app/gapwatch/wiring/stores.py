@@ -172,12 +172,12 @@ async def _described(settings: Settings, spec: PipelineSpec) -> PipelineSpec:
 async def _known_config(settings: Settings, feed: FeedSpec) -> Mapping[str, str] | None:
     """Return the configuration of a feed's connector; None, which stands for its defaults, while Kafka Connect does not say."""
     try:
-        return await _connector_config(settings, feed)
+        return await connector_config(settings, feed)
     except StoreError:
         return None
 
 
-async def _connector_config(settings: Settings, feed: FeedSpec) -> Mapping[str, str] | None:
+async def connector_config(settings: Settings, feed: FeedSpec) -> Mapping[str, str] | None:
     """Return the configuration of a feed's connector, None where there is none. Raises StoreError: nobody could say."""
     if not settings.connect_url or feed.kind is not FeedKind.DEBEZIUM:
         return None
@@ -208,7 +208,7 @@ async def resolved_settings(settings: Settings, ledger: SqlLedger, clock: Clock)
 def preflights(settings: Settings, spec: PipelineSpec, position: bytes | None = None) -> list[Preflight]:
     """Return every check of one pipeline: source, target (can its feed go on at `position`?), connectors."""
     source, target = settings.stores[spec.source.store], settings.stores[spec.target.store]
-    of_source, of_target = (partial(_connector_config, settings, feed) for feed in (spec.source.feeds[0], spec.target.feed))
+    of_source, of_target = (partial(connector_config, settings, feed) for feed in (spec.source.feeds[0], spec.target.feed))
     beats = (
         {"heartbeat": target.heartbeat} if target.type is StoreType.MONGODB else {}
     )  # what is said of others does not depend on it

@@ -18,7 +18,7 @@ STORE = "connect"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connector:
-    """One connector: its configuration, its state, its tasks' states, and the first failed task's reason."""
+    """One connector: its configuration, its state, its tasks' states, and its own or the first failed task's reason."""
 
     name: str
     config: Mapping[str, str]
@@ -69,13 +69,13 @@ class ConnectRest:
         found = []
         for name, body in answer.items():
             status, info = body.get("status", {}), body.get("info", {})
-            tasks = status.get("tasks", [])
-            trace = next((task.get("trace", "") for task in tasks if task.get("state") == "FAILED"), "")
+            tasks, own = status.get("tasks", []), status.get("connector", {})
+            trace = next((part.get("trace", "") for part in (own, *tasks) if part.get("state") == "FAILED"), "")
             found.append(
                 Connector(
                     name=name,
                     config=info.get("config", {}),
-                    state=status.get("connector", {}).get("state", "UNKNOWN"),
+                    state=own.get("state", "UNKNOWN"),
                     task_states=tuple(task.get("state", "UNKNOWN") for task in tasks),
                     trace=trace.splitlines()[0][:300] if trace else "",
                 )

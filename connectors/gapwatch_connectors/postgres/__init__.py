@@ -1,6 +1,7 @@
 """Postgres as a source and as a target: reads, guarded writes, heartbeat messages, preflight."""
 
 from gapwatch_connectors.postgres.heartbeat import PostgresHeartbeat as PostgresHeartbeat
+from gapwatch_connectors.postgres.history import PostgresHistory as PostgresHistory
 from gapwatch_connectors.postgres.partitions import PostgresSourcePreflight as PostgresSourcePreflight
 from gapwatch_connectors.postgres.preflight import PostgresPreflight as PostgresPreflight
 from gapwatch_connectors.postgres.reader import PostgresReader as PostgresReader

@@ -42,10 +42,39 @@ SELECT i.indisprimary AS primary, i.indisunique AND i.indpred IS NULL AND i.inde
           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number WHERE k.place <= i.indnkeyatts) AS columns
   FROM pg_index i WHERE i.indrelid = %s AND i.indisvalid
 """
+# What a slot has decoded is counted from Postgres 14 on.
 _SLOTS = """
-SELECT slot_name, plugin, active, coalesce(wal_status, '') AS wal_status, confirmed_flush_lsn - '0/0' AS confirmed,
-       CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn() - restart_lsn END AS retained
-  FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database() ORDER BY slot_name
+SELECT s.slot_name, s.plugin, s.active, s.active_pid, coalesce(s.wal_status, '') AS wal_status,
+       s.confirmed_flush_lsn - '0/0' AS confirmed, s.restart_lsn - '0/0' AS restart,
+       CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn() - s.restart_lsn END AS retained,
+       {counted}
+  FROM pg_replication_slots s {counts} WHERE s.slot_type = 'logical' AND s.database = current_database() ORDER BY s.slot_name
+"""
+_COUNTED = "c.total_txns AS transactions, c.stats_reset::text AS counted_since"
+_UNCOUNTED = "NULL AS transactions, NULL AS counted_since"
+_COUNTS = "LEFT JOIN pg_stat_replication_slots c ON c.slot_name = s.slot_name"
+_COUNTS_SINCE = 140_000
+# The timeline of the last checkpoint is that of a standby; a server that took over writes to its own at once.
+_SERVER = """
+SELECT pg_is_in_recovery() AS standby, {system} AS system,
+       CASE WHEN pg_is_in_recovery() THEN {timeline}
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
+       (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END) - '0/0' AS written,
+       pg_postmaster_start_time()::text AS started, {counted} AS counted_since
+"""
+# A hosted Postgres may keep these to itself: then a cluster and a standby's timeline are not told apart.
+_MAY_ASK = """
+SELECT has_function_privilege('pg_control_system()', 'EXECUTE') AND has_function_privilege('pg_control_checkpoint()', 'EXECUTE')
+    AS control
+"""
+_SYSTEM = "(SELECT system_identifier::text FROM pg_control_system())"
+_TIMELINE = "(SELECT timeline_id FROM pg_control_checkpoint())"
+_FILES = """
+SELECT l.id::oid::text AS relation, pg_relation_filenode(l.id)::text AS file
+  FROM (SELECT c.oid AS id FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')) root,
+       LATERAL (SELECT root.id UNION SELECT relid FROM pg_partition_tree(root.id)) l (id)
+ WHERE pg_relation_filenode(l.id) IS NOT NULL
 """
 
 
@@ -79,7 +108,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A logical replication slot. ``confirmed_flush_lsn`` as a number of bytes; ``retained_bytes`` of log are kept for it."""
+    """A logical replication slot. Positions as numbers of bytes; ``retained_bytes`` of log are kept for it.
+
+    ``active_pid``: the session that reads it. ``transactions``: how many it has decoded (None: nobody counts), ``counted_since``
+    somebody began to count anew (None: since the slot was made).
+    """
 
     name: str
     plugin: str
@@ -87,10 +120,49 @@ class Slot:
     wal_status: str
     confirmed_flush_lsn: int | None
     retained_bytes: int | None
+    restart_lsn: int | None = None
+    active_pid: int | None = None
+    transactions: int | None = None
+    counted_since: str | None = None
 
     @property
     def lost(self) -> bool:
         return self.wal_status == "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Which server answers: ``system`` names its cluster, ``written`` is the end of its log in bytes (of a standby: replayed).
+
+    ``started`` and ``counted_since`` (all its counters begin anew after a crash) are times as text, to be compared only.
+    """
+
+    standby: bool
+    system: str
+    timeline: int
+    written: int
+    started: str
+    counted_since: str | None
+
+
+async def read_server(connection: Connection) -> Server:
+    counted = "(SELECT stats_reset::text FROM pg_stat_wal)" if _counts(connection) else "NULL"
+    may = await (await connection.execute(_MAY_ASK)).fetchone()
+    asked = {"system": _SYSTEM, "timeline": _TIMELINE} if may and may["control"] else {"system": "''", "timeline": "0"}
+    row = await (await connection.execute(_SERVER.format(counted=counted, **asked))).fetchone()
+    assert row is not None  # it has no FROM
+    return Server(**{**row, "written": int(row["written"])})
+
+
+async def read_files(connection: Connection, name: str) -> dict[str, str]:
+    """Return the number of each relation of a table (itself, its partitions) that has a file, and that of the file."""
+    schema, _, table = name.partition(".")
+    rows = await (await connection.execute(_FILES, (schema, table))).fetchall()
+    return {row["relation"]: row["file"] for row in rows}
+
+
+def _counts(connection: Connection) -> bool:
+    return connection.info.server_version >= _COUNTS_SINCE
 
 
 async def read_table(connection: Connection, store: str, name: str) -> Table:
@@ -138,7 +210,9 @@ def _worst(own: str, partitions: list[str] | None) -> str:
 
 async def read_slots(connection: Connection) -> tuple[Slot, ...]:
     """Return the logical replication slots of this database."""
-    rows = await (await connection.execute(_SLOTS)).fetchall()
+    counts = _counts(connection)
+    statement = _SLOTS.format(counted=_COUNTED if counts else _UNCOUNTED, counts=_COUNTS if counts else "")
+    rows = await (await connection.execute(statement)).fetchall()
     return tuple(
         Slot(
             name=row["slot_name"],
@@ -147,6 +221,10 @@ async def read_slots(connection: Connection) -> tuple[Slot, ...]:
             wal_status=row["wal_status"],
             confirmed_flush_lsn=int(row["confirmed"]) if row["confirmed"] is not None else None,
             retained_bytes=int(row["retained"]) if row["retained"] is not None else None,
+            restart_lsn=int(row["restart"]) if row["restart"] is not None else None,
+            active_pid=row["active_pid"],
+            transactions=row["transactions"],
+            counted_since=row["counted_since"],
         )
         for row in rows
     )

@@ -104,7 +104,7 @@ def test_a_sweep_by_key_goes_on_behind_the_steps_that_were_judged_whole() -> Non
 
 
 @given(parts=st.integers(2, 9), sample=st.lists(st.binary(max_size=3), max_size=60), key=st.binary(max_size=4))
-def test_every_key_lies_in_exactly_one_part(parts: int, sample: list[bytes], key: bytes) -> None:
+def test_trap_24_every_key_lies_in_exactly_one_part(parts: int, sample: list[bytes], key: bytes) -> None:
     ranges = cut_into(parts, sample)
     assert 1 <= len(ranges) <= parts
     inside = [

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import pytest
 
+from gapwatch.core.gaps import time_of
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.metrics import Metrics
-from gapwatch.model.gap import FindingRecord, Run, RunKind, RunState
-from gapwatch.model.suspect import Hole, PartitionStatus
+from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.suspect import Hole, Limit, PartitionStatus
 from gapwatch.ports import Advice, Measure
 from gapwatch.roles.board import Facts
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
@@ -337,3 +338,23 @@ async def test_a_measure_stays_only_while_the_check_that_made_it_cannot_look(wor
     world.found = []
     await world.live(POLL_SECONDS)
     assert shown() is None
+
+
+@pytest.mark.parametrize("limit", list(Limit))
+async def test_a_hole_of_a_limit_that_was_reached_names_it(world: World, limit: Limit) -> None:
+    hole = Hole(
+        id="hole", pipeline=SPEC.id, side=0, feed="t", feed_partition=0, time_from=1_000, time_to=2_000, reason=limit.value
+    )
+    await FindingBook(world.ledger, world.clock, lambda *_: None).hole(hole)
+    (found,) = world.ledger.findings(SPEC.id, open_only=False)
+    assert (found.finding, found.is_hole) == (Finding.INGEST_HOLE, True)
+    assert limit.value in found.message
+
+
+async def test_a_hole_begins_where_the_check_says(world: World) -> None:
+    """The stream went on before anybody looked: where it is read through by now says nothing of what was lost."""
+    begin, end = world.clock.now_ms() - 60_000, world.clock.now_ms()
+    world.found = [replace(LOST, finding="slot_jumped", hole_from_ms=begin, hole_to_ms=end)]
+    await world.watcher.check(SPEC)
+    (found,) = world.holes
+    assert (found.time_from, found.time_to, found.ongoing) == (time_of(begin), time_of(end), False)

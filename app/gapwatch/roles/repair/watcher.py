@@ -18,11 +18,12 @@ import structlog
 
 from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.core.standing import BEGINNING
+from gapwatch.core.watermarks import REORDER_EVENTS_MAX
 from gapwatch.errors import GapwatchError
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import FeedSpec, PipelineSpec
 from gapwatch.model.stream import Side
-from gapwatch.model.suspect import Hole
+from gapwatch.model.suspect import Hole, Limit
 from gapwatch.ports import Advice, Clock, Ledger, Measure, Preflight
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.stores import StoreAnswers, StoreProvider
@@ -94,11 +95,19 @@ class FindingBook:
         log.info("finding_cleared", pipeline=record.pipeline, finding=record.finding.value)
 
 
+_LIMITS = {
+    Limit.PENDING_KEYS.value: "more keys were unsettled at once than pending_keys_max allows",
+    Limit.SUSPECTS.value: "more keys were under judgement at once than suspects_max allows",
+    Limit.REORDER.value: f"more than {REORDER_EVENTS_MAX} events of one partition waited for what came before them: reorder_max",
+}
+
+
 def _of_hole(hole: Hole) -> str:
     partition = f" partition {hole.feed_partition}" if hole.feed_partition >= 0 else ""
     if hole.time_from == 0:
         return f"writes of {hole.feed}{partition} from before it was watched cannot be judged one by one"
-    return f"writes of {hole.feed}{partition} cannot be judged one by one ({hole.reason})"
+    because = _LIMITS.get(hole.reason, hole.reason)
+    return f"writes of {hole.feed}{partition} cannot be judged one by one ({because})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,11 +264,14 @@ class Watcher:
             last_seen=now,
             message=advice.message,
             remedy=advice.remedy,
-            time_from=self._read_through(pipeline, side) if is_hole else None,
+            time_from=None if not is_hole else self._begun(pipeline, side, advice),
             time_to=None if not is_hole else time_of(advice.hole_to_ms) if advice.hole_to_ms else now,
             is_hole=is_hole,
             details={"ongoing": True} if is_hole and not advice.hole_to_ms else {},
         )
+
+    def _begun(self, pipeline: PipelineSpec, side: str, advice: Advice) -> datetime | None:
+        return time_of(advice.hole_from_ms) if advice.hole_from_ms else self._read_through(pipeline, side)
 
     def _read_through(self, pipeline: PipelineSpec, side: str) -> datetime | None:
         """Return the side's watermark: where a loss that is noticed now can have begun at the earliest."""
