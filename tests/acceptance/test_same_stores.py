@@ -321,3 +321,18 @@ def test_a5_and_m13_hold_between_two_collections(world: World) -> None:
     assert world.repaired("collections", "mismatch")["verified"] == 1
     wait_for(lambda: not world.gaps("collections"), "no gap")
     world.service.wait_healthy("collections")
+
+
+def test_d10_a_field_removed_at_the_source_is_removed_from_the_copy_by_a_backfill(world: World) -> None:
+    orders, copies = world.mongo[world.database].orders, world.mongo[world.database].copies
+    orders.insert_one({"_id": 21, "amount": 1, "ship": {"city": "Wien"}})
+    wait_for(lambda: copies.find_one({"_id": 21}), "the document")
+    world.service.wait_healthy("collections")
+    world.documents.lost.add(21)
+    orders.update_one({"_id": 21}, {"$unset": {"ship": 1}})
+    gaps = wait_for(lambda: world.gaps("collections"), "the gap", 40)
+    assert [(key, kind) for key, (kind, _) in gaps.items()] == [(21, "stale")]
+    assert world.repaired("collections", "stale", "mismatch")["verified"] == 1
+    assert "ship" not in (copies.find_one({"_id": 21}) or {"ship": 1})
+    wait_for(lambda: not world.gaps("collections"), "no gap")
+    world.service.wait_healthy("collections")
