@@ -139,7 +139,7 @@ def pipelines(stack: EmbeddedStack, node: OpenSearchPart, dsn: str, database: st
             "grace": "2s",
             "delivery": "none" if name == "late" else {"group": f"indexer-{database}-{name}"},
             "evidence": "values",
-            "repair": {"extra": "delete", "undeleted": "delete", "modes": ["direct", "republish"]},
+            "repair": {"extra": "delete", "undeleted": "delete", "modes": ["direct", "debezium", "republish"]},
         }
     return config
 
@@ -151,7 +151,14 @@ def scene(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
     execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL")
     execute(dsn, f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i % 7, i + 0.5 FROM generate_series(1, {ROWS}) i")
     create_topic(stack.kafka.bootstrap_servers, f"{database}.acks", 1)
-    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
+    create_topic(stack.kafka.bootstrap_servers, f"{database}.signals", 1)
+    options = {
+        "decimal.handling.mode": "string",
+        "signal.enabled.channels": "source,kafka",
+        "signal.kafka.topic": f"{database}.signals",
+        "signal.kafka.bootstrap.servers": stack.kafka.bootstrap_servers,
+    }
+    with captured(stack, database, [TABLE], **options) as prefix:
         indexers = {}
         for name in ("orders", "acked", "swept", "versioned"):
             index = f"{database}-{name}"
@@ -441,7 +448,7 @@ def test_d4_d11_117_of_1967_are_written_and_no_other_sequence_number_moves(scene
     scene.service.wait_healthy("orders")
 
 
-@pytest.mark.parametrize("mode", ["direct", "republish"])
+@pytest.mark.parametrize("mode", ["direct", "debezium", "republish"])
 def test_m8_each_mode_repairs_an_index(scene: Search, mode: str) -> None:
     keys = [number() for _ in range(17)]
     scene.indexers["orders"].faults |= dict.fromkeys(keys, Fault.LOST)
