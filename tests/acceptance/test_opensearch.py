@@ -157,6 +157,7 @@ def scene(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
         "signal.enabled.channels": "source,kafka",
         "signal.kafka.topic": f"{database}.signals",
         "signal.kafka.bootstrap.servers": stack.kafka.bootstrap_servers,
+        "read.only": "true",
     }
     with captured(stack, database, [TABLE], **options) as prefix:
         indexers = {}
