@@ -28,6 +28,18 @@ class Fault(Enum):
     REJECTED = "rejected"  # the index refuses the item, with status 200 for the bulk, and nobody looks
     FALSIFIED = "falsified"
     TWICE = "twice"
+    OVERLOADED = "429"  # the whole bulk is refused, nothing of it is applied, and the indexer goes on
+    TOO_LARGE = "413"
+    AWAY = "503"
+    RETRIED = "retried"  # the bulk is refused first, and sent again
+    CONFLICT = "conflict"  # a `create` of what is there: refused with a version conflict
+    NOT_THERE = "not there"  # an `update` of what is not: refused as missing
+    OLDER = "older"  # what was before is written again, after the newest
+    COMMITTED_FIRST = "committed first"  # the offset was committed, and the bulk never came to be
+    MISROUTED = "misrouted"  # under a routing that is not the row's
+
+
+WHOLE = (Fault.OVERLOADED, Fault.TOO_LARGE, Fault.AWAY)
 
 
 @dataclass
@@ -40,6 +52,7 @@ class Indexer(Background):
     url: str
     index: str
     routing: str = ""
+    version: str = ""  # the column that is written as the documents' external version
     acks_topic: str = ""
     faults: dict[int, Fault] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
@@ -62,6 +75,9 @@ class Indexer(Background):
             while not self._stop.is_set():
                 begun = _now_ms()
                 messages = [message for message in consumer.consume(BATCH, timeout=0.05) if _readable(message)]
+                if messages and self._has(messages, Fault.COMMITTED_FIRST):
+                    consumer.commit(asynchronous=False)
+                    messages = []
                 self._index(producer, messages)
                 if messages:
                     consumer.commit(asynchronous=False)
@@ -71,13 +87,21 @@ class Indexer(Background):
         finally:
             consumer.close()
 
+    def _has(self, messages: Sequence[Message], *faults: Fault) -> list[Fault]:
+        """Return which of these faults the bulk of these records has."""
+        changes = [change for message in messages if (change := decode(message)) is not None]
+        return [fault for change in changes if (fault := self.faults.get(change.key)) in faults]
+
     def _index(self, producer: Producer, messages: Sequence[Message]) -> None:
         body: list[Mapping[str, Any]] = []
         for message in messages:
             change = decode(message)
             if change is not None:
                 body += self._lines(change)
-        if not body:
+        whole = self._has(messages, *WHOLE, Fault.RETRIED)
+        if whole:
+            self.refused.append(whole[0].value)
+        if not body or (whole and whole[0] is not Fault.RETRIED):
             return
         begun = _now_ms()
         answer = ask("POST", f"{self.url}/_bulk", b"".join(encode(line) + b"\n" for line in body))
@@ -96,14 +120,24 @@ class Indexer(Background):
         where: dict[str, Any] = {"_index": self.index, "_id": str(change.key)}
         if self.routing:
             where["routing"] = str(image[self.routing])
+        if fault is Fault.MISROUTED:
+            where["routing"] = f"not-{where['routing']}-but-elsewhere"
         if change.after is None:
             return [{"delete": where}]
+        if self.version:
+            where |= {"version": int(change.after[self.version]), "version_type": "external"}
         document = {name: value for name, value in change.after.items() if name != "id"}
         if fault is Fault.REJECTED:
             document["seq"] = "not a number"
         if fault is Fault.FALSIFIED:
             document["v"] = "false"
         lines: list[Mapping[str, Any]] = [{"index": where}, document]
+        if fault is Fault.CONFLICT:
+            lines = [{"create": where}, document]
+        if fault is Fault.NOT_THERE:
+            lines = [{"update": where}, {"doc": document}]
+        if fault is Fault.OLDER and change.before:
+            lines += [{"index": where}, {name: value for name, value in change.before.items() if name != "id"}]
         return lines * 2 if fault is Fault.TWICE else lines
 
     def _send(self, producer: Producer, records: Sequence[tuple[bytes, bytes]]) -> None:

@@ -91,7 +91,7 @@ def untouched(orders: Orders) -> dict[int, dict[str, Any]]:
     return {document["_id"]: document for document in orders.find({"_id": {"$lte": ROWS - LOST}})}
 
 
-def test_d1_lesson_11_equal_counts_hide_nothing(scene: Scene, orders: Orders) -> None:
+def test_d1_lesson_11_trap_35_equal_counts_hide_nothing(scene: Scene, orders: Orders) -> None:
     orders.delete_one({"_id": 42})
     orders.insert_one({"_id": 777_777, "seq": 1, "v": "stranger", "amount": Decimal128("1"), "big": None})
     assert orders.count_documents({}) == ROWS

@@ -203,6 +203,24 @@ def test_d3_a_field_that_only_the_source_has_is_named_by_a_sweep(world: World) -
     assert wait_for(lambda: not world.gaps(), "the gap to be resolved", 60)
 
 
+def test_d10_a_field_removed_at_the_source_is_removed_from_the_index_by_a_backfill(world: World) -> None:
+    key = ObjectId()
+    world.insert(key, ship={"city": "Wien"})
+    wait_for(lambda: world.indexed(key), "the document")
+    world.service.wait_healthy()
+    world.follower.lost.add(key)
+    world.client[world.database].orders.update_one({"_id": key}, {"$unset": {"ship": 1}})
+    [gap] = wait_for(world.service.gaps, "the gap", 40)
+    assert (gap["key"], gap["fields"]) == ({"_id": str(key)}, ["ship.city"])
+    assert "ship" in ask("GET", f"{world.node.url}/{world.index}/_doc/{key}")["_source"]
+    code, plans = world.command("backfill", "plan", "orders", "--kinds", "stale,mismatch")
+    assert code == 0
+    _, runs = world.command("backfill", "apply", plans[0]["id"], "--yes", "--wait")
+    assert (runs[0]["state"], runs[0]["counts"]["verified"]) == ("succeeded", 1), runs
+    assert "ship" not in ask("GET", f"{world.node.url}/{world.index}/_doc/{key}")["_source"]
+    assert wait_for(lambda: not world.gaps(), "the gap to be resolved", 60)
+
+
 def _is(found: object, expected: object) -> None:
     assert found == expected
 

@@ -1,4 +1,4 @@
-"""Postgres → Debezium → Kafka → an indexer → OpenSearch: by the ``_seq_no`` tail, by the indexer's acks, and by sweeps alone."""
+"""Postgres → Debezium → Kafka → an indexer → OpenSearch: by the ``_seq_no`` tail, the indexer's acks, and look-ups alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from gapwatch.embedded import EmbeddedStack, OpenSearchPart
 from tests.acceptance.indexer import Fault, Indexer
@@ -45,7 +46,11 @@ MAPPING = {
 
 @dataclass
 class Search:
-    """One table and three pipelines: ``orders`` is tailed, ``acked`` acknowledged, ``swept`` (routed) seen by sweeps alone."""
+    """One table and its pipelines.
+
+    ``orders`` is tailed, ``acked`` acknowledged; ``swept`` (routed) and ``versioned`` (external versions) are looked up alone;
+    ``late`` has an index that is not there yet.
+    """
 
     node: OpenSearchPart
     dsn: str
@@ -83,6 +88,18 @@ class Search:
         found = ask("GET", f"{self.node.url}/{self.index('swept')}/_search_shards?routing={routing}")
         return int(found["shards"][0][0]["shard"])
 
+    def lag(self, pipeline: str) -> int:
+        """Return how many records the indexer has not committed."""
+        group, topic = self.indexers[pipeline].group, self.indexers[pipeline].topic
+        consumer = Consumer({"bootstrap.servers": self.servers, "group.id": group, "enable.auto.commit": False})
+        try:
+            partitions = [TopicPartition(topic, one) for one in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
+            committed = consumer.committed(partitions, timeout=10)
+            ends = [consumer.get_watermark_offsets(one, timeout=10)[1] for one in partitions]
+            return sum(end - max(0, one.offset) for one, end in zip(committed, ends, strict=True))
+        finally:
+            consumer.close()
+
     def proven(self, pipeline: str) -> None:
         """Return when every write until now was proven to be at the target."""
         begun = now()
@@ -116,22 +133,23 @@ def node() -> Iterator[OpenSearchPart]:
         yield running.opensearch
 
 
-def three_pipelines(stack: EmbeddedStack, node: OpenSearchPart, dsn: str, database: str) -> dict[str, Any]:
+def pipelines(stack: EmbeddedStack, node: OpenSearchPart, dsn: str, database: str) -> dict[str, Any]:
     config = configuration(stack, dsn, database, "")
     config["stores"]["search"] = {"type": "opensearch", "hosts": [node.url]}
     del config["stores"]["catalog"]
     source = config["pipelines"].pop("orders")["source"]
-    feeds: dict[str, Any] = {"orders": {"seq_no": True}, "acked": {"acks": f"{database}.acks"}, "swept": "none"}
-    for name, feed in feeds.items():
-        target = {"store": "search", "index": f"{database}-{name}", "key": {"_id": "int"}, "feed": feed}
+    feeds: dict[str, Any] = {"orders": {"seq_no": True}, "acked": {"acks": f"{database}.acks"}}
+    more = {"swept": {"routing": "v"}, "versioned": {"version": "_version"}}
+    for name in ("orders", "acked", "swept", "versioned", "late"):
+        target = {"store": "search", "index": f"{database}-{name}", "key": {"_id": "int"}, "feed": feeds.get(name, "none")}
         config["pipelines"][name] = {
-            "source": source,
-            "target": {**target, "routing": "v"} if name == "swept" else target,
+            "source": {**source, "version": "seq"} if name == "versioned" else source,
+            "target": target | more.get(name, {}),
             "fields": FIELDS,
             "grace": "2s",
-            "delivery": {"group": f"indexer-{database}-{name}"},
+            "delivery": "none" if name == "late" else {"group": f"indexer-{database}-{name}"},
             "evidence": "values",
-            "repair": {"extra": "delete", "undeleted": "delete"},
+            "repair": {"extra": "delete", "undeleted": "delete", "modes": ["direct", "debezium", "republish"]},
         }
     return config
 
@@ -143,9 +161,17 @@ def scene(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
     execute(dsn, CREATE, f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL")
     execute(dsn, f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i % 7, i + 0.5 FROM generate_series(1, {ROWS}) i")
     create_topic(stack.kafka.bootstrap_servers, f"{database}.acks", 1)
-    with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
+    create_topic(stack.kafka.bootstrap_servers, f"{database}.signals", 1)
+    options = {
+        "decimal.handling.mode": "string",
+        "signal.enabled.channels": "source,kafka",
+        "signal.kafka.topic": f"{database}.signals",
+        "signal.kafka.bootstrap.servers": stack.kafka.bootstrap_servers,
+        "read.only": "true",
+    }
+    with captured(stack, database, [TABLE], **options) as prefix:
         indexers = {}
-        for name in ("orders", "acked", "swept"):
+        for name in ("orders", "acked", "swept", "versioned"):
             index = f"{database}-{name}"
             ask("PUT", f"{node.url}/{index}", {"settings": SETTINGS, "mappings": MAPPING})
             indexers[name] = Indexer(
@@ -155,9 +181,10 @@ def scene(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
                 node.url,
                 index,
                 routing="v" if name == "swept" else "",
+                version="seq" if name == "versioned" else "",
                 acks_topic=f"{database}.acks" if name == "acked" else "",
             )
-        service = Service(tmp_path_factory.mktemp("search"), three_pipelines(stack, node, dsn, database))
+        service = Service(tmp_path_factory.mktemp("search"), pipelines(stack, node, dsn, database))
         for indexer in indexers.values():
             indexer.start()
         try:
@@ -221,7 +248,7 @@ def test_m2_a_refused_update_is_rejected_and_its_ack_is_the_evidence(scene: Sear
     wait_for(lambda: scene.document("acked", key), "the document")
     scene.proven("acked")
     indexer.faults[key] = Fault.REJECTED
-    execute(scene.dsn, f"UPDATE {TABLE} SET v = 'newer' WHERE id = {key}")
+    execute(scene.dsn, f"UPDATE {TABLE} SET amount = 99 WHERE id = {key}")
     [gap] = wait_for(lambda: gaps_of(scene.service, key, pipeline="acked"), "the gap", 30)
     assert (gap["kind"], gap["cause"]) == ("stale", "rejected")
     _, shown = scene.command("gaps", "show", gap["id"])
@@ -274,7 +301,7 @@ def test_b6_a_document_that_nobody_wrote_is_extra_and_deleted_by_policy(scene: S
 
 
 @pytest.mark.parametrize("pipeline", ["orders", "acked"])
-def test_a5_a_row_deleted_at_the_source(scene: Search, pipeline: str) -> None:
+def test_a5_trap_34_a_row_deleted_at_the_source(scene: Search, pipeline: str) -> None:
     kept, gone = number(), number()
     scene.insert(kept, gone)
     wait_for(lambda: all(scene.document(pipeline, key) for key in (kept, gone)), "both documents")
@@ -333,6 +360,270 @@ def test_d1_d15_b7_a_sweep_of_routed_documents_names_what_differs(scene: Search)
     assert run["counts"]["verified"] >= 2, run
     assert scene.document("swept", lost, f"v{lost % 7}") is not None
     assert scene.document("swept", stranger, "elsewhere") is None, "it is deleted under the routing that it has"
+
+
+def test_a3_a_lost_write_is_found_by_confirmation_reads_alone(scene: Search) -> None:
+    """``feed: none``: what the source wrote is looked up once it is due, and no sweep is needed."""
+    key, other = number(), number()
+    before = scene.service.view("swept")["last_sweep"]
+    scene.indexers["swept"].faults[key] = Fault.LOST
+    scene.insert(key, other)
+    [gap] = wait_for(lambda: gaps_of(scene.service, key, other, pipeline="swept"), "the gap", 30)
+    assert (gap["key"], gap["kind"], gap["cause"], gap["detector"]) == ({"id": key}, "missing", "never_written", "stream")
+    assert scene.service.view("swept")["last_sweep"] == before, "no sweep had a part in it"
+    assert scene.repair("swept", "missing")["counts"]["verified"] == 1
+    wait_for(lambda: not scene.gaps("swept", key), "the gap to be resolved", 30)
+
+
+# what a bulk can do
+
+EXPECTED: dict[Fault, str] = {
+    Fault.OVERLOADED: "missing",
+    Fault.TOO_LARGE: "missing",
+    Fault.AWAY: "missing",
+    Fault.COMMITTED_FIRST: "missing",
+    Fault.NOT_THERE: "missing",
+    Fault.CONFLICT: "stale",
+    Fault.OLDER: "stale",
+    Fault.RETRIED: "",
+}
+OF_UPDATES = (Fault.CONFLICT, Fault.OLDER)
+
+
+def test_trap_29_every_way_in_which_a_bulk_can_fail_is_found_with_its_kind(scene: Search) -> None:
+    """Whole bulks, items that are refused, older writes that come last, offsets before answers; and one that was sent again."""
+    indexer, keys = scene.indexers["orders"], {fault: number() for fault in EXPECTED}
+    scene.insert(*(keys[fault] for fault in OF_UPDATES))
+    wait_for(lambda: all(scene.document("orders", keys[fault]) for fault in OF_UPDATES), "the documents")
+    scene.proven("orders")
+    before = len(indexer.refused)
+    for fault, key in keys.items():  # one after the other: whole bulks are lost here
+        indexer.faults[key] = fault
+        if fault in OF_UPDATES:
+            execute(scene.dsn, f"UPDATE {TABLE} SET amount = 99 WHERE id = {key}")
+        else:
+            scene.insert(key)
+        wait_for(lambda: not scene.lag("orders"), f"the indexer to have passed {fault}")
+    wanted = {keys[fault]: kind for fault, kind in EXPECTED.items() if kind}
+    wait_for(lambda: len(scene.gaps("orders", *keys.values())) >= len(wanted), "the gaps", 30)
+    during(3, lambda: _same({key: kind for key, kind, _ in scene.gaps("orders", *keys.values())}, wanted))
+    causes = {key: cause for key, _, cause in scene.gaps("orders", *keys.values())}
+    assert {causes[keys[fault]] for fault, kind in EXPECTED.items() if kind == "missing"} == {"never_written"}
+    refused = {"429", "413", "503", "retried", "document_missing_exception", "version_conflict_engine_exception"}
+    assert set(indexer.refused[before:]) == refused
+    indexer.faults.clear()
+    assert scene.repair("orders", "missing,stale,mismatch")["counts"]["verified"] == len(wanted)
+    scene.service.wait_healthy("orders")
+
+
+def test_d15_b7_an_update_under_a_wrong_routing_makes_a_second_document(scene: Search) -> None:
+    def wrong(key: int) -> str:
+        return f"not-v{key % 7}-but-elsewhere"
+
+    key = next(key for key in iter(number, 0) if scene.shard(wrong(key)) != scene.shard(f"v{key % 7}"))
+    scene.insert(key)
+    document = wait_for(lambda: scene.document("swept", key, f"v{key % 7}"), "the document")
+    scene.indexers["swept"].faults[key] = Fault.MISROUTED
+    execute(scene.dsn, f"UPDATE {TABLE} SET amount = 7 WHERE id = {key}")
+    [gap] = wait_for(lambda: gaps_of(scene.service, key, pipeline="swept"), "the gap", 30)
+    assert gap["kind"] == "duplicate"
+    _, shown = scene.command("gaps", "show", gap["id"])
+    [read] = [row for row in shown["evidence"] if row["side"] == "target"]
+    assert set(read["target_ids"]) == {f"{key} (routing v{key % 7})", f"{key} (routing {wrong(key)})"}, "both are listed"
+    scene.indexers["swept"].faults.clear()
+    ask("DELETE", f"{scene.node.url}/{scene.index('swept')}/_doc/{key}?routing={wrong(key)}")
+    scene.put("swept", key, {**document, "amount": 7}, routing=f"v{key % 7}")
+    wait_for(lambda: not scene.gaps("swept", key), "the gap to be resolved", 40)
+
+
+# many at once
+
+
+def test_d4_d11_117_of_1967_are_written_and_no_other_sequence_number_moves(scene: Search) -> None:
+    first = number()
+    keys = [first, *(number() for _ in range(1_966))]
+    lost = set(keys[::16][:117])
+    assert len(lost) == 117
+    scene.indexers["orders"].faults |= dict.fromkeys(lost, Fault.LOST)
+    rows = f"SELECT i, i, 'v' || i % 7, i + 0.25 FROM generate_series({keys[0]}, {keys[-1]}) i"
+    execute(scene.dsn, f"INSERT INTO {TABLE} (id, seq, v, amount) {rows}")
+    wait_for(lambda: {gap["key"]["id"] for gap in scene.service.gaps("orders")} == lost, "117 gaps", 60)
+    scene.indexers["orders"].faults.clear()
+    before = scene.sequence_numbers("orders")
+    code, plans = scene.command("backfill", "plan", "orders", "--kinds", "missing")
+    assert code == 0, plans
+    assert scene.sequence_numbers("orders") == before, "a plan writes nothing"
+    _, [run] = scene.command("backfill", "apply", plans[0]["id"], "--yes", "--wait")
+    counts = {name: run["counts"][name] for name in ("planned", "written", "verified", "failed", "in_sync")}
+    assert counts == {"planned": 117, "written": 117, "verified": 117, "failed": 0, "in_sync": 1}
+    after = scene.sequence_numbers("orders")
+    assert {name for name in after if after[name] != before.get(name)} == {str(key) for key in lost}
+    assert before.keys() <= after.keys()
+    scene.service.wait_healthy("orders")
+
+
+@pytest.mark.parametrize("mode", ["direct", "debezium", "republish"])
+def test_m8_each_mode_repairs_an_index(scene: Search, mode: str) -> None:
+    keys = [number() for _ in range(17)]
+    scene.indexers["orders"].faults |= dict.fromkeys(keys, Fault.LOST)
+    scene.insert(*keys)
+    wait_for(lambda: {key for key, *_ in scene.gaps("orders", *keys)} == set(keys), "the gaps", 30)
+    scene.indexers["orders"].faults.clear()
+    code, plans = scene.command("backfill", "plan", "orders", "--mode", mode)
+    assert code == 0, plans
+    code, [run] = scene.command("backfill", "apply", plans[0]["id"], "--yes", "--wait")
+    assert (code, run["state"]) == (0, "succeeded"), run["error"]
+    counts = {name: run["counts"][name] for name in ("planned", "written", "verified", "failed", "in_sync")}
+    assert counts == {"planned": 17, "written": 17, "verified": 17, "failed": 0, "in_sync": 1}
+    assert all(scene.document("orders", key) for key in keys)
+    scene.service.wait_healthy("orders")
+
+
+def test_d5_lesson_5_3_of_100_that_the_index_refuses_fail_alone(scene: Search) -> None:
+    keys = [number() for _ in range(100)]
+    refused = set(keys[10:13])
+    scene.indexers["orders"].faults |= dict.fromkeys(keys, Fault.LOST)
+    long = "repeat('x', 40000)"  # a keyword takes 32,766 bytes
+    rows = f"SELECT i, i, CASE WHEN i IN ({', '.join(map(str, refused))}) THEN {long} ELSE 'v' END, 1"
+    execute(scene.dsn, f"INSERT INTO {TABLE} (id, seq, v, amount) {rows} FROM generate_series({keys[0]}, {keys[-1]}) i")
+    wait_for(lambda: len(scene.gaps("orders", *keys)) == 100, "100 gaps", 40)
+    scene.indexers["orders"].faults.clear()
+    run = scene.repair("orders", "missing")
+    counts = {name: run["counts"][name] for name in ("written", "verified", "failed", "in_sync", "open_gaps_left")}
+    assert counts == {"written": 97, "verified": 97, "failed": 3, "in_sync": 0, "open_gaps_left": 3}
+    assert run["state"] == "failed"
+    assert "3 documents failed" in run["error"]
+    assert "xxx" not in run["error"], "a value has no place in it"
+    assert {key for key, *_ in scene.gaps("orders", *keys)} == refused
+    assert all((scene.document("orders", key) is None) == (key in refused) for key in keys)
+    execute(scene.dsn, f"DELETE FROM {TABLE} WHERE id IN ({', '.join(map(str, refused))})")
+    scene.service.wait_healthy("orders")
+
+
+# versions from outside, and snapshots
+
+
+def test_m4_b5_trap_30_an_index_restored_from_yesterday_is_stale_and_one_from_a_newer_copy_ahead(scene: Search) -> None:
+    """A real snapshot is restored over the index; then the source is set back, so that the index has what is newer."""
+    indexer, keys = scene.indexers["versioned"], [number() for _ in range(3)]
+    scene.insert(*keys)
+    wait_for(lambda: all(scene.document("versioned", key) for key in keys), "the documents")
+    scene.service.wait_healthy("versioned")
+    url, index = scene.node.url, scene.index("versioned")
+    ask("PUT", f"{url}/_snapshot/kept", {"type": "fs", "settings": {"location": str(scene.node.repository)}})
+
+    def snapshot(name: str) -> None:
+        only = {"indices": index, "include_global_state": False}
+        ask("PUT", f"{url}/_snapshot/kept/{name}?wait_for_completion=true", only)
+
+    def restore(name: str) -> None:
+        ask("POST", f"{url}/{index}/_close")
+        only = {"indices": index, "include_global_state": False}
+        ask("POST", f"{url}/_snapshot/kept/{name}/_restore?wait_for_completion=true", only)
+
+    def swept() -> dict[int, dict[str, Any]]:
+        code, runs = scene.command("sweep", "start", "versioned", "--content", "--wait")
+        assert code in (0, 1), runs
+        return {gap["key"]["id"]: gap for gap in gaps_of(scene.service, *keys, pipeline="versioned")}
+
+    def versions(gap: dict[str, Any]) -> tuple[int, int]:
+        _, shown = scene.command("gaps", "show", gap["id"])
+        by_side = {row["side"]: row for row in shown["evidence"] if "version" in row}
+        return by_side["source"]["version"], by_side["target"]["version"]
+
+    snapshot("yesterday")
+    execute(scene.dsn, f"UPDATE {TABLE} SET seq = seq + 1000000, amount = 7 WHERE id = {keys[0]}")
+    wait_for(lambda: (scene.document("versioned", keys[0]) or {}).get("amount") == 7, "the update")
+    scene.service.wait_healthy("versioned")
+    snapshot("today")
+    restore("yesterday")
+    found = swept()
+    assert {key: gap["kind"] for key, gap in found.items()} == {keys[0]: "stale"}
+    assert versions(found[keys[0]]) == (keys[0] + 1_000_000, keys[0])
+    restore("today")
+    wait_for(lambda: not scene.gaps("versioned", *keys), "the gap to be resolved", 40)
+
+    refused = len(indexer.refused)
+    execute(scene.dsn, f"UPDATE {TABLE} SET seq = 5, amount = 8 WHERE id = {keys[1]}")
+    found = wait_for(swept, "the gap", 30)
+    assert {key: gap["kind"] for key, gap in found.items()} == {keys[1]: "ahead"}
+    assert versions(found[keys[1]]) == (5, keys[1])
+    assert indexer.refused[refused:] == ["version_conflict_engine_exception"], "the index took it for an old write"
+    execute(scene.dsn, f"UPDATE {TABLE} SET seq = {keys[1]}, amount = {keys[1]}.25 WHERE id = {keys[1]}")
+    wait_for(lambda: not scene.gaps("versioned", *keys), "the gap to be resolved", 40)
+    scene.service.wait_healthy("versioned")
+
+
+def test_b5_a_stale_document_is_listed_with_both_versions_and_how_long_it_is_behind(scene: Search) -> None:
+    key = number()
+    scene.insert(key)
+    wait_for(lambda: scene.document("versioned", key), "the document")
+    scene.indexers["versioned"].faults[key] = Fault.LOST
+    execute(scene.dsn, f"UPDATE {TABLE} SET seq = seq + 1 WHERE id = {key}")
+    [gap] = wait_for(lambda: gaps_of(scene.service, key, pipeline="versioned"), "the gap", 30)
+    assert gap["kind"] == "stale"
+    _, shown = scene.command("gaps", "show", gap["id"])
+    read = {row["side"]: row for row in shown["evidence"] if "read" in row}
+    assert (read["source"]["version"], read["target"]["version"]) == (key + 1, key)
+    behind = (at(read["target"]["time"]) - at(gap["event_time"])).total_seconds()
+    assert read["target"]["behind_seconds"] == pytest.approx(behind, abs=0.01)
+    assert behind > 2, "longer than grace"
+    scene.indexers["versioned"].faults.clear()
+    assert scene.repair("versioned", "stale")["counts"]["verified"] == 1
+    scene.service.wait_healthy("versioned")
+
+
+def test_trap_31_a_late_versioned_write_brings_a_deleted_document_back_once_its_deletion_is_forgotten(scene: Search) -> None:
+    key, index = number(), scene.index("versioned")
+    ask("PUT", f"{scene.node.url}/{index}/_settings", {"index.gc_deletes": "1h"})
+    scene.insert(key)
+    document = wait_for(lambda: scene.document("versioned", key), "the document")
+    late = f"{scene.node.url}/{index}/_doc/{key}?version={key}&version_type=external"
+    execute(scene.dsn, f"DELETE FROM {TABLE} WHERE id = {key}")
+    ask("DELETE", f"{scene.node.url}/{index}/_doc/{key}?version={key + 1}&version_type=external_gte")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask("PUT", late, document)
+    refused.value.close()
+    assert refused.value.code == 409, "as long as it is known"
+    ask("PUT", f"{scene.node.url}/{index}/_settings", {"index.gc_deletes": "0s"})
+
+    def taken() -> bool:
+        ask("POST", f"{scene.node.url}/{index}/_refresh")
+        try:
+            ask("PUT", late, document)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+        return True
+
+    wait_for(taken, "the deletion to be forgotten", 90)
+    _, runs = scene.command("sweep", "start", "versioned", "--wait")
+    assert runs[0]["state"] == "succeeded", runs
+    [(_, kind, _)] = wait_for(lambda: scene.gaps("versioned", key), "the gap", 30)
+    assert kind in ("undeleted", "extra")
+    scene.repair("versioned", "extra,undeleted")
+    assert scene.document("versioned", key) is None
+    scene.service.wait_healthy("versioned")
+
+
+def test_trap_43_an_index_that_is_missing_and_created_empty_later_is_never_equal(scene: Search) -> None:
+    late = scene.index("late")
+    assert scene.service.view("late")["status"] not in ("HEALTHY", "WARNING")
+    assert scene.service.view("late")["consistent_through"] is None
+    code, runs = scene.command("sweep", "start", "late", "--wait")
+    assert code in (2, 3), runs  # inconclusive; or the one that started by itself is under way
+    ask("PUT", f"{scene.node.url}/{late}", {"settings": SETTINGS, "mappings": MAPPING})
+
+    def swept() -> bool:
+        code, runs = scene.command("sweep", "start", "late", "--wait")
+        assert code != 0, runs
+        return code == 1
+
+    wait_for(swept, "a sweep of the empty index", 90)
+    gaps = wait_for(lambda: found if len(found := scene.service.gaps("late")) >= ROWS else None, "every row to be missing", 60)
+    assert {gap["kind"] for gap in gaps} == {"missing"}
+    assert scene.service.view("late")["status"] not in ("HEALTHY", "WARNING")
+    scene.command("pipelines", "pause", "late")
 
 
 def _same(found: object, expected: object) -> None:

@@ -380,3 +380,18 @@ def test_b7_the_stream_finds_a_second_document_of_a_key_and_names_both(world: Wo
     assert (gap["kind"], gap["cause"], gap["detector"], documents_of(gap)) == ("duplicate", "unknown", "stream", both)
     there.delete_one({"_id": "1-us"})
     wait_for(lambda: 1 not in world.gaps("regions"), "the gap to end", 60)
+
+
+def test_d10_a_field_removed_at_the_source_is_removed_from_the_copy_by_a_backfill(world: World) -> None:
+    orders, copies = world.mongo[world.database].orders, world.mongo[world.database].copies
+    orders.insert_one({"_id": 21, "amount": 1, "ship": {"city": "Wien"}})
+    wait_for(lambda: copies.find_one({"_id": 21}), "the document")
+    world.service.wait_healthy("collections")
+    world.documents.lost.add(21)
+    orders.update_one({"_id": 21}, {"$unset": {"ship": 1}})
+    gaps = wait_for(lambda: world.gaps("collections"), "the gap", 40)
+    assert [(key, kind) for key, (kind, _) in gaps.items()] == [(21, "stale")]
+    assert world.repaired("collections", "stale", "mismatch")["verified"] == 1
+    assert "ship" not in (copies.find_one({"_id": 21}) or {"ship": 1})
+    wait_for(lambda: not world.gaps("collections"), "no gap")
+    world.service.wait_healthy("collections")

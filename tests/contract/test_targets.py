@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -265,6 +267,34 @@ async def test_d13_a_scan_goes_on_after_its_cursor(place: Place, reader: Dataset
     for cut in range(len(whole) - 1):
         rest = await chunks_of(reader, content=False, chunk=4, cursor=whole[cut].cursor)
         assert numbers([*whole[: cut + 1], *rest]) == list(range(30))
+
+
+@pytest.mark.parametrize("content", [False, True])
+async def test_lesson_26_a_scan_under_write_load_misses_nothing_that_stays(
+    place: Place, reader: DatasetReader, content: bool
+) -> None:
+    """Documents move between pages while it reads; what is there all the time is shown, once or more, and nothing is made up."""
+    place.create()
+    for number in range(60):
+        place.put(number, {"customer": "c"})
+    ended = threading.Event()
+
+    def write() -> int:
+        written = 0
+        while not ended.is_set():
+            place.put(written % 60, {"customer": f"c{written}"})
+            written += 1
+        return written
+
+    load = asyncio.create_task(asyncio.to_thread(write))
+    try:
+        for size in (3, 7, 20):
+            chunks = await chunks_of(reader, content=content, chunk=size)
+            assert all(chunk.complete for chunk in chunks)
+            assert set(numbers(chunks)) == set(range(60))
+    finally:
+        ended.set()
+    assert await load > 10
 
 
 async def test_keys_alone_come_within_both_ends(place: Place, reader: DatasetReader) -> None:

@@ -7,7 +7,7 @@ import http.server
 import ssl
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,31 +36,9 @@ from tests.unit.core.samples import field, pipeline
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="session")
-def node() -> Iterator[OpenSearchPart]:
-    with EmbeddedStack(parts=("opensearch",)) as running:
-        yield running.opensearch
-
-
-@pytest.fixture
-def index(node: OpenSearchPart, unique: Callable[[str], str]) -> str:
-    name = unique("orders")
-    ask("PUT", f"{node.url}/{name}", {"settings": {"number_of_shards": 3, "number_of_replicas": 0}})
-    return name
-
-
 def spec_of(index: str, **target: Any) -> PipelineSpec:
     spec = pipeline(field("customer"), field("region"))
     return replace(spec, target=replace(spec.target, collection=index, **target))
-
-
-@pytest.fixture
-async def made() -> AsyncIterator[list[Any]]:
-    """What is put here is closed at the end."""
-    things: list[Any] = []
-    yield things
-    for thing in things:
-        await thing.close()
 
 
 def reader_of(node: OpenSearchPart, spec: PipelineSpec, made: list[Any]) -> OpenSearchReader:
@@ -246,7 +224,7 @@ async def test_d5_lesson_5_refused_items_fail_alone_with_their_reason_and_withou
 # what is not whole
 
 
-async def test_lesson_34_an_index_without_a_primary_is_unread_and_never_empty(
+async def test_lesson_17_an_index_without_a_primary_is_unread_and_never_empty(
     node: OpenSearchPart, made: list[Any], unique: Callable[[str], str]
 ) -> None:
     name = unique("away")
@@ -274,8 +252,11 @@ async def test_lesson_34_an_index_without_a_primary_is_unread_and_never_empty(
 
 
 @contextmanager
-def tls_server(directory: Path) -> Iterator[tuple[int, Path]]:
-    """Serve an answer over TLS with a certificate of our own; yields port and certificate."""
+def tls_server(directory: Path, *, asks: bool = False) -> Iterator[tuple[int, Path]]:
+    """Serve an answer over TLS with a certificate of our own; yields port and certificate.
+
+    With ``asks``, nobody is served but who shows a certificate: the server's own is one that it knows.
+    """
     certificate, secret = directory / "server.pem", directory / "key.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     files = ["-keyout", str(secret), "-out", str(certificate)]
@@ -300,6 +281,9 @@ def tls_server(directory: Path) -> Iterator[tuple[int, Path]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, secret)
+    if asks:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(certificate)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -329,6 +313,20 @@ async def test_h2_tls_is_verified_and_accounts_are_sent(tmp_path: Path, made: li
         with pytest.raises(StoreRefused) as refused:
             await made[-1].request("GET", "/")
         assert "s3cret" not in str(refused.value)
+
+
+async def test_h2_a_client_certificate_is_shown_to_who_asks_for_one(tmp_path: Path, made: list[Any]) -> None:
+    with tls_server(tmp_path, asks=True) as (port, certificate):
+        bare = SearchAddress(scheme="https", hosts=(f"localhost:{port}",), ca=str(certificate))
+        made.append(Search("s", bare.encode()))
+        with pytest.raises(StoreUnreachable):
+            await made[-1].request("GET", "/")
+        shown = replace(bare, client_cert=str(certificate), client_key=str(tmp_path / "key.pem"))
+        made.append(Search("s", shown.encode()))
+        assert await made[-1].request("GET", "/") == {"authorization": None}
+        made.append(Search("s", replace(shown, client_key=str(tmp_path / "none.pem")).encode()))
+        with pytest.raises(StoreRefused, match="certificate"):
+            await made[-1].request("GET", "/")
 
 
 # the tail

@@ -154,6 +154,16 @@ def test_a_position_is_one_of_an_index_and_not_of_its_name() -> None:
         position.must_be("second", "orders")
 
 
+def test_a_position_is_one_of_a_shards_history() -> None:
+    """A snapshot restored over an index leaves its uuid, and numbers are given out once more."""
+    position = Position(uuid="u", round=5, shards={0: 7, 1: 9}, histories={0: "a", 1: "b"})
+    assert Position.decode(position.encode()).continued({0: "a", 1: "b"}, "orders") == position
+    with pytest.raises(HistoryLost, match="orders was set back"):
+        position.continued({0: "a", 1: "c"}, "orders")
+    old = Position.decode(b'{"uuid": "u", "round": 5, "shards": {"0": 7, "1": 9}}')  # as stored before there were histories
+    assert old.continued({0: "a", 1: "b"}, "orders") == position
+
+
 @pytest.mark.parametrize("token", [b"", b"{}", b'{"uuid": 1}', b'{"_data": "82"}'])
 def test_a_foreign_token_is_history_lost(token: bytes) -> None:
     with pytest.raises(HistoryLost):

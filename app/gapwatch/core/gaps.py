@@ -71,7 +71,7 @@ def opened(
         first_seen=now,
         confirmed_at=now,
         fields=difference.fields,
-        evidence=tuple(evidence(suspect, reads, values, tables or {})),
+        evidence=tuple(evidence(suspect, reads, values, tables or {}, stale=difference.kind is Kind.STALE)),
         opened_by=(opening.side, opening.epoch, opening.major, opening.minor) if opening else None,
         held_since=time_of(suspect.since) if suspect and suspect.since else held_since,
     )
@@ -242,8 +242,14 @@ def evidence(
     reads: Reads,
     values: Mapping[str, Mapping[str, Any]],
     tables: Mapping[str, str],
+    *,
+    stale: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return evidence objects: what the stream showed, with offsets, and what the three reads found, with times."""
+    """Return evidence objects: what the stream showed, with offsets, and what the three reads found, with times.
+
+    Where the pipeline declares versions, both sides' are in it; of a `stale` target also for how long it has been behind, as far
+    as the stream knows.
+    """
     rows = [_stream_row(seen, tables) for seen in _seen(suspect)]
     if suspect is not None and suspect.given_up is not None:
         rows.append(_sink_row(suspect.given_up))
@@ -259,6 +265,10 @@ def evidence(
         }
         if reading.reason:  # by which rule it counts as absent
             row["reason"] = reading.reason
+        if reading.version is not None:
+            row["version"] = reading.version
+        if stale and side == READ[1] and (since := _behind_since(suspect)):
+            row["behind_seconds"] = round(max(0, reads.proven_ms - since) / 1000, 3)
         if reading.target_ids:
             row["target_ids"] = list(reading.target_ids)
         if reading.tables:
@@ -267,6 +277,13 @@ def evidence(
             row["values"] = dict(values[side])
         rows.append(row)
     return rows
+
+
+def _behind_since(suspect: Suspect | None) -> int:
+    """Return the time of the write that the target lacks, in milliseconds; 0 where nobody knows it."""
+    if suspect is None:
+        return 0
+    return suspect.since or suspect.opening.event_time
 
 
 def _seen(suspect: Suspect | None) -> list[Seen]:

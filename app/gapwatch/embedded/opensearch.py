@@ -49,6 +49,11 @@ class OpenSearchPart(Part):
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def repository(self) -> Path:
+        """Where snapshots may be kept (a repository of type ``fs``): one place for all nodes of a cluster."""
+        return self._manager.directory / "snapshots"
+
     def launch(self) -> None:
         home = downloads.opensearch_home(self._say)
         config = self.directory / "config"
@@ -91,6 +96,7 @@ class OpenSearchPart(Part):
             "transport.port": self.transport_port,
             "path.data": str(self.directory / "data"),
             "path.logs": str(self.directory / "logs"),
+            "path.repo": [str(self.repository)],
             "cluster.routing.allocation.disk.threshold_enabled": False,  # a machine with a full disk may still run tests
             "cluster.fault_detection.follower_check.interval": "1s",
             "cluster.fault_detection.follower_check.timeout": "1s",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gapwatch.clock import SystemClock
@@ -19,7 +20,18 @@ from gapwatch_connectors.opensearch.reader import VERSION
 
 EVENTS_PER_BATCH: Final = 1_000
 ROUND_SECONDS_MIN: Final = 0.5  # each round with new writes refreshes the index, which costs its writers a little
-STATS: Final = "indices.*.uuid,indices.*.shards.*.routing,indices.*.shards.*.seq_no"
+STATS: Final = ",".join(
+    ("indices.*.uuid", *(f"indices.*.shards.*.{part}" for part in ("routing", "seq_no", "commit.user_data.history_uuid")))
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """What the primaries say of themselves, by shard: up to which number all is done, and of which history that number is."""
+
+    uuid: str
+    shards: Mapping[int, int]
+    histories: Mapping[int, str]
 
 
 class OpenSearchTail:
@@ -45,8 +57,8 @@ class OpenSearchTail:
     async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
         now = self._clock.now_ms()
         if token is None:
-            uuid, checkpoints = await self._checkpoints()
-            position = Position(uuid=uuid, round=now, shards=checkpoints)
+            first = await self._checkpoints()
+            position = Position(uuid=first.uuid, round=now, shards=first.shards, histories=first.histories)
         else:
             position = Position.decode(token)
         watermark = now if token is None else 0
@@ -54,9 +66,10 @@ class OpenSearchTail:
         while True:
             now = self._clock.now_ms()
             position = position.begin(now)
-            uuid, checkpoints = await self._checkpoints()
-            position.must_be(uuid, self._name)
-            windows = position.windows(checkpoints)
+            found = await self._checkpoints()
+            position.must_be(found.uuid, self._name)
+            position = position.continued(found.histories, self._name)
+            windows = position.windows(found.shards)
             if windows:
                 await self._refresh()
             for window in windows:
@@ -72,23 +85,25 @@ class OpenSearchTail:
     def _batch(self, events: Sequence[ChangeEvent], position: Position, watermark: int) -> StreamBatch:
         return StreamBatch(events=events, token=position.encode(), watermark=watermark, requests=self._search.asked())
 
-    async def _checkpoints(self) -> tuple[str, dict[int, int]]:
-        """Return the index's uuid and each primary's global checkpoint. Raises StoreUnreachable where a primary is away."""
+    async def _checkpoints(self) -> Checkpoints:
+        """Return each primary's global checkpoint. Raises StoreUnreachable where a primary is away."""
         index = await self._dataset.resolve()
         answer = await self._search.request(
             "GET", path(index.name, "_stats", "docs"), params={"level": "shards", "filter_path": STATS}
         )
         found = answer.get("indices", {}).get(index.name, {})
         primaries = {
-            int(shard): int(copy["seq_no"]["global_checkpoint"])
+            int(shard): copy
             for shard, copies in found.get("shards", {}).items()
             for copy in copies
             if copy["routing"]["primary"] and copy["routing"]["state"] == "STARTED"
         }
-        if len(primaries) != index.shards or min(primaries.values()) < NOTHING:
-            raise self._away(f"{len(primaries)} of {index.shards} primaries are there")
+        shards = {shard: int(copy["seq_no"]["global_checkpoint"]) for shard, copy in primaries.items()}
+        if len(shards) != index.shards or min(shards.values()) < NOTHING:
+            raise self._away(f"{len(shards)} of {index.shards} primaries are there")
         self._index = index.name
-        return str(found["uuid"]), primaries
+        histories = {shard: str(copy["commit"]["user_data"]["history_uuid"]) for shard, copy in primaries.items()}
+        return Checkpoints(uuid=str(found["uuid"]), shards=shards, histories=histories)
 
     async def _refresh(self) -> None:
         await self._dataset.refresh(await self._dataset.resolve())

@@ -17,12 +17,18 @@ WANTED: Final = "*.settings,*.aliases"  # mappings may be large
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """A concrete index. ``uuid`` is another one when it was created anew. ``settings`` are those below ``index``, flat."""
+    """A concrete index. ``settings`` are those below ``index``, flat. ``uuid`` is another one when it was created anew."""
 
     name: str
     uuid: str
     shards: int
     settings: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """What is another one when the index was created anew, or a snapshot was restored over it: that leaves its uuid."""
+        restored = self.settings.get("history.uuid")
+        return self.uuid if restored is None else f"{self.uuid}/{restored}"
 
 
 class Dataset:
@@ -64,7 +70,7 @@ class Dataset:
         shards = answer["_shards"]
         if shards["failed"] or shards["successful"] != index.shards or shards["total"] != index.shards:
             raise self._away(f"{shards['successful']} of {index.shards} shards answered")
-        if (await self.resolve()).uuid != index.uuid:
+        if (await self.resolve()).identity != index.identity:
             raise self._refused(f"{self.name} was created anew while it was counted.", "Ask again.")
         return int(answer["count"])
 

@@ -95,6 +95,9 @@ class OpenSearchPreflight:
         if self._target.feed.kind is FeedKind.SEQ_NO and index.settings.get("refresh_interval") == "-1":
             message = f"{index.name} is never refreshed by itself; the tail does it, as often as it reads."
             yield self._advice("warning", message, "Use feed: none while it is loaded, or accept the refreshes.")
+        if self._target.feed.kind is FeedKind.SEQ_NO and str(index.settings.get("translog.durability")).lower() == "async":
+            message = f"{index.name} reports what is on disk seconds after it was written: the tail shows it that late."
+            yield self._advice("warning", message, "Use translog.durability: request, or a grace above translog.sync_interval.")
 
     def _resumption(self, index: Index) -> Iterator[Advice]:
         """Say whether the tail can go on where it stopped."""

@@ -102,7 +102,7 @@ class OpenSearchReader:
         await self._search.close()
 
     async def describe(self) -> DatasetInfo:
-        return DatasetInfo(identity=(await self._dataset.resolve()).uuid, primary_key=(ID,))
+        return DatasetInfo(identity=(await self._dataset.resolve()).identity, primary_key=(ID,))
 
     # by key
 
@@ -251,7 +251,7 @@ class OpenSearchReader:
         at: tuple[int, int] = (first, after)
         try:
             index = await self._dataset.resolve()
-            identity = index.uuid
+            identity = index.identity
             await self._dataset.refresh(index)
             for shard in range(first, index.shards):
                 at = (shard, after if shard == first else -1)
@@ -262,7 +262,7 @@ class OpenSearchReader:
                     async for answer in answers:
                         before, at = at, (shard, answer.last)
                         yield _Page(hits=answer.hits, before=before, cursor=at, identity=identity)
-                if (await self._dataset.resolve()).uuid != identity:
+                if (await self._dataset.resolve()).identity != identity:
                     raise StoreRefused(f"{self._dataset.name} was created anew during the scan.", store=self._store)
             yield _Page(hits=(), before=at, cursor=(index.shards, -1), identity=identity)
         except StoreError as error:

@@ -257,7 +257,7 @@ async def test_one_part_that_could_not_be_read_leaves_the_sweep_inconclusive(led
     assert set(found(ledger)) == {-5, 0, 10, 50, 70, 99, 777}, "30 lies in the part that was not read"
 
 
-async def test_trap_44_an_index_that_only_looks_empty_is_never_equal(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trap_43_an_index_that_only_looks_empty_is_never_equal(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = copied(100)
     rig.target.clear()
 
