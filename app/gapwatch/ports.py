@@ -443,10 +443,10 @@ class Ledger(Protocol):
     ) -> Sequence[Run]: ...
     def last_runs(self, kind: RunKind, pipelines: Sequence[str]) -> Mapping[str, Run]: ...  # by pipeline, where there is one
     def take_run(self, kind: RunKind, holder: str, *, seconds: float) -> Run | None:
-        """Claim the oldest queued run (or one whose holder's lease expired) and return it as running."""
+        """Claim the oldest queued run (or one whose lease expired); return it as running, its fencing number one higher."""
 
     def update_run(self, run: Run, *, holder: str | None = None) -> None:
-        """Store state, progress, counts, cursor; renews the holder's lease. ConflictError when the holder lost it."""
+        """Store state, progress, counts, cursor; renews the holder's lease. ConflictError when holder or number is old."""
 
     def cancel_run(self, run_id: str) -> Run: ...
 
@@ -498,7 +498,9 @@ class Ledger(Protocol):
         """Drop the records of gaps that were resolved, by whomever: one that opens again begins anew."""
 
     # audit
-    def audit(self, rows: Sequence[AuditRow]) -> None: ...
+    def audit(self, rows: Sequence[AuditRow], *, by: Run | None = None) -> None:
+        """Append. `by`: the run whose holder says so; ConflictError once the run was taken again since."""
+
     def audit_rows(
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100
     ) -> Sequence[AuditRow]: ...

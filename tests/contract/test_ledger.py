@@ -674,10 +674,39 @@ def test_f4_a_frozen_holder_loses_its_run_and_its_late_writes_are_refused(ledger
     assert taken.started_at == frozen.started_at, "a resumed run began when it began"
     with pytest.raises(ConflictError, match="no longer held"):
         ledger.update_run(replace(frozen, state=RunState.SUCCEEDED), holder="a")
+    with pytest.raises(ConflictError, match="taken by another holder"):
+        ledger.audit([audit_row(1)], by=frozen)
+    assert ledger.audit_rows(run_id="run_1") == []
+    ledger.audit([audit_row(1)], by=taken)
     ledger.update_run(replace(taken, progress=0.5), holder="b")
     stored = ledger.run("run_1")
     assert stored is not None
     assert stored.progress == 0.5
+
+
+def test_f4_what_a_holder_took_twice_is_told_apart_by_its_number(ledger: SqlLedger) -> None:
+    ledger.create_run(run())
+    first = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    expire_leases(ledger)
+    second = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    assert first is not None
+    assert second is not None
+    assert second.fencing == first.fencing + 1
+    with pytest.raises(ConflictError, match="no longer held"):
+        ledger.update_run(first, holder="a")
+    ledger.update_run(second, holder="a")
+
+
+def test_f4_a_frozen_holder_whose_run_was_cancelled_is_refused(ledger: SqlLedger) -> None:
+    ledger.create_run(run())
+    frozen = ledger.take_run(RunKind.SWEEP, "a", seconds=60)
+    assert frozen is not None
+    expire_leases(ledger)
+    assert ledger.cancel_run("run_1").state is RunState.CANCELLED
+    with pytest.raises(ConflictError):
+        ledger.audit([audit_row(1)], by=frozen)
+    with pytest.raises(ConflictError):
+        ledger.update_run(frozen, holder="a")
 
 
 def test_an_update_renews_the_lease(ledger: SqlLedger) -> None:
@@ -789,6 +818,12 @@ def test_f4_a_frozen_holder_loses_its_part_and_its_late_writes_are_refused(ledge
     assert (taken[1].number, taken[1].cursor) == (frozen[1].number, {"from": "aa"}), "it goes on where the other one was"
     with pytest.raises(ConflictError, match="no longer held"):
         ledger.update_part(replace(frozen[1], state=RunState.SUCCEEDED), holder="a")
+    expire_leases(ledger)
+    again = ledger.take_part("b", ["orders"], seconds=60)
+    assert again is not None
+    with pytest.raises(ConflictError, match="no longer held"):
+        ledger.update_part(taken[1], holder="b")  # under one name, and an older number
+    taken = again
     ledger.update_part(replace(taken[1], state=RunState.SUCCEEDED), holder="b")
     with pytest.raises(ConflictError, match="no longer held"):
         ledger.update_part(taken[1], holder="b")

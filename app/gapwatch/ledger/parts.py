@@ -66,6 +66,7 @@ class SweepPartQueries(LedgerPart):
                 update(sweep_parts)
                 .where(sweep_parts.c.run_id == found.run_id, sweep_parts.c.number == found.number)
                 .values(state=RunState.RUNNING.value, holder=holder, lease_us=lease, lease_until=now + lease)
+                .values(fencing=sweep_parts.c.fencing + 1)
                 .returning(sweep_parts)
             )
             part = _part(connection.execute(claim).one())
@@ -83,7 +84,7 @@ class SweepPartQueries(LedgerPart):
         def store(connection: Connection) -> None:
             now = self._db.now_us(connection)
             row = connection.execute(select(sweep_parts).where(*mine).with_for_update()).first()
-            if row is None or row.holder != holder or row.state != RunState.RUNNING.value:
+            if row is None or (row.holder, row.fencing) != (holder, part.fencing) or row.state != RunState.RUNNING.value:
                 raise ConflictError(f"Part {part.number} of {part.run_id} is no longer held by {holder}.", running_id=part.run_id)
             run = connection.execute(select(runs).where(runs.c.id == part.run_id)).one()
             if run.state != RunState.RUNNING.value or run.cancel_requested:
@@ -121,4 +122,5 @@ def _part(row: Row[Any]) -> SweepPart:
         counts=row.counts,
         error=row.error,
         cursor=row.cursor,
+        fencing=row.fencing,
     )

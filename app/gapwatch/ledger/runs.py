@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, or_, select, union_all, update
@@ -108,6 +109,7 @@ class RunQueries(LedgerPart):
                     holder=holder,
                     lease_us=int(seconds * MICROSECONDS),
                     lease_until=now + int(seconds * MICROSECONDS),
+                    fencing=runs.c.fencing + 1,
                 )
                 .returning(runs)
             )
@@ -127,7 +129,8 @@ class RunQueries(LedgerPart):
             row = connection.execute(select(runs).where(runs.c.id == run.id).with_for_update()).first()
             if row is None:
                 raise NotFoundError(f"There is no run {run.id}.")
-            if holder is not None and (row.holder != holder or row.state != RunState.RUNNING.value):
+            lost = holder is not None and (row.holder != holder or row.fencing != run.fencing)
+            if lost or (holder is not None and row.state != RunState.RUNNING.value):
                 raise ConflictError(f"The run {run.id} is no longer held by {holder}: it is {row.state}.", running_id=run.id)
             if RunState(row.state) not in ACTIVE and row.state != run.state.value:
                 raise ConflictError(f"The run {run.id} has ended: it is {row.state}.", running_id=run.id)
@@ -157,15 +160,27 @@ class RunQueries(LedgerPart):
             values: dict[str, Any] = {"cancel_requested": True}
             if row.state == RunState.QUEUED.value or row.lease_until is None or row.lease_until <= now:
                 values |= {"state": RunState.CANCELLED.value, "ended_at": from_us(now), "holder": None, "lease_until": None}
+                values["fencing"] = row.fencing + 1  # a holder that is only frozen is refused as well
             statement = update(runs).where(runs.c.id == run_id).values(values).returning(runs)
             return run_of(connection.execute(statement).one())
 
         return self._db.write(cancel)
 
-    def audit(self, rows: Sequence[AuditRow]) -> None:
-        """Append; a row whose id is there already is the same row once more, and changes nothing."""
+    def audit(self, rows: Sequence[AuditRow], *, by: Run | None = None) -> None:
+        """Append; a row whose id is there already is the same row once more, and changes nothing.
+
+        `by`: the run whose holder says so, as it was taken; ConflictError, and nothing is appended, once it was taken again.
+        """
+
+        def append(part: Sequence[AuditRow], connection: Connection) -> None:
+            if by is not None:
+                query = select(runs.c.fencing).where(runs.c.id == by.id).with_for_update(read=True)
+                if connection.execute(query).scalar_one_or_none() != by.fencing:
+                    raise ConflictError(f"The run {by.id} was taken by another holder since.", running_id=by.id)
+            self._bulk.audit(connection, part)
+
         for part in chunks(rows, ROWS_AT_ONCE_MAX):
-            self._db.write(lambda connection, part=part: self._bulk.audit(connection, part), counts=False)  # type: ignore[misc]
+            self._db.write(partial(append, part), counts=False)
 
     def audit_rows(
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100
@@ -194,6 +209,7 @@ def _newest(kind: RunKind, pipelines: Sequence[str]) -> Any:
 
 
 def _columns(run: Run) -> dict[str, Any]:
+    """Return what a run's own updates store; `fencing` is for :meth:`RunQueries.take_run` alone."""
     return {
         "id": run.id,
         "pipeline": run.pipeline,
@@ -228,4 +244,5 @@ def run_of(row: Row[Any]) -> Run:
         requested_by=row.requested_by,
         cursor=row.cursor,
         cancel_requested=row.cancel_requested,
+        fencing=row.fencing,
     )

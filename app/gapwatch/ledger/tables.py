@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from gapwatch.ledger.types import Json, KeyBytes, UtcTime, Words, serial
 
-HEAD: Final = "0004"  # the newest migration; a test compares it with the folder
+HEAD: Final = "0005"  # the newest migration; a test compares it with the folder
 
 metadata = MetaData()
 
@@ -200,6 +200,7 @@ runs = Table(
     Column("holder", Words()),
     Column("lease_us", BigInteger()),  # how long the holder asked for, so that every update renews by as much
     Column("lease_until", BigInteger()),  # by the database's clock, microseconds
+    Column("fencing", BigInteger(), nullable=False, server_default="0"),  # one more with every taking
     # Never two of one pipeline and kind at once, on any number of workers.
     Index(
         "uq_runs_active",
@@ -228,6 +229,7 @@ sweep_parts = Table(
     Column("holder", Words()),
     Column("lease_us", BigInteger()),
     Column("lease_until", BigInteger()),
+    Column("fencing", BigInteger(), nullable=False, server_default="0"),  # one more with every taking
     Index("ix_sweep_parts_state", "state"),
 )
 

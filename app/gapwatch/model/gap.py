@@ -197,7 +197,10 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One sweep, backfill, replay or check. ``request`` says what was asked, ``counts`` what came of it."""
+    """One sweep, backfill, replay or check. ``request`` says what was asked, ``counts`` what came of it.
+
+    ``fencing``: how often it had been taken when this was read; a holder's own number is the one that it took the run with.
+    """
 
     id: str
     pipeline: str
@@ -213,13 +216,14 @@ class Run:
     requested_by: str = ""
     cursor: dict[str, Any] = field(default_factory=dict)
     cancel_requested: bool = False
+    fencing: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPart:
     """A range of keys of a sweep that workers share. ``lower``: its first key, ``upper``: the first one behind it; None: no end.
 
-    ``state``, ``counts``, ``error`` and ``cursor`` are a run's, of this range alone.
+    ``state``, ``counts``, ``error``, ``cursor`` and ``fencing`` are a run's, of this range alone.
     """
 
     run_id: str
@@ -230,6 +234,7 @@ class SweepPart:
     counts: dict[str, int] = field(default_factory=dict)
     error: str | None = None
     cursor: dict[str, Any] = field(default_factory=dict)
+    fencing: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

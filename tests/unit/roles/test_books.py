@@ -54,12 +54,12 @@ class Watched:
             self.before_store.pop(0)()
         return self._ledger.store_gaps(changes)
 
-    def audit(self, rows: Sequence[AuditRow]) -> None:
+    def audit(self, rows: Sequence[AuditRow], *, by: Run | None = None) -> None:
         outcomes = {row.outcome for row in rows}
         self.asked += [f"audit {outcome}" for outcome in sorted(outcomes)]
         if outcomes & self.fails:
             raise StoreUnreachable("The ledger does not answer.", store="ledger")
-        self._ledger.audit(rows)
+        self._ledger.audit(rows, by=by)
 
 
 def missing(ledger: Any, *numbers: int) -> Story:

@@ -19,6 +19,7 @@ from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.resending import Resender
+from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import UndoFile
 from gapwatch.roles.stores import PipelineStores
 
@@ -39,6 +40,7 @@ class BackfillDependencies:
     delivered: Callable[[str], Delivered]
     on_document: Callable[[str, str], None]  # pipeline, outcome
     resender: Callable[[PipelineStores, RepairMode], Resender] = _nobody
+    lease_seconds: float = 60.0  # what runs are taken for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class Work:
     held: Mapping[Key, Gap]
     tally: Tally
     pace: Pace
+    tenure: Tenure
     undo: UndoFile | None = None  # None: what is overwritten is not kept
     ours: frozenset[Key] = frozenset()  # written by an earlier holder of the run
     came_back: Counter[tuple[Key, str]] = field(default_factory=Counter)  # how often, and why, before its turn
@@ -102,7 +105,7 @@ class BackfillBooks:
         )
 
     async def note(self, work: Work, key: Key, outcome: ItemOutcome, reason: str) -> None:
-        await asyncio.to_thread(self._on.ledger.audit, [self.row(work, key, outcome, reason)])
+        await asyncio.to_thread(self._on.ledger.audit, [self.row(work, key, outcome, reason)], by=work.run)
 
     async def conclude(self, work: Work, key: Key, outcome: ItemOutcome, reason: str) -> None:
         self.count(work, key, outcome, reason)

@@ -37,6 +37,7 @@ from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch
 from gapwatch.roles.repair.redelivery import Redelivery
+from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import Overwritten, UndoFile
 from gapwatch.roles.stores import PipelineStores
 
@@ -83,11 +84,13 @@ class Backfiller:
         tally = Tally(planned=len(gaps))
         held, pace = await self._holding.take(run, gaps), Pace.of(stores.spec.sweep.batch)
         undo = UndoFile(stores, run, self._on.clock) if stores.spec.repair.undo else None
+        tenure = Tenure(self._on.ledger, self._on.clock, run, holder=self._on.holder, seconds=self._on.lease_seconds)
+        work = Work(
+            run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally, pace=pace, tenure=tenure, undo=undo
+        )
         ours = True
         try:
-            stopped = await self._apply(
-                Work(run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally, pace=pace, undo=undo)
-            )
+            stopped = await self._apply(work)
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
         except ConflictError:
@@ -145,13 +148,13 @@ class Backfiller:
             if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + patience):
                 if not decided:
                     await clock.sleep(0.1)
-                await self._renew(run, tally)
+                await work.tenure.renew(tally)
                 continue
             batch, ready = await self._unmoved(work, ready[:full], judge), ready[full:]
             ready = [*await self._handle(work, batch), *ready]
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
-            await self._renew(run, tally)
+            await work.tenure.renew(tally)
         for key in judge.cases:
             tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough", key=key)
         return False
@@ -221,12 +224,12 @@ class Backfiller:
             self._books.count(work, key, outcome, reason)
             audit.append(self._books.row(work, key, outcome, reason))
         await self._on.book.close(stores, agreeing, backfilled=work.ours, held=held, newer=False)
-        await asyncio.to_thread(self._on.ledger.audit, audit)
+        await asyncio.to_thread(self._on.ledger.audit, audit, by=work.run)
         to_write = await self._identified(work, to_write)
         if work.undo is not None:
             await work.undo.note([_overwritten(item) for item in to_write] + [_asked_over(item) for item in to_ask])
         if to_ask:
-            await self._redelivery.run(work, to_ask, lambda: self._renew(run, work.tally))
+            await self._redelivery.run(work, to_ask, lambda: work.tenure.renew(work.tally))
         if to_write:
             await self._write(work, to_write)
         if to_ask or to_write:
@@ -266,7 +269,8 @@ class Backfiller:
         stores = work.stores
         now = self._on.clock.now()
         intents = [self._books.row(work, item.item.key, ItemOutcome.PLANNED, "about to write", now=now) for item in batch]
-        await asyncio.to_thread(self._on.ledger.audit, intents)
+        await asyncio.to_thread(self._on.ledger.audit, intents, by=work.run)
+        await work.tenure.assure(work.tally)
         began = self._on.clock.monotonic()
         results = await stores.writer.write([item.item for item in batch])
         failed = sum(result.outcome not in ("written", "guard_failed") for result in results)
@@ -294,7 +298,7 @@ class Backfiller:
                     now=now,
                 )
             )
-        noted = asyncio.create_task(asyncio.to_thread(self._on.ledger.audit, audit))  # while it is read back
+        noted = asyncio.create_task(asyncio.to_thread(self._on.ledger.audit, audit, by=work.run))  # while it is read back
         try:
             first = await self._read_back(work, standing) if standing else None
         except BaseException:  # what ends us is told, not that noting failed as well
@@ -365,6 +369,7 @@ class Backfiller:
         why = "the source changed while we wrote"
         key = item.item.key
         await self._books.note(work, key, ItemOutcome.PLANNED, why)
+        await work.tenure.assure(work.tally)
         (result,) = await work.stores.writer.write([renewed.item])
         if result.outcome != "written":
             newer = result.outcome == "guard_failed"
@@ -374,22 +379,13 @@ class Backfiller:
         await self._books.note(work, key, outcome, why)
         return renewed
 
-    async def _renew(self, run: Run, tally: Tally) -> None:
-        """Store progress and renew the lease; refuses to go on when it was cancelled or the lease is gone."""
-        current = await asyncio.to_thread(self._on.ledger.run, run.id)
-        if current is None or current.cancel_requested:
-            raise ConflictError("The backfill was cancelled.", running_id=run.id)
-        progress = tally.handled / tally.planned if tally.planned else 1.0
-        updated = replace(run, counts=dict(tally.counts), progress=min(1.0, progress))
-        await asyncio.to_thread(self._on.ledger.update_run, updated, holder=self._on.holder)
-
     async def _is_ours(self, run: Run) -> bool:
         """Whether the run's lease is still ours: it was only cancelled."""
         current = await asyncio.to_thread(self._on.ledger.run, run.id)
         if current is None:
             return False
         try:
-            await asyncio.to_thread(self._on.ledger.update_run, current, holder=self._on.holder)
+            await asyncio.to_thread(self._on.ledger.update_run, replace(current, fencing=run.fencing), holder=self._on.holder)
         except ConflictError:
             return False
         return True

@@ -32,9 +32,10 @@ class Redelivery:
         """Ask for one batch and wait for it; ``renew`` keeps the run ours meanwhile. Raises StoreError if nobody can be asked."""
         why = f"asked by mode {work.mode.value}"
         rows = [self._books.row(work, item.case.key, ItemOutcome.REQUESTED, why) for item in batch]
-        await asyncio.to_thread(self._on.ledger.audit, rows)
+        await asyncio.to_thread(self._on.ledger.audit, rows, by=work.run)
         resender = self._on.resender(work.stores, work.mode)
         try:
+            await work.tenure.assure(work.tally)
             refusals = await resender.ask([_request(work, item) for item in batch], run_id=work.run.id)
         finally:
             await resender.close()
@@ -84,7 +85,7 @@ class Redelivery:
             after = None if gone else reads.reads.after.identity.hex()
             rows.append(self._books.row(work, key, outcome, "delivered again and read back right", after=after))
         work.tally.verified(len(right))
-        await asyncio.to_thread(self._on.ledger.audit, rows)
+        await asyncio.to_thread(self._on.ledger.audit, rows, by=work.run)
         decided = [
             Decided(case=Case(key=key), judgement=Cleared(reason="in_agreement"), reads=reads) for key, reads in right.items()
         ]

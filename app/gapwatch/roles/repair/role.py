@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gapwatch.metrics import Metrics
+from gapwatch.model.gap import RunKind
 from gapwatch.model.pipeline import RepairMode, Settings
 from gapwatch.ports import Clock, Ledger, Preflight
 from gapwatch.roles.board import Board
@@ -182,6 +183,7 @@ class RepairRole:
             delivered=on.board.delivered,
             on_document=lambda pipeline, outcome: on.metrics.backfill_documents.labels(pipeline=pipeline, outcome=outcome).inc(),
             resender=on.resender,
+            lease_seconds=LEASE_SECONDS[RunKind.BACKFILL],
         )
 
         def replayer(holder: str) -> Replayer:

@@ -81,7 +81,7 @@ class SplitSweep:
         """Wait for all parts; return the run as it ended (it is stored as well). Raises ConflictError when it was cancelled."""
         ledger, clock = self._on.ledger, self._on.clock
         stored = await asyncio.to_thread(ledger.run, run.id)
-        run = run if stored is None else stored  # with what was put on record when it was split
+        run = run if stored is None else replace(stored, fencing=run.fencing)  # with what was put on record when it was split
         started = run.started_at or clock.now()
         estimate = await estimate_of(stores.source) + await estimate_of(stores.target)
         while True:
