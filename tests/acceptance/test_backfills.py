@@ -276,3 +276,46 @@ def test_f3_a_second_sweep_at_once_is_refused_with_the_running_id(scene: Scene) 
         scene.service.api.post("/api/v1/sweeps", {"pipeline": "orders"})
     assert refused.value.running_id == first["id"]
     wait_for(lambda: scene.service.api.get(f"/api/v1/sweeps/{first['id']}")["state"] == "succeeded", "the first sweep", 60)
+
+
+def test_a_sweep_that_takes_its_time_tells_how_far_it_is_hurries_for_who_waits_and_ends_when_asked_to(scene: Scene) -> None:
+    service = scene.service
+    shown: list[dict[str, Any]] = []
+
+    def record(run: str) -> dict[str, Any]:
+        found: dict[str, Any] = service.api.get(f"/api/v1/sweeps/{run}")
+        return found
+
+    def told(run: str) -> bool:
+        shown.append(record(run))
+        return bool(shown[-1]["rate"] and shown[-1]["eta"] and 0 < shown[-1]["progress"] < 1)
+
+    _, [first] = service.answer("sweep", "start", "orders", "--within", "1h")
+    wait_for(lambda: told(first["id"]), "rate and end of a sweep under way", 20)
+    assert shown[-1]["state"] == "running"
+    assert service.command("sweep", "start", "orders").returncode == 2, "one at a time"
+    wait_for(lambda: record(first["id"])["state"] == "succeeded", "the first sweep to hurry", 30)
+    assert service.lines("all", "sweep_hurries")
+    _, [second] = service.answer("sweep", "start", "orders", "--within", "1h")
+    assert service.command("sweep", "cancel", second["id"]).returncode == 0
+    wait_for(lambda: record(second["id"])["state"] == "cancelled", "the second sweep to end", 30)
+    assert not service.gaps()
+
+
+def test_a_backfill_that_is_cancelled_leaves_the_rest_as_it_was(scene: Scene, orders: Orders) -> None:
+    service, lost = scene.service, list(range(200, 240))
+    orders.delete_many({"_id": {"$in": lost}})
+    _, [swept] = service.answer("sweep", "start", "slow", "--wait")
+    assert swept["counts"]["missing"] == len(lost)
+    _, [plan] = service.answer("backfill", "plan", "slow")
+    _, [run] = service.answer("backfill", "apply", plan["id"], "--yes")
+    wait_for(lambda: orders.count_documents({"_id": {"$in": lost}}), "the first batch", 30)
+    assert service.command("backfill", "cancel", run["id"]).returncode == 0
+    wait_for(lambda: service.api.get(f"/api/v1/backfills/{run['id']}")["state"] == "cancelled", "the backfill to end", 30)
+    written = {document["_id"] for document in orders.find({"_id": {"$in": lost}}, {"_id": 1})}
+    assert 0 < len(written) < len(lost)
+    wait_for(lambda: {gap["key"]["id"] for gap in service.gaps("slow")} == set(lost) - written, "the others' gaps", 30)
+    assert {gap["state"] for gap in service.gaps("slow")} == {"open"}
+    orders.insert_many([{"_id": key, "seq": key, "v": f"v{key}", "amount": Decimal128(str(key))} for key in set(lost) - written])
+    _, [again] = service.answer("sweep", "start", "slow", "--wait")
+    assert again["state"] == "succeeded"

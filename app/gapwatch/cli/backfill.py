@@ -59,6 +59,14 @@ def apply(
 
 
 @app.command()
+def cancel(context: typer.Context, run: str, url: UrlOption = "") -> None:
+    """Ask a backfill to stop after the batch that it is at."""
+    with connect(url, config_of(context)) as api:
+        record = api.post(f"/api/v1/backfills/{run}/cancel")
+    note(f"{record['id']}: {record['state']}, asked to stop.")
+
+
+@app.command()
 def failed(
     context: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Only this pipeline.")] = "",

@@ -179,6 +179,8 @@ def _postgres(url: URL) -> Engine:
         # SET LOCAL, so that it also holds behind a connection pooler.
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{STATEMENT_SECONDS}s'")
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
+        # A process that is frozen in between would keep its row locks, and nobody could take over what it held.
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{STATEMENT_SECONDS}s'")
         if connection.get_execution_options().get("gapwatch_read"):
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
