@@ -403,7 +403,6 @@ def test_b16_trap_11_heartbeat_rows_that_stop_are_unknown(scene: Scene) -> None:
     scene.service.wait_healthy()
     assert _stalled(scene, begun) == []
     assert [one["cleared_at"] is None for one in _stalled(scene, begun, open="false")] == [False], "one silence is one finding"
-    assert (scene.service.metric("gapwatch_stream_findings_total", pipeline="orders", finding="feed_stalled") or 0) >= 1
     assert scene.service.gaps() == []
 
 
