@@ -58,12 +58,8 @@ class Connector:
         memory: Memory,
         *,
         side: str = "source",
-        numbered: bool = False,
     ) -> Preflight | None:
-        """Return what sees, while Gapwatch runs, what changed since it looked last at one side; None where nothing has to.
-
-        `numbered`: the heartbeats in that side's feed are ours.
-        """
+        """Return what sees, while Gapwatch runs, what changed since it looked last at one side; None where nothing has to."""
         return None
 
     def target_preflight(
@@ -109,12 +105,11 @@ class PostgresConnector(Connector):
         memory: Memory,
         *,
         side: str = "source",
-        numbered: bool = False,
     ) -> Preflight | None:
         from gapwatch_connectors import postgres
 
         seen = pipeline if side == "source" else postgres.as_source(pipeline)
-        return postgres.PostgresHistory(seen, url, connector, memory, side=side, numbered=numbered)
+        return postgres.PostgresHistory(seen, url, connector, memory, side=side)
 
     def target_reader(self, pipeline: PipelineSpec, url: str) -> DatasetReader:
         from gapwatch_connectors import postgres

@@ -58,7 +58,6 @@ class Watching:
                 proven_ms=partial(self._board.proven_ms, spec.id, "expected" if side == "source" else "observed"),
             )
             config = partial(connector_config, self._settings, feed)
-            numbered = store.heartbeat.auto and not store.heartbeat.topic
-            made = connector_of(store.type).history(spec, store.url, config, memory, side=side, numbered=numbered)
+            made = connector_of(store.type).history(spec, store.url, config, memory, side=side)
             if made is not None:
                 yield made

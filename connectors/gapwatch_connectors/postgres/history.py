@@ -40,12 +40,8 @@ class Look:
     proven_ms: int
 
 
-def moved(before: Look, now: Look, *, numbered: bool) -> str:
-    """Return why the stream may have lost writes between two looks, "" where nothing says so.
-
-    ``numbered``: the heartbeats in this feed are ours, whose numbers show what a slot passed over: what is only possible is left
-    to them.
-    """
+def moved(before: Look, now: Look) -> str:
+    """Return why the stream may have lost writes between two looks, "" where nothing says so."""
     was, server = before.server, now.server
     if server.system != was.system:
         return "The source is another Postgres cluster than before"
@@ -55,33 +51,26 @@ def moved(before: Look, now: Look, *, numbered: bool) -> str:
         return "The source's log ends before where it ended already: the server was restored"
     for name, slot in now.slots.items():
         known = before.slots.get(name)
-        said = _another(known, slot, was, server, numbered=numbered) if known is not None else ""
+        said = _another(known, slot, was, server) if known is not None else ""
         if said:
             return said
     return ""
 
 
-def _another(known: Slot, slot: Slot, was: Server, server: Server, *, numbered: bool) -> str:
+def _another(known: Slot, slot: Slot, was: Server, server: Server) -> str:
     name = f"Replication slot {slot.name}"
     if slot.active_pid is not None and slot.active_pid == known.active_pid and server.started == was.started:
         return ""  # nobody drops or moves a slot that is being read
+    counted = slot.transactions is not None and known.transactions is not None
     if slot.restart_lsn is None or slot.restart_lsn < was.written:
         # A slot begins where the log ends: this one was there before the last look. It may have been moved, though.
-        counted_alike = slot.transactions is not None and slot.transactions == known.transactions
-        at_rest = slot.active_pid is None and known.active_pid is None and counted_alike and not server.standby
-        if at_rest and (slot.confirmed_flush_lsn or 0) > (known.confirmed_flush_lsn or 0):
-            return f"{name} was moved on while nobody read it"
-        return ""
-    if slot.transactions is None or known.transactions is None or server.counted_since != was.counted_since:
-        certain = False  # no counters, or all of them were begun anew
-    else:
-        certain = slot.transactions < known.transactions and slot.counted_since == known.counted_since
-    if certain:
+        unread = slot.active_pid is None and known.active_pid is None and counted and slot.transactions == known.transactions
+        passed = (slot.confirmed_flush_lsn or 0) > (known.confirmed_flush_lsn or 0)
+        return f"{name} was moved on while nobody read it" if unread and passed and not server.standby else ""
+    begun_anew = server.counted_since != was.counted_since or slot.counted_since != known.counted_since
+    if counted and not begun_anew and (slot.transactions or 0) < (known.transactions or 0):
         return f"{name} was dropped and made again"
-    at_rest = slot.active_pid is None and known.active_pid is None and slot.transactions == known.transactions
-    if at_rest or not numbered:
-        return f"{name} cannot be told from one that was dropped and made again"
-    return ""
+    return f"{name} cannot be told from one that was dropped and made again"
 
 
 def replaced(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
@@ -98,7 +87,6 @@ class PostgresHistory:
         connector: Returns the Debezium connector's configuration; without it all slots of the database count.
         memory: Where it remembers.
         side: ``source``, or ``target`` where the pipeline is :func:`~gapwatch_connectors.postgres.target.as_source` of a target.
-        numbered: Whether the heartbeats in this feed are ours.
     """
 
     def __init__(
@@ -109,7 +97,6 @@ class PostgresHistory:
         memory: Memory,
         *,
         side: str = "source",
-        numbered: bool = False,
     ) -> None:
         self.name = f"the {side}'s slot and storage"
         self._pipeline = pipeline
@@ -117,7 +104,6 @@ class PostgresHistory:
         self._connector = connector
         self._memory = memory
         self._side = side
-        self._numbered = numbered
         self._name = f"looked/{pipeline.id}/{side}"
         self._slot_name = ""  # as the connector's configuration said last
         self._last: Look | None = None
@@ -175,7 +161,7 @@ class PostgresHistory:
         """Return what changed: by finding and table, in words, with the stretch of the stream that may lack something."""
         stretch = {"from": before.proven_ms, "at": now_ms}
         found = {}
-        said = moved(before, look, numbered=self._numbered)
+        said = moved(before, look)
         if said:
             found[f"{Finding.SLOT_JUMPED.value}/"] = stretch | {"message": f"{said}: writes may never have been sent."}
         for table, files in look.files.items():

@@ -16,8 +16,9 @@ from tests.simulation.stores import VirtualClock, spec_of_rig
 
 
 def ended(ledger: SqlLedger, clock: VirtualClock, state: RunState, scope: str = "full") -> None:
-    run = request_sweep(ledger, spec_of_rig(), clock, f"run{len(ledger.runs(limit=1_000))}", {"range": scope})
-    assert ledger.take_run(RunKind.SWEEP, "here", seconds=1e6) is not None
+    request_sweep(ledger, spec_of_rig(), clock, f"run{len(ledger.runs(limit=1_000))}", {"range": scope})
+    run = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
+    assert run is not None
     ledger.update_run(replace(run, state=state, ended_at=clock.now()), holder="here")
 
 
