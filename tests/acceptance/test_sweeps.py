@@ -75,7 +75,7 @@ def test_d13_a_sweep_goes_on_where_its_worker_was_killed(stack: EmbeddedStack, p
                 stored = ledger.run(run["id"])
             finally:
                 ledger.close()
-            return bool(stored and "from" in stored.cursor and stored.counts.get("source_keys", 0) >= 20_000)
+            return bool(stored and "place" in stored.cursor and stored.counts.get("source_keys", 0) >= 20_000)
 
         wait_for(marked, "a part of the sweep", 60)
         scene.service.restart("all")
