@@ -48,7 +48,7 @@ bench-peers: $(STAMP) ## the same work on other stream systems; ARGS="--events 2
 LONG := churn windows capture fleet under_fire under_fire_opensearch
 
 soak: $(STAMP) ## the long forms, two hours: churn, windows, capture, a fleet with half an hour of flat memory, under fire; LONG="fleet"
-	@$(BIN)/pytest $(LONG:%=tests/acceptance/test_%.py) --soak -p no:randomly $(ARGS)
+	@$(BIN)/pytest $(LONG:%=tests/acceptance/test_%.py) tests/integration/test_match_kill.py --soak -p no:randomly $(ARGS)
 
 simulate: $(STAMP) ## 20,000 seeds of the deterministic simulation; ARGS="--mutants", "--seed 7", "--seeds 500"
 	@$(BIN)/python -m tests.simulation $(ARGS)

@@ -163,7 +163,7 @@ def test_m6_i2_ten_thousand_writes_of_known_classes_are_counted_exactly_and_add_
         )
         assert view["totals"]["expected"] == 10_000 == 2 * BOTH + DROPPED + REST + ON_ITS_WAY
         assert view["status"] != "HEALTHY"
-        assert service.series() == before
+        wait_for(lambda: service.series() == before, "the metrics to show it, in as many series", 20)
 
 
 REST_SECONDS = 8.0

@@ -198,12 +198,13 @@ GROWTH_BYTES = 32 << 20  # from one half million of keys to the next: what is le
 
 
 async def test_b17_a_million_keys_through_a_window_of_fifty_thousand_stay_under_the_stated_limit(
-    settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """The limit of docs/operations.md, above what a worker holds at its start."""
+    """The limit of docs/operations.md, above what a worker holds at its start. Four windows' keys; a million with ``--soak``."""
+    steps = 200 if request.config.getoption("--soak") else 40
     spec = dataclasses.replace(settings.pipelines[PIPELINE], settled_keys_max=KEPT)
     settings = dataclasses.replace(settings, pipelines={PIPELINE: spec})
-    story = Story(partitions=PARTITIONS, steps=200, keys_per_step=5_000, shown_from=5, faithful=True)
+    story = Story(partitions=PARTITIONS, steps=steps, keys_per_step=5_000, shown_from=5, faithful=True)
     records = list(story.records())
     half = len(records) // 2
     async with match_rig(settings, tmp_path) as rig:
@@ -216,6 +217,6 @@ async def test_b17_a_million_keys_through_a_window_of_fifty_thousand_stay_under_
         await rig.produce(records[half:])
         await rig.wait_caught_up(120)
         told = await rig.told()
-        assert (told.settled, told.suspects) == (1_000_000, {})
+        assert (told.settled, told.suspects) == (steps * 5_000, {})
         assert rig.resident_max(worker) - empty < IN_HAND_BYTES + (WINDOW + KEPT) * BYTES_A_KEY
         assert rig.resident_max(worker) - before < GROWTH_BYTES
