@@ -294,7 +294,7 @@ async def test_lesson_26_a_scan_under_write_load_misses_nothing_that_stays(
             assert set(numbers(chunks)) == set(range(60))
     finally:
         ended.set()
-    assert await load > 10
+    assert await load > 3, "it was written to meanwhile"
 
 
 async def test_keys_alone_come_within_both_ends(place: Place, reader: DatasetReader) -> None:
