@@ -17,7 +17,17 @@ from gapwatch.model.pipeline import SweepSpec
 from gapwatch.ports import ContentChunk
 from gapwatch.roles.board import Facts
 from gapwatch.roles.repair import scanning
-from gapwatch.roles.repair.leisure import LEAST, OF_INTERVAL, UNMEASURED, WITHIN, Leisure, SidePace, within_seconds
+from gapwatch.roles.repair.leisure import (
+    LEAST,
+    OF_INTERVAL,
+    REST_SECONDS_MAX,
+    UNMEASURED,
+    WITHIN,
+    WITHIN_SECONDS_MAX,
+    Leisure,
+    SidePace,
+    within_seconds,
+)
 from gapwatch.roles.repair.sweeper import IDLE_SECONDS
 from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.scans import contents_in
@@ -85,6 +95,15 @@ def test_where_nobody_knows_how_much_there_is_little_is_taken_until_the_time_is_
     assert leisure.share(1.0, 100, 0) == 0.5
 
 
+async def test_no_rest_is_so_long_that_a_store_closes_what_is_read_on() -> None:
+    """A slow chunk of a slow store: a hundred times as long would outlast the keep-alive of an index's point in time."""
+    clock = VirtualClock()
+    pace = SidePace(Leisure(clock, most=0.5, within=1e6), clock, total=2)
+    began = clock.monotonic()
+    await pace.rest(20.0, 1)
+    assert clock.monotonic() - began == pytest.approx(REST_SECONDS_MAX, abs=0.1)
+
+
 async def test_a_long_pause_ends_soon_after_somebody_waits() -> None:
     clock = VirtualClock()
     leisure = Leisure(clock, most=0.5, within=1e6)
@@ -102,6 +121,8 @@ async def test_a_long_pause_ends_soon_after_somebody_waits() -> None:
     ("spec", "within"),
     [
         (SweepSpec(every_seconds=HOUR), OF_INTERVAL * HOUR),
+        (SweepSpec(every_seconds=24 * HOUR), WITHIN_SECONDS_MAX),
+        (SweepSpec(cron="0 0 1 1 *"), WITHIN_SECONDS_MAX),
         (SweepSpec(every_seconds=HOUR, within_seconds=60.0), 60.0),
         (SweepSpec(every_seconds=HOUR, within_seconds=0.0), 0.0),
         (SweepSpec(), 0.0),
@@ -113,7 +134,7 @@ def test_a_scheduled_sweep_has_a_part_of_its_interval_or_what_is_configured(spec
 
 def test_by_the_calendar_it_has_a_part_of_the_time_up_to_the_next_one() -> None:
     clock = VirtualClock()  # 22:13 UTC
-    assert within_seconds(SweepSpec(cron="0 0 * * *"), clock) == pytest.approx(OF_INTERVAL * 6_400, abs=60)
+    assert within_seconds(SweepSpec(cron="0 23 * * *"), clock) == pytest.approx(OF_INTERVAL * 2_800, abs=60)
 
 
 def of_schedule(ledger: SqlLedger, clock: VirtualClock, sweep: SweepSpec) -> Run:

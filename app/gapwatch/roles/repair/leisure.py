@@ -14,20 +14,24 @@ from gapwatch.model.pipeline import SweepSpec
 from gapwatch.ports import Clock
 
 WITHIN: Final = "within"  # in a run's request: the seconds that it may take, for nobody waits for it
-OF_INTERVAL: Final = 0.25  # of the time up to the next scheduled sweep, where the configuration does not say how much
+OF_INTERVAL: Final = 0.25  # of the time up to the next scheduled sweep, where the configuration does not say how much …
+WITHIN_SECONDS_MAX: Final = 900.0  # … and no longer: a scan holds a snapshot of an index open, and what it proves is of its start
 LEAST: Final = 0.01  # share of the time; a chunk that takes milliseconds is followed by a pause of seconds at most
 UNMEASURED: Final = 0.05  # share of the time where nobody knows how much there is to read
 PAUSE_SECONDS_MAX: Final = 1.0  # without a look at whether somebody waits by now
+REST_SECONDS_MAX: Final = (
+    60.0  # after one chunk, however long it took: a store closes what nobody reads on (an index after 5 min)
+)
 
 
 def within_seconds(spec: SweepSpec, clock: Clock) -> float:
     """Return how long a sweep that the schedule asks for now may take; 0: as little as its load allows."""
     if spec.within_seconds is not None:
         return spec.within_seconds
-    if spec.every_seconds is not None:
-        return spec.every_seconds * OF_INTERVAL
-    now = clock.now()
-    return (next_due(spec.cron, now) - now).total_seconds() * OF_INTERVAL if spec.cron else 0.0
+    now, interval = clock.now(), spec.every_seconds or 0.0
+    if spec.cron:
+        interval = (next_due(spec.cron, now) - now).total_seconds()
+    return min(interval * OF_INTERVAL, WITHIN_SECONDS_MAX)
 
 
 class Leisure:
@@ -84,7 +88,7 @@ class SidePace:
         began = self._clock.monotonic()
         while True:
             share = self._leisure.share(self._busy, self._done, self.total)
-            left = took * (1 - share) / share - (self._clock.monotonic() - began)
+            left = min(took * (1 - share) / share, REST_SECONDS_MAX) - (self._clock.monotonic() - began)
             if left <= 0:
                 return
             await self._clock.sleep(min(left, PAUSE_SECONDS_MAX))

@@ -64,7 +64,7 @@ class Sweeper:
                 None); keys, with ``keys`` (hex); lookback, with ``since`` (ISO 8601). ``cursor`` says from where it goes on;
                 what else it holds is kept.
             stores: The pipeline's stores.
-            last_full_started: Start of the last completed full content sweep: what gaps without a commit time hold.
+            last_full_started: Start of the last full content sweep that completed: what gaps without a commit time hold.
             asked: What is judged instead of what ``request`` says.
         """
         in_order = asked is None and not Scope.of(run.request).by_key and await in_one_order(stores)
