@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import entry_points
 
+from gapwatch.check_ports import Memory, Preflight
 from gapwatch.errors import UsageError
 from gapwatch.feed_ports import FeedReader, HeartbeatWriter
 from gapwatch.model.pipeline import HeartbeatSpec, PipelineSpec, StoreType
-from gapwatch.ports import DatasetReader, Memory, Preflight, TargetWriter
+from gapwatch.ports import DatasetReader, TargetWriter
 
 ENTRY_POINTS = "gapwatch.connectors"
 ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]

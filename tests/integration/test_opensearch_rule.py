@@ -193,7 +193,7 @@ async def test_a_position_is_one_of_the_index_and_not_of_its_name(
     ask("PUT", f"{node.url}/{index}", {"settings": STILL})
     for number in range(100, 107):
         put(node, index, number, {"customer": "a"})
-    await judged(node, index, made, token, checked, {str(number) for number in range(100, 107)})
+    await assert_judged(node, index, made, token, checked, {str(number) for number in range(100, 107)})
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -213,7 +213,7 @@ async def test_m4_a_snapshot_restored_over_an_index_is_history_lost(
         restore()
     for number in range(100, 107):
         put(node, index, number, {"customer": "a"})
-    await judged(node, index, made, token, checked, {str(number) for number in range(100, 107)})
+    await assert_judged(node, index, made, token, checked, {str(number) for number in range(100, 107)})
 
 
 async def end_of(tail: OpenSearchTail, made: list[Any]) -> bytes:
@@ -224,7 +224,9 @@ async def end_of(tail: OpenSearchTail, made: list[Any]) -> bytes:
     return follower.token
 
 
-async def judged(node: OpenSearchPart, index: str, made: list[Any], token: bytes, checked: bool, expected: set[str]) -> None:
+async def assert_judged(
+    node: OpenSearchPart, index: str, made: list[Any], token: bytes, checked: bool, expected: set[str]
+) -> None:
     made.append(OpenSearchTail(tail_spec(index), address_of(node)))
     if checked:
         with pytest.raises(HistoryLost, match=f"The index {index} was"):

@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from gapwatch.check_ports import Advice, Memory
 from gapwatch.embedded import EmbeddedStack
 from gapwatch.embedded.parts import DATABASE_USER
 from gapwatch.model.pipeline import SourceTable
-from gapwatch.ports import Advice, Memory
 from gapwatch_connectors.postgres import PostgresHistory
 from tests.simulation.stores import VirtualClock
 from tests.unit.core.samples import pipeline

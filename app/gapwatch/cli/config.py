@@ -33,7 +33,7 @@ def validate(
 
 def report(advice: object) -> int:
     """Print advice, worst first; return the exit code."""
-    from gapwatch.ports import Advice
+    from gapwatch.check_ports import Advice
 
     assert isinstance(advice, list | tuple)
     order = {"error": 0, "unknown": 1, "warning": 2, "ok": 3}

@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from gapwatch.check_ports import Advice
 from gapwatch.errors import ConflictError, GapwatchError, ProtocolError, StoreRefused, StoreUnreachable
 from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import ErrorLog, client_options
 from gapwatch.kafka.producer import IN_FLIGHT_KIBIBYTES_MAX, IN_FLIGHT_RECORDS_MAX, PRODUCER_DEFAULTS
 from gapwatch.model.pipeline import Settings
-from gapwatch.ports import Advice
 
 log = structlog.get_logger(__name__)
 

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
+from gapwatch.check_ports import Advice
 from gapwatch.kafka.clients import Partition
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, TopicFacts
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice, Clock
+from gapwatch.ports import Clock
 
 SHOWN_SECONDS: Final = 600  # how long a change is shown
 HOLE_SHOWN_SECONDS: Final = 7 * 86_400  # how long it is shown where it may have lost something: the ledger takes it once

@@ -20,10 +20,11 @@ import msgspec
 import structlog
 from confluent_kafka import Message
 
+from gapwatch.check_ports import Advice
 from gapwatch.core.connect_schemas import AvroSchema, of_json_schema, plain_avro, unreadable
 from gapwatch.errors import EnvironmentLacks, RecordError, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import SchemaRegistrySpec
-from gapwatch.ports import Advice, Clock
+from gapwatch.ports import Clock
 
 STORE: Final = "schema_registry"
 MAGIC: Final = 0

@@ -21,11 +21,11 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import REQUEST_SECONDS, admin_client, answered
 from gapwatch.model.pipeline import CAPTURED, Settings
-from gapwatch.ports import Advice
 
 log = structlog.get_logger(__name__)
 

@@ -6,11 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from gapwatch.check_ports import Advice, Preflight
 from gapwatch.core.trial import SHARE, sentence
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.model.pipeline import FeedKind, Settings
-from gapwatch.ports import Advice, Preflight, StoredRecord
+from gapwatch.ports import StoredRecord
 from gapwatch.roles.stores import PipelineStores
 
 KEYS_COMPARED = 100

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gapwatch.check_ports import Advice
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.pipelinestate import READABLE_FORMATS
 from gapwatch.core.upgrade import changes, shortened
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.model.suspect import PartitionStatus
-from gapwatch.ports import Advice
 from gapwatch.roles.board import Facts
 
 NOT_STARTED: Final = "Nothing is stored of it: it begins with a baseline."

@@ -8,12 +8,12 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from gapwatch.check_ports import Advice, Preflight
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.kafka.fenced import examine_transactions
 from gapwatch.kafka.topics import TopicAdmin, captures
 from gapwatch.ledger import is_new, open_ledger
 from gapwatch.model.pipeline import Settings
-from gapwatch.ports import Advice, Preflight
 from gapwatch.roles.board import Facts
 from gapwatch.roles.examiner import compare_live, examine_pipelines
 from gapwatch.roles.repair.clocks import StoreClocks

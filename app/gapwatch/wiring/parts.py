@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gapwatch import __version__, native
+from gapwatch.check_ports import Preflight
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import GapwatchError, StoreError, StoreUnreachable, UsageError
@@ -22,7 +23,6 @@ from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
 from gapwatch.metrics import Metrics
 from gapwatch.model.pipeline import CAPTURED, FeedKind, Settings, StoreType
-from gapwatch.ports import Preflight
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusReader, StatusTopic, StatusView
 from gapwatch.roles.stores import StoreAnswers

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from gapwatch.check_ports import Preflight
 from gapwatch.clock import SystemClock
 from gapwatch.core.conditions import paths_of
 from gapwatch.core.keys import KeyCodec
@@ -33,7 +34,7 @@ from gapwatch.model.pipeline import (
     TargetSpec,
 )
 from gapwatch.model.stream import Side
-from gapwatch.ports import Clock, Preflight
+from gapwatch.ports import Clock
 from gapwatch.roles.stores import PipelineStores
 from gapwatch_connectors.debezium import SHARED_SECONDS, ConnectorPreflight, ConnectRest
 from gapwatch_connectors.registry import connector_of

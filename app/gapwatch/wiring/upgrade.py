@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from gapwatch.check_ports import Advice
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.kafka.clients import RawConsumer
@@ -16,7 +17,6 @@ from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.ledger import inspected, is_new, open_ledger
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.suspect import PartitionStatus
-from gapwatch.ports import Advice
 from gapwatch.roles.status_feed import StatusTopic
 from gapwatch.roles.upgrading import Stored, of_ledger, of_pipelines, of_state, opened
 from gapwatch.wiring.stores import new_id, resolved_fact, resolved_pipeline

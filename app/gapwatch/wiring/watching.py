@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from gapwatch.check_ports import Memory, Preflight
 from gapwatch.clock import SystemClock
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.preflight import TopicPreflight
 from gapwatch.kafka.topics import TopicAdmin
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.pipeline import PipelineSpec, Settings
-from gapwatch.ports import Memory, Preflight
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.clocks import StoreClocks
 from gapwatch.roles.repair.feed_checks import FeedChecks

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from gapwatch.check_ports import Advice
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice
 from gapwatch_connectors.debezium.client import Connector, ConnectRest
 
 FLUSH_SECONDS_DEFAULT: Final = 60.0

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from pymongo.errors import OperationFailure
 
+from gapwatch.check_ports import Advice, Measure
 from gapwatch.clock import SystemClock
 from gapwatch.core.envelopes import HEARTBEAT_COLLECTION
 from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, HeartbeatSpec, PipelineSpec
-from gapwatch.ports import Advice, Measure
 from gapwatch_connectors.mongodb.connection import RIGHT, Document, Mongo
 from gapwatch_connectors.mongodb.feed import STEP_SECONDS, MongoChangeStream, first_batch
 from gapwatch_connectors.mongodb.keys import DocumentKeys

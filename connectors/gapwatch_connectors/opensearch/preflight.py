@@ -6,11 +6,11 @@ import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from gapwatch.check_ports import Advice
 from gapwatch.core.search_address import SearchAddress
 from gapwatch.core.seqno import Position
 from gapwatch.errors import HistoryLost, KeyMisfit, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice
 from gapwatch_connectors.opensearch.connection import Json, Search, path
 from gapwatch_connectors.opensearch.index import Dataset, Index
 from gapwatch_connectors.opensearch.keys import DocumentIds

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from gapwatch.check_ports import Advice, Memory
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice, Memory
 from gapwatch_connectors.postgres.catalogue import Server, Slot, read_files, read_server, read_slots
 from gapwatch_connectors.postgres.connection import Connections
 from gapwatch_connectors.postgres.preflight import ConnectorConfig

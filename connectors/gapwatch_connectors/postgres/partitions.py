@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice
 from gapwatch_connectors.postgres.connection import Connection, Connections
 from gapwatch_connectors.postgres.preflight import ConnectorConfig, PostgresPreflight
 

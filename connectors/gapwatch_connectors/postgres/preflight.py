@@ -7,11 +7,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from gapwatch.check_ports import Advice, Measure
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.resolve import resolve
 from gapwatch.errors import ConfigError, StoreError, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice, DatasetInfo, Measure
+from gapwatch.ports import DatasetInfo
 from gapwatch_connectors.postgres.catalogue import Slot, Table, read_slots
 from gapwatch_connectors.postgres.connection import Connection, Connections
 from gapwatch_connectors.postgres.lookups import lookups_of

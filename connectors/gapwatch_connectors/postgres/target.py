@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from gapwatch.check_ports import Advice
 from gapwatch.core.conditions import paths_of
 from gapwatch.errors import StoreRefused
 from gapwatch.model.pipeline import FieldSpec, PipelineSpec, SourceSpec
-from gapwatch.ports import Advice, StoredRecord
+from gapwatch.ports import StoredRecord
 from gapwatch_connectors.postgres.catalogue import read_table
 from gapwatch_connectors.postgres.connection import Connections
 from gapwatch_connectors.postgres.lookups import plain

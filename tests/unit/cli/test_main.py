@@ -14,11 +14,11 @@ from typing import NoReturn
 import pytest
 import typer
 
+from gapwatch.check_ports import Advice
 from gapwatch.cli import exits, main, output
 from gapwatch.cli.exits import CONSISTENT, INTERRUPTED, UNDECIDED, USAGE
 from gapwatch.errors import ConflictError, GapwatchError, NotFoundError, StoreUnreachable
 from gapwatch.model.pipeline import Settings
-from gapwatch.ports import Advice
 from gapwatch.wiring import examination
 from tests.unit.config.test_load import GOOD
 

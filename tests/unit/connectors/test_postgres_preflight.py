@@ -11,9 +11,9 @@ from unittest import mock
 
 import pytest
 
+from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import SourceTable
-from gapwatch.ports import Advice
 from gapwatch_connectors.postgres import PostgresSourcePreflight
 from gapwatch_connectors.postgres.catalogue import Slot
 from gapwatch_connectors.postgres.preflight import PostgresPreflight

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gapwatch.check_ports import Advice
 from gapwatch.core.gaps import time_of
 from gapwatch.kafka.clients import Partition
 from gapwatch.kafka.offsets import LogEnds
 from gapwatch.kafka.preflight import SHOWN_SECONDS, TopicPreflight
 from gapwatch.kafka.topics import TopicFacts
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch.ports import Advice
 from tests.simulation.shop import spec_of
 from tests.simulation.stores import VirtualClock
 

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import pytest
 
+from gapwatch.check_ports import Advice, Measure
 from gapwatch.core.gaps import time_of
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.metrics import Metrics
 from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
 from gapwatch.model.suspect import Hole, Limit, PartitionStatus
-from gapwatch.ports import Advice, Measure
 from gapwatch.roles.board import Facts
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.watcher import POLL_SECONDS, FindingBook, Watcher, WatcherDependencies

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreUnreachable
-from gapwatch.ports import Advice
 from gapwatch.roles.repair.clocks import StoreClocks
 from tests.simulation.stores import spec_of_rig
 

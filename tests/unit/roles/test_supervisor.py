@@ -132,6 +132,7 @@ async def test_f7_a_role_that_cannot_drain_does_not_keep_the_process() -> None:
     await stop_when(lambda: "ingest" in seen.starts, stop)
     async with asyncio.timeout(5):
         await running
+    assert seen.starts.keys() == {"ingest", "api"}, "it ended although one of them never does"
 
 
 async def test_k6_a_role_is_ready_once_it_has_said_that_it_waits_for_nothing() -> None:
@@ -187,10 +188,13 @@ async def test_what_a_child_waits_for_is_heard_line_by_line() -> None:
     assert said == ["the brokers", ""]
 
 
-def test_without_a_parent_that_listens_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_parent_that_listens_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     supervisor.to_parent("the brokers")
     ours, theirs = os.pipe()
     os.close(ours)
     monkeypatch.setenv(supervisor.PIPE, str(theirs))
     supervisor.to_parent("the brokers")
     os.close(theirs)
+    assert capfd.readouterr() == ("", "")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreError
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import Advice, DatasetReader
+from gapwatch.ports import DatasetReader
 from gapwatch.roles.stores import PipelineStores, StoreAnswers
 
 TRIES = 3  # a slow answer looks like a wrong clock: the smallest of so many offsets counts

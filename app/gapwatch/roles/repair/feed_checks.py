@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from gapwatch.check_ports import Advice
 from gapwatch.core.gaps import rfc3339
 from gapwatch.core.standing import feeds_of, lagging_since
 from gapwatch.errors import StoreUnreachable
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.view import FeedView
-from gapwatch.ports import Advice, Clock, Ledger
+from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board
 
 CALM: Final = 0.25  # of its limit: so long nothing of it has to be seen until it is over

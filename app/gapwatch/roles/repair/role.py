@@ -7,10 +7,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from gapwatch.check_ports import Preflight
 from gapwatch.metrics import Metrics
 from gapwatch.model.gap import RunKind
 from gapwatch.model.pipeline import RepairMode, Settings
-from gapwatch.ports import Clock, Ledger, Preflight
+from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board
 from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.repair.autograce import AutoGrace

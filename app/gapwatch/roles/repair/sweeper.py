@@ -145,9 +145,8 @@ class _Sweep:
         )
         resumable = asked is None and (self._scope.by_key or in_order)
         self._counting = SweepCounts(dict.fromkeys(COUNTED, 0) | self._counted_before(), by_key=resumable)
-        self._decided = 0
+        self._decided = self._estimate = 0
         self._undecided = 0  # judged, but neither way
-        self._estimate = 0
         self._next_report = 0.0
         self._storing = asyncio.Lock()
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gapwatch.check_ports import Advice
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import Advice
 from gapwatch.roles.board import Facts
 
 

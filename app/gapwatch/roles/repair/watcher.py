@@ -16,6 +16,7 @@ from datetime import datetime
 
 import structlog
 
+from gapwatch.check_ports import Advice, Measure, Preflight
 from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.core.standing import BEGINNING
 from gapwatch.core.watermarks import REORDER_EVENTS_MAX
@@ -24,7 +25,7 @@ from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import FeedSpec, PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Hole, Limit
-from gapwatch.ports import Advice, Clock, Ledger, Measure, Preflight
+from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.stores import StoreAnswers, StoreProvider
 from gapwatch.roles.together import facts_together
