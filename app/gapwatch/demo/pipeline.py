@@ -90,6 +90,10 @@ class Pipeline:
         found = self._sink.committed([TopicPartition(TOPIC, number) for number in ends], timeout=10)
         return sum(ends[part.partition] - max(0, part.offset) for part in found)
 
+    def sent(self) -> int:
+        """Return how many records the source has sent to the sink."""
+        return sum(self._ends(TOPIC).values())
+
     def _dead_letters(self) -> int:
         return sum(self._ends(DEAD_LETTERS).values())
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NoReturn
 
 from gapwatch.demo.compare import Truth, compare
@@ -26,6 +27,7 @@ from gapwatch.errors import GapwatchError
 
 WAIT_SECONDS_MAX = 90.0
 LOOK_SECONDS = 0.4
+STILL_SECONDS = 1.5
 CLASSES = {
     "missing": "missing",
     "extra": "extra",
@@ -94,6 +96,7 @@ class Story:
         self._pipeline = Pipeline(self._stack)
         self._service: Service | None = None
         self._quiet: tuple[tuple[int, int], float] = ((-1, -1), 0.0)
+        self._still: tuple[tuple[int, ...], float] | None = None
 
     def __enter__(self) -> Story:
         return self
@@ -186,15 +189,29 @@ class Story:
     def _let_counts_agree(self, load: Load) -> None:
         """Lose as many inserts as deletes: write transactions that the sink drops until both stores count the same."""
         for _ in range(12):
-            self._wait(lambda: self._pipeline.lag() == 0, "the sink's lag to be 0", load=load)
+            self._wait(self._stands_still, "the sink to be through", load=load)
             source, target = self._pipeline.counts()
+            sent = self._pipeline.sent()
             if target > source:
                 load.lose_inserts(target - source)
             elif source > target:
                 load.lose_deletes(source - target)
             else:
                 return
-            self._wait(lambda: self._pipeline.lag() > 0, "the sink to see the write", seconds=5, load=load, needed=False)
+            self._wait(partial(self._more_than, sent), "the write to be sent to the sink", load=load)
+
+    def _stands_still(self) -> bool:
+        """Whether the sink has no lag, and nothing came for a while: what was written last may still be on its way."""
+        if self._pipeline.lag():
+            self._still = None
+        else:
+            key = (self._pipeline.sent(), *self._pipeline.counts())
+            if self._still is None or key != self._still[0]:
+                self._still = (key, time.monotonic())
+        return self._still is not None and time.monotonic() - self._still[1] >= STILL_SECONDS
+
+    def _more_than(self, sent: int) -> bool:
+        return self._pipeline.sent() > sent
 
     def _settled(self, load: Load) -> bool:
         """Whether Gapwatch has judged everything that was written so far."""
@@ -299,21 +316,11 @@ class Story:
             self.scene.pipeline = {**self.scene.pipeline, "status": "UNKNOWN"}
         self._show(self.scene)
 
-    def _wait(
-        self,
-        condition: Callable[[], bool],
-        what: str,
-        *,
-        seconds: float = WAIT_SECONDS_MAX,
-        load: Load | None = None,
-        needed: bool = True,
-    ) -> None:
-        until = time.monotonic() + seconds
+    def _wait(self, condition: Callable[[], bool], what: str, *, load: Load | None = None) -> None:
+        until = time.monotonic() + WAIT_SECONDS_MAX
         while not condition():
             if time.monotonic() > until:
-                if needed:
-                    raise GapwatchError(f"Waited {seconds:.0f} s for {what}, in vain.", remedy="Is this machine very busy?")
-                return
+                raise GapwatchError(f"Waited {WAIT_SECONDS_MAX:.0f} s for {what}, in vain.", remedy="Is this machine very busy?")
             if load is not None:
                 self._look(load)
             time.sleep(LOOK_SECONDS)
