@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from gapwatch.core.autorepair import remedy
 from gapwatch.core.coverage import closed_of, ratio, together
 from gapwatch.core.maintenance import Quiet
-from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, Severity
+from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, RunState, Severity
 from gapwatch.model.pipeline import Match, PipelineSpec
 from gapwatch.model.stream import NO_TOPIC, UNKNOWN_DELIVERY, Side
 from gapwatch.model.suspect import FeedStatus, Hole, PartitionStatus
@@ -26,6 +26,7 @@ NOT_PROVEN = {
     Match.VERSION: "contents: only the version column is compared, so that a wrong field under the right version is not seen",
     Match.PRESENCE: "contents: only that a document is there is compared, so that an update which never arrived is not seen",
 }
+_SHORT = {RunState.INCONCLUSIVE: "inconclusive", RunState.FAILED: "not carried out"}
 BEGINNING = datetime.fromtimestamp(0, UTC)  # of what nobody knows the beginning of
 BEFORE_ALL = BEGINNING - timedelta(seconds=1)  # … and of which no sweep that is still known proves how far it can reach back
 
@@ -50,6 +51,7 @@ class LedgerFacts:
     last_sweep: Run | None
     unverifiable_oldest: datetime | None
     masked_swept: int = 0  # masked settled writes that the last full content sweep read in full
+    unproven: Run | None = None  # the sweep that left something unread which none has looked at since
     undecided: int = 0  # suspects whose stores could not be read
     quiet: Quiet | None = None  # while it is paused, or in a maintenance window
     unreadable_stores: Sequence[str] = ()
@@ -194,8 +196,8 @@ def _judge(
         judged.append(_unknown(f"not checked: {why}"))
     if facts.repair_seen is None or now - facts.repair_seen > timedelta(seconds=pipeline.stall_after_seconds):
         judged.append(_unknown("role repair has not reported: nobody confirms suspects"))
-    if facts.last_sweep is not None and facts.last_sweep.state.value == "inconclusive":
-        judged.append(_Judged(severity=Severity.UNKNOWN, reason="the last sweep was inconclusive"))
+    if facts.unproven is not None:
+        judged.append(_unknown(f"a sweep was {_SHORT[facts.unproven.state]}, and none has looked at as much since"))
     if coverage is not None and coverage < pipeline.coverage_target:
         because = f"; {masked} writes had fields that no event carried: sweep the content" if masked else ""
         reason = f"coverage {coverage:.4f} is below {pipeline.coverage_target}{because}"

@@ -23,6 +23,7 @@ from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.model.suspect import PartitionStatus
 from gapwatch.model.view import FeedView, PipelineView
 from gapwatch.ports import Clock, Ledger
+from gapwatch.roles.sweeps_left import SweepsLeft
 
 log = structlog.get_logger(__name__)
 
@@ -146,6 +147,7 @@ class Board:
         self._clock = clock
         self._lags = lags
         self._records: dict[tuple[str, int], PartitionStatus] = {}
+        self._left = SweepsLeft(ledger)
         self.looked_at = clock.monotonic()  # when somebody asked for a view last, or the process began
         self._ended: frozenset[str] = frozenset()
 
@@ -238,14 +240,15 @@ class Board:
             said = [fact for fact in reports if self._fresh(pipeline, fact)]
             swept: Mapping[str, Any] | None = facts.get(Facts.swept(pipeline))
             stopped: Mapping[str, Any] | None = facts.get(Facts.repair_stopped(pipeline))
-            sweeps = ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)
+            last = next(iter(ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)), None)
             one = LedgerFacts(
                 summary=ledger.gap_summary(pipeline),
                 findings=[record for record in findings if record.pipeline == pipeline],
                 baseline=_baseline(facts.get(Facts.baseline(pipeline))),
                 last_full_sweep_started=_time(swept["started_at"]) if swept else None,
                 masked_swept=int(swept.get("masked", 0)) if swept else 0,
-                last_sweep=sweeps[0] if sweeps else None,
+                last_sweep=last,
+                unproven=self._left.of(pipeline, last),
                 unverifiable_oldest=unverifiable[pipeline],
                 undecided=sum(int(fact["undecided"]) for fact in said),
                 quiet=quiet_at(spec.maintenance, facts.get(Facts.paused(pipeline)), now),

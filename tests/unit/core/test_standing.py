@@ -268,7 +268,7 @@ def everything_unread() -> dict[str, Any]:
         "a check": replace(FACTS, unlooked=("Kafka Connect does not answer.",)),
         "suspects": replace(FACTS, undecided=1),
         "role repair": replace(FACTS, repair_seen=None),
-        "sweep": replace(FACTS, last_sweep=inconclusive),
+        "sweep": replace(FACTS, last_sweep=inconclusive, unproven=inconclusive),
     }
 
 

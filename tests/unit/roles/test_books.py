@@ -21,7 +21,7 @@ from gapwatch.model.stream import Operation
 from gapwatch.model.suspect import GivenUp, Heard
 from gapwatch.ports import GapChange, Key
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.book import FRESH_MILLISECONDS, Book
 from gapwatch.roles.repair.holding import TRIES, Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.reads import read_batch
@@ -159,6 +159,27 @@ def test_a_gap_that_opened_since_is_closed_too(ledger: SqlLedger) -> None:
     story.rig.sink_delivers(1)
     asyncio.run(story.book.close(story.rig.stores, agreeing(story, 1), held={}))
     assert [gap.state for gap in story.gaps()] == [State.RESOLVED]
+
+
+def test_lesson_40_what_was_read_before_a_worker_stood_still_closes_no_gap(ledger: SqlLedger) -> None:
+    """It holds an agreement, and what broke since was confirmed by another worker, in a revision that only the ledger had."""
+    story = missing(ledger, 1, 2)
+    story.rig.sink_delivers(1)
+    decided = agreeing(story, 1)
+    asyncio.run(story.clock.sleep(FRESH_MILLISECONDS / 1000 + 0.1))
+    assert asyncio.run(story.book.close(story.rig.stores, decided)) == set(), "it is to be read once more"
+    assert {gap.state for gap in story.gaps()} == {State.OPEN}
+    fresh = agreeing(story, 1)
+    assert asyncio.run(story.book.close(story.rig.stores, fresh)) == {story.rig.key(1)}
+
+
+def test_where_there_is_no_gap_old_reads_are_as_good_as_new_ones(ledger: SqlLedger) -> None:
+    story = Story(ledger)
+    story.rig.stranger_writes(1, None)
+    story.rig.sink_delivers(1)
+    decided = agreeing(story, 1)
+    asyncio.run(story.clock.sleep(60))
+    assert asyncio.run(story.book.close(story.rig.stores, decided)) == {story.rig.key(1)}
 
 
 def order(ledger: Watched) -> tuple[Story, Run]:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 
@@ -14,12 +15,14 @@ from gapwatch.errors import ConflictError
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
 from gapwatch.model.pipeline import SweepSpec
+from gapwatch.model.stream import Side
 from gapwatch.ports import ContentChunk
 from gapwatch.roles.board import Facts
 from gapwatch.roles.repair import scanning
 from gapwatch.roles.repair.leisure import (
     LEAST,
     OF_INTERVAL,
+    PAUSE_SECONDS_MAX,
     REST_SECONDS_MAX,
     UNMEASURED,
     WITHIN,
@@ -29,7 +32,8 @@ from gapwatch.roles.repair.leisure import (
     within_seconds,
 )
 from gapwatch.roles.repair.sweeper import IDLE_SECONDS
-from gapwatch.roles.repair.sweeps import request_sweep
+from gapwatch.roles.repair.sweeps import LEASE_SECONDS, request_sweep
+from gapwatch.roles.repair.tenure import renewing
 from gapwatch.scans import contents_in
 from tests.ledger_samples import hole as a_hole
 from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
@@ -102,6 +106,52 @@ async def test_no_rest_is_so_long_that_a_store_closes_what_is_read_on() -> None:
     began = clock.monotonic()
     await pace.rest(20.0, 1)
     assert clock.monotonic() - began == pytest.approx(REST_SECONDS_MAX, abs=0.1)
+
+
+async def test_f4_whoever_holds_a_lease_renews_it_while_it_rests() -> None:
+    """A sweep by key reads and renews in one task: a rest of a minute outlasted its lease of twenty seconds, again and again."""
+    clock = VirtualClock()
+    pace, renewed = SidePace(Leisure(clock, most=0.5, within=1e6), clock), [clock.monotonic()]
+
+    async def renew() -> None:
+        renewed.append(clock.monotonic())
+
+    await pace.rest(5.0, 2_000, meanwhile=renew)
+    assert renewed[-1] - renewed[0] > LEASE_SECONDS[RunKind.SWEEP]
+    assert max(after - before for before, after in pairwise(renewed)) <= PAUSE_SECONDS_MAX
+
+
+async def test_f4_whoever_holds_a_lease_renews_it_while_a_store_is_slow() -> None:
+    gone, renewed = asyncio.Event(), list[int]()
+
+    async def renew() -> None:
+        renewed.append(1)
+        if len(renewed) == 3:
+            gone.set()
+
+    async def slow() -> str:
+        await gone.wait()
+        return "read"
+
+    assert await renewing(slow(), renew, seconds=0.001) == "read"
+    assert len(renewed) == 3
+
+
+async def test_f4_work_ends_once_its_lease_is_lost() -> None:
+    ended = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            ended.set()
+
+    async def refused() -> None:
+        raise ConflictError("Another worker has it.")
+
+    with pytest.raises(ConflictError):
+        await renewing(slow(), refused, seconds=0.001)
+    assert ended.is_set()
 
 
 async def test_a_long_pause_ends_soon_after_somebody_waits() -> None:
@@ -224,3 +274,39 @@ def test_a_whole_sweep_takes_its_time_unless_somebody_waits_for_it(
     assert (ended.counts["source_keys"], ended.counts["missing"]) == (200, 1)
     busy = clock.slept[READING_SECONDS]
     assert clock.rested < 2 * (busy + clock.slept[IDLE_SECONDS]) if waited_for else clock.rested > 20 * busy
+
+
+class Renewed:
+    """A ledger that says when a run was stored."""
+
+    def __init__(self, ledger: SqlLedger, clock: VirtualClock) -> None:
+        self._ledger, self._clock = ledger, clock
+        self.at: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    def update_run(self, run: Run, *, holder: str) -> None:
+        self.at.append(self._clock.monotonic())
+        self._ledger.update_run(run, holder=holder)
+
+
+def test_f4_a_lookback_that_rests_for_long_keeps_its_lease(ledger: SqlLedger) -> None:
+    """It went to another holder at each rest, who began at the same place, for ever."""
+    clock = VirtualClock()
+    rig = Rig(spec=replace(spec_of_rig(), sweep=SweepSpec(every_seconds=HOUR, start_delay_seconds=0.0, lookback_seconds=HOUR)))
+    for number in range(20):
+        rig.source_writes(number)
+        rig.sink_delivers(number)
+        rig.changed[Side.EXPECTED][number] = clock.now()
+
+    def passes(what: str) -> None:
+        clock._ms += 1_000 if what.startswith("fetch") else 0
+
+    run = of_schedule(ledger, clock, rig.spec.sweep)
+    assert run.request["range"] == "lookback"
+    rig.between, watched = passes, Renewed(ledger, clock)
+    ended = asyncio.run(sweeper_of(rig, cast(Any, watched), clock).run(run, rig.stores, last_full_started=None))
+    assert ended.state is RunState.SUCCEEDED
+    assert watched.at[-1] - watched.at[0] > LEASE_SECONDS[RunKind.SWEEP], "it rested"
+    assert max(after - before for before, after in pairwise(watched.at)) < LEASE_SECONDS[RunKind.SWEEP] / 4

@@ -265,6 +265,11 @@ class _Dying:
 def _killed_again_and_again(rig: Rig, ledger: SqlLedger, every: int, **request: Any) -> tuple[Run, list[str]]:
     """Sweep with workers that all are killed, until one comes to the end; return the run, and where each began."""
     clock, began = VirtualClock(pace=100), []
+
+    def passes(what: str) -> None:
+        clock._ms += 600  # so that what was judged is reported every now and then
+
+    rig.between = passes
     request_sweep(ledger, rig.spec, clock, "sweep0", request)
     taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
     assert taken is not None

@@ -34,6 +34,9 @@ ROWS_PER_KEY = 20  # of the audit
 TOLD_MAX = 50  # gaps of one batch that are logged one by one; the ledger names them all
 BROUGHT_ABOUT = frozenset({ItemOutcome.REQUESTED.value, ItemOutcome.WRITTEN.value})
 HELD_AT_ONCE = 500
+# What was read up to so long ago closes a gap that was looked up after it: nothing breaks and is confirmed in less. A worker that
+# stood still for longer may hold an agreement from before the gap.
+FRESH_MILLISECONDS = 1_000
 UNRESOLVED = tuple(state.value for state in State if state is not State.RESOLVED)
 NEW = frozenset({"opened", "reopened"})  # of the events of :meth:`Book.open`
 
@@ -123,15 +126,19 @@ class Book:
             decided: Judgements, of which those of agreement count.
             backfilled: The keys that a backfill wrote.
             held: Gaps as they were read before their keys were: they are not read again unless somebody has changed them.
-            newer: Whether gaps that are not held, or were changed since, are resolved too; else what was proved since stays open.
+            newer: Whether gaps that are not held, or were changed since, are resolved too, where the reads are fresh; else what
+                was proved since stays open.
         """
         if not decided:
             return set()
         known = {item.case.key: held[item.case.key] for item in decided if item.case.key in held}
         unknown = [item.case.key for item in decided if item.case.key not in known]
-        others = unknown if newer else []
+        others, stale = unknown if newer else [], set[Key]()
         if others:
-            known |= await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, others)
+            found = await asyncio.to_thread(self._ledger.open_gaps_for, stores.spec.id, others)
+            fresh = self._clock.now_ms() - FRESH_MILLISECONDS
+            stale = {item.case.key for item in decided if item.case.key in found and item.reads.reads.started_ms < fresh}
+            known |= {key: gap for key, gap in found.items() if key not in stale}
         now = self._clock.now()
         changes, keys = [], []
         for item in decided:
@@ -146,7 +153,7 @@ class Book:
         changed = {key for key in keys if key in held and key not in stored} if newer else set()
         if changed:
             stored |= await self.close(stores, [item for item in decided if item.case.key in changed], backfilled=backfilled)
-        return stored | ({key for key in unknown if key not in known} if newer else set())
+        return stored | ({key for key in unknown if key not in known and key not in stale} if newer else set())
 
     async def explain(self, pipeline: str, heard: Sequence[Heard]) -> None:
         """Bring open gaps up to date of whose writes the sink says only now that it gave them up."""

@@ -6,6 +6,7 @@ one: it is spread over that, so that whoever else asks the stores hardly notices
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from gapwatch.core.cron import next_due
@@ -81,8 +82,11 @@ class SidePace:
         self._done = 0
         self.total = total
 
-    async def rest(self, took: float, rows: int) -> None:
-        """Leave the store alone, as long as it takes, after reading so many rows in so many seconds."""
+    async def rest(self, took: float, rows: int, *, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Leave the store alone, as long as it takes, after reading so many rows in so many seconds.
+
+        ``meanwhile``: called again and again, where nobody else renews the lease or looks who waits.
+        """
         self._busy += took
         self._done += rows
         began = self._clock.monotonic()
@@ -92,3 +96,5 @@ class SidePace:
             if left <= 0:
                 return
             await self._clock.sleep(min(left, PAUSE_SECONDS_MAX))
+            if meanwhile is not None:
+                await meanwhile()

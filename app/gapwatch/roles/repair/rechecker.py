@@ -93,4 +93,6 @@ class Rechecker:
         decided = await judge.step()
         differing = [item for item in decided if isinstance(item.judgement, Difference)]
         await self._on.book.open(stores, differing, Detector.SWEEP, only_known=True)  # a gap keeps the detector that it has
-        return len(await self._on.book.close(stores, agreeing))
+        # What was proved since the page was read stays open: another look may have seen what came after ours.
+        held = {gap.key: gap for gap in page.gaps}
+        return len(await self._on.book.close(stores, agreeing, held=held, newer=False))

@@ -29,7 +29,8 @@ from gapwatch.roles.repair.leisure import Leisure, SidePace
 from gapwatch.roles.repair.scanning import Scanning, estimate_of, in_one_order
 from gapwatch.roles.repair.sweep_work import SweeperDependencies
 from gapwatch.roles.repair.sweeps import refuse_cancelled
-from gapwatch.roles.repair.trials import SweepTrial
+from gapwatch.roles.repair.tenure import renewing
+from gapwatch.roles.repair.trials import MappingSuspectError, SweepTrial
 from gapwatch.roles.stores import PipelineStores
 
 log = structlog.get_logger(__name__)
@@ -42,10 +43,6 @@ KEYS_PER_READ: Final = 2_000
 BOOKED_AT_ONCE: Final = 2_000
 BOOKINGS_MAX: Final = 5  # attempts at a gap that somebody else keeps changing
 IDLE_SECONDS: Final = 0.05
-
-
-class _MappingSuspectError(Exception):
-    """The sweep ends early: a field is mapped wrongly."""
 
 
 class Sweeper:
@@ -185,7 +182,7 @@ class _Sweep:
             )
         except StoreError as error:
             return await self._end(RunState.INCONCLUSIVE, error=error.message)
-        except _MappingSuspectError as error:
+        except MappingSuspectError as error:
             return await self._end(RunState.INCONCLUSIVE, error=str(error))
         self._counts["undecided"] = undecided
         reasons = [scan.reason for scan in self._scanning.sides.values() if scan.reason]
@@ -294,11 +291,11 @@ class _Sweep:
                 if scanned:
                     scan.result()
                 began = clock.monotonic()
-                decided = await self._judge.step()
+                decided = await renewing(self._judge.step(), self._renew)
                 took = clock.monotonic() - began
                 await self._take(decided)
                 if self._scope.by_key:
-                    await self._pace.rest(took, len(decided))
+                    await self._pace.rest(took, len(decided), meanwhile=self._report)
                 await self._report()
                 if decided or not scanned:
                     last = clock.monotonic()
@@ -320,14 +317,14 @@ class _Sweep:
         now, again = await self._trial.take(decided, compared=self._compared, pending=len(self._judge))
         self._judge_again(again)
         await self._book(now)
-        self._check_mapping()
+        self._trial.check()
 
     async def _end_trial(self) -> int:
         """End the trial of the mapping, and judge what it held back; return how many keys stayed undecided."""
         whole = all(scan.complete for scan in self._scanning.sides.values())
         again = await self._trial.finish(compared=self._compared, whole=whole)
         self._judge_again(again)
-        self._check_mapping()
+        self._trial.check()
         return await self._judge_all(asyncio.create_task(_nothing())) if again else 0
 
     def _judge_again(self, released: Sequence[Decided]) -> None:
@@ -337,11 +334,6 @@ class _Sweep:
             assert isinstance(item.judgement, Difference)
             self._counting.take_back(item.case.key, "differences", item.judgement.kind.value)
             self._judge.again(item)
-
-    def _check_mapping(self) -> None:
-        """Raise where the mapping is suspect: what is left to judge would be judged by it."""
-        if self._trial.said:
-            raise _MappingSuspectError(self._trial.said)
 
     @property
     def _compared(self) -> int:
@@ -421,9 +413,6 @@ class _Sweep:
         if now < self._next_report:
             return
         self._next_report = now + 1.0
-        if self._part is None:
-            await refuse_cancelled(self._on.ledger, self._run.id)
-        await self._look_who_waits()
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
         mark = self._resumption.advance(self._judge.cases) if whole else None
@@ -435,6 +424,13 @@ class _Sweep:
             progress=self._progress(),
             cursor=self._cursor(mark),
         )
+        await self._renew()
+
+    async def _renew(self) -> None:
+        """Store what was last reported: the lease is renewed by it."""
+        if self._part is None:
+            await refuse_cancelled(self._on.ledger, self._run.id)
+        await self._look_who_waits()
         await self._store()
 
     async def _store(self) -> None:

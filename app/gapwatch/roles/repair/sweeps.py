@@ -20,6 +20,7 @@ from gapwatch.core.gaps import rfc3339
 from gapwatch.core.maintenance import quiet_at
 from gapwatch.core.standing import begun, uncovered_holes_within
 from gapwatch.core.sweep import Scope
+from gapwatch.core.unproven import WIDE
 from gapwatch.errors import ConflictError, UsageError
 from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
 from gapwatch.model.pipeline import FeedKind, Match, PipelineSpec
@@ -29,6 +30,7 @@ from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.book import held_since, hold_from
 from gapwatch.roles.repair.leisure import WITHIN, within_seconds
+from gapwatch.roles.sweeps_left import SweepsLeft
 
 log = structlog.get_logger(__name__)
 
@@ -41,8 +43,7 @@ ONGOING_SPACING_FACTOR = 10  # … and so many times as long as the last one too
 LEASE_SECONDS = {RunKind.SWEEP: 20.0, RunKind.BACKFILL: 60.0, RunKind.REPLAY: 20.0}
 RETRY_SECONDS = 10.0  # after a sweep that was inconclusive
 SUSPECT_RETRY_SECONDS = 600.0  # … because the mapping looks wrong: somebody has to correct it first
-WIDE = ("full", "lookback")  # what a schedule asks for; sweeps of keys and ranges are asked for by somebody
-AGAIN = "inconclusive"  # the last one: its pipeline is UNKNOWN until another one has looked at the same
+AGAIN = "inconclusive"  # an earlier one: its pipeline is UNKNOWN until another one has looked at the same
 RECENT = 100
 JITTER_SECONDS_MAX = 60.0
 JITTER_SHARE = 0.1  # of the interval
@@ -156,6 +157,7 @@ class SweepScheduler:
     def __init__(self, dependencies: SchedulerDependencies) -> None:
         self._on = dependencies
         self._started = dependencies.clock.now()
+        self._left = SweepsLeft(dependencies.ledger)
 
     async def run(self, stop: asyncio.Event) -> None:
         asking = Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS)
@@ -195,8 +197,8 @@ class SweepScheduler:
         if reason == "schedule":
             within = within_seconds(pipeline.sweep, self._on.clock)
             return self.extent(pipeline) | ({WITHIN: within} if within else {})
-        last = self._last(pipeline.id) if reason == AGAIN else None
-        return {name: value for name, value in last.request.items() if name != WITHIN} if last is not None else {}
+        left = self._left.of(pipeline.id, self._last(pipeline.id)) if reason == AGAIN else None
+        return {name: value for name, value in left.request.items() if name != WITHIN} if left is not None else {}
 
     def _wanted(self, pipeline: PipelineSpec, records: list[PartitionStatus], known: Known | None = None) -> str:
         """Return why a sweep is due now, or an empty string. What is known is read before the last run: never newer than it."""
@@ -238,7 +240,9 @@ class SweepScheduler:
             return Finding.MAPPING_CHANGED.value
         if self._scheduled(pipeline, last, now):
             return "schedule"
-        return AGAIN if last is not None and last.state is RunState.INCONCLUSIVE and _may_go_on(last, now) else ""
+        left = self._left.of(pipeline.id, last)
+        unwanted = last is not None and last.state is RunState.CANCELLED
+        return AGAIN if left is not None and not unwanted and _may_go_on(left, now) else ""
 
     def _is_waited_for(
         self,

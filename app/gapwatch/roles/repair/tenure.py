@@ -1,10 +1,11 @@
-"""How long a backfill's run is still its holder's, by the holder's own clock: near the end nothing more is sent to a target."""
+"""How a run stays its holder's, and how long by the holder's own clock: near the end nothing more is sent to a target."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from gapwatch.core.backfill import Tally
 from gapwatch.errors import ConflictError
@@ -12,6 +13,25 @@ from gapwatch.model.gap import Run
 from gapwatch.ports import Clock, Ledger
 
 SAFE_SECONDS: Final = 30.0  # what has to be left when a batch is sent: no store is waited for longer by one request
+
+
+RENEW_SECONDS: Final = 1.0
+
+T = TypeVar("T")
+
+
+async def renewing(work: Coroutine[Any, Any, T], renew: Callable[[], Awaitable[None]], *, seconds: float = RENEW_SECONDS) -> T:
+    """Wait for `work`, which may take longer than a lease; call `renew` so often meanwhile. What that raises ends the work."""
+    task = asyncio.ensure_future(work)
+    try:
+        while True:
+            await asyncio.wait({task}, timeout=seconds)
+            if task.done():
+                return task.result()
+            await renew()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Tenure:

@@ -157,6 +157,10 @@ class MappingTrials:
         return sum(record.counters.settled for record in self._board.records(pipeline))
 
 
+class MappingSuspectError(Exception):
+    """The sweep ends early: a field is mapped wrongly."""
+
+
 class SweepTrial:
     """One sweep's part in the trial: while that goes on, mismatches are held back, so that a wrong field opens no gap at all.
 
@@ -185,6 +189,11 @@ class SweepTrial:
 
     async def goes_on(self) -> bool:
         return self._takes_part and not await self._trials.is_over(self._stores)
+
+    def check(self) -> None:
+        """Raise where the mapping is suspect: what is left to judge would be judged by it."""
+        if self.said:
+            raise MappingSuspectError(self.said)
 
     def begin_anew(self) -> None:
         """Forget what was judged: every key is found once more."""
