@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
@@ -13,10 +15,10 @@ from gapwatch.core.sweep import PLACE, Mark, Place
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState
 from gapwatch.model.stream import Side
-from gapwatch.ports import GapFilter
+from gapwatch.ports import GapFilter, ScanChunk
 from gapwatch.roles.repair import keyfeed, scanning, sweeper
 from gapwatch.roles.repair.sweeps import request_sweep
-from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
+from tests.simulation.stores import ModelReader, Rig, VirtualClock, spec_of_rig, sweeper_of
 
 
 def swept(rig: Rig, ledger: SqlLedger, *, cursor: Any = None, **request: Any) -> Run:
@@ -89,6 +91,33 @@ def test_lesson_17_a_side_that_does_not_answer_opens_no_gap(ledger: SqlLedger, s
     assert gaps(ledger) == []
     rig.away.clear()
     assert swept(rig, ledger).state is RunState.SUCCEEDED, "and the failure is not remembered"
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_what_a_store_does_not_answer_is_not_asked_for_key_by_key(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch, in_order: bool
+) -> None:
+    """One rejected page, and every key behind it was looked up in the very store that was overloaded."""
+
+    scan = ModelReader.scan
+
+    async def broken(self: ModelReader, **asked: Any) -> AsyncIterator[ScanChunk]:
+        async with aclosing(scan(self, **asked)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
+                if self._side is Side.OBSERVED:
+                    yield ScanChunk(records=[], cursor=None, identity="one", complete=False, reason="rejected")
+                    return
+
+    monkeypatch.setattr(ModelReader, "scan", broken)
+    monkeypatch.setattr(scanning, "RECORDS_PER_CHUNK", 100)
+    rig, fetched = copied(3_000), list[str]()
+    rig.ordered = in_order
+    rig.stranger_writes(0, None)
+    rig.between = fetched.append
+    assert swept(rig, ledger).state is RunState.INCONCLUSIVE
+    assert len(gaps(ledger)) == in_order, "of what both sides had shown by then"
+    assert len(fetched) <= 6
 
 
 def test_lesson_17_a_target_that_goes_away_after_the_scan_opens_no_gap(ledger: SqlLedger) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gapwatch.core.sweep import Mark
@@ -143,6 +143,8 @@ class Scanning:
                 pieces = await asyncio.gather(*(anext(running[side], None) for side in turns))
                 for side, piece in zip(turns, pieces, strict=True):
                     if piece is None:
+                        if not self.sides[side].complete:
+                            return  # nothing is left to compare the rest of the other side with
                         del running[side]
                         differing = difference.end(side)
                     else:
@@ -171,7 +173,16 @@ class Scanning:
                 await asyncio.gather(*reading, return_exceptions=True)
             buckets = spool.differences()
             while (differing := await asyncio.to_thread(next, buckets, None)) is not None:
-                yield Found(differing=differing, mark=None, rows=self._rows)
+                yield Found(differing=self._founded(differing), mark=None, rows=self._rows)
+
+    def _founded(self, differing: Differing) -> Differing:
+        """Return it without the keys that one side seems to lack because it was not read to its end."""
+        source, target = (self.sides[side].complete for side in (Side.EXPECTED, Side.OBSERVED))
+        return replace(
+            differing,
+            source_only=differing.source_only if target else [],
+            target_only=differing.target_only if source else [],
+        )
 
     async def _collect(self, side: Side, spool: Spool) -> None:
         """Put one side's keys into the buckets, at the side's own pace."""

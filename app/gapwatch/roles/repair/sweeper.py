@@ -208,12 +208,14 @@ class _Sweep:
             self._leisure.hurried = asked == self._run.id
 
     async def _estimate_sides(self) -> None:
-        """Ask both stores about how many rows there are: of a part, as if all parts were alike."""
+        """Ask both stores about how many rows there are: of a part, as if all parts were alike.
+
+        A part's pace is that of the whole: one worker may have to carry out all of them, one after the other.
+        """
         parts = 1 if self._part is None else max(1, self._stores.spec.sweep.parts)
         for side, reader in self._readers():
-            rows = await estimate_of(reader) // parts
-            self._scanning.paces[side].total = rows
-            self._estimate += rows
+            self._scanning.paces[side].total = rows = await estimate_of(reader)
+            self._estimate += rows // parts
 
     def _reading(self) -> Coroutine[None, None, None]:
         if self._asked is not None:
