@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -225,3 +227,20 @@ async def some(consumer: RawConsumer, count: int) -> list[Any]:
 
     await until(more)
     return found
+
+
+async def test_nothing_of_a_closed_consumer_is_kept(settings: Settings, topic: str, producer: AckedProducer) -> None:
+    """The fetcher held the client, whose callbacks held all of the role that had subscribed: each restart left one behind."""
+    await fill(producer, topic, 5)
+    consumer, keeper = member(settings, topic), Keeper()
+    await consumer.subscribe([topic], keeper)
+    await all_of(consumer, 5)
+    await consumer.close()
+    left = weakref.ref(keeper)
+    del consumer, keeper
+
+    async def gone() -> bool:
+        gc.collect()
+        return left() is None
+
+    await until(gone)

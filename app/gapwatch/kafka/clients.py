@@ -293,6 +293,8 @@ class RawConsumer:
                 self._consumer.close()
             except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
                 error = raised
+            # The module's fetcher holds the client, whose callbacks hold us: no collector sees through that.
+            self._fetching = None
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(tell, error)
 
