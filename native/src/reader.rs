@@ -13,6 +13,7 @@ use pyo3::types::{PyBytes, PyList};
 
 const BEGINNING: &[u8] = br#"{"_id""#; // of a document that a server wrote: then it is no wrapped value either
 const SECONDS_MAX: i64 = 1 << 31;
+const TIMES: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999; // years 1 to 9999
 
 pub struct Event {
     pub operation: u8,
@@ -102,6 +103,9 @@ impl Reader {
 
     fn row(&mut self, py: Python<'_>, plan: &Plan, envelope: &Envelope<'_>, data: &[u8]) -> Res<Event> {
         let (major, minor) = sequence(envelope.source.sequence)?;
+        if !TIMES.contains(&envelope.source.ts_ms) {
+            return Err(Decline);
+        }
         let mut event = Event { operation: operation(envelope), major, minor, event_time: envelope.source.ts_ms, content: None };
         if event.operation == DELETE {
             return Ok(event);

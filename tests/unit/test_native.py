@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gapwatch import native
 from gapwatch.core.envelopes import INTERFACE, BatchDecoder, EventColumns, decoder_for
-from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.columns import Refused, Shape
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConfigError
 from gapwatch.model.pipeline import FieldType, Match
@@ -117,3 +117,25 @@ def test_a_pipeline_that_no_module_can_read_is_not_shown_to_it() -> None:
     declining = Declining()
     decoded(declining, match=Match.VERSION)
     assert declining.plans == []
+
+
+@pytest.mark.parametrize("number", [1 << 63, -(1 << 63) - 1, 99_999_999_999_999_999_999, 253_402_300_800_000, -62_135_596_800_001])
+@pytest.mark.parametrize("native_module", [None, "declining"])
+@pytest.mark.parametrize("what", ["time", "version"])
+def test_a6_a_number_that_cannot_be_kept_is_a_dead_letter_and_the_others_come_through(
+    number: int, native_module: str | None, what: str
+) -> None:
+    """It ended the role, which met the same record again after each start: no pipeline of the process went on."""
+    spec = pipeline(field("name", FieldType.TEXT), **({"match": Match.VERSION, "version": "v"} if what == "version" else {}))
+    module: Any = Declining() if native_module else None
+    decoder = BatchDecoder(decoder_for(spec, Side.EXPECTED, CompiledMapping(spec), module))
+    told = [change("c", after={"id": offset, "name": "a", "v": 1}) for offset in range(4)]
+    if what == "time":
+        told[2]["source"]["ts_ms"] = number
+    else:
+        told[2]["after"]["v"] = number
+    columns = decoder.decode([Told(record(value, key={"id": at}, offset=at)) for at, value in enumerate(told)])
+    kept = what == "version" and -(1 << 63) <= number < 1 << 63
+    assert list(columns.offsets) == [0, 1, 2, 3] if kept else [0, 1, 3]
+    refused = [(offset, cast(Refused, item).error.reason) for offset, item in columns.others]
+    assert refused == ([] if kept else [(2, "out_of_range")])

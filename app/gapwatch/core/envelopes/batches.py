@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Final, Protocol
 
-from gapwatch.core.envelopes.columns import Columns, EventColumns, Refused, Shape
+from gapwatch.core.envelopes.columns import Columns, EventColumns, Refused, Shape, fits, out_of_range
 from gapwatch.core.envelopes.compiled.loop import UNUSUAL, Loop
 from gapwatch.core.envelopes.compiled.native import NativeReading
 from gapwatch.core.envelopes.records import Decoder, Event, Message, RawRecord
@@ -71,6 +72,8 @@ class BatchDecoder:
             return columns
         for start in range(0, len(messages), CHUNK):
             loop(messages[start : start + CHUNK], columns, take)
+        if isinstance(columns, EventColumns) and not columns.fit:
+            columns = self._without_unfit(columns, messages)
         if len(columns) > looped:
             self._decoder.looped()
         if 2 * len(unusual) > len(messages):
@@ -93,8 +96,23 @@ class BatchDecoder:
         except RecordError as error:
             columns.others.append((record.offset, Refused(record, error)))
             return
+        if any(isinstance(item, Event) and not fits(item) for item in decoded):
+            columns.others.append((record.offset, Refused(record, out_of_range())))
+            return
         for item in decoded:
             if isinstance(item, Event):
                 columns.add(item, record.offset, record.timestamp)
             else:
                 columns.others.append((record.offset, item))
+
+    def _without_unfit(self, columns: EventColumns, messages: Sequence[Message]) -> EventColumns:
+        """Return them with the records refused of which an event does not fit."""
+        unfit = {offset for event, offset, _ in columns.events() if not fits(event)}
+        kept = EventColumns(self.shape)
+        for event, offset, append_time in columns.events():
+            if offset not in unfit:
+                kept.add(event, offset, append_time)
+        records = [RawRecord.of(message) for message in messages if message.offset() in unfit]
+        refused = [(record.offset, Refused(record, out_of_range())) for record in records]
+        kept.others = sorted([*columns.others, *refused], key=itemgetter(0))
+        return kept

@@ -38,6 +38,21 @@ class Refused(NamedTuple):
     error: RecordError
 
 
+# What a column holds, and what a time can be in any store of ours: years 1 to 9999, in milliseconds.
+LEAST, MOST = -(1 << 63), (1 << 63) - 1
+EARLIEST, LATEST = -62_135_596_800_000, 253_402_300_799_999
+
+
+def fits(event: Event) -> bool:
+    """Whether the numbers of an event can be kept: nobody's clock or log has come to others, whatever a record says."""
+    numbers = (event.major, event.minor) if event.version is None else (event.major, event.minor, event.version)
+    return EARLIEST <= event.event_time <= LATEST and min(numbers) >= LEAST and max(numbers) <= MOST
+
+
+def out_of_range() -> RecordError:
+    return RecordError("out_of_range", "A time, a position or a version is beyond what there can be (times are in milliseconds).")
+
+
 class Columns(Protocol):
     """Events as columns, whoever keeps them: :class:`EventColumns`, or the compiled module. Offsets do not fall."""
 
@@ -130,6 +145,16 @@ class EventColumns:
             self.target_ids,
         )
         return tuple([column for column in columns if column is not None])
+
+    @property
+    def fit(self) -> bool:
+        """Whether each event fits."""
+        if not self.keys:
+            return True
+        if min(self.event_times) < EARLIEST or max(self.event_times) > LATEST:
+            return False
+        versions = [version for version in self.versions or () if version is not None]
+        return all(min(some) >= LEAST and max(some) <= MOST for some in (self.majors, self.minors, versions) if some)
 
     def place(self, offset: int, /) -> int:
         return bisect_left(self.offsets, offset)

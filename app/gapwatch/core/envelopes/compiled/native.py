@@ -14,7 +14,7 @@ import msgspec
 
 from gapwatch.core.canonical import ABSENT, NULL, Form
 from gapwatch.core.envelopes import extjson
-from gapwatch.core.envelopes.columns import Columns, EventColumns, Shape
+from gapwatch.core.envelopes.columns import Columns, EventColumns, Shape, fits
 from gapwatch.core.envelopes.compiled.loop import UNUSUAL, Loop
 from gapwatch.core.envelopes.compiled.readings import EPOCHS, TIMES, UTC
 from gapwatch.core.envelopes.compiled.rows import Encoded
@@ -83,8 +83,13 @@ class NativeReading:
         read = EventColumns(self._shape)
 
         def hand_over() -> None:
+            refused = set[int]()
             for event, offset, append_time in read.events():
-                out.add(event, offset, append_time)
+                if fits(event):
+                    out.add(event, offset, append_time)
+                elif offset not in refused:  # the general decoder says so
+                    refused.add(offset)
+                    unusual(next(message for message in run if message.offset() == offset))
             for column in read.all():
                 column.clear()
 
