@@ -119,14 +119,17 @@ def test_a_pipeline_that_no_module_can_read_is_not_shown_to_it() -> None:
     assert declining.plans == []
 
 
-@pytest.mark.parametrize("number", [1 << 63, -(1 << 63) - 1, 99_999_999_999_999_999_999, 253_402_300_800_000, -62_135_596_800_001])
+@pytest.mark.parametrize(
+    "number", [1 << 63, -(1 << 63) - 1, 99_999_999_999_999_999_999, 253_402_300_800_000, -62_135_596_800_001]
+)
 @pytest.mark.parametrize("native_module", [None, "declining"])
 @pytest.mark.parametrize("what", ["time", "version"])
 def test_a6_a_number_that_cannot_be_kept_is_a_dead_letter_and_the_others_come_through(
     number: int, native_module: str | None, what: str
 ) -> None:
     """It ended the role, which met the same record again after each start: no pipeline of the process went on."""
-    spec = pipeline(field("name", FieldType.TEXT), **({"match": Match.VERSION, "version": "v"} if what == "version" else {}))
+    versioned: dict[str, Any] = {"match": Match.VERSION, "version": "v"}
+    spec = pipeline(field("name", FieldType.TEXT), **(versioned if what == "version" else {}))
     module: Any = Declining() if native_module else None
     decoder = BatchDecoder(decoder_for(spec, Side.EXPECTED, CompiledMapping(spec), module))
     told = [change("c", after={"id": offset, "name": "a", "v": 1}) for offset in range(4)]

@@ -95,7 +95,8 @@ def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any
 
 
 def a_sweep(clock: VirtualClock) -> Run:
-    """Return a sweep of everything that has succeeded, and began and ended just now."""
+    """Return a sweep of everything that has succeeded, and began and ended later than clocks may differ."""
+    clock._ms += round(SPEC.clock_skew_max_seconds * 1_000) + 1
     return Run(
         id="run_1",
         pipeline=SPEC.id,
@@ -107,6 +108,22 @@ def a_sweep(clock: VirtualClock) -> Run:
         started_at=clock.now(),
         ended_at=clock.now(),
     )
+
+
+@pytest.mark.parametrize("seconds", [SPEC.clock_skew_max_seconds - 0.1, SPEC.clock_skew_max_seconds + 0.1])
+def test_a_hole_that_ended_on_another_clock_may_not_have_ended_when_the_sweep_began(ledger: SqlLedger, seconds: float) -> None:
+    """The ledger's clock was ahead of the ingester's: the sweep had read a key before the write that was lost in the hole."""
+    clock = VirtualClock()
+    run = a_sweep(clock)
+    assert run.started_at is not None
+    ledger.raise_finding(a_hole(BEGINNING, run.started_at - timedelta(seconds=seconds), pipeline=SPEC.id))
+    dependencies = SimpleNamespace(
+        pipelines={SPEC.id: SPEC}, ledger=ledger, board=SimpleNamespace(records=lambda _: ()), clock=clock
+    )
+    RunRunner(cast(RunnerDependencies, dependencies))._settle(run, 0)
+    open_ones = [finding for finding in ledger.findings(SPEC.id) if finding.cleared_at is None]
+    assert bool(open_ones) == (seconds < SPEC.clock_skew_max_seconds)
+    assert (ledger.fact(Facts.baseline(SPEC.id)) is not None) == (seconds > SPEC.clock_skew_max_seconds)
 
 
 @pytest.mark.parametrize("in_hand", [0, 1])

@@ -29,6 +29,7 @@ from gapwatch.roles.repair.sweeps import (
     refuse_quiet,
     refuse_suspect_mapping,
     set_baseline,
+    skew_of,
 )
 from gapwatch.roles.stores import StoreProvider
 
@@ -189,12 +190,14 @@ class RunRunner:
     def _settle(self, run: Run, masked: int) -> None:
         """Store what a succeeded sweep of the whole range proves.
 
-        Holes that ended before it, unverifiable keys, the baseline, and the first `masked` writes that events showed in part.
+        Holes that ended before it, unverifiable keys, the baseline, and the first `masked` writes that events showed in part. It
+        counts from as much before its start as clocks may differ: a hole's end is on the clock of whoever read the stream.
         """
-        on, started, ended = self._on, run.started_at, run.ended_at
-        assert started is not None
+        on, ended = self._on, run.ended_at
+        assert run.started_at is not None
         assert ended is not None
         pipeline = on.pipelines[run.pipeline]
+        started = run.started_at - skew_of(pipeline)
         if not proves_all(pipeline, run):
             return
         records = on.board.records(run.pipeline)
@@ -215,7 +218,7 @@ class RunRunner:
         if not left:
             on.ledger.clear_unverifiable(run.pipeline, before=started)
         for finding in findings:
-            if finding in covered or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < started):
+            if finding in covered or (finding.finding is Finding.MAPPING_CHANGED and finding.last_seen < run.started_at):
                 on.ledger.clear_finding(finding.id, at=ended, covered_by=run.id, through=started)
         earlier = {"before": proved.isoformat()} if proved is not None else {}
         now = {"started_at": started.isoformat(), "run": run.id, "masked": masked, **earlier}

@@ -222,19 +222,20 @@ class SweepScheduler:
                 return ""
         if not _have_start_positions(pipeline, records, self._on.partitions):
             return ""
+        over_by = now - skew_of(pipeline)
+        findings = self._uncovered(known.of_pipeline(pipeline.id), swept, now)
+        over = [record for record in findings if not record.ongoing]
         if known.facts.get(Facts.baseline(pipeline.id)) is None:
             if pipeline.baseline == "assume":
                 set_baseline(ledger, pipeline.id, started=now, ended=now, run_id=None)
                 return ""
-            return "baseline"
+            return "baseline" if not uncovered_holes_within(records, over, over_by) else ""  # which it would not cover
         covered = datetime.fromisoformat(swept["started_at"]) if swept else None
-        findings = self._uncovered(known.of_pipeline(pipeline.id), swept, now)
-        over = [record for record in findings if not record.ongoing]
         waited = last is None or last.ended_at is None or now - last.ended_at >= timedelta(seconds=HOLE_SPACING_SECONDS)
-        if uncovered_holes_within(records, over, covered, ended_before=now):
+        if uncovered_holes_within(records, over, covered, ended_before=over_by):
             return "hole" if waited else ""
         ongoing = [record for record in findings if record.ongoing]
-        if waited and uncovered_holes_within((), ongoing, covered, ended_before=now) and self._looks_again(ongoing, now):
+        if waited and uncovered_holes_within((), ongoing, covered, ended_before=over_by) and self._looks_again(ongoing, now):
             return "hole"
         if any(record.finding is Finding.MAPPING_CHANGED for record in findings):
             return Finding.MAPPING_CHANGED.value
@@ -356,6 +357,11 @@ def _may_go_on(last: Run, now: datetime) -> bool:
     took = last.ended_at - (last.started_at or last.requested_at)
     factor = 1 if WITHIN in last.request else ONGOING_SPACING_FACTOR  # it left them alone for most of the time itself
     return now - last.ended_at >= max(timedelta(seconds=ONGOING_SPACING_SECONDS), factor * took)
+
+
+def skew_of(pipeline: PipelineSpec) -> timedelta:
+    """Return by how much clocks may differ: what ended less long ago, on another one, may not have ended yet."""
+    return timedelta(seconds=pipeline.clock_skew_max_seconds)
 
 
 def ended_before(finding: FindingRecord, started: datetime) -> bool:
