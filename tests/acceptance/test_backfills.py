@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -11,27 +14,31 @@ from bson.json_util import loads
 from pymongo.collection import Collection
 
 from gapwatch.embedded import EmbeddedStack
-from gapwatch.errors import ConflictError
+from gapwatch.errors import ConflictError, GapwatchError
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
-from tests.acceptance.shared import clean, create_database, falsify, found, number
+from tests.acceptance.shared import at, clean, create_database, falsify, found, now, number
+from tests.acceptance.shop import Shop, differing
+from tests.stack import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
 ROWS = 1_967
 LOST = 117
+IN_A_BATCH = 5  # documents of ``slow``: what a kibibyte holds
+PER_RUN = 1_000  # documents in a plan of ``orders``
 Orders = Collection[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """1,967 rows, copied right. ``orders`` repairs as it does by default; ``slow``, the same data, in batches of one document."""
+    """1,967 rows, copied right. ``orders`` repairs as it does by default; ``slow``, the same data, a few documents at once."""
     database = create_database(stack, f"sweeps_{number()}")
     rows = f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i"
     slow = {"sweep": {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}}
     directory = tmp_path_factory.mktemp("sweeps")
-    repair = {"extra": "delete", "undo": str(directory / "undo")}
+    repair = {"extra": "delete", "undo": str(directory / "undo"), "max_documents_per_run": PER_RUN}
     options: dict[str, Any] = {"grace": "1s", "repair": repair, "evidence": "values"}
     with watched(stack, database, directory, before=[rows], copied=ROWS, beside={"slow": slow}, **options) as scene:
         yield scene
@@ -41,6 +48,7 @@ def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def scene(built: Scene) -> Iterator[Scene]:
     built.service.wait_healthy("slow")
     with clean(built) as scene:
+        wait_for(lambda: not sweeps(built, "queued,running"), "sweeps that nobody asked for to end", 60)
         yield scene
         built.sql(f"DELETE FROM {TABLE} WHERE id > {ROWS}", f"UPDATE {TABLE} SET seq = id, v = 'v' || id WHERE v <> 'v' || id")
     wait_for(lambda: as_at_first(built), "the pipeline to copy the rows as they were at first", 30)
@@ -57,6 +65,13 @@ def sweep(scene: Scene, *options: str) -> dict[str, Any]:
     run: dict[str, Any] = runs[0]
     assert run["state"] == "succeeded", run
     return run
+
+
+def sweeps(scene: Scene, state: str, pipeline: str = "") -> list[dict[str, Any]]:
+    """Return the sweeps in these states, newest first."""
+    asked = {"state": state} | ({"pipeline": pipeline} if pipeline else {})
+    runs: list[dict[str, Any]] = scene.service.api.get("/api/v1/sweeps", **asked)["sweeps"]
+    return runs
 
 
 def swept_after_pause(scene: Scene) -> bool:
@@ -319,3 +334,145 @@ def test_a_backfill_that_is_cancelled_leaves_the_rest_as_it_was(scene: Scene, or
     orders.insert_many([{"_id": key, "seq": key, "v": f"v{key}", "amount": Decimal128(str(key))} for key in set(lost) - written])
     _, [again] = service.answer("sweep", "start", "slow", "--wait")
     assert again["state"] == "succeeded"
+
+
+def refuse(orders: Orders, rule: dict[str, Any]) -> None:
+    """Have the target refuse what breaks a rule from now on; an empty one: nothing."""
+    orders.database.command("collMod", "orders", validator=rule, validationLevel="strict" if rule else "off")
+
+
+def test_d17_lesson_6_a_backfill_of_which_too_much_fails_is_aborted_and_leaves_the_rest(scene: Scene, orders: Orders) -> None:
+    """Two documents in five are refused: it stops soon after the tenth, and nothing that it had not come to is touched."""
+    lost = set(range(401, 461))
+    orders.delete_many({"_id": {"$in": sorted(lost)}})
+    wait_found(scene, len(lost), "slow")
+    planned = plan(scene, "slow")
+    before = {document["_id"]: document for document in orders.find()}
+    refuse(orders, {"$expr": {"$gte": [{"$mod": ["$seq", 5]}, 2]}})
+    try:
+        with orders.watch() as stream:
+            code, run = apply(scene, planned)
+            touched = []
+            while (change := stream.try_next()) is not None:
+                touched.append((change["operationType"], change["documentKey"]["_id"]))
+    finally:
+        refuse(orders, {})
+    said = outcomes(scene, run, "slow")
+    written = {key for key, (outcome, _) in said.items() if outcome == "written"}
+    failed = said.keys() - written
+    assert (code, run["state"]) == (1, "aborted"), run
+    reason = f"Stopped: {len(failed)} of the first {len(said)} documents failed. Most often: Document failed validation"
+    assert run["error"].startswith(reason), run
+    counts = {name: run["counts"][name] for name in ("planned", "written", "failed", "in_sync", "open_gaps_left")}
+    left = lost - written
+    assert counts == {
+        "planned": len(lost),
+        "written": len(written),
+        "failed": len(failed),
+        "in_sync": 0,
+        "open_gaps_left": len(left),
+    }
+    assert {outcome for outcome, _ in said.values()} == {"written", "failed"}
+    assert len(failed) > 0.2 * len(said)
+    assert 10 <= len(said) <= 48, "of sixty it cannot go on for longer, in whatever order it takes them"
+    assert sorted(touched) == [("insert", key) for key in sorted(written)]
+    after = {document["_id"]: document for document in orders.find()}
+    assert after.keys() == before.keys() | written
+    assert {key: after[key] for key in before} == before
+    assert {gap["key"]["id"]: gap["state"] for gap in scene.service.gaps("slow")} == dict.fromkeys(left, "open")
+
+
+def lapse(scene: Scene, run: dict[str, Any]) -> None:
+    """Let the lease of a killed holder be over by the ledger: its minute has passed, for all that anybody can tell."""
+    with closing(sqlite3.connect(scene.service.directory / "gapwatch.db", timeout=10)) as ledger, ledger:
+        found = ledger.execute("UPDATE runs SET lease_until = 0 WHERE id = ? AND state = 'running'", (run["id"],))
+        assert found.rowcount == 1
+
+
+def announced(scene: Scene, run: dict[str, Any]) -> list[tuple[str, set[int]]]:
+    """Return the batches that a run was about to write, by the audit: when, and which keys; the oldest first."""
+    rows = scene.service.api.get("/api/v1/audit", run_id=run["id"], limit=1_000)["audit"]
+    batches: dict[str, set[int]] = {}
+    for row in rows:
+        if row["action"] == "backfill_write" and row["outcome"] == "planned":
+            batches.setdefault(row["at"], set()).add(row["key"]["id"])
+    return sorted(batches.items(), key=lambda batch: at(batch[0]))
+
+
+def test_d13_a_backfill_that_was_killed_at_its_fifth_batch_of_ten_goes_on_there(
+    scene: Scene, orders: Orders, request: pytest.FixtureRequest
+) -> None:
+    """Whoever takes it over repeats one batch at most. Its lease is ended by hand; with ``--soak`` its minute passes."""
+    service, lost = scene.service, set(range(301, 301 + 10 * IN_A_BATCH))
+    where = {"_id": {"$in": sorted(lost)}}
+    orders.delete_many(where)
+    wait_found(scene, len(lost), "slow")
+    with orders.watch() as stream:
+        run = service.api.post("/api/v1/backfills", {"pipeline": "slow", "dry_run": False})
+        until(lambda: orders.count_documents(where) > 4 * IN_A_BATCH, "the fifth batch")
+        service.kill("all")
+        killed = now()
+        if not request.config.getoption("--soak"):
+            lapse(scene, run)
+        stood = {document["_id"] for document in orders.find(where, {"_id": 1})}
+        service.start()
+        ended = wait_for(lambda: ended_backfill(scene, run), "another one to end it", 150)
+        inserted: Counter[int] = Counter()
+        while (change := stream.try_next()) is not None:
+            assert change["operationType"] == "insert", change
+            inserted[change["documentKey"]["_id"]] += 1
+    batches = announced(scene, run)
+    first = [keys for when, keys in batches if at(when) < killed]
+    second = set[int]().union(*(keys for when, keys in batches if at(when) > killed))
+    assert {len(keys) for keys in first} == {IN_A_BATCH}
+    assert 5 <= len(first) < 10, "killed at the fifth, or a little late"
+    assert second == lost - stood, "what stood is not written again"
+    assert second & set[int]().union(*first) <= first[-1], "a batch that had only been announced is repeated, and no other"
+    assert inserted == dict.fromkeys(lost, 1)
+    assert (ended["state"], ended["progress"]) == ("succeeded", 1)
+    counts = {name: ended["counts"][name] for name in ("planned", "already_right", "written", "verified", "failed", "in_sync")}
+    assert counts == {
+        "planned": len(lost),
+        "already_right": len(stood),
+        "written": len(second),
+        "verified": len(second),
+        "failed": 0,
+        "in_sync": 1,
+    }
+
+
+def ended_backfill(scene: Scene, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a backfill's run once it has ended; None before, and while the API does not answer."""
+    try:
+        record: dict[str, Any] = scene.service.api.get(f"/api/v1/backfills/{run['id']}")
+    except GapwatchError:
+        return None
+    return None if record["state"] in ("queued", "running") else record
+
+
+def test_d14_lesson_26_a_target_that_was_dropped_is_filled_again_while_the_shop_is_open(scene: Scene, orders: Orders) -> None:
+    """The sweep comes by itself. A plan has so many documents at most: plans are made until one has nothing to do."""
+    shop = Shop(scene.dsn, ROWS)
+    shop.start()
+    try:
+        orders.drop()
+        wait_for(lambda: emptied(scene), "the sweep that finds it", 60)
+        runs: list[dict[str, Any]] = []
+        while (planned := plan(scene))["counts"]["planned"]:
+            assert planned["counts"]["planned"] <= PER_RUN
+            runs.append(apply(scene, planned)[1])
+            assert len(runs) <= 10, runs
+    finally:
+        shop.stop()
+    assert {run["state"] for run in runs} == {"succeeded"}, runs
+    assert runs[0]["counts"]["planned"] == PER_RUN
+    assert len(runs) > 1
+    assert sum(run["counts"]["written"] for run in runs) > ROWS / 2
+    assert shop.writes > 100
+    wait_for(lambda: not differing(scene), "both stores to be equal", 30)
+    wait_for(lambda: not found(scene), "the gaps to be resolved", 30)
+
+
+def emptied(scene: Scene) -> dict[str, Any] | None:
+    """Return the sweep that found the target empty."""
+    return next((run for run in sweeps(scene, "succeeded", "orders") if run["counts"].get("missing", 0) > PER_RUN), None)

@@ -21,7 +21,7 @@ from tests.acceptance.background import Background
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import FOUND_WITHIN_SECONDS, judged_after, number
-from tests.stack import captured, execute
+from tests.stack import captured, execute, until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -203,6 +203,7 @@ def configuration(stack: EmbeddedStack, name: str, dsns: list[str], topic: str) 
                 "grace": "2s",
                 "delivery": {"group": f"sink-{topic}"},
                 "repair": {"undeleted": "delete"},
+                "sweep": {"batch": {"documents": 2}},
             },
             "collections": {
                 "source": {
@@ -220,6 +221,7 @@ def configuration(stack: EmbeddedStack, name: str, dsns: list[str], topic: str) 
                 "fields": {"amount": "amount", "placed": "placed", "items": "items", "ship.city": "ship.city"},
                 "grace": "2s",
                 "delivery": "none",
+                "sweep": {"batch": {"documents": 2}},
             },
             "regions": {
                 "source": {
@@ -395,3 +397,103 @@ def test_d10_a_field_removed_at_the_source_is_removed_from_the_copy_by_a_backfil
     assert "ship" not in (copies.find_one({"_id": 21}) or {"ship": 1})
     wait_for(lambda: not world.gaps("collections"), "no gap")
     world.service.wait_healthy("collections")
+
+
+NO_CUSTOMER = "ForeignKeyViolation: constraint orders_customer"
+
+
+def test_d8_lesson_22_a_row_without_its_parent_is_refused_by_name_and_written_once_the_parent_is_there(world: World) -> None:
+    """The foreign key is looked at when a transaction ends: the target refuses what it had seemed to take."""
+    service = world.service
+    execute(
+        world.target,
+        "CREATE TABLE customers (id bigint PRIMARY KEY)",
+        "INSERT INTO customers SELECT DISTINCT seq FROM orders",
+        "ALTER TABLE orders ADD CONSTRAINT orders_customer FOREIGN KEY (seq) REFERENCES customers DEFERRABLE INITIALLY DEFERRED",
+    )
+    try:
+        world.rows.lost.add(41)
+        execute(world.source, "INSERT INTO orders (id, seq, amount) VALUES (41, 4141, 1)")
+        assert wait_for(lambda: world.gaps("tables"), "the gap", 40) == {41: ("missing", "never_written")}
+        code, plans = service.answer("backfill", "plan", "tables")
+        assert code == 0, plans
+        code, runs = service.answer("backfill", "apply", plans[0]["id"], "--yes", "--wait")
+        counts = {name: runs[0]["counts"][name] for name in ("written", "verified", "failed", "in_sync", "open_gaps_left")}
+        assert (code, runs[0]["state"]) == (1, "failed"), runs
+        assert counts == {"written": 0, "verified": 0, "failed": 1, "in_sync": 0, "open_gaps_left": 1}
+        assert runs[0]["error"] == f"1 documents failed. Most often: {NO_CUSTOMER}"
+        assert 41 not in [row[0] for row in world.table(world.target)]
+        [listed] = service.gaps("tables")
+        gap = service.api.get(f"/api/v1/gaps/{listed['id']}")
+        assert (gap["state"], gap["resolution"], gap["note"]) == ("open", None, f"repair refused: {NO_CUSTOMER}")
+        assert "repair_refused" in [step["event"] for step in gap["history"]]
+        code, failed = service.answer("backfill", "failed", "tables")
+        assert (code, [(one["key"], one["state"], one["reason"]) for one in failed]) == (
+            1,
+            [({"id": 41}, "given_up", NO_CUSTOMER)],
+        )
+        wait_for(lambda: service.metric("gapwatch_repairs_failed", pipeline="tables", state="given_up") == 1, "the metric", 10)
+
+        execute(world.target, "INSERT INTO customers VALUES (4141)")
+        code, runs = service.answer("backfill", "requeue", "tables", "41", "--yes", "--wait")
+        assert (code, runs[0]["state"], runs[0]["counts"]["verified"]) == (0, "succeeded", 1), runs
+        gap = service.api.get(f"/api/v1/gaps/{listed['id']}")
+        assert (gap["state"], gap["resolution"]) == ("resolved", "backfilled")
+        assert world.table(world.target) == world.table(world.source)
+    finally:
+        world.rows.lost.discard(41)
+        execute(world.target, "ALTER TABLE orders DROP CONSTRAINT orders_customer", "DROP TABLE customers")
+    service.wait_healthy("tables")
+
+
+def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself_and_a_failed_row_fails_its_own(
+    world: World,
+) -> None:
+    service, keys = world.service, range(51, 59)
+    execute(world.target, "ALTER TABLE orders ADD CONSTRAINT not_53 CHECK (id <> 53)")
+    try:
+        world.rows.lost |= set(keys)
+        world.documents.lost |= set(keys)
+        insert(world, *keys)
+        world.mongo[world.database].orders.insert_many([{"_id": each, "amount": each} for each in keys])
+        for pipeline in ("tables", "collections"):
+            wait_for(lambda pipeline=pipeline: world.gaps(pipeline).keys() == set(keys), "the gaps", 40)
+        runs = {
+            pipeline: service.api.post("/api/v1/backfills", {"pipeline": pipeline, "dry_run": False})["id"]
+            for pipeline in ("tables", "collections")
+        }
+        seen: dict[str, list[dict[str, Any]]] = {pipeline: [] for pipeline in runs}
+        until(lambda: sum(followed(service, runs[one], seen[one]) for one in runs) == len(runs), "both to end", 60)
+        for pipeline, run in runs.items():
+            progress = [one["progress"] or 0.0 for one in seen[pipeline]]
+            assert progress == sorted(progress)
+            assert progress[-1] == 1.0
+            assert {0.25, 0.5, 0.75} & set(progress), "told as it came on, two documents of eight at a time"
+            rows = service.api.get("/api/v1/audit", run_id=run, limit=500)["audit"]
+            done = {next(iter(row["key"].values())) for row in rows if row["action"] == "backfill_write"}
+            assert (done, {row["pipeline"] for row in rows}) == (set(keys), {pipeline})
+            newest = service.api.get("/api/v1/backfills", pipeline=pipeline)["backfills"]
+            assert next(one["id"] for one in newest if not one["request"]["dry_run"]) == run
+            assert {one["pipeline"] for one in newest} == {pipeline}
+        ends = {pipeline: seen[pipeline][-1] for pipeline in runs}
+        told = {pipeline: (end["state"], end["counts"]["written"], end["counts"]["failed"]) for pipeline, end in ends.items()}
+        assert told == {"tables": ("failed", 7, 1), "collections": ("succeeded", 8, 0)}
+        assert ends["tables"]["error"] == "1 documents failed. Most often: CheckViolation: constraint not_53"
+        assert ends["collections"]["error"] is None
+        assert world.gaps("tables").keys() == {53}
+        assert world.gaps("collections") == {}
+    finally:
+        world.rows.lost -= set(keys)
+        world.documents.lost -= set(keys)
+        execute(world.target, "ALTER TABLE orders DROP CONSTRAINT not_53")
+    code, again = service.answer("backfill", "requeue", "tables", "--yes", "--wait")
+    assert (code, again[0]["counts"]["verified"]) == (0, 1), again
+    service.wait_healthy("tables")
+    service.wait_healthy("collections")
+
+
+def followed(service: Service, run: str, seen: list[dict[str, Any]]) -> bool:
+    """Note a backfill's record while it goes on, and its last one; return whether it has ended."""
+    if not seen or seen[-1]["ended_at"] is None:
+        seen.append(service.api.get(f"/api/v1/backfills/{run}"))
+    return seen[-1]["ended_at"] is not None
