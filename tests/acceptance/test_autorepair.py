@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change, Operation
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
-from tests.acceptance.shared import at, clean, create_database, falsify, lose, number
+from tests.acceptance.shared import at, clean, create_database, during, falsify, lose, number
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -64,9 +65,43 @@ def stopped(scene: Scene) -> str:
     return next((reason for reason in scene.service.view()["reasons"] if "automatic repair has stopped" in reason), "")
 
 
+@contextmanager
+def profiled(orders: Orders) -> Iterator[list[dict[str, Any]]]:
+    """Yield a list which holds, after the block, every operation on the collection in it, as MongoDB's profiler noted them."""
+    noted: list[dict[str, Any]] = []
+    orders.database.command("profile", 2)
+    try:
+        yield noted
+    finally:
+        orders.database.command("profile", 0)
+        noted += orders.database["system.profile"].find({"ns": f"{orders.database.name}.orders"})
+        orders.database["system.profile"].drop()
+
+
+def asked_of(scene: Scene) -> dict[tuple[str, str], float]:
+    """Return how often the stores were asked so far, by store and purpose."""
+    found = scene.service.samples("gapwatch_store_requests_total")
+    return {(labels["store"], labels["purpose"]): value for labels, value in found}
+
+
 def test_d16_a_lost_write_is_repaired_by_itself_within_five_seconds_of_its_gap(scene: Scene, orders: Orders) -> None:
-    write(scene, 7, "lost", lose)
-    gap = resolved(scene, 7)
+    """By its key alone: nothing else is read or written at the target, and nothing is swept."""
+    swept = scene.service.api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]
+    before = asked_of(scene)
+    with profiled(orders) as noted:
+        write(scene, 7, "lost", lose)
+        gap = resolved(scene, 7)
+    reads = [one for one in noted if "find" in one["command"]]
+    assert reads
+    assert {tuple(one["command"]["filter"]["_id"]["$in"]) for one in reads} == {(7,)}
+    assert max(one["docsExamined"] for one in reads) == 1
+    (written,) = [one for one in noted if one["op"] in ("insert", "update", "remove")]
+    assert (written["op"], written["command"]["q"]["_id"], written["docsExamined"]) == ("update", 7, 1)
+    assert {next(iter(one["command"])) for one in noted} <= {"find", "q", "count", "getMore"}, "no scan; its stream goes on"
+    more = {what for what, count in asked_of(scene).items() if count > before.get(what, 0)}
+    assert {purpose for _, purpose in more} <= {"heartbeat", "capture", "watch", "confirm", "recheck", "backfill"}
+    assert {("shop", "confirm"), ("catalog", "confirm"), ("shop", "backfill"), ("catalog", "backfill")} <= more
+    assert scene.service.api.get("/api/v1/sweeps", pipeline="orders")["sweeps"] == swept
     assert (gap["kind"], gap["resolution"]) == ("stale", "backfilled")
     assert [step["event"] for step in gap["history"]][-2:] == ["repairing", "resolved"]
     assert (at(gap["resolved_at"]) - at(gap["confirmed_at"])).total_seconds() < 5
@@ -138,3 +173,41 @@ def test_trap_48_a_mass_failure_stops_it_and_somebody_lets_it_go_on(scene: Scene
     refused = scene.service.command("backfill", "resume", "orders")
     assert refused.returncode == 2
     assert "has not stopped" in refused.stderr
+
+
+AWAY, AWAY_LONG = 9.0, 60.0  # seconds: an attempt at a server that is down takes five
+
+
+def test_d6_what_waits_for_a_target_that_is_away_lands_once_it_is_back(
+    scene: Scene, orders: Orders, request: pytest.FixtureRequest
+) -> None:
+    """Asked for again and again while MongoDB is down, which uses up no attempt; with ``--soak`` for a minute."""
+    service, gone = scene.service, list(range(11, 31))
+    where = {"_id": {"$in": gone}}
+    orders.delete_many(where)
+    wait_for(lambda: stopped(scene), "automatic repair to stop", 60)
+    wait_for(lambda: len(service.gaps()) == len(gone) - orders.count_documents(where), "the gaps", 30)
+    waiting = {gap["id"] for gap in service.gaps()}
+    assert len(waiting) >= 10
+
+    def asked() -> float:
+        return service.metric("gapwatch_store_requests_total", store="catalog", purpose="backfill", pipeline="orders") or 0.0
+
+    def look() -> None:
+        service.check_alive()
+        assert {gap["id"] for gap in service.gaps()} == waiting, "nothing is resolved by a store that does not answer"
+
+    before = asked()
+    scene.stack.mongodb.kill()
+    try:
+        assert service.command("backfill", "resume", "orders").returncode == 0
+        during(AWAY_LONG if request.config.getoption("--soak") else AWAY, look)
+        assert asked() >= before + 2, "it was tried once more"
+        assert service.answer("backfill", "failed", "orders", "--state", "given_up") == (0, [])
+    finally:
+        scene.stack.mongodb.start()
+    wait_for(lambda: orders.count_documents(where) == len(gone), "all of them to land", 60)
+    wait_for(lambda: service.gaps() == [], "the gaps to be resolved", 30)
+    landed = [gap for gap in service.gaps(state="resolved") if gap["id"] in waiting]
+    assert {gap["resolution"] for gap in landed} == {"backfilled"}
+    assert service.answer("backfill", "failed", "orders") == (0, [])

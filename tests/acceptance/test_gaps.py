@@ -88,13 +88,14 @@ MANY = 50_000
 RESIDENT_MIB = 700  # of all processes, while 50,000 gaps are confirmed and stored
 
 
-def test_m18_fifty_thousand_missing_at_once_are_one_incident(
+def test_m18_d17_fifty_thousand_missing_at_once_are_one_incident_and_nothing_is_repaired_by_itself(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """Nobody copied what was there before: each key is a gap, page by page, and all of them are one thing to look at."""
     before = [f"INSERT INTO public.orders (id, seq, v, amount) SELECT i, i, 'old', i FROM generate_series(1, {MANY}) i"]
     no_snapshot = {"snapshot.mode": "no_data"}
-    with watched(stack, postgres_database, tmp_path, before=before, connector=no_snapshot, wait=False) as scene:
+    options: dict[str, Any] = {"connector": no_snapshot, "wait": False, "repair": {"missing": "auto"}}
+    with watched(stack, postgres_database, tmp_path, before=before, **options) as scene:
         service = scene.service
         resident = 0.0
 
@@ -116,6 +117,12 @@ def test_m18_fifty_thousand_missing_at_once_are_one_incident(
         raised = service.api.get("/api/v1/findings", pipeline="orders", open="false")["findings"]
         assert len([one for one in raised if one["finding"] == "incident"]) == 1
         assert resident < RESIDENT_MIB
+
+        held = f"{MANY} documents to repair within an hour are more than max_documents_per_run (10000)"
+        wait_for(lambda: any(held in reason for reason in service.view()["reasons"]), "automatic repair to stop", 30)
+        assert service.metric("gapwatch_automatic_repair_stopped", pipeline="orders") == 1
+        assert service.api.get("/api/v1/backfills", pipeline="orders")["backfills"] == []
+        assert scene.documents() == {}
 
 
 BOTH, DROPPED, REST, ON_ITS_WAY = 500, 100, 8_800, 100  # keys; each of the first has two writes
