@@ -177,7 +177,7 @@ def test_nothing_is_written_where_the_undo_file_cannot_be(scene: Scene, orders: 
     assert apply(scene, plan(scene))[1]["counts"]["verified"] == 1
 
 
-def test_d5_refused_documents_fail_alone_and_are_never_in_sync(scene: Scene, orders: Orders) -> None:
+def test_d5_lesson_7_refused_documents_fail_alone_and_are_never_in_sync(scene: Scene, orders: Orders) -> None:
     database = orders.database
     orders.delete_many({"_id": {"$lte": 100}})
     sweep(scene, "--ids")

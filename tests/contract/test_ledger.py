@@ -510,7 +510,7 @@ def test_totals_count_each_opening_and_each_resolution_once(ledger: SqlLedger) -
     assert ledger.gap_counts() == {("orders", "missing", "stream"): 2, ("orders", "stale", "stream"): 1}
 
 
-def test_the_outbox_keeps_order_and_forgets_only_what_is_done(ledger: SqlLedger) -> None:
+def test_lesson_24_the_outbox_keeps_order_and_forgets_only_what_is_done(ledger: SqlLedger) -> None:
     ledger.store_gaps([opening(gap(1))])
     ledger.store_gaps([change(gap(1), "updated", note="one")])
     ledger.store_gaps([opening(gap(2))])
