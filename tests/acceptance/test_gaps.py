@@ -88,7 +88,7 @@ MANY = 50_000
 RESIDENT_MIB = 700  # of all processes, while 50,000 gaps are confirmed and stored
 
 
-def test_m18_trap_42_fifty_thousand_missing_at_once_are_one_incident(
+def test_m18_fifty_thousand_missing_at_once_are_one_incident(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """Nobody copied what was there before: each key is a gap, page by page, and all of them are one thing to look at."""
@@ -126,7 +126,7 @@ def lasting(service: Service) -> set[tuple[str, ...]]:
     return {one for one in service.series() if not one[0].endswith("_timestamp_seconds")}
 
 
-def test_m6_i2_lesson_45_ten_thousand_writes_of_known_classes_are_counted_exactly_and_add_no_series(
+def test_m6_i2_ten_thousand_writes_of_known_classes_are_counted_exactly_and_add_no_series(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """First one write of each class, then thousands: the counters say exactly how many, and no metric has a key of its own."""

@@ -622,6 +622,27 @@ def test_a_run_comes_back_as_it_was_stored(ledger: SqlLedger) -> None:
     assert ledger.run("run_2") is None
 
 
+def test_lesson_8_what_was_found_and_done_is_there_after_a_restart(ledger_url: str, opened: Opener) -> None:
+    """Reports were lost on restart. Another process sees the run with its counts, its gaps with their lives, findings, audit."""
+    done = run(counts={"missing": 3}, state=RunState.SUCCEEDED, started_at=at(2), ended_at=at(9), progress=1.0)
+    before = opened(ledger_url)
+    before.create_run(done)
+    before.store_gaps([opening(gap(1))])
+    before.store_gaps([change(gap(1), "acknowledged", actor="ada", state=State.ACKNOWLEDGED)])
+    before.raise_finding(finding())
+    before.audit([audit_row(1)])
+
+    def told(ledger: SqlLedger) -> list[Any]:
+        one = gap(1).id
+        return [ledger.runs(), ledger.gap(one), ledger.gap_history(one), ledger.findings("orders"), ledger.audit_rows()]
+
+    said = told(before)
+    assert said[0] == [done]
+    assert all(said)
+    before.close()
+    assert told(opened(ledger_url)) == said
+
+
 def test_runs_are_listed_newest_first_by_what_is_asked(ledger: SqlLedger) -> None:
     for number in range(1, 6):
         ledger.create_run(run(number, state=RunState.SUCCEEDED))
