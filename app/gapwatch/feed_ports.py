@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 
@@ -16,6 +16,11 @@ class ChangeEvent:
     headers: Sequence[tuple[str, bytes]]
     event_time: int
     token: bytes
+
+    def touched(self) -> ChangeEvent:
+        """Return the change without its content: it says that the key was written, and reading both stores tells the rest."""
+        headers = [(name, b"update_touched" if name == "gapwatch-op" else said) for name, said in self.headers]
+        return replace(self, value=b"", headers=headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

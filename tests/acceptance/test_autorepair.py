@@ -61,6 +61,11 @@ def writes(scene: Scene, key: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["action"] == "backfill_write" and row["key"] == {"id": key}]
 
 
+def given_up(scene: Scene, key: int) -> bool:
+    _, found = scene.service.answer("backfill", "failed", "orders")
+    return any(record["state"] == "given_up" and record["key"] == {"id": key} for record in found)
+
+
 def stopped(scene: Scene) -> str:
     return next((reason for reason in scene.service.view()["reasons"] if "automatic repair has stopped" in reason), "")
 
@@ -154,6 +159,33 @@ def test_d6_what_the_target_refuses_is_given_up_listed_and_queued_again(scene: S
     code, runs = scene.service.answer("backfill", "requeue", "orders", "9", "--yes", "--wait")
     assert (code, runs[0]["state"], runs[0]["counts"]["written"]) == (0, "succeeded", 1)
     assert resolved(scene, 9)["resolution"] == "backfilled"
+    assert scene.service.answer("backfill", "failed", "orders") == (0, [])
+
+
+def test_lesson_13_lesson_24_what_was_given_up_is_compared_still_and_its_newest_row_is_written(
+    scene: Scene, orders: Orders
+) -> None:
+    """Rows whose retries were exhausted were looked at by nothing; retries in no order wrote an old payload over a newer one."""
+    key = 12
+    orders.database.command("collMod", "orders", validator={"_id": {"$ne": key}}, validationLevel="strict")
+    try:
+        write(scene, key, "older", lose)
+        wait_for(lambda: given_up(scene, key), "the repair to be given up", 60)
+        write(scene, key, "newest", lose)
+        code, runs = scene.service.answer("sweep", "start", "orders", "--wait")
+        assert (code, runs[0]["state"], runs[0]["counts"]["differences"]) == (1, "succeeded", 1), runs
+        assert [gap["key"] for gap in scene.service.gaps()] == [{"id": key}]
+        with orders.watch([{"$match": {"documentKey._id": key}}], full_document="updateLookup") as stream:
+            orders.database.command("collMod", "orders", validator={}, validationLevel="off")
+            scene.service.command("backfill", "requeue", "orders", str(key), "--yes", "--wait")  # or it comes before by itself
+            wait_for(lambda: scene.service.gaps() == [], "the gap to be resolved", 40)
+            written = []
+            while (change := stream.try_next()) is not None:
+                written.append(change["fullDocument"]["v"])
+    finally:
+        orders.database.command("collMod", "orders", validator={}, validationLevel="off")
+    assert written == ["newest"]
+    assert resolved(scene, key)["resolution"] == "backfilled"
     assert scene.service.answer("backfill", "failed", "orders") == (0, [])
 
 

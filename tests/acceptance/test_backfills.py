@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,16 +28,20 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeo
 ROWS = 1_967
 LOST = 117
 IN_A_BATCH = 5  # documents of ``slow``: what a kibibyte holds
-PER_RUN = 1_000  # documents in a plan of ``orders``
+PER_RUN = 1_100  # documents in a plan of ``orders``
+STUCK = 1_050
 Orders = Collection[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """1,967 rows, copied right. ``orders`` repairs as it does by default; ``slow``, the same data, a few documents at once."""
+    """1,967 rows, copied right. ``orders`` repairs as it does by default; ``slow``, the same data, a few documents at once.
+
+    ``slow`` has room for ten settled keys.
+    """
     database = create_database(stack, f"sweeps_{number()}")
     rows = f"INSERT INTO {TABLE} (id, seq, v, amount) SELECT i, i, 'v' || i, i FROM generate_series(1, {ROWS}) i"
-    slow = {"sweep": {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}}
+    slow = {"sweep": {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}, "settled_keys_max": 10}
     directory = tmp_path_factory.mktemp("sweeps")
     repair = {"extra": "delete", "undo": str(directory / "undo"), "max_documents_per_run": PER_RUN}
     options: dict[str, Any] = {"grace": "1s", "repair": repair, "evidence": "values"}
@@ -154,6 +159,64 @@ def test_d4_only_what_is_missing_is_written_in_two_batches(scene: Scene, orders:
     assert wait_for(lambda: found(scene) == {}, "the repaired gaps to be resolved", 30)
 
 
+def test_d4_lesson_14_what_fills_many_pages_is_found_at_once_and_drained_in_one_run(scene: Scene, orders: Orders) -> None:
+    """It was seen after 25 hours, and drained by 100 an hour: one page was read and no next one, whatever the caps allowed."""
+    gone = range(1, STUCK + 1)
+    orders.delete_many({"_id": {"$lte": STUCK}})
+    begun = time.monotonic()
+    assert wait_found(scene, STUCK) == dict.fromkeys(gone, "missing")
+    assert time.monotonic() - begun < 30
+    planned = plan(scene, "orders", "--kinds", "missing")
+    assert planned["counts"]["planned"] == STUCK
+    code, run = apply(scene, planned)
+    counts = {name: run["counts"][name] for name in ("batches", "written", "verified", "failed", "in_sync", "open_gaps_left")}
+    assert counts == {"batches": 11, "written": STUCK, "verified": STUCK, "failed": 0, "in_sync": 1, "open_gaps_left": 0}
+    assert (code, orders.count_documents({"_id": {"$lte": STUCK}})) == (0, STUCK)
+
+
+def test_lesson_29_a_repair_that_is_done_again_applies_nothing_again(scene: Scene, orders: Orders) -> None:
+    """Messages that were refreshed applied their amounts once more: 404 of 424 balances were wrong after it."""
+    wrong, gone = [21, 22, 23], [24, 25]
+    orders.update_many({"_id": {"$in": wrong}}, {"$inc": {"amount": Decimal128("5")}})
+    orders.delete_many({"_id": {"$in": gone}})
+    sweep(scene)
+    wait_found(scene, len(wrong + gone))
+    planned = plan(scene)
+    assert apply(scene, planned)[1]["counts"]["verified"] == len(wrong + gone)
+
+    def amounts() -> dict[int, int]:
+        found = orders.find({"_id": {"$in": wrong + gone}})
+        return {document["_id"]: int(document["amount"].to_decimal()) for document in found}
+
+    assert amounts() == {key: key for key in wrong + gone}
+    with orders.watch() as stream:
+        for _ in range(2):
+            code, run = apply(scene, planned)
+            assert (code, run["state"]) == (0, "succeeded"), run
+            assert (run["counts"]["written"], run["counts"]["already_right"]) == (0, len(wrong + gone))
+        assert stream.try_next() is None
+    assert amounts() == {key: key for key in wrong + gone}
+
+
+def test_lesson_18_what_no_cache_holds_costs_a_read_and_a_wrong_value_is_a_fault(scene: Scene, orders: Orders) -> None:
+    """A cold cache was reported as critical inconsistency. Of ``slow`` nearly every settled key is forgotten."""
+    cold = list(range(300, 340))
+
+    def cleared() -> float:
+        samples = scene.service.samples("gapwatch_suspects_cleared_total")
+        return sum(value for labels, value in samples if labels["pipeline"] == "slow")
+
+    before = cleared()
+    orders.update_many({"_id": {"$in": cold}}, {"$set": {"unmapped": number()}})
+    wait_for(lambda: cleared() >= before + len(cold) - 10, "the keys that it had forgotten to be read", 40)
+    assert scene.service.gaps("slow") == []
+    scene.service.wait_healthy("slow")
+    orders.update_one({"_id": cold[0]}, {"$set": {"v": "wrong"}})
+    assert wait_found(scene, 1, "slow") == {cold[0]: "mismatch"}
+    (gap,) = scene.service.gaps("slow")
+    assert (gap["detector"], gap["fields"]) == ("stream", ["v"])
+
+
 def test_what_a_backfill_overwrote_and_deleted_is_in_its_undo_file(scene: Scene, orders: Orders) -> None:
     orders.replace_one({"_id": 8}, {"seq": 8, "v": "wrong", "amount": Decimal128("8.10"), "own": [1, {"a": None}]})
     orders.insert_one({"_id": 777_778, "v": "stranger"})
@@ -192,7 +255,7 @@ def test_nothing_is_written_where_the_undo_file_cannot_be(scene: Scene, orders: 
     assert apply(scene, plan(scene))[1]["counts"]["verified"] == 1
 
 
-def test_d5_refused_documents_fail_alone_and_are_never_in_sync(scene: Scene, orders: Orders) -> None:
+def test_d5_lesson_7_refused_documents_fail_alone_and_are_never_in_sync(scene: Scene, orders: Orders) -> None:
     database = orders.database
     orders.delete_many({"_id": {"$lte": 100}})
     sweep(scene, "--ids")

@@ -164,6 +164,25 @@ def test_a6_malformed_event_goes_to_the_dead_letters(world: World) -> None:
     assert world.service.gaps("elsewhere", state="") == [gap for gap in world.service.gaps("elsewhere", "") if gap["resolved_at"]]
 
 
+def test_a6_trap_46_a_malformed_record_larger_than_a_dead_letter_is_named_and_blocks_nothing(world: World) -> None:
+    """Compressed it is small, and a topic takes it; whole it is larger than our dead letters may be."""
+    topic, key, begun = f"{world.scene.database}.{ELSEWHERE}", number(), now()
+    partition, offset = _produce(world, topic, b'{"op": "c", ' + b" " * (9 << 20))
+    world.insert_elsewhere(key)
+    wait_for(lambda: key in world.documents_elsewhere(), "what came after it", 30)
+
+    def holes() -> list[dict[str, Any]]:
+        findings = world.service.api.get("/api/v1/findings", pipeline="elsewhere", open="false")["findings"]
+        return [one for one in findings if one["finding"] == "ingest_hole" and one["covered_by"] and at(one["time_to"]) > begun]
+
+    before = world.service.wait_healthy("elsewhere")["consistent_through"]
+    wait_for(holes, "the hole to be covered by a sweep", 40)
+    [letter] = [letter for letter in _dead_letters(world) if letter["__connect.errors.offset"] == str(offset)]
+    assert (letter["value"], letter["__connect.errors.partition"]) == (None, str(partition))
+    assert int(letter["gapwatch-left-out"]) > 9 << 20
+    wait_for(lambda: world.service.view("elsewhere")["consistent_through"] > before, "the time to move on", 20)
+
+
 def test_a7_everything_delivered_twice_changes_nothing(world: World) -> None:
     scene, names = world.scene, ("orders", "twice")
     keys = [number() for _ in range(40)]
@@ -358,7 +377,8 @@ def _position(message: Message) -> str:
 
 def _produce(world: World, topic: str, value: bytes) -> tuple[int, int]:
     places: list[tuple[int, int]] = []
-    producer = Producer({"bootstrap.servers": world.scene.stack.kafka.bootstrap_servers})
+    options = {"message.max.bytes": 16 << 20, "compression.type": "lz4"}
+    producer = Producer({"bootstrap.servers": world.scene.stack.kafka.bootstrap_servers, **options})
     producer.produce(
         topic, value, b'{"id": 7}', 0, on_delivery=lambda _, sent: places.append((sent.partition() or 0, sent.offset() or 0))
     )

@@ -20,7 +20,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.background import Background
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import FOUND_WITHIN_SECONDS, judged_after, number
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, at, judged_after, now, number
 from tests.stack import captured, execute, until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -32,6 +32,7 @@ SCHEMALESS = {
     for part in ("key", "value")
     for option, value in {"": "org.apache.kafka.connect.json.JsonConverter", ".schemas.enable": "false"}.items()
 }
+LARGE = 9 << 20  # bytes: above what a record may hold, and twice of it above what a change may
 BIG = "repeat(md5(random()::text), 400)"  # kept out of line: an update that leaves it alone does not carry it
 
 
@@ -105,7 +106,8 @@ class CollectionSink(Sink):
         client: MongoClient[dict[str, Any]] = MongoClient(self.uri)
         copies = client[self.database].copies
         try:
-            with client[self.database].orders.watch(full_document="updateLookup", max_await_time_ms=50) as stream:
+            shown = [{"$project": {"updateDescription": 0}}]
+            with client[self.database].orders.watch(shown, full_document="updateLookup", max_await_time_ms=50) as stream:
                 self._ready.set()
                 while not self._stop.is_set():
                     change = stream.try_next()
@@ -302,13 +304,22 @@ def test_a5_a_row_that_stays_is_undeleted_and_deleted_where_the_policy_says_so(w
     world.service.wait_healthy("tables")
 
 
-def test_b6_a_sweep_compares_both_tables_in_key_order(world: World) -> None:
+def test_b6_lesson_46_a_sweep_compares_tables_of_two_databases_in_key_order(world: World) -> None:
+    """A check joined two databases, which Postgres cannot do: each is read by itself, and the keys are compared here."""
+    join = sql.SQL("SELECT id FROM orders EXCEPT SELECT id FROM {}.public.orders").format(sql.Identifier(f"{world.database}t"))
+    with psycopg.connect(world.source) as connection, pytest.raises(psycopg.errors.FeatureNotSupported):
+        connection.execute(join)
     execute(world.source, "INSERT INTO orders (id, seq) SELECT g, 1 FROM generate_series(1000, 2999) g")
     wait_for(lambda: len(world.table(world.target)) == len(world.table(world.source)), "the rows")
     world.service.wait_healthy("tables")
     code, runs = world.service.answer("sweep", "start", "tables", "--content", "--wait")
     assert (code, runs[0]["state"], runs[0]["counts"]["differences"]) == (0, "succeeded", 0), runs
     assert runs[0]["counts"]["source_keys"] == runs[0]["counts"]["target_keys"] == len(world.table(world.source))
+    execute(world.target, "DELETE FROM orders WHERE id = 2000")
+    code, runs = world.service.answer("sweep", "start", "tables", "--ids", "--wait")
+    assert (code, runs[0]["counts"]["missing"], runs[0]["counts"]["differences"]) == (1, 1, 1), runs
+    assert world.repaired("tables", "missing")["verified"] == 1
+    wait_for(lambda: not world.gaps("tables"), "no gap")
 
 
 def test_b1_documents_between_two_collections_are_copied_back_with_their_own_types(world: World) -> None:
@@ -351,6 +362,29 @@ def test_a5_and_m13_hold_between_two_collections(world: World) -> None:
     assert world.repaired("collections", "mismatch")["verified"] == 1
     wait_for(lambda: not world.gaps("collections"), "no gap")
     world.service.wait_healthy("collections")
+
+
+def test_trap_46_documents_and_changes_above_every_limit_are_read_by_their_keys(world: World) -> None:
+    """A document above a record of Kafka, then a change above MongoDB's 16 MiB: either ended the stream, or passed in silence."""
+    orders, copies, service = world.mongo[world.database].orders, world.mongo[world.database].copies, world.service
+    service.wait_healthy("collections")
+    begun, large = now(), "x" * LARGE
+    world.documents.lost.add(42)
+    orders.insert_many([{"_id": key, "amount": key, "blob": large} for key in (41, 42, 43)])
+    gaps = wait_for(lambda: world.gaps("collections"), "the gap", 40)
+    assert [(key, kind) for key, (kind, _) in gaps.items()] == [(42, "missing")]
+    assert [gap["detector"] for gap in service.gaps("collections")] == ["stream"]
+    assert world.repaired("collections", "missing")["verified"] == 1
+    assert copies.find_one({"_id": 42}) == {"_id": 42, "amount": 42}
+    assert len([line for line in service.lines("all", "change_too_large") if at(line["timestamp"]) > begun]) >= 5
+    world.documents.lost.add(43)
+    orders.update_many({"_id": {"$in": [41, 43]}}, {"$set": {"amount": 44, "blob": large.swapcase()}})
+    gaps = wait_for(lambda: world.gaps("collections"), "the gap", 40)
+    assert [(key, kind in ("stale", "mismatch")) for key, (kind, _) in gaps.items()] == [(43, True)]
+    assert world.repaired("collections", "stale", "mismatch")["verified"] == 1
+    wait_for(lambda: not world.gaps("collections"), "no gap")
+    assert at(service.wait_healthy("collections")["consistent_through"]) > begun
+    assert [gap for gap in service.gaps("collections", state="") if gap["key"]["_id"] == 41] == []
 
 
 def documents_of(gap: Mapping[str, Any]) -> list[Any]:

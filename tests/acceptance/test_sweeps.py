@@ -62,7 +62,9 @@ def many_rows(
         yield scene, wait_for(lambda: next(iter(api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]), None), "a sweep", 60)
 
 
-def test_d13_a_sweep_goes_on_where_its_worker_was_killed(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
+def test_d13_lesson_36_a_sweep_goes_on_where_its_worker_was_killed(
+    stack: EmbeddedStack, postgres_database: str, tmp_path: Path
+) -> None:
     """Killed in the middle, taken over: what was compared and judged is not read again, and every difference is found once."""
     rows = 120_000
     lost = {5, 59_999, 60_001, rows}
@@ -87,7 +89,7 @@ def test_d13_a_sweep_goes_on_where_its_worker_was_killed(stack: EmbeddedStack, p
         assert "sweep_resumed" in scene.service.log("all").read_text()
 
 
-def test_d13_workers_share_a_sweep_and_one_of_them_is_killed(
+def test_d13_lesson_36_workers_share_a_sweep_and_one_of_them_is_killed(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """Each takes ranges of keys; who had cut the sweep is killed, the other one does the rest: each difference is found once."""
@@ -166,7 +168,7 @@ def test_trap_25_keys_that_both_stores_sort_differently_are_compared_as_sets(
         client.close()
 
 
-def test_d12_sweeps_of_what_changed_lately_of_named_keys_and_of_a_range(
+def test_d12_lesson_36_sweeps_of_what_changed_lately_of_named_keys_and_of_a_range(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """Nothing is observed between sweeps, so that each finds just what lies in it."""

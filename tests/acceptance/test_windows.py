@@ -173,7 +173,7 @@ def test_b3_a_late_write_resolves(scene: Scene) -> None:
     assert sum(scene.service.view()["gaps_open"].values()) == 0
 
 
-def test_b4_values_within_and_beyond_the_tolerance(scene: Scene) -> None:
+def test_b4_lesson_9_values_within_and_beyond_the_tolerance_to_the_last_digit(scene: Scene) -> None:
     within, beyond, equal, off = number(), number(), number(), number()
     large = Decimal(10) ** 23
     scene.copier.rules |= {

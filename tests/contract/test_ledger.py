@@ -510,7 +510,7 @@ def test_totals_count_each_opening_and_each_resolution_once(ledger: SqlLedger) -
     assert ledger.gap_counts() == {("orders", "missing", "stream"): 2, ("orders", "stale", "stream"): 1}
 
 
-def test_the_outbox_keeps_order_and_forgets_only_what_is_done(ledger: SqlLedger) -> None:
+def test_lesson_24_the_outbox_keeps_order_and_forgets_only_what_is_done(ledger: SqlLedger) -> None:
     ledger.store_gaps([opening(gap(1))])
     ledger.store_gaps([change(gap(1), "updated", note="one")])
     ledger.store_gaps([opening(gap(2))])
@@ -620,6 +620,27 @@ def test_a_run_comes_back_as_it_was_stored(ledger: SqlLedger) -> None:
     ledger.create_run(stored)
     assert ledger.run("run_1") == stored
     assert ledger.run("run_2") is None
+
+
+def test_lesson_8_what_was_found_and_done_is_there_after_a_restart(ledger_url: str, opened: Opener) -> None:
+    """Reports were lost on restart. Another process sees the run with its counts, its gaps with their lives, findings, audit."""
+    done = run(counts={"missing": 3}, state=RunState.SUCCEEDED, started_at=at(2), ended_at=at(9), progress=1.0)
+    before = opened(ledger_url)
+    before.create_run(done)
+    before.store_gaps([opening(gap(1))])
+    before.store_gaps([change(gap(1), "acknowledged", actor="ada", state=State.ACKNOWLEDGED)])
+    before.raise_finding(finding())
+    before.audit([audit_row(1)])
+
+    def told(ledger: SqlLedger) -> list[Any]:
+        one = gap(1).id
+        return [ledger.runs(), ledger.gap(one), ledger.gap_history(one), ledger.findings("orders"), ledger.audit_rows()]
+
+    said = told(before)
+    assert said[0] == [done]
+    assert all(said)
+    before.close()
+    assert told(opened(ledger_url)) == said
 
 
 def test_runs_are_listed_newest_first_by_what_is_asked(ledger: SqlLedger) -> None:

@@ -189,7 +189,7 @@ def test_i1_a_scripted_scenario_is_exposed_with_exactly_its_numbers() -> None:
     assert {key: found.get(key) for key in wanted} == wanted
 
 
-def test_i2_more_keys_make_no_more_series() -> None:
+def test_i2_lesson_45_more_keys_make_no_more_series() -> None:
     metrics = exposed()
     before = len(metrics.exposition().splitlines())
     metrics.suspects_cleared.labels(pipeline="orders", reason="late_arrival").inc(10_000)

@@ -26,13 +26,27 @@ def test_links_inside_the_documents_lead_somewhere() -> None:
     assert broken == []
 
 
-def test_every_proof_of_the_detection_matrix_exists() -> None:
+def test_m16_every_proof_of_the_detection_matrix_exists() -> None:
     rows = [line.split("|") for line in (ROOT / "docs" / "detection.md").read_text().splitlines() if line.startswith("| ")][1:]
     named = {row[1].strip(): re.findall(r"`(\w+)`", row[-2]) for row in rows}
     assert [fault for fault, proofs in named.items() if not proofs] == []
     code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     defined = set(re.findall(r"def (\w+)\(", code))
-    assert sorted({proof for proofs in named.values() for proof in proofs} - defined) == []
+    proofs = {proof for proofs in named.values() for proof in proofs}
+    assert sorted(proofs - defined) == []
+    told = re.search(
+        r"^TALES\b.*?= \((.*?)^\)", (ROOT / "tests" / "acceptance" / "test_faults.py").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert told is not None
+    assert {proof for proof in proofs if not proof.startswith("test_")} <= set(re.findall(r"\w+", told.group(1)))
+
+
+def test_m16_every_test_that_a_document_names_exists() -> None:
+    files = [path for tests in ("tests", "native/tests") for path in (ROOT / tests).rglob("*.py")]
+    there = {name for path in files for name in [path.stem, *re.findall(r"def (test_\w+)\(", path.read_text())]}
+    documents = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    named = {(path.name, name) for path in documents for name in re.findall(r"\btest_\w+", path.read_text())}
+    assert sorted((document, name) for document, name in named if name not in there) == []
 
 
 def test_every_target_of_the_makefile_says_what_it_does() -> None:

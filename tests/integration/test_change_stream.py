@@ -14,7 +14,7 @@ from gapwatch.embedded import EmbeddedStack
 from gapwatch.errors import HistoryLost
 from gapwatch.feed_ports import StreamBatch
 from gapwatch.model.pipeline import FieldType, PipelineSpec
-from gapwatch_connectors.mongodb.feed import MongoChangeStream, first_batch
+from gapwatch_connectors.mongodb.feed import BYTES_PER_BATCH, MongoChangeStream, first_batch
 from tests.unit.core.samples import field, pipeline
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -88,3 +88,27 @@ async def test_a_stream_that_ends_is_lost_history_and_what_came_before_is_read(
                     break
     finally:
         await anew.close()
+
+
+async def test_trap_42_a_batch_of_large_documents_is_bounded_by_bytes(stack: EmbeddedStack, database: Database) -> None:
+    """Bounded by count alone, one would hold a thousand documents, however large they are. None is passed over."""
+    spec, uri, size = spec_of(database), stack.mongodb.uri, 3 << 20
+    stream = MongoChangeStream(spec, uri)
+    begun = await first_batch(stream)
+    await stream.close()
+    for number in range(16):
+        database.orders.insert_one({"_id": number, "blob": "x" * size})
+    sizes: list[int] = []
+    keys: list[bytes] = []
+    stream = MongoChangeStream(spec, uri)
+    try:
+        async with aclosing(stream.open(begun.token)) as opened:  # type: ignore[type-var]
+            async for batch in opened:
+                sizes.append(sum(len(event.value) for event in batch.events))
+                keys += [event.key for event in batch.events]
+                if len(keys) >= 16:
+                    break
+    finally:
+        await stream.close()
+    assert keys == [b'{"_id": {"$numberInt": "%d"}}' % number for number in range(16)]
+    assert max(sizes) < BYTES_PER_BATCH + 2 * size

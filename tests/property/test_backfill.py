@@ -17,11 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gapwatch.cli.exits import DIFFERENCES
+from gapwatch.cli.runs import exit_code
 from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome, permitted
 from gapwatch.core.gaps import gap_id, rfc3339
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, Run, RunKind, RunState, State
-from gapwatch.model.pipeline import Policy, RepairSpec
+from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapChange, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
@@ -247,6 +249,22 @@ def at_write(rig: Rig, *acts_then: Any, after: int = 0) -> None:
                     one()
 
     rig.between = between
+
+
+def test_lesson_6_a_run_that_the_error_rate_aborted_is_no_success(ledger: SqlLedger) -> None:
+    """It returned success. Half of what is tried is refused: the rest is left as it was, and the exit code says so as well."""
+    spec = spec_of_rig()
+    rig = Rig(spec=replace(spec, sweep=replace(spec.sweep, batch=BatchSpec(documents=10, pause_seconds=0))))
+    for number in range(25):
+        rig.source_writes(number)
+    rig.refused = set(range(0, 25, 2))
+    ended = repaired(rig, ledger)
+    counts = ended.run.counts
+    assert ended.run.state is RunState.ABORTED
+    assert str(ended.run.error).startswith("Stopped: 5 of the first 10 documents failed.")
+    assert (counts["written"], counts["failed"], counts["in_sync"], counts["open_gaps_left"]) == (5, 5, 0, 20)
+    assert len(ended.audited) == 10, "the others were not touched"
+    assert exit_code({"state": ended.run.state.value, "counts": counts}) == DIFFERENCES
 
 
 def test_lesson_20_a_field_that_was_never_written_refuses_the_item(ledger: SqlLedger) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, TypeVar, cast
@@ -280,10 +281,7 @@ def _cuts_by_size(section: Section, events_max: int, bytes_max: int) -> list[int
 
 def _begin_of(offsets: Sequence[int], index: int, least: int) -> int:
     """Return the first place, from `least` on, of the events that share the raw offset at `index`."""
-    start = index
-    while start > least and offsets[start - 1] == offsets[index]:
-        start -= 1
-    return start
+    return bisect_left(offsets, offsets[index], least, index)
 
 
 def _slice(section: Section, start: int, end: int, *, first: bool) -> Section:
@@ -303,6 +301,25 @@ def _slice(section: Section, start: int, end: int, *, first: bool) -> Section:
         values=None if section.values is None else section.values[start:end],
         versions=None if section.versions is None else section.versions[start:end],
         target_ids=None if section.target_ids is None else section.target_ids[start:end],
+    )
+
+
+def emptied(section: Section) -> Section:
+    """Return the section with its range and without its events."""
+    return msgspec.structs.replace(
+        section,
+        keys=[],
+        operations=b"",
+        offsets=[],
+        majors=[],
+        minors=[],
+        event_times=[],
+        append_times=[],
+        digests=[],
+        masks=None,
+        values=None,
+        versions=None,
+        target_ids=None,
     )
 
 

@@ -22,7 +22,9 @@ log = structlog.get_logger(__name__)
 IN_FLIGHT_RECORDS_MAX: Final = 20_000
 IN_FLIGHT_KIBIBYTES_MAX: Final = 128 * 1024
 POLL_SECONDS: Final = 0.2  # how long a stopping producer thread may still sit in librdkafka
-PRODUCER_DEFAULTS: Final[Mapping[str, Any]] = {"compression.type": "lz4", "linger.ms": 2, "message.max.bytes": 8 * 1024 * 1024}
+COPIED_BYTES_MAX: Final = 8 * 1024 * 1024  # of a record that holds what somebody else wrote: a captured change, a dead letter
+CONTENT_BYTES_MAX: Final = COPIED_BYTES_MAX - 64 * 1024  # of its key and value; the rest is for headers and Kafka's own frame
+PRODUCER_DEFAULTS: Final[Mapping[str, Any]] = {"compression.type": "lz4", "linger.ms": 2, "message.max.bytes": COPIED_BYTES_MAX}
 
 
 class Delivered(NamedTuple):

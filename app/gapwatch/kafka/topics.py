@@ -25,6 +25,7 @@ from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import REQUEST_SECONDS, admin_client, answered
+from gapwatch.kafka.producer import COPIED_BYTES_MAX
 from gapwatch.model.pipeline import CAPTURED, Settings
 
 log = structlog.get_logger(__name__)
@@ -84,7 +85,7 @@ def topic_plans(settings: Settings) -> tuple[TopicPlan, ...]:
         TopicPlan(
             name=topics.dead_letters,
             partitions=1,
-            settings={**log_of, "max.message.bytes": "8388608", "retention.ms": str(14 * _DAY_MS)},
+            settings={**log_of, "max.message.bytes": str(COPIED_BYTES_MAX), "retention.ms": str(14 * _DAY_MS)},
             fixed_partitions=False,
         ),
         # A minute before compaction: a thawed worker's late record must not erase the newer one before a restore has seen both.
@@ -98,7 +99,7 @@ def topic_plans(settings: Settings) -> tuple[TopicPlan, ...]:
         TopicPlan(
             name=name,
             partitions=1,
-            settings={**log_of, "max.message.bytes": "8388608", "retention.ms": str(7 * _DAY_MS)},
+            settings={**log_of, "max.message.bytes": str(COPIED_BYTES_MAX), "retention.ms": str(7 * _DAY_MS)},
             fixed_partitions=False,
         )
         for name in _captured_feeds(settings)

@@ -28,6 +28,8 @@ from gapwatch_connectors.mongodb.connection import Document, Mongo, Note, u64
 from gapwatch_connectors.mongodb.tokens import cluster_time, operation_index
 
 EVENTS_PER_BATCH: Final = 1_000
+BYTES_PER_BATCH: Final = 16 * 1024 * 1024  # the change that reaches it is the batch's last
+WITHOUT_DESCRIPTION: Final = {"$project": {"updateDescription": 0}}  # nobody reads it, and with it a change may be above 16 MiB
 AWAIT_MILLISECONDS: Final = 50
 REST_SECONDS: Final = 0.25  # at most, between two looks at a stream in which nothing happens
 QUIET_AFTER_SECONDS: Final = 30.0  # without an event
@@ -100,7 +102,7 @@ class MongoChangeStream:
         if token is not None:
             options["resume_after"] = self._resumed(token)
         with self._mongo.wrapped():
-            return await self._mongo.collection(self._name).watch(**options)
+            return await self._mongo.collection(self._name).watch([WITHOUT_DESCRIPTION], **options)
 
     def _resumed(self, token: bytes) -> Document:
         try:
@@ -116,8 +118,9 @@ class MongoChangeStream:
     async def _read(self, stream: AsyncChangeStream[Document], *, images: bool) -> tuple[list[ChangeEvent], str]:
         """Return the changes that are there now, and the kind of the one that ends the stream, if it came."""
         events: list[ChangeEvent] = []
+        size = 0
         with self._mongo.wrapped():
-            while len(events) < EVENTS_PER_BATCH:
+            while len(events) < EVENTS_PER_BATCH and size < BYTES_PER_BATCH:
                 change = await stream.try_next()
                 if change is None:
                     break
@@ -125,6 +128,7 @@ class MongoChangeStream:
                 if kind != "update" and kind not in OPERATIONS:
                     return events, str(kind)
                 events.append(self._event(change, images=images))
+                size += len(events[-1].value)
         return events, ""
 
     async def _post_images(self) -> bool:

@@ -51,7 +51,7 @@ def test_everything_else_is_left_and_named(judgement: object, outcome: ItemOutco
     assert (decision.step, decision.outcome) == (Step.LEAVE, outcome)
 
 
-def test_a_batch_is_full_by_count_or_by_bytes() -> None:
+def test_trap_42_a_batch_is_full_by_count_or_by_bytes() -> None:
     limits = BatchSpec(documents=4, bytes=100)
     assert fits(3, 90, 10, limits)
     assert not fits(3, 90, 11, limits)
@@ -79,7 +79,7 @@ def test_lesson_5_refused_items_are_never_in_sync() -> None:
     assert error == "3 documents failed. Most often: document too large"
 
 
-def test_the_error_rate_stops_a_run_after_ten_items_and_not_before() -> None:
+def test_lesson_6_the_error_rate_stops_a_run_after_ten_items_and_not_before() -> None:
     tally = Tally(planned=100)
     for number in range(9):
         tally.add(ItemOutcome.FAILED if number < 4 else ItemOutcome.WRITTEN, "refused", key=bytes([number]))

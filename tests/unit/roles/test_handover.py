@@ -14,25 +14,27 @@ from sqlalchemy import text
 
 from gapwatch.core.batches import unpack
 from gapwatch.core.checkpoint import Stage
+from gapwatch.core.envelopes import BatchDecoder, Refused, decoder_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.errors import HistoryLost, StoreUnreachable
 from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.producer import CONTENT_BYTES_MAX
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Detector, Finding, Kind
 from gapwatch.model.pipeline import DeliverySpec, FieldType, PipelineSpec, Settings, TopicsSpec
-from gapwatch.model.stream import FORMAT, NO_DELIVERY, Batch, Control, FeedState, Outcome, PipelineTimes, Side
+from gapwatch.model.stream import FORMAT, NO_DELIVERY, Batch, Control, FeedState, Operation, Outcome, PipelineTimes, Side
 from gapwatch.model.suspect import Hole, Said, Suspect
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.capture.role import CaptureDependencies, CaptureRole, Stream
+from gapwatch.roles.capture.role import CaptureDependencies, CaptureRole, Stream, _outgoing
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised, Verdict
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.stores import PipelineStores
 from tests.simulation.bench import Bench
-from tests.simulation.kafka import Admin, Broker, Consumer, FeedProducer, Producer
+from tests.simulation.kafka import Admin, Broker, Consumer, FeedProducer, Producer, Record
 from tests.simulation.stores import Rig, VirtualClock, trials
 from tests.simulation.worker import Crash, Durable, Worker
 from tests.unit.core.samples import APPENDED, TOPIC, change, field, pipeline
@@ -514,6 +516,27 @@ async def test_lesson_32_a_token_that_the_store_forgot_is_a_hole_up_to_where_rea
     earliest = min(one.time_from for one in found if one.time_from is not None)
     assert int(earliest.timestamp() * 1000) == APPENDED + 4, "since the last watermark, however long ago that is"
     assert len(found) == 2, "once when it was noticed, once when reading had begun: until then more was missed"
+
+
+def test_trap_46_a_change_too_large_for_kafka_is_sent_without_its_content() -> None:
+    """It was refused, tried again for ever, and everything behind it waited. Its key is read in both stores instead."""
+    spec = orders()
+    decoder = BatchDecoder(decoder_for(spec, Side.OBSERVED, CompiledMapping(spec)))
+    headers = [("gapwatch-op", b"insert"), ("gapwatch-time", b"%d" % APPENDED), ("gapwatch-position", b"7:0")]
+    keys = [b'{"_id": {"$numberInt": "1"}}', b'{"_id": {"$numberInt": "2"}}', b'{"_id": "%s"}' % (b"k" * CONTENT_BYTES_MAX)]
+    values = [b'{"_id": {"$numberInt": "1"}, "total": {"$numberInt": "5"}}', b"{" + b" " * CONTENT_BYTES_MAX, b"{}"]
+    made = [
+        _outgoing(TARGET, 2, ChangeEvent(key=key, value=value, headers=headers, event_time=APPENDED, token=b""))
+        for key, value in zip(keys, values, strict=True)
+    ]
+    records = [Record(Partition(TARGET, 0), place, *one[2:], APPENDED) for place, one in enumerate(made)]
+    assert [len(record.record_key or b"") + len(record.record_value or b"") < 100 for record in records] == [True] * 3
+    columns = decoder.decode(records)
+    assert list(columns.operations) == [Operation.UPSERT, Operation.TOUCHED]
+    assert list(columns.majors) == [7, 7]
+    [(offset, refused)] = columns.others
+    assert isinstance(refused, Refused)
+    assert (offset, refused.error.reason) == (2, "key_misfit"), "a key that no record holds is a hole"
 
 
 async def test_lesson_40_whoever_took_a_feed_over_too_late_writes_nothing(ledger: SqlLedger) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message
 
 from gapwatch.core.batches import unpack
+from gapwatch.core.envelopes import Event
 from gapwatch.core.feeds import FeedProgress, StandingEnd
 from gapwatch.core.keys import partition_of
+from gapwatch.core.matching import KeyMatcher
 from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.producer import CONTENT_BYTES_MAX
 from gapwatch.model.gap import FindingRecord
 from gapwatch.model.pipeline import FieldSpec, FieldType, Settings
-from gapwatch.model.stream import Batch, Control, Letter, Section
+from gapwatch.model.stream import BYTES_PER_RECORD_MAX, Batch, Control, Letter, Operation, Section
+from gapwatch.model.suspect import Hole
 from gapwatch.roles.ingest.intake import Intake
 from gapwatch.roles.ingest.outlet import Outlet
 from gapwatch.roles.ingest.parts import REST_AFTER_SECONDS, IngestDependencies, Owned, Shared
@@ -31,6 +37,7 @@ class Rig:
 
     def __init__(self, *, letters: str = "") -> None:
         self.sent: list[tuple[str, int, bytes | None]] = []
+        self.buried: list[tuple[bytes | None, bytes | None, dict[str, bytes]]] = []
         self.findings: list[FindingRecord] = []
         self.begun: dict[int, int] = {}  # epochs by the offset where they begin
         self.unparsable: list[str] = []
@@ -57,8 +64,12 @@ class Rig:
         self.progress = FeedProgress(topic=TOPIC, partition=0, partitions=1, epoch=1, position=5, sent=5, disorder_ms=200)
         self.shared.owned[AT] = Owned(progress=self.progress, topic_id="id", end=StandingEnd(500))
 
-    async def _send(self, topic: str, key: bytes | None, value: bytes | None, *, partition: int = -1, **_: Any) -> Any:
+    async def _send(
+        self, topic: str, key: bytes | None, value: bytes | None, *, partition: int = -1, headers: Any = (), **_: Any
+    ) -> Any:
         self.sent.append((topic, partition, value))
+        if topic.endswith(".dlq"):
+            self.buried.append((key, value, dict(headers)))
         return asyncio.get_running_loop().create_future()
 
     def _epoch(self, feed: str, partition: int, topic_id: str, offset: int, *, after: int) -> int:
@@ -71,6 +82,27 @@ class Rig:
     async def take(self, *messages: Message, at: Partition = AT) -> None:
         await self.intake.take(at, messages)
         await self.outlet.send_sections(self.shared.owned.values())
+
+    def add(self, offset: int, key: bytes, events: int) -> None:
+        """Let one raw record say so much of one key."""
+        binding, partition = self.shared.bindings[TOPIC][0], partition_of(key, self.shared.on.settings.topics.partitions)
+        builder = self.intake._builder(binding, self.shared.owned[AT], partition)
+        for number in range(events):
+            builder.add(
+                Event(key, Operation.UPSERT, offset, number, COMMITTED, bytes(16), None, None, None, None), offset, COMMITTED + 1
+            )
+        self.progress.read_to(offset + 1)
+
+    def matched(self) -> list[Sequence[Any]]:
+        """Return what the matcher of each partition says of what was sent to it."""
+        on, told = self.shared.on, list[Sequence[Any]]()
+        fingerprints = {"orders": self.shared.bindings[TOPIC][0].fingerprint}
+        for partition in range(on.settings.topics.partitions):
+            matcher = KeyMatcher(partition, on.settings.topics.partitions, on.pipelines, fingerprints=fingerprints, life="0")
+            log = [value or b"" for topic, at, value in self.sent if topic.endswith(".events") and at == partition]
+            told.append([one for number, value in enumerate(log) for one in matcher.apply(unpack(value), number, COMMITTED)])
+            assert matcher.buffered("orders") == 0, "a range is waited for that will not come"
+        return told
 
     @property
     def letters(self) -> list[tuple[int, Letter]]:
@@ -165,6 +197,48 @@ async def test_a_record_that_nobody_understands_is_buried_and_lost_and_its_neigh
     assert [(lost.offset_from, lost.offset_to, lost.reason) for lost in rig.progress.lost] == [(6, 7, "unparsable")]
     assert [value for topic, _, value in rig.sent if topic.endswith(".dlq")] == [b"{"]
     assert rig.unparsable == ["unparsable_json"]
+
+
+async def test_trap_46_a_dead_letter_that_is_too_large_for_its_topic_says_where_the_record_lies() -> None:
+    """Sent whole, it was refused, and ended every ingester that came to it."""
+    rig = Rig()
+    await rig.take(message(5), message(6, value=b"{" * CONTENT_BYTES_MAX), message(7))
+    assert sorted(offset for section in rig.sections for offset in section.offsets) == [5, 7]
+    assert [(lost.offset_from, lost.offset_to, lost.reason) for lost in rig.progress.lost] == [(6, 7, "unparsable")]
+    [(key, value, headers)] = rig.buried
+    assert (key, value) == (None, None)
+    assert headers["__connect.errors.offset"] == b"6"
+    assert int(headers["gapwatch-left-out"]) > CONTENT_BYTES_MAX
+
+
+@pytest.mark.parametrize(("key", "events"), [(b"k" * (BYTES_PER_RECORD_MAX + 1), 1), (b"k", 40_000)], ids=["a key", "events"])
+async def test_trap_46_what_is_too_large_for_a_record_is_a_hole_and_its_neighbours_are_not(key: bytes, events: int) -> None:
+    """Sent whole, the brokers refused it, and that ended every ingester that came to it. Every partition learns of the hole."""
+    rig = Rig()
+    await rig.outlet.pulse()
+    await rig.intake.take(AT, [message(5), message(6), message(7)])
+    rig.add(8, key, events)
+    await rig.intake.take(AT, [message(9), message(10)])
+    await rig.outlet.send_sections(rig.shared.owned.values())
+    assert sorted(offset for section in rig.sections for offset in section.offsets) == [5, 6, 7, 9, 10]
+    assert max(len(value or b"") for topic, _, value in rig.sent if topic.endswith(".events")) < BYTES_PER_RECORD_MAX
+    [lost] = rig.progress.lost
+    assert (lost.offset_from, lost.offset_to, lost.time_from, lost.reason) == (8, 9, COMMITTED, "oversized")
+    assert rig.unparsable == ["oversized"]
+    assert [headers["__connect.errors.offset"] for _, _, headers in rig.buried] == [b"8"]
+    await rig.outlet.pulse()
+    assert rig.progress.lost == []
+    for partition, said in enumerate(rig.matched()):
+        assert [one.reason for one in said if isinstance(one, Hole) and one.time_from] == ["oversized"], partition
+
+
+async def test_trap_46_many_events_of_one_record_are_sent_where_brokers_take_them() -> None:
+    rig = Rig()
+    rig.add(5, b"k", 5_000)
+    await rig.outlet.send_sections(rig.shared.owned.values())
+    assert [len(section.keys) for section in rig.sections] == [5_000]
+    assert max(len(value or b"") for _, _, value in rig.sent) > BYTES_PER_RECORD_MAX
+    assert rig.progress.lost == []
 
 
 async def test_partitions_that_are_not_ours_are_left_alone() -> None:

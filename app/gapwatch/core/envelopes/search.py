@@ -1,7 +1,8 @@
 """The two feeds of an OpenSearch target: what our ``_seq_no`` tail read, and what an indexer acknowledges.
 
 **Tail** (role ``capture`` fills ``gapwatch.feed.<pipeline>.target``). Record key: ``{"_id": "42"}``; record value: the mapped
-part of ``_source``, as JSON. Headers, all ASCII: ``gapwatch-op`` is ``index``; ``gapwatch-time`` our clock at the start of the
+part of ``_source``, as JSON. Headers, all ASCII: ``gapwatch-op`` is ``index``, or ``update_touched`` where the document is too
+large for a record and the value empty; ``gapwatch-time`` our clock at the start of the
 round, ``gapwatch-position`` ``<round>:<_seq_no>`` (rounds rise for ever, also over a new index), ``gapwatch-version`` the
 document's version, ``gapwatch-shard`` ``<shard>:<primary term>:<_seq_no>``; ``gapwatch-watermark`` on markers only, which have
 no key.
@@ -34,6 +35,7 @@ from gapwatch.model.stream import Operation, Side
 
 VERSION: Final = "gapwatch-version"
 INDEXERS_MAX: Final = 1_000
+TOUCHED: Final = b"update_touched"
 OPERATIONS: Final = {"index": Operation.UPSERT, "update": Operation.TOUCHED, "delete": Operation.DELETE}
 
 
@@ -59,14 +61,15 @@ class TailDecoder:
         marker = headers.get(WATERMARK)
         if marker is not None:
             return (Marker(_digits(WATERMARK, marker)),)
-        if headers.get(OP) != b"index" or not record.key or record.value is None:
+        touched = headers.get(OP) == TOUCHED
+        if not record.key or not (touched or (headers.get(OP) == b"index" and record.value is not None)):
             raise RecordError("unknown_operation", f"Header {OP} is {headers.get(OP)!r}, or the record is not whole.")
         major, _, minor = headers.get(POSITION, b"").partition(b":")
         version = {"_version": _digits(VERSION, headers[VERSION])} if VERSION in headers else {}
         return self._events.events(
-            Operation.UPSERT,
+            Operation.TOUCHED if touched else Operation.UPSERT,
             object_of(record.key),
-            {**object_of(record.value), **version},
+            None if touched else {**object_of(record.value or b""), **version},
             major=_digits(POSITION, major),
             minor=_digits(POSITION, minor),
             event_time=_digits(TIME, headers.get(TIME, b"")),

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from gapwatch.errors import ConflictError, HistoryLost, StoreError
 from gapwatch.feed_ports import ChangeEvent, FeedReader, HeartbeatWriter, StreamBatch
 from gapwatch.kafka.clients import AckedProducer
 from gapwatch.kafka.fenced import FencedProducer, Outgoing
+from gapwatch.kafka.producer import CONTENT_BYTES_MAX
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.ports import Clock, Lease, Ledger
@@ -44,6 +45,7 @@ RENEW_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 _NOTHING: Mapping[str, Any] = {}
 TOKEN_SECONDS = 5.0  # how often the position of a quiet stream is stored
+NO_KEY = b"{}"  # which ingest cannot read: a hole of one record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +226,10 @@ class CaptureRole:
 
 
 def _outgoing(topic: str, partitions: int, event: ChangeEvent) -> Outgoing:
+    """Return the record of a change. One that is larger than Kafka takes goes without its content: its key is read instead."""
+    if len(event.key) + len(event.value) > CONTENT_BYTES_MAX:
+        log.warning("change_too_large", feed=topic, bytes=len(event.key) + len(event.value))
+        event = replace(event.touched(), key=event.key if len(event.key) <= CONTENT_BYTES_MAX else NO_KEY)
     return Outgoing(topic, xxhash.xxh3_64_intdigest(event.key) % partitions, event.key, event.value or None, event.headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gapwatch.core.envelopes import RawRecord
 from gapwatch.errors import RecordError
+from gapwatch.kafka.producer import CONTENT_BYTES_MAX
 
 PREFIX = "__connect.errors."
 
@@ -11,7 +12,10 @@ PREFIX = "__connect.errors."
 def dead_letter(
     record: RawRecord, error: RecordError, pipeline: str
 ) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
-    """Return key, value and headers: the record as it was, where it lay, and why it was not understood."""
+    """Return key, value and headers: the record as it was, where it lay, and why it was not understood.
+
+    One that is larger than the topic takes is left out, with its headers: it still lies where they say.
+    """
     said = {
         f"{PREFIX}topic": record.topic,
         f"{PREFIX}partition": str(record.partition),
@@ -22,5 +26,8 @@ def dead_letter(
         "gapwatch-reason": error.reason,
         "gapwatch-pipeline": pipeline,
     }
-    headers = [*record.headers, *((name, value.encode()) for name, value in said.items())]
-    return record.key, record.value, headers
+    told = [(name, value.encode()) for name, value in said.items()]
+    size = sum(len(part or b"") for part in (record.key, record.value, *(value for _, value in record.headers)))
+    if size > CONTENT_BYTES_MAX:
+        return None, None, [*told, ("gapwatch-left-out", str(size).encode())]
+    return record.key, record.value, [*record.headers, *told]

@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+import structlog
 from msgspec.structs import replace
 
-from gapwatch.core.batches import letter_batches, pack, packed_batches
+from gapwatch.core.batches import emptied, letter_batches, pack, packed_batches, unpack
 from gapwatch.core.compiledcolumns import CompiledSection
-from gapwatch.core.feeds import Metadata
+from gapwatch.core.envelopes import RawRecord
+from gapwatch.core.feeds import FeedProgress, Metadata
 from gapwatch.core.keys import partition_of
+from gapwatch.errors import RecordError
 from gapwatch.kafka.clients import Committed, Partition
+from gapwatch.kafka.topics import RECORD_BYTES_MAX
 from gapwatch.model.stream import (
+    BYTES_PER_RECORD_MAX,
     FORMAT,
     NO_DELIVERY,
     NO_TOPIC,
     UNKNOWN_DELIVERY,
+    Batch,
     Control,
     FeedState,
     Letter,
@@ -34,9 +40,14 @@ from gapwatch.model.stream import (
     Side,
 )
 from gapwatch.roles.ingest.bindings import Binding
+from gapwatch.roles.ingest.letters import dead_letter
 from gapwatch.roles.ingest.parts import Owned, Shared
 
+log = structlog.get_logger(__name__)
+
 PULSES_IN_FLIGHT_MAX: Final = 20
+SENT_BYTES_MAX: Final = RECORD_BYTES_MAX - 4 * 1024  # the rest is for Kafka's own frame
+OVERSIZED: Final = "oversized"
 
 
 class Outlet:
@@ -60,10 +71,34 @@ class Outlet:
                     start = item.ahead.get(place, item.progress.sent)
                     by_partition.setdefault(place[2], []).append(builder.close(start, item.progress.position))
                     item.ahead[place] = item.progress.position
+        progress = {Partition(item.progress.topic, item.progress.partition): item.progress for item in owned}
         for partition, sections in by_partition.items():
             for record in packed_batches(sections):
-                self._futures.append(await self._on.producer.send(self._topics.events, None, record, partition=partition))
+                sent = record if len(record) <= BYTES_PER_RECORD_MAX else await self._fitting(record, progress)
+                self._futures.append(await self._on.producer.send(self._topics.events, None, sent, partition=partition))
         await self._send_letters(owned)
+
+    async def _fitting(self, record: bytes, progress: Mapping[Partition, FeedProgress]) -> bytes:
+        """Return a record that brokers take, of one above our limit: such a one holds what a single raw record says.
+
+        Where it is larger than the topic takes, or a key larger than a suspect can hold, its events are left out, and the raw
+        record is declared lost: a hole, which a sweep covers.
+        """
+        batch = unpack(record)
+        assert isinstance(batch, Batch)
+        longest = max(len(key) for section in batch.sections for key in section.keys)
+        if len(record) <= SENT_BYTES_MAX and longest <= BYTES_PER_RECORD_MAX:
+            return record
+        error = RecordError(OVERSIZED, f"Its events take {len(record)} bytes, the longest key {longest}.")
+        for section in batch.sections:
+            at, start, end = Partition(section.feed, section.feed_partition), section.offsets[0], section.offsets[-1] + 1
+            times = section.event_times + section.append_times
+            progress[at].lose(start, end, OVERSIZED, time_from=min(times), time_to=max(times))
+            log.warning("record_too_large", topic=at.topic, partition=at.partition, offset=start, reason=error.message)
+            raw = RawRecord(at.topic, at.partition, start, section.append_times[0], None, None, ())
+            await self.send_dead_letter(*dead_letter(raw, error, section.pipeline))
+            self._on.on_unparsable(OVERSIZED)
+        return pack(replace(batch, sections=[emptied(section) for section in batch.sections]))
 
     async def _send_letters(self, owned: Collection[Owned]) -> None:
         """Send what sinks say to the partitions of its keys. It has no range: repeating it is harmless."""

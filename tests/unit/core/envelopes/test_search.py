@@ -31,7 +31,9 @@ def decoded(kind: FeedKind, *records: RawRecord) -> list[Any]:
     return [item for record in records for item in decoder.decode(record)]
 
 
-def tail_record(value: bytes = b'{"customer": "a", "total": 1.50}', key: bytes = b'{"_id":"42"}', **changed: Any) -> RawRecord:
+def tail_record(
+    value: bytes | None = b'{"customer": "a", "total": 1.50}', key: bytes = b'{"_id":"42"}', **changed: Any
+) -> RawRecord:
     headers = {**HEADERS, **{name.replace("_", "-"): item for name, item in changed.items()}}
     return RawRecord("t", 0, 9, APPENDED, key, value, [(name, item) for name, item in headers.items() if item is not None])
 
@@ -49,6 +51,13 @@ def test_a_document_of_the_tail_is_what_the_source_says_of_it() -> None:
     assert event.key == mapping.source.codec.encode([42])
     assert (event.operation, event.major, event.minor) == (Operation.UPSERT, 1726000000123, 7)
     assert event.digest == mapping.canonical_source({"customer": "a", "total": "1.5"}).digest
+
+
+def test_trap_46_a_document_that_was_too_large_for_a_record_is_touched() -> None:
+    [event] = decoded(FeedKind.SEQ_NO, tail_record(value=None, gapwatch_op=b"update_touched"))
+    [whole] = decoded(FeedKind.SEQ_NO, tail_record())
+    assert (event.key, event.operation, event.digest) == (whole.key, Operation.TOUCHED, b"")
+    assert (event.major, event.minor, event.event_time) == (whole.major, whole.minor, whole.event_time)
 
 
 def test_numbers_of_the_tail_are_exact() -> None:
