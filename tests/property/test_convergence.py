@@ -294,9 +294,9 @@ def ledgers(empty: Path, tmp_path: Path) -> Iterator[Any]:
         ledger.close()
 
 
-acts = st.lists(st.tuples(st.sampled_from(WRITES * 2 + FAULTS), st.sampled_from(NUMBERS)), max_size=4)
+acts = st.lists(st.tuples(st.sampled_from(WRITES + FAULTS), st.sampled_from(NUMBERS)), min_size=1, max_size=4)
 quiet = st.lists(st.tuples(st.sampled_from(WRITES), st.sampled_from(NUMBERS)), max_size=12)
-moments = st.dictionaries(st.integers(1, 40), acts, max_size=12)
+moments = st.dictionaries(st.integers(1, 100), acts, min_size=5, max_size=20)
 
 
 @OFTEN
