@@ -1,20 +1,17 @@
-"""What the tests under fire share: a table that is written to all the time, a pipeline that repairs by itself, and its judges."""
+"""What the tests under fire share: a table that is written to all the time, and a pipeline that repairs by itself."""
 
 from __future__ import annotations
 
+import os
 import random
-import sqlite3
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
+import pytest
 
-from gapwatch.core.keys import KeyCodec
-from gapwatch.model.pipeline import KeyColumn, KeyType
 from tests.acceptance.background import Background
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE
 from tests.stack import execute
@@ -22,7 +19,7 @@ from tests.stack import execute
 HEALED_SECONDS = 300.0
 REFUSED_OF, REFUSED = 20, 7  # ids with this remainder are refused: five in a hundred
 LOST_OF = 50  # a sink loses one write in so many
-CODEC = KeyCodec((KeyColumn(path="id", type=KeyType.INT),))
+OTHER_LENGTH = "GAPWATCH_FIRE"
 State = tuple[int, str]
 
 
@@ -36,6 +33,14 @@ class Length:
     grace: str
     away: float
     hangs: float
+
+
+def length_of(config: pytest.Config, *, short: Length, long: Length) -> Length:
+    """Return the long one for ``--soak``, but for what the environment says: GAPWATCH_FIRE="rows=20000 rate=100 seconds=60"."""
+    if not config.getoption("--soak"):
+        return short
+    said = dict(part.split("=") for part in os.environ.get(OTHER_LENGTH, "").split())
+    return replace(long, **{name: type(getattr(long, name))(value) for name, value in said.items()})
 
 
 @dataclass
@@ -108,53 +113,3 @@ def differing(dsn: str, documents: Mapping[int, State]) -> dict[int, tuple[State
         rows = {key: (seq, v) for key, seq, v in connection.execute(f"SELECT id, seq, v FROM {TABLE}").fetchall()}
     keys = rows.keys() | documents.keys()
     return {key: (rows.get(key), documents.get(key)) for key in keys if rows.get(key) != documents.get(key)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """How often we wrote each document, and which ones were deleted, and brought back by us as they had been before."""
-
-    ours: Counter[int]
-    came_back: set[int]
-
-
-def never_back(states: Iterable[tuple[int, int | None, bool]]) -> Judged:
-    """Check that no write of ours took a document back.
-
-    Args:
-        states: Key, `seq` (None: not there) and whether we made it so, of every state that a document had, oldest first.
-    """
-    judged = Judged(ours=Counter(), came_back=set())
-    newest: dict[int, int] = {}
-    gone: set[int] = set()
-    for key, seq, is_ours in states:
-        judged.ours[key] += is_ours
-        if seq is None:
-            gone.add(key)
-            continue
-        known = newest.get(key, 0)
-        if is_ours and seq < known:
-            assert key in gone, f"our write took document {key} back from {known} to {seq}"
-            judged.came_back.add(key)
-        gone.discard(key)
-        newest[key] = max(seq, known)
-    return judged
-
-
-def audited(ledger: Path) -> dict[str, dict[int, list[int]]]:
-    """Return the times (microseconds since the epoch, ascending) at which the audit noted something, by outcome and key."""
-    found: dict[str, dict[int, list[int]]] = {"planned": {}, "written": {}, "vanished": {}}
-    with sqlite3.connect(ledger) as connection:
-        rows = connection.execute("SELECT key, outcome, at FROM audit WHERE action = 'backfill_write' ORDER BY at").fetchall()
-    for key, outcome, at in rows:
-        found.setdefault(outcome, {}).setdefault(int(CODEC.decode(key)[0]), []).append(at)
-    return found
-
-
-def accounted(ours: Mapping[int, int], audit: Mapping[str, Mapping[int, Sequence[int]]]) -> dict[str, int]:
-    """Check that the audit announced each of our writes; return how many there were, and what it says."""
-    for key, times in ours.items():
-        announced = len(audit["planned"].get(key, ()))
-        assert announced >= times, f"document {key} was written {times} times, and announced {announced}"
-    totals = {outcome: sum(map(len, by_key.values())) for outcome, by_key in audit.items()}
-    return {"writes": sum(ours.values()), "announced": totals["planned"], "written": totals["written"]}

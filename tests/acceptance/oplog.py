@@ -58,23 +58,34 @@ def roll_over(uri: str, before: Timestamp | None = None) -> None:
         client.close()
 
 
-def history_of(uri: str, namespace: str, field: str) -> dict[Any, list[tuple[float, Any]]]:
-    """Return, by ``_id``, what a field of each document was set to (None: deleted), oldest first, with the time in seconds."""
+def changes_of(uri: str, namespace: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield every insert, update and delete of a collection's documents, oldest first, each with the entry that holds it."""
     client: MongoClient[dict[str, Any]] = MongoClient(uri)
-    found: dict[Any, list[tuple[float, Any]]] = defaultdict(list)
     try:
         for entry in client.local["oplog.rs"].find({"$or": [{"ns": namespace}, {"o.applyOps.ns": namespace}]}):
             for change in entry["o"].get("applyOps", [entry]):
                 if change["ns"] == namespace and change["op"] in "iud":
-                    key = change["o2"]["_id"] if change["op"] == "u" else change["o"]["_id"]
-                    if change["op"] == "d" or (value := _value(change["o"], field)) is not None:
-                        found[key].append((entry["wall"].replace(tzinfo=UTC).timestamp(), None if change["op"] == "d" else value))
+                    yield change, entry
     finally:
         client.close()
+
+
+def key_of(change: Mapping[str, Any]) -> Any:
+    """Return the ``_id`` of the document that a change is about."""
+    return change["o2"]["_id"] if change["op"] == "u" else change["o"]["_id"]
+
+
+def history_of(uri: str, namespace: str, field: str) -> dict[Any, list[tuple[float, Any]]]:
+    """Return, by ``_id``, what a field of each document was set to (None: deleted), oldest first, with the time in seconds."""
+    found: dict[Any, list[tuple[float, Any]]] = defaultdict(list)
+    for change, entry in changes_of(uri, namespace):
+        if change["op"] == "d" or (value := value_of(change["o"], field)) is not None:
+            at = entry["wall"].replace(tzinfo=UTC).timestamp()
+            found[key_of(change)].append((at, None if change["op"] == "d" else value))
     return found
 
 
-def _value(changed: Mapping[str, Any], field: str) -> Any:
+def value_of(changed: Mapping[str, Any], field: str) -> Any:
     """Return what an insert, a replacement or a difference sets a field to; None where it leaves it as it is."""
     difference = changed.get("diff")
     if difference is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -20,7 +20,9 @@ import msgspec
 
 BEGIN_SECONDS = 300
 ANSWER_SECONDS = 120
-OK, NOT_FOUND, TOO_MANY, BAD_GATEWAY, GATEWAY_TIMEOUT = 200, 404, 429, 502, 504
+OK, NOT_FOUND, CONFLICT, TOO_MANY = 200, 404, 409, 429
+SERVER_ERROR, BAD_GATEWAY, GATEWAY_TIMEOUT = 500, 502, 504  # the second is what we say where nobody listens: nothing was done
+Span = tuple[int, int]
 
 
 class Sender(Enum):
@@ -33,7 +35,7 @@ class Item:
     """One item of a bulk.
 
     ``at_us``: when it came, in microseconds since the epoch. ``status``: what its sender was to be told; None where the node died
-    before it said so. ``place``: primary term and sequence number of what the index did.
+    before it said so. ``told_us``: when that was known. ``place``: primary term and sequence number of what the index did.
     """
 
     sender: Sender
@@ -44,10 +46,21 @@ class Item:
     status: int | None = None
     place: tuple[int, int] | None = None
     version: int | None = None
+    told_us: int = 0
 
     @property
     def was_done(self) -> bool:
         return self.status is not None and OK <= self.status < 300
+
+    def is_unsure(self, lost_us: Collection[Span]) -> bool:
+        """Whether nobody knows if it was done. ``lost_us``: from when to when a node died.
+
+        What was on its way to a node that dies is sent once more to the one that takes over, which may have a copy of it: a guard
+        then refuses what was done.
+        """
+        if self.status is None or (self.status >= SERVER_ERROR and self.status != BAD_GATEWAY):
+            return True
+        return self.status == CONFLICT and any(self.at_us <= end and begin <= self.told_us for begin, end in lost_us)
 
     @property
     def found_nothing(self) -> bool:
@@ -213,8 +226,9 @@ class Recorder:
         return replace(answer, body=msgspec.json.encode({**said, "errors": True})) if any(refused) else answer
 
     def _record(self, items: Sequence[Item]) -> None:
+        now = time.time_ns() // 1_000
         with self._lock:
-            self.items += items
+            self.items += [replace(item, told_us=now) for item in items]
 
 
 def _commands(body: bytes) -> Iterator[Command]:

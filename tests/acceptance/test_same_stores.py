@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -481,6 +482,10 @@ def test_d8_lesson_22_a_row_without_its_parent_is_refused_by_name_and_written_on
     service.wait_healthy("tables")
 
 
+def _are_gaps(world: World, pipeline: str, keys: set[int]) -> bool:
+    return world.gaps(pipeline).keys() == keys
+
+
 def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself_and_a_failed_row_fails_its_own(
     world: World,
 ) -> None:
@@ -492,7 +497,7 @@ def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself
         insert(world, *keys)
         world.mongo[world.database].orders.insert_many([{"_id": each, "amount": each} for each in keys])
         for pipeline in ("tables", "collections"):
-            wait_for(lambda pipeline=pipeline: world.gaps(pipeline).keys() == set(keys), "the gaps", 40)
+            wait_for(partial(_are_gaps, world, pipeline, set(keys)), "the gaps", 40)
         runs = {
             pipeline: service.api.post("/api/v1/backfills", {"pipeline": pipeline, "dry_run": False})["id"]
             for pipeline in ("tables", "collections")

@@ -1,26 +1,32 @@
 """Sweep and automatic repair while both sides are written to, the worker is killed, and the target refuses, hangs and is away.
 
-Afterwards both stores are compared by somebody else, and MongoDB's log is read for what the repair did to every document.
-The short form runs in CI; ``--soak`` does it with 200,000 documents and 500 writes a second.
+Afterwards both stores are compared by somebody else, and MongoDB's log is read for what the repair did to every document, which
+is held against its audit and its plans. The short form runs in CI; ``--soak`` does it with 200,000 documents and 500 writes a
+second.
 """
 
 from __future__ import annotations
 
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pymongo import MongoClient, ReplaceOne, WriteConcern
+from bson import Timestamp
+from pymongo import MongoClient, WriteConcern
 from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, OperationFailure
 
 from gapwatch.embedded import EmbeddedStack
 from tests.acceptance import fire
-from tests.acceptance.copier import Change, Copier, Operation
+from tests.acceptance.accounts import Shown, accounted, never_back, read_audit, within_plans
+from tests.acceptance.copier import Copier, Operation
 from tests.acceptance.fire import HEALED_SECONDS, Length, State, Writer, differing, is_lost
+from tests.acceptance.oplog import changes_of, key_of, value_of
 from tests.acceptance.scenery import TABLE, configuration
 from tests.acceptance.service import EVERY_ROLE, Service, wait_for
 from tests.acceptance.shared import lose
@@ -30,7 +36,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeo
 
 REFUSED = {"$expr": {"$ne": [{"$mod": ["$_id", fire.REFUSED_OF]}, fire.REFUSED]}}
 DOCUMENT_REFUSED = 121
-
+SLACK_US = 100_000  # MongoDB stamps its log by a clock that it reads a few times a second, to the millisecond
 
 SHORT = Length(rows=2_000, rate=60, seconds=50, grace="2s", away=6, hangs=4)
 LONG = Length(rows=200_000, rate=500, seconds=300, grace="10s", away=20, hangs=15)
@@ -38,19 +44,19 @@ LONG = Length(rows=200_000, rate=500, seconds=300, grace="10s", away=20, hangs=1
 
 @dataclass
 class Tolerant(Copier):
-    """A sink that marks what it writes, loses some of it, and passes over what the target refuses."""
+    """A sink that loses some of what it is to write, and passes over what the target refuses; it wrote in these sessions."""
 
     refused: int = 0
-
-    def __post_init__(self) -> None:
-        self.sink = _marked
+    sessions: set[bytes] = field(default_factory=set)
 
     def _write(self, client: MongoClient[dict[str, Any]], operations: list[Operation]) -> None:
         concern = WriteConcern(w="majority", j=True)
         target = client[self.database].get_collection(self.collection, write_concern=concern)
         while not self._stop.is_set():
             try:
-                target.bulk_write(_last_of_each(operations), ordered=False)
+                with client.start_session() as session:
+                    self.sessions.add(bytes(session.session_id["id"]))
+                    target.bulk_write(_last_of_each(operations), ordered=False, session=session)
                 return
             except BulkWriteError as error:
                 details = error.details.get("writeErrors", ())
@@ -67,13 +73,6 @@ def _last_of_each(operations: Sequence[Operation]) -> list[Operation]:
     return list({operation._filter["_id"]: operation for operation in operations}.values())
 
 
-def _marked(change: Change) -> Operation:
-    operation = change.applied()
-    if isinstance(operation, ReplaceOne):
-        return ReplaceOne({"_id": change.key}, {**operation._doc, "by": "sink"}, upsert=True)
-    return operation
-
-
 class Losing(dict[Any, Any]):
     def get(self, seq: Any, default: Any = None) -> Any:
         return lose if isinstance(seq, int) and is_lost(seq) else default
@@ -82,7 +81,7 @@ class Losing(dict[Any, Any]):
 def test_sweep_and_repair_under_fire(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    length = LONG if request.config.getoption("--soak") else SHORT
+    length = fire.length_of(request.config, short=SHORT, long=LONG)
     dsn, database = stack.postgres.dsn(postgres_database), postgres_database
     fire.create(dsn, length)
     with captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix:
@@ -94,7 +93,7 @@ def test_sweep_and_repair_under_fire(
         sink.start()
         try:
             wait_for(lambda: count(stack, database) >= length.rows * 0.97, "the rows to be copied", 300)
-            half(stack, database)
+            began_at = half(stack, database)
             service.start(EVERY_ROLE)
             writer.start()
             refuse(stack, database, REFUSED)  # five documents in a hundred, all the time
@@ -107,7 +106,8 @@ def test_sweep_and_repair_under_fire(
             healed = time.monotonic() - began
             wait_for(lambda: not service.gaps(), "the gaps to be resolved", 120)
             assert sink.refused, "the target refused nothing: nothing was tried"
-            judged = examine(stack, database, tmp_path / "gapwatch.db")
+            assert differing(dsn, documents(stack, database)) == {}
+            judged = examine(logged(stack, database, sink.sessions, began_at), tmp_path / "gapwatch.db")
             assert judged["writes"] >= length.rows * 0.1, judged  # the sink brings many back by itself
             print(f"healed after {healed:.0f} s; {writer.writes} writes at the source; {judged}")
         finally:
@@ -117,11 +117,14 @@ def test_sweep_and_repair_under_fire(
             service.stop()
 
 
-def half(stack: EmbeddedStack, database: str) -> None:
-    """Take every other document away, before anybody looks."""
+def half(stack: EmbeddedStack, database: str) -> Timestamp:
+    """Take every other document away, before anybody looks; return the place in MongoDB's log where that has ended."""
     client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
     try:
-        client[database].orders.delete_many({"$expr": {"$eq": [{"$mod": ["$_id", 2]}, 1]}})
+        with client.start_session() as session:
+            client[database].orders.delete_many({"$expr": {"$eq": [{"$mod": ["$_id", 2]}, 1]}}, session=session)
+            assert session.operation_time is not None
+            return session.operation_time
     finally:
         client.close()
 
@@ -168,37 +171,31 @@ def documents(stack: EmbeddedStack, database: str) -> dict[int, State]:
         client.close()
 
 
-def examine(stack: EmbeddedStack, database: str, ledger: Path) -> dict[str, int]:
-    """Read the target's log: no write of ours took a document back, and the audit knows of each one."""
-    states = ((key, seq, seq is not None and by is None) for key, seq, by in versions(stack, database))
-    judged = fire.never_back(states)
+def logged(stack: EmbeddedStack, database: str, sessions: set[bytes], began_at: Timestamp) -> Iterator[Shown]:
+    """Yield every state that a document had, by the target's log. Ours: what came since, and in no session of the sink."""
+    seqs: dict[int, int] = {}
+    for change, entry in changes_of(stack.mongodb.uri, f"{database}.orders"):
+        key = key_of(change)
+        if change["op"] == "d":
+            seqs.pop(key, None)
+        elif (seq := value_of(change["o"], "seq")) is not None:
+            seqs[key] = seq
+        by = entry.get("lsid")
+        is_sinks = by is not None and bytes(by["id"]) in sessions
+        at_us = int(entry["wall"].replace(tzinfo=UTC).timestamp() * 1_000_000)
+        yield Shown(key=key, seq=seqs.get(key), is_ours=entry["ts"] > began_at and not is_sinks, at_us=at_us)
+
+
+def examine(states: Iterator[Shown], ledger: Path) -> dict[str, int]:
+    """Judge what the target's log says: no write of ours took a document back, each is in a plan, and in the audit."""
+    shown, audit = list(states), read_audit(ledger)
+    judged = never_back(shown)
     assert judged.came_back == set()
-    return fire.accounted(judged.ours, fire.audited(ledger))
-
-
-def versions(stack: EmbeddedStack, database: str) -> Iterator[tuple[int, int | None, str | None]]:
-    """Yield key, `seq` and `by` of every state that a document had, oldest first; None for what is not there."""
-    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongodb.uri)
-    namespace, known = f"{database}.orders", dict[int, dict[str, Any]]()
-    try:
-        for entry in client.local["oplog.rs"].find({"$or": [{"ns": namespace}, {"o.applyOps.ns": namespace}]}):
-            for change in entry["o"].get("applyOps", [entry]):
-                if change.get("ns") != namespace or change["op"] not in "iud":
-                    continue
-                key = change["o2"]["_id"] if change["op"] == "u" else change["o"]["_id"]
-                if change["op"] == "d":
-                    known.pop(key, None)
-                    yield key, None, None
-                    continue
-                state = known[key] = _applied(known.get(key, {}), change["o"])
-                yield key, state.get("seq"), state.get("by")
-    finally:
-        client.close()
-
-
-def _applied(before: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    difference = change.get("diff")
-    if difference is None:
-        return {name: value for name, value in change.items() if name != "$v"}
-    after = {**before, **difference.get("u", {}), **difference.get("i", {})}
-    return {name: value for name, value in after.items() if name not in difference.get("d", {})}
+    ours: dict[int, list[int]] = defaultdict(list)
+    for one in shown:
+        if one.is_ours:
+            ours[one.key].append(one.at_us)
+    within_plans(audit, ours, slack_us=SLACK_US)
+    counts = accounted(audit, sent=ours, done=ours, slack_us=SLACK_US)
+    deletes = sum(one.is_ours and one.seq is None for one in shown)
+    return {**counts, "deletes": deletes, "taken_back_by_others": judged.taken_back_by_others}

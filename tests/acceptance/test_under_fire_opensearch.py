@@ -1,7 +1,8 @@
 """The same as ``test_under_fire``, into an index: it refuses items, hangs, and its only node is killed while both sides change.
 
-Everybody reaches the node through a recorder, whose notes are read afterwards for what the repair did to every document. The
-short form runs in CI; ``--soak`` does it with 200,000 documents and 500 writes a second.
+Everybody reaches the node through a recorder, whose notes are read afterwards for what the repair did to every document, and held
+against its audit and its plans. The short form runs in CI; ``--soak`` does it with 200,000 documents and 500 writes a second, and
+once more with two nodes, of which one is killed that holds primaries.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import signal
 import time
 import urllib.error
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
@@ -24,15 +25,15 @@ from confluent_kafka import Message, Producer
 from gapwatch.embedded import EmbeddedStack, OpenSearchPart
 from gapwatch_connectors.opensearch.connection import encode
 from tests.acceptance import fire
+from tests.acceptance.accounts import Shown, accounted, never_back, read_audit, within_plans
 from tests.acceptance.copier import decode
 from tests.acceptance.fire import HEALED_SECONDS, REFUSED, REFUSED_OF, Length, State, Writer, differing, is_lost
 from tests.acceptance.indexer import Indexer
-from tests.acceptance.recorder import TOO_MANY, Item, Recorder, Sender
+from tests.acceptance.recorder import CONFLICT, TOO_MANY, Item, Recorder, Sender, Span
 from tests.acceptance.scenery import TABLE, configuration
 from tests.acceptance.service import EVERY_ROLE, Service, wait_for
 from tests.acceptance.test_opensearch import MAPPING, SETTINGS
-from tests.acceptance.test_opensearch import node as node
-from tests.stack import ask, captured
+from tests.stack import ask, captured, until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(2_400)]
 
@@ -72,14 +73,25 @@ class Tolerant(Indexer):
         return [said["error"] for item in answer["items"] for said in item.values() if "error" in said]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize("nodes", [1, 2] if metafunc.config.getoption("--soak") else [1], indirect=True, ids="nodes={}".format)
+
+
+@pytest.fixture
+def nodes(request: pytest.FixtureRequest) -> Iterator[list[OpenSearchPart]]:
+    """The nodes of a cluster of its own, each a process; everybody talks to the first one."""
+    with EmbeddedStack(parts=("opensearch",)) as running:
+        yield [running.opensearch, *(running.add_opensearch_node() for _ in range(1, request.param))]
+
+
 def test_sweep_and_repair_of_an_index_under_fire(
-    stack: EmbeddedStack, node: OpenSearchPart, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
+    stack: EmbeddedStack, nodes: list[OpenSearchPart], postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    length = LONG if request.config.getoption("--soak") else SHORT
-    dsn, database = stack.postgres.dsn(postgres_database), postgres_database
+    length = fire.length_of(request.config, short=SHORT, long=LONG)
+    dsn, database, node = stack.postgres.dsn(postgres_database), postgres_database, nodes[0]
     index, group = f"{database}-orders", f"indexer-{database}"
     fire.create(dsn, length)
-    ask("PUT", f"{node.url}/{index}", {"settings": SETTINGS, "mappings": MAPPING})
+    create(nodes, index)
     with (
         Recorder(node.host, node.port) as recorder,
         captured(stack, database, [TABLE], **{"decimal.handling.mode": "string"}) as prefix,
@@ -87,6 +99,7 @@ def test_sweep_and_repair_of_an_index_under_fire(
         sink = Tolerant(stack.kafka.bootstrap_servers, f"{prefix}.{TABLE}", group, recorder.url(Sender.SINK), index)
         service = Service(tmp_path, config_of(stack, dsn, database, recorder.url(Sender.GAPWATCH), index, group, length))
         writer = Writer(dsn, length.rows, length.rate)
+        scene = Fire(recorder, nodes, index, service, dsn, length)
         sink.start()
         try:
             wait_for(lambda: count(node, index) >= length.rows * 0.97, "the rows to be copied", 600)
@@ -94,7 +107,7 @@ def test_sweep_and_repair_of_an_index_under_fire(
             recorder.refuses = is_refused
             service.start(EVERY_ROLE)
             writer.start()
-            fire.burn(length, blows(recorder, node, service, dsn, length))
+            fire.burn(length, scene.blows())
             service.check_alive()
             recorder.refuses = lambda _: False
             writer.stop()
@@ -103,13 +116,27 @@ def test_sweep_and_repair_of_an_index_under_fire(
             healed = time.monotonic() - began
             wait_for(lambda: not service.gaps(), "the gaps to be resolved", 120)
             assert differing(dsn, documents(node, index)) == {}
-            judged = examine(recorder.items, documents(node, index), tmp_path / "gapwatch.db")
+            judged = examine(recorder.items, documents(node, index), tmp_path / "gapwatch.db", scene.lost_us)
             assert judged["writes"] >= length.rows * 0.1, judged
             print(f"healed after {healed:.0f} s; {writer.writes} writes at the source; {judged}")
         finally:
             writer.stop()
             sink.stop()
             service.stop()
+
+
+def create(nodes: Sequence[OpenSearchPart], index: str) -> None:
+    """Create the index, with a copy of each shard on every node; the last of several nodes has some of the primaries."""
+    settings = SETTINGS | {"number_of_replicas": len(nodes) - 1}
+    ask("PUT", f"{nodes[0].url}/{index}", {"settings": settings, "mappings": MAPPING})
+    until(lambda: nodes[0].get(f"/_cluster/health/{index}")["status"] == "green", "every copy of the index")
+    assert nodes[-1].name in primaries(nodes[0], index)
+
+
+def primaries(node: OpenSearchPart, index: str) -> set[str]:
+    """Return the names of the nodes that hold primaries."""
+    shards = node.get(f"/_cat/shards/{index}?format=json&h=prirep,state,node")
+    return {shard["node"] for shard in shards if (shard["prirep"], shard["state"]) == ("p", "STARTED")}
 
 
 def config_of(stack: EmbeddedStack, dsn: str, database: str, url: str, index: str, group: str, length: Length) -> dict[str, Any]:
@@ -130,32 +157,57 @@ def half(url: str, index: str, rows: int) -> None:
         ask("POST", f"{url}/_bulk", b"".join(lines[start : start + PAGE]), PATIENT_SECONDS)
 
 
-def blows(recorder: Recorder, node: OpenSearchPart, service: Service, dsn: str, length: Length) -> list[Callable[[], None]]:
-    """Return what happens, in order; with each the worker is killed once."""
+@dataclass
+class Fire:
+    """What happens, and to whom; ``lost_us``: from when to when a node died."""
 
-    def come_late() -> None:
+    recorder: Recorder
+    nodes: Sequence[OpenSearchPart]
+    index: str
+    service: Service
+    dsn: str
+    length: Length
+    lost_us: list[Span] = field(default_factory=list)
+
+    def blows(self) -> list[Callable[[], None]]:
+        """Return what happens, in order; with each the worker is killed once."""
+        return [self.come_late, self.go_away if len(self.nodes) == 1 else self.lose_one, self.never_answer]
+
+    def come_late(self) -> None:
         """Kill the worker that waits for an answer; its bulk is done when its rows have changed, and the next one is at work."""
-        with recorder.hanging(Sender.GAPWATCH, executes=False) as bulk:
-            time.sleep(length.hangs / 2)
-            overtake(recorder, dsn, [int(one.id) for one in bulk if not is_refused(one.id)])
-            service.restart("repair", signal.SIGKILL)
-            time.sleep(length.hangs / 2)
+        with self.recorder.hanging(Sender.GAPWATCH, executes=False) as bulk:
+            time.sleep(self.length.hangs / 2)
+            overtake(self.recorder, self.dsn, [int(one.id) for one in bulk if not is_refused(one.id)])
+            self.service.restart("repair", signal.SIGKILL)
+            time.sleep(self.length.hangs / 2)
 
-    def go_away() -> None:
+    def go_away(self) -> None:
+        """Kill the only node, and the worker meanwhile."""
+        self._without(self.nodes[0])
+
+    def lose_one(self) -> None:
+        """Kill a node that has primaries: their copies on the other one take over, and come back as copies."""
+        node, other = self.nodes[0], self.nodes[-1]
+        assert other.name in primaries(node, self.index)
+        self._without(other)
+        until(lambda: node.get(f"/_cluster/health/{self.index}")["status"] == "green", "the copies", START_SECONDS)
+        assert primaries(node, self.index) == {node.name}
+
+    def _without(self, node: OpenSearchPart) -> None:
+        before = time.time_ns() // 1_000
         node.kill()
-        time.sleep(length.away / 2)
-        service.restart("repair", signal.SIGKILL)
-        time.sleep(length.away / 2)
+        self.lost_us.append((before, time.time_ns() // 1_000))
+        time.sleep(self.length.away / 2)
+        self.service.restart("repair", signal.SIGKILL)
+        time.sleep(self.length.away / 2)
         node.launch()
         node.wait_ready(START_SECONDS)
 
-    def never_answer() -> None:
+    def never_answer(self) -> None:
         """This begins when the repair goes on: a worker that was killed at it still holds it for a minute."""
-        with recorder.hanging(*Sender, executes=True):
-            time.sleep(length.hangs)
-        service.restart("repair", signal.SIGKILL)
-
-    return [come_late, go_away, never_answer]
+        with self.recorder.hanging(*Sender, executes=True):
+            time.sleep(self.length.hangs)
+        self.service.restart("repair", signal.SIGKILL)
 
 
 def overtake(recorder: Recorder, dsn: str, keys: Sequence[int]) -> None:
@@ -196,37 +248,38 @@ def documents(node: OpenSearchPart, index: str) -> dict[int, State]:
     return found
 
 
-def examine(items: Sequence[Item], final: Mapping[int, State], ledger: Path) -> dict[str, int]:
-    """Read the recorder's notes: no write of ours took a document back, and the audit knows of each one, and of no other."""
+def examine(items: Sequence[Item], final: Mapping[int, State], ledger: Path, lost_us: Collection[Span]) -> dict[str, int]:
+    """Read the recorder's notes: no write of ours took a document back; each is planned, and audited, and no other."""
     done = sorted((one for one in items if one.was_done or one.found_nothing), key=lambda one: (one.id, one.place))
-    states = [(int(one.id), one.seq, one.sender is Sender.GAPWATCH and one.was_done) for one in done]
-    judged, audit = fire.never_back(states), fire.audited(ledger)
-    counts = fire.accounted(judged.ours, audit) | {"came_back": len(judged.came_back), "overtaken": overtaken(done)}
-    told: Counter[str] = Counter()
-    sent: dict[int, list[int]] = {}
-    unknown: Counter[int] = Counter()
-    for one in items:
-        if one.status is None:
-            unknown[int(one.id)] += 1
-        if one.status in (None, 409, TOO_MANY):
-            told[f"{one.sender.value}_{one.status or 'unknown'}"] += 1
-        if one.sender is Sender.GAPWATCH:
-            sent.setdefault(int(one.id), []).append(one.at_us)
-    for key, times in sent.items():
-        announced = audit["planned"].get(key, [])
-        assert len(announced) >= len(times), f"{key} was sent {len(times)} times, and announced {len(announced)}"
-        assert all(before <= at for before, at in zip(announced, sorted(times), strict=False)), f"{key} was announced too late"
-    for key in audit["written"].keys() | audit["vanished"].keys():
-        claimed = len(audit["written"].get(key, ()))
-        assert claimed <= judged.ours[key] + unknown[key], f"{key}: {claimed} writes audited, {judged.ours[key]} done"
-    last = {key: seq for key, seq, _ in states}
-    left = {key: (seq, final.get(key)) for key, seq in last.items() if seq != final.get(key, (None,))[0] and not unknown[key]}
+    states = [
+        Shown(key=int(one.id), seq=one.seq, is_ours=one.sender is Sender.GAPWATCH and one.was_done, at_us=one.at_us)
+        for one in done
+    ]
+    judged, audit = never_back(states), read_audit(ledger)
+    ours = [one for one in items if one.sender is Sender.GAPWATCH]
+    sent, unsure = times_of(ours), times_of(one for one in ours if one.is_unsure(lost_us))
+    within_plans(audit, sent)
+    counts = accounted(audit, sent=sent, done=times_of(one for one in ours if one.was_done), unsure=unsure)
+    unknown = {int(one.id) for one in items if one.is_unsure(lost_us)}
+    last = {one.key: one.seq for one in states}
+    left = {key: (seq, final.get(key)) for key, seq in last.items() if seq != final.get(key, (None,))[0] and key not in unknown}
     assert left == {}, "the recorder has not seen everything"
+    told = Counter(f"{one.sender.value}_{one.status}" for one in items if one.status in (CONFLICT, TOO_MANY))
     assert told["sink_429"], told
     assert told["gapwatch_429"], told
     assert told["gapwatch_409"], told
-    assert counts["overtaken"], "no write of ours came after its row's deletion"
-    return {**counts, **told}
+    behind = overtaken(done)
+    assert behind, "no write of ours came after its row's deletion"
+    others = {"came_back": len(judged.came_back), "taken_back_by_others": judged.taken_back_by_others, "overtaken": behind}
+    return {**counts, **others, "unsure": sum(map(len, unsure.values())), **told}
+
+
+def times_of(items: Iterable[Item]) -> dict[int, list[int]]:
+    """Return when items came, by their documents, ascending."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for one in sorted(items, key=lambda one: one.at_us):
+        found[int(one.id)].append(one.at_us)
+    return found
 
 
 def overtaken(done: Sequence[Item]) -> int:

@@ -123,6 +123,7 @@ class Rig:
     unseen: set[int] = field(default_factory=set)  # source rows that changed since anybody read them
     agreed: set[int] = field(default_factory=set)  # read as agreeing since the repair last wrote them
     on_write: Callable[[WriteItem], None] = lambda item: None
+    on_answer: Callable[[], None] = lambda: None  # when a batch has taken effect, before anybody is told
     clock: Clock = field(default_factory=VirtualClock)  # by which records expire
 
     def __post_init__(self) -> None:
@@ -291,7 +292,9 @@ class ModelWriter:
 
     async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
         self._rig.between("write")
-        return [self._write(item) for item in items]
+        results = [self._write(item) for item in items]
+        self._rig.on_answer()
+        return results
 
     def _write(self, item: WriteItem) -> WriteResult:
         rig, number = self._rig, self._rig.number(item.key)
