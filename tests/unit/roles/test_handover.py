@@ -16,7 +16,7 @@ from gapwatch.core.batches import unpack
 from gapwatch.core.checkpoint import Stage
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.matching import KeyMatcher
-from gapwatch.errors import HistoryLost, StoreUnreachable
+from gapwatch.errors import HistoryLost, StoreRefused, StoreUnreachable
 from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.kafka.clients import Partition
 from gapwatch.ledger import SqlLedger, open_ledger
@@ -31,6 +31,7 @@ from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised, Verdict
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.supervisor import Supervised, Supervisor, Task
 from tests.simulation.bench import Bench
 from tests.simulation.kafka import Admin, Broker, Consumer, FeedProducer, Producer
 from tests.simulation.stores import Rig, VirtualClock, trials
@@ -457,14 +458,19 @@ async def become(condition: Callable[[], bool]) -> None:
     pytest.fail("it never became true")
 
 
-async def capture(
-    store: Stored, broker: Broker, ledger: SqlLedger, *, until: int, producer: type[FeedProducer] = FeedProducer
-) -> None:
-    spec, stop = orders(), asyncio.Event()
-    dependencies = CaptureDependencies(
+def capturing(
+    store: Stored,
+    broker: Broker,
+    ledger: SqlLedger,
+    *,
+    producer: type[FeedProducer] = FeedProducer,
+    marks: type[Producer] = Producer,
+) -> CaptureDependencies:
+    spec = orders()
+    return CaptureDependencies(
         settings=Settings(bootstrap_servers="none", pipelines={spec.id: spec}),
         ledger=ledger,
-        producer=Producer(broker),  # type: ignore[arg-type]
+        producer=marks(broker),  # type: ignore[arg-type]
         feed_producer=lambda topic: producer(broker, topic),  # type: ignore[arg-type,return-value]
         partitions={TARGET: 2},
         streams=[Stream(pipeline=spec, topic=TARGET, open=store.open)],
@@ -474,7 +480,13 @@ async def capture(
         on_finding=lambda *_: None,
         on_requests=lambda *_: None,
     )
-    running = asyncio.create_task(CaptureRole(dependencies).run(stop))
+
+
+async def capture(
+    store: Stored, broker: Broker, ledger: SqlLedger, *, until: int, producer: type[FeedProducer] = FeedProducer
+) -> None:
+    stop = asyncio.Event()
+    running = asyncio.create_task(CaptureRole(capturing(store, broker, ledger, producer=producer)).run(stop))
     await become(lambda: running.done() or (len(store.opened) >= until and len(captured(broker)) + store.oldest >= store.count))
     stop.set()
     await running
@@ -534,3 +546,33 @@ async def test_lesson_40_whoever_took_a_feed_over_too_late_writes_nothing(ledger
     assert others != [None]
     assert store.opened == [0], "not before the lease was ours again"
     assert captured(broker) == {0, 1, 2}
+
+
+async def test_a_producer_of_watermarks_that_failed_for_good_is_replaced(ledger: SqlLedger) -> None:
+    """What Kafka refuses once ends an `AckedProducer`: no feed of the process said again that it was quiet."""
+    broker, store, stop, made = Broker({TARGET: 2}, VirtualClock()), Stored(0), asyncio.Event(), list[Any]()
+
+    class Marks(Producer):
+        def __init__(self, broker: Broker) -> None:
+            super().__init__(broker)
+            made.append(self)
+
+        async def send(self, *args: Any, **more: Any) -> Any:
+            if self is made[0]:
+                self.failure = StoreRefused("Topic authorization failed.", store="kafka")
+                raise self.failure
+            return await super().send(*args, **more)
+
+    def role() -> Task:
+        return CaptureRole(capturing(store, broker, ledger, marks=Marks)).run
+
+    supervisor = Supervisor(
+        tasks=[Supervised(name="capture", make=role)], clock=broker.clock, on_up=lambda *_: None, on_failure=lambda _: None
+    )
+    running = asyncio.create_task(supervisor.run(stop))
+    await become(lambda: bool(broker.log(TARGET)))
+    stop.set()
+    await running
+    assert len(made) == 2
+    assert supervisor.health["capture"].reason == "Topic authorization failed."
+    assert {record.record_headers[0][0] for record in broker.log(TARGET)} == {"gapwatch-watermark"}

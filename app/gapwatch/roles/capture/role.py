@@ -106,7 +106,10 @@ class CaptureRole:
             await self._on.producer.close()
 
     async def _keep(self, name: str, stop: asyncio.Event, work: Callable[[_Held], Awaitable[None]]) -> None:
-        """Do `work` whenever the lease is ours; a store that does not answer is tried again."""
+        """Do `work` whenever the lease is ours; a store that does not answer is tried again.
+
+        A failed producer of watermarks never works again: the role ends, and its supervisor starts it anew with another one.
+        """
         while not stop.is_set():
             lease = await asyncio.to_thread(self._on.ledger.take_lease, name, self._on.holder, seconds=LEASE_SECONDS)
             if lease is None:
@@ -119,6 +122,8 @@ class CaptureRole:
                 log.warning("lease_lost", lease=name, reason=error.message)
             except StoreError as error:
                 log.warning("capture_interrupted", lease=name, reason=str(error))
+                if self._on.producer.failure is not None:
+                    raise
                 await self._on.clock.sleep(RETRY_SECONDS)
             finally:
                 await asyncio.to_thread(self._on.ledger.release_lease, held.lease)
