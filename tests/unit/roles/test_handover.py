@@ -25,7 +25,7 @@ from gapwatch.model.pipeline import DeliverySpec, FieldType, PipelineSpec, Setti
 from gapwatch.model.stream import FORMAT, NO_DELIVERY, Batch, Control, FeedState, Outcome, PipelineTimes, Side
 from gapwatch.model.suspect import Hole, Said, Suspect
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.capture.role import CaptureDependencies, CaptureRole, Stream
+from gapwatch.roles.capture.role import RENEW_SECONDS, TRANSACTION_BYTES, CaptureDependencies, CaptureRole, Stream
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised, Verdict
@@ -576,3 +576,78 @@ async def test_a_producer_of_watermarks_that_failed_for_good_is_replaced(ledger:
     assert len(made) == 2
     assert supervisor.health["capture"].reason == "Topic authorization failed."
     assert {record.record_headers[0][0] for record in broker.log(TARGET)} == {"gapwatch-watermark"}
+
+
+class Large(Stored):
+    """All changes come in one batch, and each is so large."""
+
+    size = 3 * 1024 * 1024
+
+    def open(self) -> Reader:
+        return LargeReader(self)
+
+
+class LargeReader(Reader):
+    async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
+        at, store = int(token or 0), self._store
+        store.opened.append(at)
+        while True:
+            await asyncio.sleep(0)
+            events = [replace(_change(number), value=bytes(Large.size)) for number in range(at, store.count)]
+            at = store.count
+            yield StreamBatch(events=events, token=str(at).encode(), watermark=APPENDED + at)
+
+
+@pytest.mark.parametrize("dies_in", [0, 1, 2, 4], ids=["nowhere", "the first", "in between", "the last"])
+async def test_a_batch_of_many_bytes_is_several_transactions_of_which_the_last_says_the_time(
+    ledger: SqlLedger, dies_in: int
+) -> None:
+    """Bounded by count alone: 1,000 documents of 300 KB did not get through in time, were read again, and so on for ever."""
+    broker, store, stop = Broker({TARGET: 2}, VirtualClock()), Large(7), asyncio.Event()
+    written: list[Sequence[Any]] = []
+
+    class Bounded(FeedProducer):
+        async def write(self, records: Sequence[Any], waiting: Any) -> None:
+            assert sum(len(one.value or b"") for one in records) <= TRANSACTION_BYTES
+            written.append(records)
+            if len(written) == dies_in:
+                raise StoreUnreachable("Nobody answers.", store="kafka")
+            assert (ledger.fact(f"resume/{TARGET}") or {}).get("token") != "7", "stored before all was written"
+            await super().write(records, waiting)
+
+    ledger.set_fact(f"resume/{TARGET}", {"token": "0", "watermark": APPENDED})
+    running = asyncio.create_task(CaptureRole(capturing(store, broker, ledger, producer=Bounded)).run(stop))
+    await become(lambda: running.done() or (ledger.fact(f"resume/{TARGET}") or {}).get("token") == "7")
+    stop.set()
+    await running
+    assert captured(broker) == set(range(7))
+    marks = [[one.key is None for one in records] for records in written[-4:]]
+    assert marks == [[False, False], [False, False], [False, False], [False, True, True]]
+    assert len(store.opened) == (2 if dies_in else 1), "from the token again"
+    for number in range(2):
+        log = broker.logs[Partition(TARGET, number)]
+        keys = [record.record_key for record in log]
+        assert keys[keys.index(None) :].count(None) == len(keys) - keys.index(None), "an event behind its time"
+
+
+async def test_a_batch_that_takes_long_keeps_its_lease_between_its_transactions(ledger: SqlLedger) -> None:
+    broker, store, stop, clock = Broker({TARGET: 2}, VirtualClock()), Large(7), asyncio.Event(), VirtualClock()
+    broker.clock, renewed = clock, list[float]()
+    renew = ledger.renew_leases
+
+    def renewing(held: Sequence[Any], *, seconds: float) -> Any:
+        renewed.append(clock.monotonic())
+        return renew(held, seconds=seconds)
+
+    class Slow(FeedProducer):
+        async def write(self, records: Sequence[Any], waiting: Any) -> None:
+            await super().write(records, waiting)
+            await clock.sleep(2 * RENEW_SECONDS)
+
+    setattr(ledger, "renew_leases", renewing)  # noqa: B010
+    ledger.set_fact(f"resume/{TARGET}", {"token": "0", "watermark": APPENDED})
+    running = asyncio.create_task(CaptureRole(capturing(store, broker, ledger, producer=Slow)).run(stop))
+    await become(lambda: running.done() or (ledger.fact(f"resume/{TARGET}") or {}).get("token") == "7")
+    stop.set()
+    await running
+    assert len(renewed) >= 4, "at the take-over, and after each of the first three"
