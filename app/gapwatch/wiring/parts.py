@@ -58,6 +58,7 @@ class Parts:
         self.metrics = Metrics(__version__, sorted(settings.pipelines), monotonic=self.clock.monotonic)
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
+        self.process = f"{self.name}-{new_id()[:8]}"  # containers may share a host's name, and each has a process 1
         self.waits_for: Callable[[str, str], None] = lambda role, what: None  # "": it has all that it needs, and works
         self._status = StatusReader(lambda: StatusTopic(self.consumer("status"), settings.topics))
         self._offsets = StoreAnswers[int](self.clock)
@@ -236,6 +237,7 @@ class Parts:
                     metrics=self.metrics,
                     clock=self.clock,
                     host=host(),
+                    process=self.process,
                     new_id=new_id,
                 )
             )

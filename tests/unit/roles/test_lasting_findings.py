@@ -17,11 +17,14 @@ from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.metrics import Metrics
 from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.pipeline import Settings, TopicsSpec
 from gapwatch.model.suspect import Hole, Limit, PartitionStatus
-from gapwatch.roles.board import Facts
+from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
-from gapwatch.roles.repair.watcher import POLL_SECONDS, FindingBook, Watcher, WatcherDependencies
-from tests.simulation.stores import VirtualClock, spec_of_rig
+from gapwatch.roles.repair.watcher import POLL_SECONDS, SILENT_SECONDS, FindingBook, Watcher, WatcherDependencies
+from gapwatch.wiring.parts import Parts
+from tests.simulation.stores import Rig, VirtualClock, spec_of_rig
 from tests.unit.core.test_standing import record
 from tests.unit.roles.test_sweep_schedule import scheduler
 
@@ -58,7 +61,7 @@ class World:
         board = SimpleNamespace(records=lambda _: records, feed_ended=lambda _, *, ended: self.ended.append(ended))
         watching: dict[str, Any] = {"pipelines": {SPEC.id: SPEC}, "ledger": ledger, "board": board, "clock": self.clock}
         self.others: list[Other] = []
-        watching |= {"stores": None, "checks": lambda _: [self, *self.others], "undecided": lambda _: 0, "host": "here"}
+        watching |= {"stores": None, "checks": lambda _: [self, *self.others], "undecided": lambda _: 0, "process": "here"}
         book = FindingBook(ledger, self.clock, lambda *_: None)
         self.metrics = Metrics("0")
         watching |= {"on_finding": lambda *_: None, "on_measure": self.metrics.measured}
@@ -358,3 +361,65 @@ async def test_a_hole_begins_where_the_check_says(world: World) -> None:
     await world.watcher.check(SPEC)
     (found,) = world.holes
     assert (found.time_from, found.time_to, found.ongoing) == (time_of(begin), time_of(end), False)
+
+
+def role_of(ledger: SqlLedger, clock: VirtualClock, process: str, unreadable: str = "") -> RepairRole:
+    """Return role repair of one of several processes on a host; to it a store may not answer."""
+    settings = Settings(bootstrap_servers="", pipelines={SPEC.id: SPEC}, topics=TopicsSpec(partitions=1))
+
+    async def ping() -> None: ...
+
+    async def stores(_: str) -> Any:
+        if unreadable:
+            raise StoreUnreachable("It does not answer.", store=unreadable)
+        reader = SimpleNamespace(ping=ping)
+        return replace(Rig().stores, source=reader, target=reader)
+
+    board = SimpleNamespace(delivered=lambda _: None)
+    parts: dict[str, Any] = {"settings": settings, "ledger": ledger, "board": board, "stores": SimpleNamespace(stores=stores)}
+    parts |= {"checks": lambda _: (), "metrics": Metrics("0"), "clock": clock, "host": "one", "process": process}
+    return RepairRole(cast("RepairDependencies", SimpleNamespace(**parts, new_id=lambda: process)))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_what_one_process_cannot_read_is_said_beside_what_another_one_on_its_host_can(
+    world: World, order: Sequence[int]
+) -> None:
+    """They wrote their reports over each other's: UNKNOWN and HEALTHY alternated, as one or the other had spoken last."""
+    roles = [role_of(world.ledger, world.clock, "one-17", "shop"), role_of(world.ledger, world.clock, "one-18")]
+    board = Board(roles[0]._on.settings, world.ledger, cast("Any", None), world.clock)
+    for number in order:
+        await roles[number]._watcher().report(SPEC)
+    assert "store shop does not answer" in (await board.view(SPEC.id)).reasons
+
+
+async def test_what_processes_said_that_are_gone_is_forgotten(world: World) -> None:
+    def known() -> list[str]:
+        return [name.rpartition("/")[2] for name in world.ledger.facts(Facts.repair(SPEC.id))]
+
+    first, second = (role_of(world.ledger, world.clock, name)._watcher() for name in ("one-17", "one-18"))
+    await first.report(SPEC)
+    await second.report(SPEC)
+    for _ in range(9):
+        await world.clock.sleep(SILENT_SECONDS / 10)
+        await second.report(SPEC)
+    assert known() == ["one-17", "one-18"]
+    for _ in range(9):
+        await world.clock.sleep(SILENT_SECONDS / 10)
+        await second.report(SPEC)
+    assert known() == ["one-18"]
+    world.ledger.set_fact(Facts.repair("another", "one-16"), {"at": time_of(0).isoformat()})
+    await world.clock.sleep(2 * SILENT_SECONDS)
+    await role_of(world.ledger, world.clock, "one-19")._watcher().report(SPEC)
+    assert known() == ["one-19"]
+    assert world.ledger.fact(Facts.repair("another", "one-16")) is not None, "that is its own watcher's"
+
+
+async def test_no_two_processes_have_one_name(tmp_path: Path) -> None:
+    """Two containers on one host's network have its name, and each has a process 1."""
+    settings = Settings(bootstrap_servers="", database=f"sqlite:///{tmp_path}/ledger.db")
+    parts = [Parts(settings, "repair") for _ in range(2)]
+    assert parts[0].name == parts[1].name
+    assert parts[0].process != parts[1].process
+    for one in parts:
+        await one.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -39,6 +39,7 @@ PING_SECONDS = 1.0  # how long a store's answer to one pipeline is one to all
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
+SILENT_SECONDS = 600.0  # after that what a process said of its stores is forgotten: each process says it under its own name
 LOSS = frozenset({Finding.SLOT_LOST, Finding.SLOT_JUMPED, Finding.HISTORY_LOST, Finding.LOG_TRUNCATED, Finding.TOPIC_RECREATED})
 ENDED = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 
@@ -52,7 +53,7 @@ class WatcherDependencies:
     checks: Callable[[str], Sequence[Preflight]]
     undecided: Callable[[str], int]
     clock: Clock
-    host: str
+    process: str  # a name that no other process has
     on_finding: Callable[[str, str], None]  # pipeline, finding
     on_measure: Callable[[str, str, float | None], None] = lambda metric, of, value: None  # None: it is not known any more
 
@@ -135,6 +136,7 @@ class Watcher:
         self._facts = facts_together(dependencies.ledger, dependencies.clock)
         self._known = StoreAnswers[Sequence[FindingRecord]](dependencies.clock)
         self._pings = StoreAnswers[None](dependencies.clock)
+        self._tidied: dict[str, float] = {}  # by pipeline: when what other processes said was looked through
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
@@ -163,7 +165,19 @@ class Watcher:
             "unreadable": unreadable,
             "unlooked": [] if unreadable else self._unlooked(pipeline),  # which says it already
         }
-        await self._facts.ask((Facts.repair(pipeline.id, self._on.host), fact))
+        await self._facts.ask((Facts.repair(pipeline.id, self._on.process), fact))
+        await self._tidy(pipeline)
+
+    async def _tidy(self, pipeline: PipelineSpec) -> None:
+        """Forget now and then what processes said that are gone."""
+        on, now = self._on, self._on.clock.monotonic()
+        if now - self._tidied.get(pipeline.id, float("-inf")) < SILENT_SECONDS:
+            return
+        self._tidied[pipeline.id] = now
+        before = on.clock.now() - timedelta(seconds=max(SILENT_SECONDS, 2 * pipeline.stall_after_seconds))
+        for name, fact in (await asyncio.to_thread(on.ledger.facts, Facts.repair(pipeline.id))).items():
+            if datetime.fromisoformat(fact["at"]) < before:
+                await asyncio.to_thread(on.ledger.set_fact, name, None)
 
     def _unlooked(self, pipeline: PipelineSpec) -> list[str]:
         """Return why checks could not look for as long as a status lives: what they would find is not known any more."""
