@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gapwatch.clock import SystemClock
 from gapwatch.core.cron import longest_pause_seconds
 from gapwatch.core.incidents import gaps_of_incident
 from gapwatch.model.gap import Detector, Finding, Kind, Resolution, Run, RunState, Severity
@@ -22,6 +24,8 @@ from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.view import PipelineView
 
 PROPAGATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+SNAPSHOT_SECONDS_MAX: Final = 60.0  # how old what holds now may be: it is read every 30 seconds at least
+UNREAD: Final = "the ledger does not answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +42,22 @@ class Snapshot:
     stopped: Set[str] = frozenset()  # pipelines whose automatic repair has stopped
 
 
+def unread(last: Snapshot) -> Snapshot:
+    """Return what is shown while the ledger does not answer: what was counted stays, and nothing that holds now is known."""
+    views = [
+        replace(view, status=Severity.UNKNOWN.name, reasons=(UNREAD,), consistent_through=None, coverage=None)
+        for view in last.views
+    ]
+    return replace(last, views=views)
+
+
 class Metrics:
     """The metrics of one process, in one registry."""
 
-    def __init__(self, version: str, pipelines: Sequence[str] = ()) -> None:
+    def __init__(self, version: str, pipelines: Sequence[str] = (), *, monotonic: Callable[[], float] | None = None) -> None:
         self.registry = CollectorRegistry()
-        self._snapshot = Snapshot()
+        self._monotonic = monotonic or SystemClock().monotonic
+        self._shown = Snapshot(), self._monotonic()  # with when it was read
         label = ("pipeline",)
         self.detection_delay = self._histogram("detection_delay_seconds", "From the write to its gap", label)
         self.suspects_cleared = self._counter("suspects_cleared", "Suspects that turned out to agree", ("pipeline", "reason"))
@@ -97,13 +111,15 @@ class Metrics:
                 if value is not None:
                     self._limits[name].labels(pipeline=spec.id).set(value)
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Replace what scrapes show of the pipelines."""
-        self._snapshot = snapshot
+    def show(self, snapshot: Snapshot, *, read_at: float | None = None) -> None:
+        """Replace what scrapes show of the pipelines. ``read_at``: when it was begun to be read (monotonic), None: just now."""
+        self._shown = snapshot, self._monotonic() if read_at is None else read_at
 
     @property
     def snapshot(self) -> Snapshot:
-        return self._snapshot
+        """What a scrape shows now. A ledger that neither answers nor fails ends no reading: what was read expires by its age."""
+        snapshot, read_at = self._shown
+        return snapshot if self._monotonic() - read_at <= SNAPSHOT_SECONDS_MAX else unread(snapshot)
 
     def count_requests(self, store: str, purpose: str, pipeline: str, number: int = 1) -> None:
         """Count requests to a store; ``pipeline`` is empty where they serve all of its pipelines."""

@@ -20,7 +20,7 @@ from tests.unit.core.samples import pipeline
 
 pytestmark = pytest.mark.integration
 
-SLOT = "history"
+SLOT, OTHER = "history", "history_2"
 TABLE = "public.orders"
 PARTS = "public.parts"
 DECODE = f"SELECT count(*) FROM pg_logical_slot_get_binary_changes('{SLOT}', NULL, NULL, {{options}})"
@@ -37,6 +37,7 @@ class Watched:
         self.facts: dict[str, Any] = {}
         self.proven_ms = 1_000
         self.user = DATABASE_USER
+        self.config: Mapping[str, str] | None = {"slot.name": SLOT}  # of the connector; None: there is none
         self.history = self.made()
         self.sql(
             f"CREATE TABLE {TABLE} (id bigint PRIMARY KEY)",
@@ -58,8 +59,8 @@ class Watched:
         tables = tuple(SourceTable(table=name, feed=spec.source.feed) for name in (TABLE, PARTS))
         spec = replace(spec, source=replace(spec.source, tables=tables))
 
-        async def config() -> Mapping[str, str]:
-            return {"slot.name": SLOT}
+        async def config() -> Mapping[str, str] | None:
+            return self.config
 
         return PostgresHistory(spec, self.stack.postgres.dsn(self.database, self.user), config, memory)
 
@@ -107,7 +108,7 @@ def watched(server: EmbeddedStack, unique: Callable[[str], str]) -> Iterator[Wat
         session.execute(f'CREATE DATABASE "{name}"')
     one = Watched(server, name)
     yield one
-    one.sql(f"SELECT pg_drop_replication_slot('{SLOT}') FROM pg_replication_slots WHERE slot_name = '{SLOT}'")
+    one.sql(f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name IN ('{SLOT}', '{OTHER}')")
 
 
 def said(found: list[Advice]) -> list[tuple[str, str, int, int]]:
@@ -155,6 +156,36 @@ def test_trap_9_a_slot_that_was_made_again_while_nobody_ran(watched: Watched) ->
     watched.look()
     watched.make_again()
     assert [finding for finding, *_ in said(watched.look(restarted=True))] == ["slot_jumped"]
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["in one life", "while nobody ran"])
+def test_trap_9_a_slot_of_another_name_begins_where_the_log_ended_then(watched: Watched, restarted: bool) -> None:
+    """The connector keeps its offsets, gets another `slot.name`, and never sends what was written before that slot was made."""
+    watched.look()
+    watched.proven_ms = 7_000
+    watched.look()
+    watched.write(1, 10)
+    watched.config = None  # it is taken away, and comes back
+    assert watched.look(restarted=restarted) == []
+    watched.config = {"slot.name": OTHER}
+    assert watched.look() == [], "as long as there is no such slot, the old one counts"
+    watched.proven_ms = 9_000
+    watched.sql(f"SELECT pg_create_logical_replication_slot('{OTHER}', 'pgoutput')")
+    if not restarted:
+        watched.sql(f"SELECT pg_drop_replication_slot('{SLOT}')")
+    ((finding, message, begin, end),) = said(watched.look(restarted=restarted))
+    assert finding == "slot_jumped"
+    assert message == f"The connector reads replication slot {OTHER} instead of {SLOT}: writes may never have been sent."
+    assert (begin, end) == (7_000, watched.clock.now_ms())
+    assert said(watched.look(restarted=restarted)) == [(finding, message, begin, end)]
+
+
+def test_a_first_slot_whose_name_changes_before_there_is_one_is_none_that_was_read(watched: Watched) -> None:
+    watched.sql(f"SELECT pg_drop_replication_slot('{SLOT}')")
+    assert watched.look() == []
+    watched.config = {"slot.name": OTHER}
+    watched.sql(f"SELECT pg_create_logical_replication_slot('{OTHER}', 'pgoutput')")
+    assert watched.look() == []
 
 
 def test_a_slot_that_was_moved_on_by_hand_passed_over_writes(watched: Watched) -> None:

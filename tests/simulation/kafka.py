@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import TIMESTAMP_CREATE_TIME
 
-from gapwatch.errors import ConflictError
+from gapwatch.errors import ConflictError, GapwatchError
 from gapwatch.kafka.clients import Committed, Delivered, Partition, Polled, Rebalance
 from gapwatch.kafka.fenced import Outgoing, Waiting
 from gapwatch.kafka.offsets import GroupPositions, LogEnds
@@ -86,7 +86,7 @@ class Broker:
 class Producer:
     """Stands for ``AckedProducer``: order per partition is kept; when a record is acknowledged is anybody's guess."""
 
-    failure = None
+    failure: GapwatchError | None = None
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker

@@ -106,6 +106,7 @@ class TransactionCheck:
         self.topic = topic
         self.tables = dict(tables)
         self.clock = 0  # the newest append time
+        self.through_ms = 0  # the commit time up to which transactions were judged, 0: not known
         self._settle = settle_ms
         self._open: dict[str, _Open] = {}
         self._bits = 0
@@ -191,13 +192,14 @@ class TransactionCheck:
 
     def judge(self, clock: int) -> Judged:
         """Judge what had ended by `clock`: an earlier :attr:`clock`, after which all that was there then has been read."""
-        complete, incomplete = 0, list[Incomplete]()
+        complete, incomplete, through = 0, list[Incomplete](), 0
         for name, found in list(self._open.items()):
             if found.ended is None or found.end_appended + self._settle > clock:
                 if not found.begun and found.ended is None and found.appended + self._settle <= clock:
                     self._drop(name)  # begins are sent before events: it was begun before we came
                 continue
             self._drop(name)
+            through = max(through, found.ended.ts_ms)
             if not found.begun:
                 self._unchecked += 1
                 continue
@@ -209,6 +211,7 @@ class TransactionCheck:
             if not lacks:
                 self._remember(name)
         unchecked, self._unchecked = self._unchecked, 0
+        self.through_ms = through or self.through_ms
         return Judged(complete, unchecked, incomplete)
 
     def _remember(self, name: str) -> None:
@@ -245,10 +248,12 @@ class TransactionCheck:
             "starts": _packed(starts),
             "read": _packed(read),
             "open": sorted(self._open.keys() | self._left),
+            "through": self.through_ms,
         }
 
     def resume(self, position: Mapping[str, Any]) -> dict[Place, int] | None:
         """Take up another reader's position; return from where to read, None where it is of other tables."""
+        self.through_ms = int(position.get("through", 0))
         if position["topics"] != sorted((self.topic, *self.tables)):
             return None
         self._read, self._left = _unpacked(position["read"]), set(position["open"])

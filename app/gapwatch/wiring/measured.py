@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from gapwatch.metrics import Snapshot
-from gapwatch.model.gap import Run, RunKind, RunState, Severity
+from gapwatch.model.gap import Run, RunKind, RunState
 from gapwatch.ports import Ledger
 from gapwatch.roles.board import Facts
 
 SCHEDULED: Final = ("full", "lookback")  # ranges of sweeps that a schedule asks for
-UNREAD: Final = "the ledger does not answer"
 FIRST_LOOK: Final = 20
 ALL_RUNS: Final = 10_000  # more than are kept
 
@@ -41,15 +39,6 @@ def snapshot(ledger: Ledger, views: Sequence[Any]) -> Snapshot:
         repairs=ledger.repair_counts(),
         stopped={view.id for view in views if ledger.fact(Facts.repair_stopped(view.id))},
     )
-
-
-def unread(last: Snapshot) -> Snapshot:
-    """Return what is shown while the ledger does not answer: what was counted stays, and nothing that holds now is known."""
-    views = [
-        replace(view, status=Severity.UNKNOWN.name, reasons=(UNREAD,), consistent_through=None, coverage=None)
-        for view in last.views
-    ]
-    return replace(last, views=views)
 
 
 def last_success(ledger: Ledger, pipeline: str) -> datetime | None:

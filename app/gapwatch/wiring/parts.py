@@ -21,12 +21,12 @@ from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.schema_registry import SchemaRegistry
 from gapwatch.kafka.topics import TopicAdmin, ensure_topics
 from gapwatch.ledger import open_ledger
-from gapwatch.metrics import Metrics
+from gapwatch.metrics import Metrics, unread
 from gapwatch.model.pipeline import CAPTURED, FeedKind, Settings, StoreType
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusReader, StatusTopic, StatusView
 from gapwatch.roles.stores import StoreAnswers
-from gapwatch.wiring.measured import snapshot, unread
+from gapwatch.wiring.measured import snapshot
 from gapwatch.wiring.stores import Stores, host, new_id, resolved_settings
 from gapwatch_connectors.registry import connector_of
 
@@ -55,9 +55,10 @@ class Parts:
         self.role = role
         self.clock = SystemClock()
         self.ledger = open_ledger(settings.database)
-        self.metrics = Metrics(__version__, sorted(settings.pipelines))
+        self.metrics = Metrics(__version__, sorted(settings.pipelines), monotonic=self.clock.monotonic)
         self.stores = Stores(settings, self.ledger)
         self.name = f"{role}-{host()}-{os.getpid()}"
+        self.process = f"{self.name}-{new_id()[:8]}"  # containers may share a host's name, and each has a process 1
         self.waits_for: Callable[[str, str], None] = lambda role, what: None  # "": it has all that it needs, and works
         self._status = StatusReader(lambda: StatusTopic(self.consumer("status"), settings.topics))
         self._offsets = StoreAnswers[int](self.clock)
@@ -236,6 +237,7 @@ class Parts:
                     metrics=self.metrics,
                     clock=self.clock,
                     host=host(),
+                    process=self.process,
                     new_id=new_id,
                 )
             )
@@ -307,9 +309,10 @@ class Parts:
 
     async def _show_metrics(self, board: Board, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            begun = self.clock.monotonic()
             try:
                 views = await board.measured()
-                self.metrics.show(await asyncio.to_thread(snapshot, self.ledger, views))
+                self.metrics.show(await asyncio.to_thread(snapshot, self.ledger, views), read_at=begun)
             except StoreError as error:
                 log.warning("metrics_unread", reason=str(error))
                 self.metrics.show(unread(self.metrics.snapshot))

@@ -32,12 +32,14 @@ class Look:
     """What was seen at one time. ``files``: by table, of each of its relations the file (both by their numbers, as text).
 
     ``proven_ms``: everything before it was read from the feed by then, 0: not known.
+    ``slot``: the name of the connector's slot, of the one before until there is one of a new name; "": not known.
     """
 
     server: Server
     slots: Mapping[str, Slot]
     files: Mapping[str, Mapping[str, str]]
     proven_ms: int
+    slot: str = ""
 
 
 def moved(before: Look, now: Look) -> str:
@@ -49,6 +51,8 @@ def moved(before: Look, now: Look) -> str:
         return f"The timeline of the source went from {was.timeline} to {server.timeline}: another server took over"
     if server.written < was.written:
         return "The source's log ends before where it ended already: the server was restored"
+    if before.slot in before.slots and now.slot != before.slot:
+        return f"The connector reads replication slot {now.slot} instead of {before.slot}"
     for name, slot in now.slots.items():
         known = before.slots.get(name)
         said = _another(known, slot, was, server) if known is not None else ""
@@ -145,13 +149,15 @@ class PostgresHistory:
             server = await read_server(connection)
             slots: Mapping[str, Slot] = {slot.name: slot for slot in await read_slots(connection)}
             files = {table: await read_files(connection, table) for table in self._tables}
+        slot = self._slot_name if self._slot_name in slots or before is None else before.slot or self._slot_name
         slots = {
             **(before.slots if before else {}),
             **slots,
         }  # one that is gone is remembered until there is one of its name again
-        if self._slot_name:
-            slots = {name: slot for name, slot in slots.items() if name == self._slot_name}
-        return Look(server=server, slots=slots, files=files, proven_ms=proven or (before.proven_ms if before else 0))
+        if slot:
+            slots = {name: one for name, one in slots.items() if name == slot}
+        proven = proven or (before.proven_ms if before else 0)
+        return Look(server=server, slots=slots, files=files, proven_ms=proven, slot=slot)
 
     @property
     def _tables(self) -> Sequence[str]:
@@ -189,4 +195,5 @@ def _look_of(remembered: Mapping[str, Any]) -> Look | None:
         return None
     kept = remembered["look"]
     slots = {name: Slot(**slot) for name, slot in kept["slots"].items()}
-    return Look(server=Server(**kept["server"]), slots=slots, files=kept["files"], proven_ms=int(kept["proven_ms"]))
+    server, slot = Server(**kept["server"]), kept.get("slot", "")
+    return Look(server=server, slots=slots, files=kept["files"], proven_ms=int(kept["proven_ms"]), slot=slot)

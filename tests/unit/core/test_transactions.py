@@ -127,6 +127,22 @@ def test_a_transaction_waits_for_its_end_however_long() -> None:
     assert check.position()["open"] == ["571"]
 
 
+def test_the_position_says_up_to_which_commit_all_was_judged() -> None:
+    log, check = Log(), TransactionCheck(TOPIC, TABLES, SETTLE)
+    log.transaction(571, EU)
+    log.transaction(572, EU, drop=[0])
+    log.now += SETTLE
+    log.transaction(573, US)
+    assert check.position()["through"] == 0
+    read(check, log.records)
+    check.judge(check.clock)
+    position = check.position()
+    assert position["through"] == 10_020, "when 572 was committed; 573 may lack events yet"
+    successor = TransactionCheck(TOPIC, TABLES, SETTLE)
+    successor.resume(position)
+    assert successor.position()["through"] == 10_020
+
+
 def test_a_complete_one_that_is_repeated_in_part_stays_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connector that starts again sends what it had not committed once more; what it leaves out then is there already."""
     monkeypatch.setattr(transactions, "COMPLETE_KEPT", 2)

@@ -43,7 +43,7 @@ class World:
         self.board = board
         check = FeedChecks(SPEC, cast("Board", board), self.ledger, self.clock)
         watching: dict[str, Any] = {"pipelines": {SPEC.id: SPEC}, "ledger": self.ledger, "board": board, "clock": self.clock}
-        watching |= {"stores": None, "checks": lambda _: [check], "undecided": lambda _: 0, "host": "here"}
+        watching |= {"stores": None, "checks": lambda _: [check], "undecided": lambda _: 0, "process": "here"}
         watching |= {"on_finding": lambda _, finding: self.raised.append(finding)}
         self.watcher = Watcher(WatcherDependencies(**watching), FindingBook(self.ledger, self.clock, watching["on_finding"]))
 

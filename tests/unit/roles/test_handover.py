@@ -17,7 +17,7 @@ from gapwatch.core.checkpoint import Stage
 from gapwatch.core.envelopes import BatchDecoder, Refused, decoder_for
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.matching import KeyMatcher
-from gapwatch.errors import HistoryLost, StoreUnreachable
+from gapwatch.errors import HistoryLost, StoreRefused, StoreUnreachable
 from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.kafka.clients import Partition
 from gapwatch.kafka.producer import CONTENT_BYTES_MAX
@@ -27,12 +27,20 @@ from gapwatch.model.pipeline import DeliverySpec, FieldType, PipelineSpec, Setti
 from gapwatch.model.stream import FORMAT, NO_DELIVERY, Batch, Control, FeedState, Operation, Outcome, PipelineTimes, Side
 from gapwatch.model.suspect import Hole, Said, Suspect
 from gapwatch.roles.board import Delivered
-from gapwatch.roles.capture.role import CaptureDependencies, CaptureRole, Stream, _outgoing
+from gapwatch.roles.capture.role import (
+    RENEW_SECONDS,
+    TRANSACTION_BYTES,
+    CaptureDependencies,
+    CaptureRole,
+    Stream,
+    _outgoing,
+)
 from gapwatch.roles.ingest.role import IngestDependencies, IngestRole
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.confirmer import Confirmer, ConfirmerDependencies, Raised, Verdict
 from gapwatch.roles.repair.judging import KeyJudge
 from gapwatch.roles.stores import PipelineStores
+from gapwatch.roles.supervisor import Supervised, Supervisor, Task
 from tests.simulation.bench import Bench
 from tests.simulation.kafka import Admin, Broker, Consumer, FeedProducer, Producer, Record
 from tests.simulation.stores import Rig, VirtualClock, trials
@@ -459,14 +467,19 @@ async def become(condition: Callable[[], bool]) -> None:
     pytest.fail("it never became true")
 
 
-async def capture(
-    store: Stored, broker: Broker, ledger: SqlLedger, *, until: int, producer: type[FeedProducer] = FeedProducer
-) -> None:
-    spec, stop = orders(), asyncio.Event()
-    dependencies = CaptureDependencies(
+def capturing(
+    store: Stored,
+    broker: Broker,
+    ledger: SqlLedger,
+    *,
+    producer: type[FeedProducer] = FeedProducer,
+    marks: type[Producer] = Producer,
+) -> CaptureDependencies:
+    spec = orders()
+    return CaptureDependencies(
         settings=Settings(bootstrap_servers="none", pipelines={spec.id: spec}),
         ledger=ledger,
-        producer=Producer(broker),  # type: ignore[arg-type]
+        producer=marks(broker),  # type: ignore[arg-type]
         feed_producer=lambda topic: producer(broker, topic),  # type: ignore[arg-type,return-value]
         partitions={TARGET: 2},
         streams=[Stream(pipeline=spec, topic=TARGET, open=store.open)],
@@ -476,7 +489,13 @@ async def capture(
         on_finding=lambda *_: None,
         on_requests=lambda *_: None,
     )
-    running = asyncio.create_task(CaptureRole(dependencies).run(stop))
+
+
+async def capture(
+    store: Stored, broker: Broker, ledger: SqlLedger, *, until: int, producer: type[FeedProducer] = FeedProducer
+) -> None:
+    stop = asyncio.Event()
+    running = asyncio.create_task(CaptureRole(capturing(store, broker, ledger, producer=producer)).run(stop))
     await become(lambda: running.done() or (len(store.opened) >= until and len(captured(broker)) + store.oldest >= store.count))
     stop.set()
     await running
@@ -557,3 +576,108 @@ async def test_lesson_40_whoever_took_a_feed_over_too_late_writes_nothing(ledger
     assert others != [None]
     assert store.opened == [0], "not before the lease was ours again"
     assert captured(broker) == {0, 1, 2}
+
+
+async def test_a_producer_of_watermarks_that_failed_for_good_is_replaced(ledger: SqlLedger) -> None:
+    """What Kafka refuses once ends an `AckedProducer`: no feed of the process said again that it was quiet."""
+    broker, store, stop, made = Broker({TARGET: 2}, VirtualClock()), Stored(0), asyncio.Event(), list[Any]()
+
+    class Marks(Producer):
+        def __init__(self, broker: Broker) -> None:
+            super().__init__(broker)
+            made.append(self)
+
+        async def send(self, *args: Any, **more: Any) -> Any:
+            if self is made[0]:
+                self.failure = StoreRefused("Topic authorization failed.", store="kafka")
+                raise self.failure
+            return await super().send(*args, **more)
+
+    def role() -> Task:
+        return CaptureRole(capturing(store, broker, ledger, marks=Marks)).run
+
+    supervisor = Supervisor(
+        tasks=[Supervised(name="capture", make=role)], clock=broker.clock, on_up=lambda *_: None, on_failure=lambda _: None
+    )
+    running = asyncio.create_task(supervisor.run(stop))
+    await become(lambda: bool(broker.log(TARGET)))
+    stop.set()
+    await running
+    assert len(made) == 2
+    assert supervisor.health["capture"].reason == "Topic authorization failed."
+    assert {record.record_headers[0][0] for record in broker.log(TARGET)} == {"gapwatch-watermark"}
+
+
+class Large(Stored):
+    """All changes come in one batch, and each is so large."""
+
+    size = 3 * 1024 * 1024
+
+    def open(self) -> Reader:
+        return LargeReader(self)
+
+
+class LargeReader(Reader):
+    async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
+        at, store = int(token or 0), self._store
+        store.opened.append(at)
+        while True:
+            await asyncio.sleep(0)
+            events = [replace(_change(number), value=bytes(Large.size)) for number in range(at, store.count)]
+            at = store.count
+            yield StreamBatch(events=events, token=str(at).encode(), watermark=APPENDED + at)
+
+
+@pytest.mark.parametrize("dies_in", [0, 1, 2, 4], ids=["nowhere", "the first", "in between", "the last"])
+async def test_a_batch_of_many_bytes_is_several_transactions_of_which_the_last_says_the_time(
+    ledger: SqlLedger, dies_in: int
+) -> None:
+    """Bounded by count alone: 1,000 documents of 300 KB did not get through in time, were read again, and so on for ever."""
+    broker, store, stop = Broker({TARGET: 2}, VirtualClock()), Large(7), asyncio.Event()
+    written: list[Sequence[Any]] = []
+
+    class Bounded(FeedProducer):
+        async def write(self, records: Sequence[Any], waiting: Any) -> None:
+            assert sum(len(one.value or b"") for one in records) <= TRANSACTION_BYTES
+            written.append(records)
+            if len(written) == dies_in:
+                raise StoreUnreachable("Nobody answers.", store="kafka")
+            assert (ledger.fact(f"resume/{TARGET}") or {}).get("token") != "7", "stored before all was written"
+            await super().write(records, waiting)
+
+    ledger.set_fact(f"resume/{TARGET}", {"token": "0", "watermark": APPENDED})
+    running = asyncio.create_task(CaptureRole(capturing(store, broker, ledger, producer=Bounded)).run(stop))
+    await become(lambda: running.done() or (ledger.fact(f"resume/{TARGET}") or {}).get("token") == "7")
+    stop.set()
+    await running
+    assert captured(broker) == set(range(7))
+    marks = [[one.key is None for one in records] for records in written[-4:]]
+    assert marks == [[False, False], [False, False], [False, False], [False, True, True]]
+    assert len(store.opened) == (2 if dies_in else 1), "from the token again"
+    for number in range(2):
+        log = broker.logs[Partition(TARGET, number)]
+        keys = [record.record_key for record in log]
+        assert keys[keys.index(None) :].count(None) == len(keys) - keys.index(None), "an event behind its time"
+
+
+async def test_a_batch_that_takes_long_keeps_its_lease_between_its_transactions(ledger: SqlLedger) -> None:
+    broker, store, stop, clock = Broker({TARGET: 2}, VirtualClock()), Large(7), asyncio.Event(), VirtualClock()
+    broker.clock, renewed = clock, list[float]()
+    renew = ledger.renew_leases
+
+    def renewing(held: Sequence[Any], *, seconds: float) -> Any:
+        renewed.append(clock.monotonic())
+        return renew(held, seconds=seconds)
+
+    class Slow(FeedProducer):
+        async def write(self, records: Sequence[Any], waiting: Any) -> None:
+            await super().write(records, waiting)
+            await clock.sleep(2 * RENEW_SECONDS)
+
+    setattr(ledger, "renew_leases", renewing)  # noqa: B010
+    ledger.set_fact(f"resume/{TARGET}", {"token": "0", "watermark": APPENDED})
+    running = asyncio.create_task(CaptureRole(capturing(store, broker, ledger, producer=Slow)).run(stop))
+    await become(lambda: running.done() or (ledger.fact(f"resume/{TARGET}") or {}).get("token") == "7")
+    stop.set()
+    await running
+    assert len(renewed) >= 4, "at the take-over, and after each of the first three"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import text
 
-from gapwatch.errors import StoreError, StoreRefused, StoreUnreachable
+from gapwatch.core.gaps import time_of
+from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.kafka.clients import Partition, Polled
 from gapwatch.kafka.topics import TopicFacts
+from gapwatch.ledger import SqlLedger
+from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec, Settings
 from gapwatch.ports import Lease
 from gapwatch.roles.board import Facts
@@ -22,6 +26,7 @@ from gapwatch.roles.repair.transactions_read import TransactionsRead
 from tests.unit.core.samples import pipeline
 
 TOPIC, TABLE = "shop.transaction", "shop.public.orders"
+BEGUN_MS = 1_700_000_000_000
 REFUSED = StoreRefused("Topic authorization failed.", store="kafka", remedy="Grant it.")
 
 
@@ -40,6 +45,8 @@ class World:
     assigned: list[dict[Partition, int]] = field(default_factory=list)
     turns: int = 60
     seconds: float = 1.0
+    ledger: SqlLedger | None = None  # None: facts alone, and a lease that is never lost
+    on_turn: dict[int, Callable[[], HistoryLost | None]] = field(default_factory=dict)  # what happens while a turn is read
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def describe(self, topics: Sequence[str]) -> Mapping[str, TopicFacts]:
@@ -58,6 +65,9 @@ class World:
 
     async def consume(self, limit: int, *, seconds: float) -> Polled:
         await self.sleep(seconds)
+        lost = self.on_turn.pop(self.turns, lambda: None)()
+        if lost is not None:
+            return Polled(faults=[(None, lost)])
         faults = [(at, self.unreadable[at.topic]) for at in self.assigned[-1] if at.topic in self.unreadable]
         return Polled(faults=[(at, fault) for at, fault in faults for _ in range(2)])
 
@@ -66,6 +76,9 @@ class World:
         self.turns -= 1
         if not self.turns:
             self.stop.set()
+
+    def now_ms(self) -> int:
+        return BEGUN_MS + int(self.seconds * 1000)
 
     async def close(self) -> None: ...
 
@@ -76,16 +89,22 @@ class World:
             renew_lease=lambda *_, **__: lease,
             release_lease=lambda _: None,
             fact=self.facts.get,
-            set_fact=self.facts.__setitem__,
+            set_fact=lambda name, value, *, under=None: self.facts.__setitem__(name, value),
         )
         dependencies = SimpleNamespace(
             settings=Settings(bootstrap_servers="", pipelines={one.id: one}),
             pipelines={one.id: one},
-            clock=SimpleNamespace(monotonic=lambda: self.seconds, sleep=self.sleep),
+            clock=SimpleNamespace(
+                monotonic=lambda: self.seconds,
+                sleep=self.sleep,
+                now=lambda: time_of(self.now_ms()),
+                now_ms=self.now_ms,
+            ),
             topics=SimpleNamespace(describe=self.describe),
-            ledger=ledger,
+            ledger=self.ledger or ledger,
             native=None,
             name="me",
+            on_finding=lambda *_: None,
         )
         shared = Shared(cast("IngestDependencies", dependencies))
         shared.heartbeat_topics = {TABLE: "shop.message"}
@@ -133,3 +152,54 @@ async def test_what_nobody_expects_ends_it() -> None:
     world = World(refused={TOPIC: StoreError("A bug.", store="kafka")})
     with pytest.raises(StoreError):
         await world.run()
+
+
+def position(offset: int, **more: Any) -> dict[str, Any]:
+    places = {TABLE: {"0": offset}, TOPIC: {"0": offset}}
+    return {"topics": sorted((TABLE, TOPIC)), "starts": places, "read": places, "open": [], **more}
+
+
+@pytest.mark.parametrize("lost", [None, HistoryLost("It is gone.")], ids=["reads on", "finds its position gone"])
+async def test_lesson_40_whoever_thaws_without_its_lease_leaves_the_position_alone(
+    ledger: SqlLedger, lost: HistoryLost | None
+) -> None:
+    """A frozen one went back to what its successor had judged already, or deleted where that one stood."""
+    theirs = position(6, through=BEGUN_MS)
+
+    def overtaken() -> HistoryLost | None:
+        with ledger._db.engine.begin() as connection:
+            connection.execute(text("UPDATE leases SET expires_us = 1"))
+        other = ledger.take_lease(f"transactions/{TOPIC}", "there", seconds=60)
+        assert other is not None
+        ledger.set_fact(Facts.transactions(TOPIC), theirs, under=other)
+        return lost
+
+    ledger.set_fact(Facts.transactions(TOPIC), position(3))
+    world = World(ledger=ledger, on_turn={30: overtaken})
+    await world.run()
+    assert world.on_turn == {}
+    assert ledger.fact(Facts.transactions(TOPIC)) == theirs
+    assert ledger.findings(spec().id) == []
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["when it begins", "while it reads"])
+async def test_what_was_not_counted_since_a_position_was_lost_is_a_hole(ledger: SqlLedger, later: bool) -> None:
+    """It began "from now on" and said nothing: a transaction that lacked events in between passed for a whole one."""
+    proven = BEGUN_MS - 3_600_000
+    ledger.set_fact(Facts.transactions(TOPIC), position(3 if later else 9, through=proven))
+    world = World(ledger=ledger, on_turn={30: lambda: HistoryLost("It is gone.")} if later else {})
+    await world.run()
+    (found,) = ledger.findings(spec().id)
+    why = "It is gone." if later else f"Offset 9 of {TABLE}[0] is not there any more."
+    assert found.message == f"transactions that wrote to public.orders were not counted: {why} Counting began anew."
+    assert (found.finding, found.is_hole, found.feed) == (Finding.INGEST_HOLE, True, TABLE)
+    assert found.time_from == time_of(proven), "up to then all was judged, however long ago that is"
+    stored = cast("Mapping[str, Any]", ledger.fact(Facts.transactions(TOPIC)))
+    assert stored["starts"] == {TABLE: {"0": 7}, TOPIC: {"0": 7}}
+    assert found.time_to is not None
+    assert found.time_to == time_of(stored["through"]), "when counting had begun anew"
+
+
+async def test_a_first_start_counts_from_now_on_and_misses_nothing(ledger: SqlLedger) -> None:
+    await World(ledger=ledger).run()
+    assert ledger.findings(spec().id) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -13,15 +14,18 @@ import pytest
 
 from gapwatch.check_ports import Advice, Measure
 from gapwatch.core.gaps import time_of
-from gapwatch.errors import StoreRefused, StoreUnreachable
+from gapwatch.errors import RecordError, StoreRefused, StoreUnreachable
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.metrics import Metrics
 from gapwatch.model.gap import Finding, FindingRecord, Run, RunKind, RunState
+from gapwatch.model.pipeline import Settings, TopicsSpec
 from gapwatch.model.suspect import Hole, Limit, PartitionStatus
-from gapwatch.roles.board import Facts
+from gapwatch.roles.board import Board, Facts
+from gapwatch.roles.repair.role import RepairDependencies, RepairRole
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
-from gapwatch.roles.repair.watcher import POLL_SECONDS, FindingBook, Watcher, WatcherDependencies
-from tests.simulation.stores import VirtualClock, spec_of_rig
+from gapwatch.roles.repair.watcher import POLL_SECONDS, SILENT_SECONDS, FindingBook, Watcher, WatcherDependencies
+from gapwatch.wiring.parts import Parts
+from tests.simulation.stores import HastyClock, Rig, VirtualClock, spec_of_rig
 from tests.unit.core.test_standing import record
 from tests.unit.roles.test_sweep_schedule import scheduler
 
@@ -58,7 +62,7 @@ class World:
         board = SimpleNamespace(records=lambda _: records, feed_ended=lambda _, *, ended: self.ended.append(ended))
         watching: dict[str, Any] = {"pipelines": {SPEC.id: SPEC}, "ledger": ledger, "board": board, "clock": self.clock}
         self.others: list[Other] = []
-        watching |= {"stores": None, "checks": lambda _: [self, *self.others], "undecided": lambda _: 0, "host": "here"}
+        watching |= {"stores": None, "checks": lambda _: [self, *self.others], "undecided": lambda _: 0, "process": "here"}
         book = FindingBook(ledger, self.clock, lambda *_: None)
         self.metrics = Metrics("0")
         watching |= {"on_finding": lambda *_: None, "on_measure": self.metrics.measured}
@@ -300,27 +304,132 @@ async def test_a_finding_of_nobodys_is_over_once_all_have_looked(world: World, f
     assert world.holes == []
 
 
-async def test_what_a_check_could_not_look_at_for_long_is_said(world: World) -> None:
-    async def readable(_: Any) -> list[str]:
-        return []
+async def readable(_: Any) -> list[str]:
+    return []
 
-    async def said() -> Sequence[str]:
-        await world.watcher.report(SPEC)
-        return cast("Sequence[str]", (world.ledger.fact(Facts.repair(SPEC.id, "here")) or {})["unlooked"])
 
+async def said(world: World) -> Sequence[str]:
     setattr(world.watcher, "_unreadable", readable)  # noqa: B010
-    world.others = [Other("connect", None)]
+    await world.watcher.report(SPEC)
+    return cast("Sequence[str]", (world.ledger.fact(Facts.repair(SPEC.id, "here")) or {})["unlooked"])
+
+
+async def test_what_a_check_could_not_look_at_for_long_is_said(world: World) -> None:
+    other = Other("connect")
+    world.others = [other]
+    await world.live(POLL_SECONDS)
+    other.says = None
     await world.live(SPEC.stall_after_seconds - POLL_SECONDS)
-    assert await said() == []
+    assert await said(world) == []
     world.found = [UNSEEN]
     await world.live(3 * POLL_SECONDS)
-    assert await said() == ["A wrong password."]
-    world.others[0].says = ()
+    assert await said(world) == ["A wrong password."]
+    other.says = ()
     await world.live(SPEC.stall_after_seconds + POLL_SECONDS)
-    assert await said() == ["Nobody knows its name."]
+    assert await said(world) == ["Nobody knows its name."]
     world.found = []
     await world.live(POLL_SECONDS)
-    assert await said() == []
+    assert await said(world) == []
+
+
+async def test_what_no_check_has_looked_at_since_the_start_is_not_known(world: World) -> None:
+    """A restart forgot that a check could not look: its pipeline was HEALTHY again, for `stall_after`."""
+    other = Other("connect", None)
+    world.others = [other]
+    assert await said(world) == [f"{name}: nobody has looked since role repair began." for name in ("connect", "the slot")]
+    await world.watcher.check(SPEC)
+    assert await said(world) == ["A wrong password."], "it may have been so for long"
+    other.says = ()
+    await world.watcher.check(SPEC)
+    assert await said(world) == []
+    other.says = None
+    await world.watcher.check(SPEC)
+    assert await said(world) == [], "it has looked a moment ago"
+
+
+async def test_each_look_counts_when_it_ends(world: World) -> None:
+    """Else one that hangs keeps all the others unlooked at, and is itself counted from when the last of them had ended."""
+    reports: list[Sequence[str]] = []
+
+    class Slow(Other):
+        async def watch(self) -> Sequence[Advice]:
+            reports.append(await said(world))
+            await world.clock.sleep(8)
+            return await super().watch()
+
+    slow = Slow("slow")
+    world.others = [Other("connect", None), slow]
+    await world.watcher.check(SPEC)
+    assert reports == [["A wrong password.", "slow: nobody has looked since role repair began."]]
+    slow.says, world.others = None, [slow]
+    await world.watcher.check(SPEC)
+    await world.clock.sleep(SPEC.stall_after_seconds - 8)
+    assert await said(world) == ["A wrong password."], "blind since its look began"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RecordError("odd", "A record that nobody expects.")])
+async def test_a_check_that_fails_in_its_own_way_is_blind_and_ends_nothing_else(world: World, error: Exception) -> None:
+    class Broken(Other):
+        async def watch(self) -> Sequence[Advice]:
+            raise error
+
+    world.others, world.found = [Broken("broken"), Other("connect", [replace(LOST, subject="orders.target")])], [LOST]
+    await world.watcher.check(SPEC)
+    assert len(world.holes) == 2
+    (why,) = await said(world)
+    assert why == ("broken failed (ValueError); the log says where." if isinstance(error, ValueError) else str(error))
+
+
+async def run_for_a_moment(world: World, *checks: Any, until: int) -> list[Sequence[str]]:
+    """Return what the first reports of a role that has just begun said: at most so many."""
+    spec, told, stop = replace(SPEC, stall_after_seconds=0.8), list[Sequence[str]](), asyncio.Event()
+    clock = HastyClock(speed=10)
+    facts = world.ledger.set_facts
+
+    def kept(values: Any) -> None:
+        told.extend(fact["unlooked"] for fact in values.values())
+        facts(values)
+        if len(told) >= until:
+            stop.set()
+
+    setattr(world.ledger, "set_facts", kept)  # noqa: B010
+    board = SimpleNamespace(feed_ended=lambda _, *, ended: None)
+    on: dict[str, Any] = {"pipelines": {spec.id: spec}, "ledger": world.ledger, "board": board, "stores": None, "clock": clock}
+    on |= {"checks": lambda _: checks, "undecided": lambda _: 0, "process": "here", "on_finding": lambda *_: None}
+    watcher = Watcher(WatcherDependencies(**on), FindingBook(world.ledger, clock, on["on_finding"]))
+    setattr(watcher, "_unreadable", readable)  # noqa: B010
+    await asyncio.wait_for(watcher.run(stop), 30)
+    return told
+
+
+async def test_a_healthy_start_shows_nothing_as_unlooked(world: World) -> None:
+    """Also where a check can look only once the status records have been read: it is asked again at once."""
+
+    class Later(Other):
+        looks = 0
+
+        async def watch(self) -> Sequence[Advice]:
+            self.looks += 1
+            if self.looks == 1:
+                raise StoreUnreachable("The status records have not been read yet.", store="kafka")
+            return ()
+
+    told = await run_for_a_moment(world, Other("connect"), Later("later"), until=3)
+    assert told == [[]] * len(told)
+
+
+async def test_a_start_that_sees_nothing_says_so_and_takes_it_back_at_once(world: World) -> None:
+    waits = asyncio.Event()
+
+    class Hanging(Other):
+        async def watch(self) -> Sequence[Advice]:
+            await waits.wait()
+            return ()
+
+    asyncio.get_running_loop().call_later(0.7, waits.set)
+    told = await run_for_a_moment(world, Other("connect"), Hanging("hanging"), until=6)
+    assert told[0] == ["hanging: nobody has looked since role repair began."]
+    assert told[-1] == []
 
 
 async def test_a_measure_stays_only_while_the_check_that_made_it_cannot_look(world: World) -> None:
@@ -358,3 +467,65 @@ async def test_a_hole_begins_where_the_check_says(world: World) -> None:
     await world.watcher.check(SPEC)
     (found,) = world.holes
     assert (found.time_from, found.time_to, found.ongoing) == (time_of(begin), time_of(end), False)
+
+
+def role_of(ledger: SqlLedger, clock: VirtualClock, process: str, unreadable: str = "") -> RepairRole:
+    """Return role repair of one of several processes on a host; to it a store may not answer."""
+    settings = Settings(bootstrap_servers="", pipelines={SPEC.id: SPEC}, topics=TopicsSpec(partitions=1))
+
+    async def ping() -> None: ...
+
+    async def stores(_: str) -> Any:
+        if unreadable:
+            raise StoreUnreachable("It does not answer.", store=unreadable)
+        reader = SimpleNamespace(ping=ping)
+        return replace(Rig().stores, source=reader, target=reader)
+
+    board = SimpleNamespace(delivered=lambda _: None)
+    parts: dict[str, Any] = {"settings": settings, "ledger": ledger, "board": board, "stores": SimpleNamespace(stores=stores)}
+    parts |= {"checks": lambda _: (), "metrics": Metrics("0"), "clock": clock, "host": "one", "process": process}
+    return RepairRole(cast("RepairDependencies", SimpleNamespace(**parts, new_id=lambda: process)))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_what_one_process_cannot_read_is_said_beside_what_another_one_on_its_host_can(
+    world: World, order: Sequence[int]
+) -> None:
+    """They wrote their reports over each other's: UNKNOWN and HEALTHY alternated, as one or the other had spoken last."""
+    roles = [role_of(world.ledger, world.clock, "one-17", "shop"), role_of(world.ledger, world.clock, "one-18")]
+    board = Board(roles[0]._on.settings, world.ledger, cast("Any", None), world.clock)
+    for number in order:
+        await roles[number]._watcher().report(SPEC)
+    assert "store shop does not answer" in (await board.view(SPEC.id)).reasons
+
+
+async def test_what_processes_said_that_are_gone_is_forgotten(world: World) -> None:
+    def known() -> list[str]:
+        return [name.rpartition("/")[2] for name in world.ledger.facts(Facts.repair(SPEC.id))]
+
+    first, second = (role_of(world.ledger, world.clock, name)._watcher() for name in ("one-17", "one-18"))
+    await first.report(SPEC)
+    await second.report(SPEC)
+    for _ in range(9):
+        await world.clock.sleep(SILENT_SECONDS / 10)
+        await second.report(SPEC)
+    assert known() == ["one-17", "one-18"]
+    for _ in range(9):
+        await world.clock.sleep(SILENT_SECONDS / 10)
+        await second.report(SPEC)
+    assert known() == ["one-18"]
+    world.ledger.set_fact(Facts.repair("another", "one-16"), {"at": time_of(0).isoformat()})
+    await world.clock.sleep(2 * SILENT_SECONDS)
+    await role_of(world.ledger, world.clock, "one-19")._watcher().report(SPEC)
+    assert known() == ["one-19"]
+    assert world.ledger.fact(Facts.repair("another", "one-16")) is not None, "that is its own watcher's"
+
+
+async def test_no_two_processes_have_one_name(tmp_path: Path) -> None:
+    """Two containers on one host's network have its name, and each has a process 1."""
+    settings = Settings(bootstrap_servers="", database=f"sqlite:///{tmp_path}/ledger.db")
+    parts = [Parts(settings, "repair") for _ in range(2)]
+    assert parts[0].name == parts[1].name
+    assert parts[0].process != parts[1].process
+    for one in parts:
+        await one.close()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from gapwatch.ledger import SqlLedger
+from gapwatch.metrics import SNAPSHOT_SECONDS_MAX, Metrics, unread
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.roles.repair.sweeps import request_sweep
-from gapwatch.wiring.measured import FIRST_LOOK, last_success, unread
+from gapwatch.wiring.measured import FIRST_LOOK, last_success
+from gapwatch.wiring.parts import SHOWN_SECONDS, UNSEEN_SECONDS, Parts
 from tests.deploy.test_alerts import exposed
 from tests.simulation.stores import VirtualClock, spec_of_rig
 
@@ -45,8 +51,49 @@ def test_while_the_ledger_does_not_answer_nothing_that_holds_now_is_shown() -> N
     before = metrics.snapshot
     metrics.show(unread(before))
     shown = metrics.exposition().decode()
+    assert_unknown(shown)
+    assert metrics.snapshot.detected == before.detected
+
+
+def assert_unknown(shown: str) -> None:
     assert 'gapwatch_pipeline_status{pipeline="orders",status="UNKNOWN"} 1.0' in shown
     assert 'gapwatch_pipeline_status{pipeline="orders",status="HEALTHY"} 0.0' in shown
     assert "gapwatch_consistent_through_timestamp_seconds{" not in shown
     assert "gapwatch_coverage_ratio{" not in shown
-    assert metrics.snapshot.detected == before.detected
+
+
+async def test_a_ledger_that_neither_answers_nor_fails_leaves_nothing_shown_for_ever() -> None:
+    """Its server is frozen, and its kernel still acknowledges: the reading never ends, and what was read last was HEALTHY."""
+    before, clock, stop, hangs = exposed().snapshot, VirtualClock(), asyncio.Event(), asyncio.Event()
+    metrics, reads_again = Metrics("0", ["orders"], monotonic=clock.monotonic), asyncio.Event()
+
+    class Board:
+        read = 0
+
+        async def measured(self) -> Sequence[Any]:
+            self.read += 1
+            if self.read > 1:
+                reads_again.set()
+                await hangs.wait()
+            return before.views
+
+    async def pause(_: Board) -> None:
+        await clock.sleep(UNSEEN_SECONDS + SHOWN_SECONDS)
+
+    ledger = SimpleNamespace(**dict.fromkeys(("gap_counts", "resolution_counts", "repair_counts"), dict))
+    ledger.runs, ledger.fact = lambda **_: (), lambda _: None
+    ledger.gap_summary = lambda _: SimpleNamespace(oldest_alerting=None)
+    parts: Any = SimpleNamespace(clock=clock, metrics=metrics, ledger=ledger, _pause=pause)
+    board: Any = Board()
+    showing = asyncio.create_task(Parts._show_metrics(parts, board, stop))
+    await reads_again.wait()
+    healthy = 'gapwatch_pipeline_status{pipeline="orders",status="HEALTHY"} 1.0'
+    await clock.sleep(SNAPSHOT_SECONDS_MAX - UNSEEN_SECONDS - SHOWN_SECONDS)
+    assert healthy in metrics.exposition().decode()
+    await clock.sleep(1)
+    assert_unknown(metrics.exposition().decode())
+    stop.set()
+    hangs.set()  # the server goes on: what it says is as old as its views
+    await clock.sleep(SNAPSHOT_SECONDS_MAX)
+    await showing
+    assert_unknown(metrics.exposition().decode())

@@ -7,9 +7,10 @@ One process reads a feed at a time, under a lease; taking it over goes in this o
 3. the lease is renewed: so whoever takes it later comes later at step 2 as well;
 4. the resume token is read, and the stream is opened.
 
-Then for every batch: the events, and behind them the watermark for every partition of the feed topic, are one transaction; when
-it is committed, the resume token is stored under the lease's number. A process that was frozen anywhere in between can neither
-write events nor store its token. A restart from the stored token repeats some events, which their positions tell; it loses none.
+Then for every batch: the events, and behind them the watermark for every partition of the feed topic, are one transaction, or
+several where they are large; when the last one is committed, the resume token is stored under the lease's number. A process that
+was frozen anywhere in between can neither write events nor store its token. A restart from the stored token repeats some events,
+which their positions tell; it loses none.
 
 A batch without events is a watermark alone, and written without a transaction. It says that all before its time lies before it
 in its partition, which was committed by then: that stays true however late it is written, and whoever wrote the topic meanwhile.
@@ -18,7 +19,7 @@ in its partition, which was committed by then: that stays true however late it i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,6 +47,7 @@ RETRY_SECONDS = 1.0
 _NOTHING: Mapping[str, Any] = {}
 TOKEN_SECONDS = 5.0  # how often the position of a quiet stream is stored
 NO_KEY = b"{}"  # which ingest cannot read: a hole of one record
+TRANSACTION_BYTES = 8 * 1024 * 1024  # of events in one transaction: it has to be written within its time-out on a slow line, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,10 @@ class CaptureRole:
             await self._on.producer.close()
 
     async def _keep(self, name: str, stop: asyncio.Event, work: Callable[[_Held], Awaitable[None]]) -> None:
-        """Do `work` whenever the lease is ours; a store that does not answer is tried again."""
+        """Do `work` whenever the lease is ours; a store that does not answer is tried again.
+
+        A failed producer of watermarks never works again: the role ends, and its supervisor starts it anew with another one.
+        """
         while not stop.is_set():
             lease = await asyncio.to_thread(self._on.ledger.take_lease, name, self._on.holder, seconds=LEASE_SECONDS)
             if lease is None:
@@ -121,6 +126,8 @@ class CaptureRole:
                 log.warning("lease_lost", lease=name, reason=error.message)
             except StoreError as error:
                 log.warning("capture_interrupted", lease=name, reason=str(error))
+                if self._on.producer.failure is not None:
+                    raise
                 await self._on.clock.sleep(RETRY_SECONDS)
             finally:
                 await asyncio.to_thread(self._on.ledger.release_lease, held.lease)
@@ -181,7 +188,11 @@ class CaptureRole:
             headers = [("gapwatch-watermark", str(batch.watermark).encode())]
             marks = [Outgoing(topic, partition, None, None, headers) for partition in range(count)]
         if batch.events:
-            await producer.write([*(_outgoing(topic, count, event) for event in batch.events), *marks], held.renew)
+            *portions, last = _portions(_outgoing(topic, count, event) for event in batch.events)
+            for portion in portions:
+                await producer.write(portion, held.renew)
+                await held.renew()
+            await producer.write([*last, *marks], held.renew)
             return
         send = self._on.producer.send
         await asyncio.gather(*[await send(topic, None, None, headers=one.headers, partition=one.partition) for one in marks])
@@ -231,6 +242,20 @@ def _outgoing(topic: str, partitions: int, event: ChangeEvent) -> Outgoing:
         log.warning("change_too_large", feed=topic, bytes=len(event.key) + len(event.value))
         event = replace(event.touched(), key=event.key if len(event.key) <= CONTENT_BYTES_MAX else NO_KEY)
     return Outgoing(topic, xxhash.xxh3_64_intdigest(event.key) % partitions, event.key, event.value or None, event.headers)
+
+
+def _portions(records: Iterable[Outgoing]) -> Iterator[list[Outgoing]]:
+    """Cut records, in their order, into lists of so many bytes at most; one that is larger by itself is alone."""
+    portion, size = list[Outgoing](), 0
+    for one in records:
+        length = len(one.key or b"") + len(one.value or b"") + sum(len(name) + len(value) for name, value in one.headers)
+        if portion and size + length > TRANSACTION_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(one)
+        size += length
+    if portion:
+        yield portion
 
 
 def _position(batch: StreamBatch, watermark: int) -> dict[str, Any]:

@@ -1,24 +1,27 @@
 """Reads a transaction topic, and once more the topics of its watched tables, outside the group; one ingester of all does it.
 
-The order: what was read is judged, what lacks events is a hole in the ledger, and only then the position moves. What keeps it
-from reading ends nothing else of ingest. It is in the ledger for as long as it lasts, where the watcher finds it.
+The order: what was read is judged, what lacks events is a hole in the ledger, and only then the position moves, under the
+lease's number: whoever was frozen and lost the lease puts nothing back. A position that is not there any more is kept as lost
+until reading has begun anew: what came in between was not counted, and is a hole. What keeps it from reading ends nothing
+else of ingest. It is in the ledger for as long as it lasts, where the watcher finds it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import structlog
 
 from gapwatch.core.transactions import Incomplete, Place, TransactionCheck
-from gapwatch.errors import GapwatchError, HistoryLost, StoreRefused
+from gapwatch.errors import ConflictError, GapwatchError, HistoryLost, StoreRefused
 from gapwatch.kafka.clients import Partition, Polled, RawConsumer
 from gapwatch.model.gap import Finding
 from gapwatch.model.stream import Side
 from gapwatch.ports import Lease
 from gapwatch.roles.board import Facts
+from gapwatch.roles.ingest.bindings import Binding
 from gapwatch.roles.ingest.parts import Shared
 
 log = structlog.get_logger(__name__)
@@ -61,9 +64,8 @@ class Transactions:
                 continue
             try:
                 await self._hold(lease, stop)
-            except HistoryLost as error:
-                log.warning("transactions_begin_anew", topic=self._topic, reason=str(error))
-                await asyncio.to_thread(on.ledger.set_fact, Facts.transactions(self._topic), None)
+            except ConflictError as error:
+                log.warning("lease_lost", lease=name, reason=error.message)
             except GapwatchError as error:
                 if not (error.retriable or isinstance(error, StoreRefused)):
                     raise
@@ -77,17 +79,24 @@ class Transactions:
         """Keep why it could not be read, None: it can be."""
         await asyncio.to_thread(self._on.ledger.set_fact, Facts.transactions_unread(self._topic), unread)
 
+    async def _keep(self, position: Mapping[str, Any], lease: Lease) -> None:
+        """Raises ConflictError when somebody else has taken the lease."""
+        await asyncio.to_thread(self._on.ledger.set_fact, Facts.transactions(self._topic), position, under=lease)
+
     async def _hold(self, lease: Lease, stop: asyncio.Event) -> None:
+        check = TransactionCheck(self._topic, self._tables, int(self._settle * 1000))
         consumer = self._consumer()
         try:
-            await self._check(lease, consumer, stop)
+            await self._check(check, lease, consumer, stop)
+        except HistoryLost as error:
+            log.warning("transactions_begin_anew", topic=self._topic, reason=str(error))
+            await self._keep({"topics": [], "lost": error.message, "through": check.through_ms}, lease)
         finally:
             await consumer.close()
 
-    async def _check(self, lease: Lease, consumer: RawConsumer, stop: asyncio.Event) -> None:
+    async def _check(self, check: TransactionCheck, lease: Lease, consumer: RawConsumer, stop: asyncio.Event) -> None:
         """Check until the lease is lost."""
         on = self._on
-        check = TransactionCheck(self._topic, self._tables, int(self._settle * 1000))
         read = await self._begin(check, consumer)
         ends: dict[Place, int] | None = None
         clock = next_store = next_topics = 0.0
@@ -110,7 +119,7 @@ class Transactions:
                     await self._say(None)
                     read_through = True
                 next_store = on.clock.monotonic() + STORE_SECONDS
-                await asyncio.to_thread(on.ledger.set_fact, Facts.transactions(self._topic), check.position())
+                await self._keep(check.position(), held)
                 held = await asyncio.to_thread(on.ledger.renew_lease, held, seconds=LEASE_SECONDS)
             if not read:
                 await on.clock.sleep(POLL_SECONDS)
@@ -124,6 +133,9 @@ class Transactions:
             starts = await self._ends(consumer, self._tables)
             await on.clock.sleep(self._settle)  # so that a begin that is read lies before events that are
             starts |= await self._ends(consumer, [self._topic])
+            if known is not None and "lost" in known:
+                await self._uncounted(known["lost"], since_ms=check.through_ms)
+            check.through_ms = on.clock.now_ms()
         starts = {place: offset for place, offset in starts.items() if place[0] not in self._ticks}  # those are read from now on
         for place, offset in starts.items():
             low, high = await consumer.log_range(Partition(*place))
@@ -137,6 +149,13 @@ class Transactions:
                 self._leave_out(tick, error)
         await consumer.assign({Partition(*place): offset for place, offset in starts.items()})
         return starts
+
+    async def _uncounted(self, why: str, *, since_ms: int) -> None:
+        """Nobody counts the transactions since then: whatever of their events is missing, a sweep has to find it."""
+        for topic, table in self._tables.items():
+            for binding in self._bindings(topic):
+                sentence = f"transactions that wrote to {table} were not counted: {why} Counting began anew."
+                await self._shared.find(binding, Finding.INGEST_HOLE, sentence, since_ms=since_ms)
 
     async def _log_ends(self, places: Iterable[Place]) -> dict[Place, int]:
         found = await self._on.offsets.log_ends([Partition(*place) for place in places])
@@ -200,9 +219,13 @@ class Transactions:
             self._on.on_transactions(outcome, count)
 
     async def _find(self, one: Incomplete) -> None:
-        for binding in self._shared.bindings.get(one.topic, ()):
-            if binding.side is Side.EXPECTED and binding.pipeline.source.transactions == self._topic:
-                await self._shared.find(binding, Finding.INGEST_HOLE, one.sentence(), at_ms=one.time)
+        for binding in self._bindings(one.topic):
+            await self._shared.find(binding, Finding.INGEST_HOLE, one.sentence(), at_ms=one.time)
+
+    def _bindings(self, topic: str) -> Sequence[Binding]:
+        """Return the bindings of a table's topic to pipelines whose transactions these are."""
+        bound = self._shared.bindings.get(topic, ())
+        return [one for one in bound if one.side is Side.EXPECTED and one.pipeline.source.transactions == self._topic]
 
 
 def tables_of(shared: Shared, topic: str) -> Mapping[str, str]:

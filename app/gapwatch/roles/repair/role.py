@@ -54,6 +54,7 @@ class RepairDependencies:
     metrics: Metrics
     clock: Clock
     host: str
+    process: str  # a name that no other process has, and that stays when the role is started anew
     new_id: Callable[[], str]
 
 
@@ -226,7 +227,7 @@ class RepairRole:
             checks=on.checks,
             undecided=lambda pipeline: self._judges[pipeline].undecided,
             clock=on.clock,
-            host=on.host,
+            process=on.process,
             on_finding=self._count_finding,
             on_measure=self._on.metrics.measured,
         )

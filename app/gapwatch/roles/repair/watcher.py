@@ -1,18 +1,20 @@
 """Polls what no event tells: do the stores answer, does the connector run, is its slot alive, was a table replaced.
 
 The stores are asked several times in ``stall_after``, the rest every five seconds. What a check finds becomes a stream
-finding; what it no longer finds is cleared, whatever became of the other checks. A check that could not look clears nothing, and
-where it cannot for ``stall_after``, the pipeline is UNKNOWN. Findings that can mean loss are
-holes: they keep a time range and only a sweep covers them. One that lasts (a slot that is still gone) is one finding whose
-hole grows with every check; it can be covered once it is over.
+finding; what it no longer finds is cleared, whatever became of the other checks. A check that could not look clears nothing,
+and where it cannot for ``stall_after``, or has not looked at all since the role began, the pipeline is UNKNOWN: what an
+earlier process saw is not known any more. So the first report waits a moment for the first looks. Findings that can mean loss
+are holes: they keep a time range and only a sweep covers them. One that lasts (a slot that is still gone) is one finding
+whose hole grows with every check; it can be covered once it is over.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -33,12 +35,15 @@ from gapwatch.roles.together import facts_together
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 5.0
+FIRST_SECONDS = 0.5  # between looks while some check has not looked at all, in the first five seconds: it may wait for Kafka
 CHECKS = "checks"  # in a finding's details: who found it
 FINDINGS_SECONDS = 2.0  # how long what another process has raised or cleared may be overlooked
 PING_SECONDS = 1.0  # how long a store's answer to one pipeline is one to all
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
 CHECK_SECONDS_MAX = 10.0
 REPORTS_PER_STALL = 4  # reports within ``stall_after``: a slow one must not look like silence
+SILENT_SECONDS = 600.0  # after that what a process said of its stores is forgotten: each process says it under its own name
+NEVER = float("-inf")
 LOSS = frozenset({Finding.SLOT_LOST, Finding.SLOT_JUMPED, Finding.HISTORY_LOST, Finding.LOG_TRUNCATED, Finding.TOPIC_RECREATED})
 ENDED = frozenset({Finding.SLOT_LOST, Finding.HISTORY_LOST})
 
@@ -52,7 +57,7 @@ class WatcherDependencies:
     checks: Callable[[str], Sequence[Preflight]]
     undecided: Callable[[str], int]
     clock: Clock
-    host: str
+    process: str  # a name that no other process has
     on_finding: Callable[[str, str], None]  # pipeline, finding
     on_measure: Callable[[str, str, float | None], None] = lambda metric, of, value: None  # None: it is not known any more
 
@@ -132,27 +137,39 @@ class Watcher:
         self._book = book
         self._measured: dict[str, dict[tuple[str, str], str]] = {}  # by pipeline: metrics, and of what, with who measured it last
         self._blind: dict[str, dict[str, tuple[float, str]]] = {}  # by pipeline and check: since when it cannot look, and why
+        self._looked: set[tuple[str, str]] = set()  # pipeline and check: what has looked since we began
         self._facts = facts_together(dependencies.ledger, dependencies.clock)
         self._known = StoreAnswers[Sequence[FindingRecord]](dependencies.clock)
         self._pings = StoreAnswers[None](dependencies.clock)
+        self._tidied: dict[str, float] = {}  # by pipeline: when what other processes said was looked through
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
         async with asyncio.TaskGroup() as tasks:
             for pipeline in self._on.pipelines.values():
-                report_seconds = min(POLL_SECONDS, pipeline.stall_after_seconds / REPORTS_PER_STALL)
-                tasks.create_task(self._report_on(stop, pipeline, report_seconds))
-                tasks.create_task(self._check_on(stop, pipeline))
+                report_seconds, looked = min(POLL_SECONDS, pipeline.stall_after_seconds / REPORTS_PER_STALL), asyncio.Event()
+                tasks.create_task(self._report_on(stop, pipeline, report_seconds, looked))
+                tasks.create_task(self._check_on(stop, pipeline, looked))
 
-    async def _report_on(self, stop: asyncio.Event, pipeline: PipelineSpec, seconds: float) -> None:
+    async def _report_on(self, stop: asyncio.Event, pipeline: PipelineSpec, seconds: float, looked: asyncio.Event) -> None:
+        """Report again and again, and at once when all checks have looked for the first time."""
+        await _become(looked, seconds)
         while not stop.is_set():
+            told = looked.is_set()
             await self.report(pipeline)
-            await self._on.clock.sleep(seconds - self._on.clock.monotonic() % seconds)  # all at once: they ask the same stores
+            if told:  # all pipelines at once: they ask the same stores
+                await self._on.clock.sleep(seconds - self._on.clock.monotonic() % seconds)
+            else:
+                await _become(looked, seconds)
 
-    async def _check_on(self, stop: asyncio.Event, pipeline: PipelineSpec) -> None:
+    async def _check_on(self, stop: asyncio.Event, pipeline: PipelineSpec, looked: asyncio.Event) -> None:
+        begun = self._on.clock.monotonic()
         while not stop.is_set():
             await self.check(pipeline)
-            await self._on.clock.sleep(POLL_SECONDS)
+            if all((pipeline.id, check.name) in self._looked for check in self._on.checks(pipeline.id)):
+                looked.set()
+            begins = not looked.is_set() and self._on.clock.monotonic() - begun < POLL_SECONDS
+            await self._on.clock.sleep(FIRST_SECONDS if begins else POLL_SECONDS)
 
     async def report(self, pipeline: PipelineSpec) -> None:
         """Say what of one pipeline's stores could not be read; that somebody said so expires after ``stall_after``."""
@@ -163,31 +180,67 @@ class Watcher:
             "unreadable": unreadable,
             "unlooked": [] if unreadable else self._unlooked(pipeline),  # which says it already
         }
-        await self._facts.ask((Facts.repair(pipeline.id, self._on.host), fact))
+        await self._facts.ask((Facts.repair(pipeline.id, self._on.process), fact))
+        await self._tidy(pipeline)
+
+    async def _tidy(self, pipeline: PipelineSpec) -> None:
+        """Forget now and then what processes said that are gone."""
+        on, now = self._on, self._on.clock.monotonic()
+        if now - self._tidied.get(pipeline.id, NEVER) < SILENT_SECONDS:
+            return
+        self._tidied[pipeline.id] = now
+        before = on.clock.now() - timedelta(seconds=max(SILENT_SECONDS, 2 * pipeline.stall_after_seconds))
+        for name, fact in (await asyncio.to_thread(on.ledger.facts, Facts.repair(pipeline.id))).items():
+            if datetime.fromisoformat(fact["at"]) < before:
+                await asyncio.to_thread(on.ledger.set_fact, name, None)
 
     def _unlooked(self, pipeline: PipelineSpec) -> list[str]:
-        """Return why checks could not look for as long as a status lives: what they would find is not known any more."""
-        until = self._on.clock.monotonic() - pipeline.stall_after_seconds
-        return sorted({why for since, why in self._blind.get(pipeline.id, {}).values() if since <= until})
+        """Return why checks have not looked for as long as a status lives, or at all: what they would find is not known."""
+        until, blind = self._on.clock.monotonic() - pipeline.stall_after_seconds, self._blind.get(pipeline.id, {})
+        found = set()
+        for name in (check.name for check in self._on.checks(pipeline.id)):
+            if name in blind:
+                since, why = blind[name]
+                found |= {why} if since <= until else set()
+            elif (pipeline.id, name) not in self._looked:
+                found.add(f"{name}: nobody has looked since role repair began.")
+        return sorted(found)
 
     async def check(self, pipeline: PipelineSpec) -> None:
         """Make every check of one pipeline and store what was found."""
-        looks = [await self._look(pipeline, check) for check in self._on.checks(pipeline.id)]
-        blind, now = self._blind.get(pipeline.id, {}), self._on.clock.monotonic()
-        self._blind[pipeline.id] = {
-            look.check: (blind[look.check][0] if look.check in blind else now, look.why) for look in looks if look.why
-        }
+        looks = []
+        for check in self._on.checks(pipeline.id):
+            begun = self._on.clock.monotonic()
+            look = await self._look(pipeline, check)
+            self._note(pipeline, look, begun)
+            looks.append(look)
         self._show(pipeline, looks)
         await self._store(pipeline, looks)
+
+    def _note(self, pipeline: PipelineSpec, look: _Look, begun: float) -> None:
+        """Remember since when a check cannot look; one that never could since we began may not have for long before."""
+        blind, name = self._blind.setdefault(pipeline.id, {}), (pipeline.id, look.check)
+        if not look.why:
+            blind.pop(look.check, None)
+            self._looked.add(name)
+            return
+        since, _ = blind.get(look.check, (begun if name in self._looked else NEVER, ""))
+        blind[look.check] = since, look.why
 
     async def _look(self, pipeline: PipelineSpec, check: Preflight) -> _Look:
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
                 said = await check.watch()
+            return self._seen(pipeline, check, said)
         except (GapwatchError, TimeoutError) as error:
             why = getattr(error, "message", "") or f"{check.name} gave no answer in time."
             log.warning("check_failed", pipeline=pipeline.id, check=check.name, error=str(error) or why)
-            return _Look(check=check.name, why=why, blind=True)
+        except Exception as error:  # a bug of one check: the others go on, and what this one would find is not known
+            why = f"{check.name} failed ({type(error).__name__}); the log says where."
+            log.error("check_failed", pipeline=pipeline.id, check=check.name, exc_info=error)
+        return _Look(check=check.name, why=why, blind=True)
+
+    def _seen(self, pipeline: PipelineSpec, check: Preflight, said: Sequence[Advice]) -> _Look:
         unknown = [advice for advice in said if advice.level == "unknown"]
         for advice in unknown:
             log.warning("check_failed", pipeline=pipeline.id, check=check.name, error=advice.message)
@@ -310,6 +363,13 @@ class Watcher:
         elif record.ongoing:  # it is over: what was written until now may be lost, and a sweep can cover it
             now = self._on.clock.now()
             await self._book.raise_(replace(record, last_seen=now, time_to=now, details={"ongoing": False}))
+
+
+async def _become(event: asyncio.Event, seconds: float) -> None:
+    """Return once it is set, or after so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _holders(record: FindingRecord | None, identity: str, looks: Sequence[_Look]) -> list[str]:
