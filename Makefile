@@ -45,9 +45,9 @@ bench: $(STAMP) ## benchmarks, as ratios to the raw limits of the same run
 bench-peers: $(STAMP) ## the same work on other stream systems; ARGS="--events 20000 --rounds 1"
 	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
-LONG := churn windows capture fleet under_fire under_fire_opensearch backfills autorepair
+LONG := churn windows grace capture fleet under_fire under_fire_opensearch backfills autorepair
 
-soak: $(STAMP) ## the long forms, two hours: churn, windows, capture, a fleet with half an hour of flat memory, under fire, repairs; LONG="fleet"
+soak: $(STAMP) ## the long forms, over two hours: churn, windows, a measured grace, capture, a fleet with half an hour of flat memory, under fire, repairs; LONG="fleet"
 	@$(BIN)/pytest $(LONG:%=tests/acceptance/test_%.py) tests/integration/test_match_kill.py --soak -p no:randomly $(ARGS)
 
 simulate: $(STAMP) ## 20,000 seeds of the deterministic simulation; ARGS="--mutants", "--seed 7", "--seeds 500"

@@ -36,6 +36,7 @@ class Snapshot:
     detected: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     resolved: Mapping[tuple[str, str], int] = field(default_factory=dict)
     sweeps: Sequence[Run] = ()  # the newest of each pipeline
+    sweeps_before: Sequence[Run] = ()  # the newest that ended, where the newest of all has not
     last_success: Mapping[str, datetime] = field(default_factory=dict)  # pipeline → end of its last succeeded sweep
     oldest_open: Mapping[str, datetime] = field(default_factory=dict)
     repairs: Mapping[tuple[str, bool], int] = field(default_factory=dict)  # (pipeline, given up) → open gaps
@@ -298,6 +299,7 @@ def _sweeps(snapshot: Snapshot) -> Iterable[Metric]:
         running.add_metric([run.pipeline], float(run.state is RunState.RUNNING))
         if run.progress is not None:
             progress.add_metric([run.pipeline], run.progress)
+    for run in (*snapshot.sweeps, *snapshot.sweeps_before):
         if run.started_at is not None and run.ended_at is not None:
             duration.add_metric([run.pipeline], (run.ended_at - run.started_at).total_seconds())
     for pipeline, ended in snapshot.last_success.items():

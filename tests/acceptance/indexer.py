@@ -83,9 +83,17 @@ class Indexer(Background):
                     consumer.commit(asynchronous=False)
                 if self.acks_topic and time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + BEAT_SECONDS
-                    self._send(producer, [(b"", heartbeat(begun, self.group))])
+                    self._send(producer, [(b"", heartbeat(begun, self.group, delivered=self._delivered(consumer)))])
         finally:
             consumer.close()
+
+    def _delivered(self, consumer: Consumer) -> dict[str, dict[int, int]]:
+        """Return the next offset of each partition that is ours: what was read is indexed by now."""
+        places: dict[str, dict[int, int]] = {}
+        for at in consumer.committed(consumer.assignment(), timeout=10):
+            if at.offset >= 0:
+                places.setdefault(at.topic, {})[at.partition] = at.offset
+        return places
 
     def _has(self, messages: Sequence[Message], *faults: Fault) -> list[Fault]:
         """Return which of these faults the bulk of these records has."""

@@ -53,10 +53,14 @@ def free_port() -> int:
 
 @dataclass(eq=False)
 class Service:
-    """The processes of one configuration. ``config`` lacks `api` and `database`: they are filled in."""
+    """The processes of one configuration. ``config`` lacks `api` and `database`: they are filled in.
+
+    ``environment``: variables of its processes and commands, beside ours.
+    """
 
     directory: Path
     config: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,7 +85,7 @@ class Service:
                     stdout=output,
                     stderr=output,
                     stdin=subprocess.DEVNULL,
-                    env={**os.environ, **tied_to_us(), "NO_COLOR": "1"},
+                    env={**os.environ, **tied_to_us(), "NO_COLOR": "1", **self.environment},
                 )
 
     def kill(self, role: str, how: signal.Signals = signal.SIGKILL) -> None:
@@ -128,13 +132,14 @@ class Service:
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         """Return the labels and values that ``/metrics`` shows of one name."""
-        return [(labels, value) for found, labels, value in self._samples() if found == name]
+        return [(labels, value) for found, labels, value in self.scrape() if found == name]
 
     def series(self) -> set[tuple[str, ...]]:
         """Return the name and the labels of every series that ``/metrics`` shows."""
-        return {(name, *(f"{label}={text}" for label, text in sorted(labels.items()))) for name, labels, _ in self._samples()}
+        return {(name, *(f"{label}={text}" for label, text in sorted(labels.items()))) for name, labels, _ in self.scrape()}
 
-    def _samples(self) -> list[tuple[str, dict[str, str], float]]:
+    def scrape(self) -> list[tuple[str, dict[str, str], float]]:
+        """Return name, labels and value of everything that ``/metrics`` shows at one moment."""
         with urllib.request.urlopen(f"{self.api.url}/metrics", timeout=5) as answer:
             text = answer.read().decode()
         samples = [sample for one in text_string_to_metric_families(text) for sample in one.samples]
@@ -148,7 +153,7 @@ class Service:
             text=True,
             timeout=120,
             check=False,
-            env={**os.environ, "NO_COLOR": "1", "GAPWATCH_URL": self.api.url},
+            env={**os.environ, "NO_COLOR": "1", "GAPWATCH_URL": self.api.url, **self.environment},
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done

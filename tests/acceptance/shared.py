@@ -98,6 +98,16 @@ def caught_up(service: Service, pipeline: str = "orders") -> dict[str, Any]:
     return wait_for(look, "everything before to be settled", 30)
 
 
+def resumed(service: Service, pipeline: str = "orders") -> dict[str, Any]:
+    """Return the sweep that followed the end of a pause or a maintenance window, once it has succeeded."""
+
+    def look() -> dict[str, Any] | None:
+        runs = service.api.get("/api/v1/sweeps", pipeline=pipeline)["sweeps"]
+        return next((run for run in runs if run["request"]["reason"] == "resumed" and run["state"] == "succeeded"), None)
+
+    return wait_for(look, "the sweep after a quiet time", 60)
+
+
 def heal(scene: Scene, collection: str = "orders", table: str = TABLE, uri: str = "") -> None:
     """Make the target equal to the source by hand, whatever a test left there."""
     with psycopg.connect(scene.dsn) as connection:

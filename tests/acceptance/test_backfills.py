@@ -111,6 +111,68 @@ def untouched(orders: Orders) -> dict[int, dict[str, Any]]:
     return {document["_id"]: document for document in orders.find({"_id": {"$lte": ROWS - LOST}})}
 
 
+OUTCOMES = ("written", "already_newer", "vanished", "failed")
+
+
+def shown(scene: Scene) -> dict[str, float]:
+    """Return what ``/metrics`` says of the pipeline's sweeps and backfills at one moment, by name and last label."""
+    found = {}
+    for name, labels, value in scene.service.scrape():
+        known = name.removeprefix("gapwatch_")
+        if labels.pop("pipeline", "") == "orders" and known.startswith(("sweep_", "backfill_")) and not name.endswith("_created"):
+            found[" ".join([known, *labels.values()])] = value
+    return found
+
+
+def more(scene: Scene, before: dict[str, float], name: str) -> float:
+    return shown(scene)[name] - before[name]
+
+
+def test_i1_the_metrics_of_sweeps_and_backfills_say_what_the_runs_records_say(scene: Scene, orders: Orders) -> None:
+    service, lost = scene.service, range(30, 40)
+    orders.delete_many({"_id": {"$in": list(lost)}})
+    wait_found(scene, len(lost))
+    before = shown(scene)
+
+    _, [first] = service.answer("sweep", "start", "orders", "--within", "1h")
+    path = f"/api/v1/sweeps/{first['id']}"
+    running = wait_for(lambda: now if (now := shown(scene))["sweep_running"] == 1 else None, "the running sweep", 20)
+    assert running["sweep_duration_seconds"] == before["sweep_duration_seconds"], "that of the last one that ended"
+    assert 0 <= running["sweep_progress_ratio"] <= service.api.get(path)["progress"] < 1
+    assert service.command("sweep", "start", "orders").returncode == 2, "the one that runs hurries"
+    swept = wait_for(lambda: run if (run := service.api.get(path))["state"] == "succeeded" else None, "the sweep", 40)
+    wait_for(lambda: shown(scene)["sweep_running"] == 0, "the metrics to be taken again", 20)
+    now = shown(scene)
+    took = at(swept["ended_at"]) - at(swept["started_at"])
+    assert now["sweep_progress_ratio"] == swept["progress"] == 1
+    assert now["sweep_duration_seconds"] == pytest.approx(took.total_seconds(), abs=0.01)
+    assert now["sweep_last_success_timestamp_seconds"] == pytest.approx(at(swept["ended_at"]).timestamp(), abs=0.01)
+    counts = swept["counts"]
+    assert (counts["source_keys"], counts["target_keys"]) == (ROWS, ROWS - len(lost))
+    assert more(scene, before, "sweep_keys_compared_total expected") == counts["source_keys"]
+    assert more(scene, before, "sweep_keys_compared_total observed") == counts["target_keys"]
+
+    planned = plan(scene)
+    database = orders.database
+    database.command("collMod", "orders", validator={"seq": {"$nin": [31, 32]}}, validationLevel="strict")
+    try:
+        _, run = apply(scene, planned)
+    finally:
+        database.command("collMod", "orders", validator={}, validationLevel="off")
+    counted = {outcome: more(scene, before, f"backfill_documents_total {outcome}") for outcome in OUTCOMES}
+    assert counted == {outcome: run["counts"].get(outcome, 0) for outcome in OUTCOMES}
+    assert counted == {"written": 8, "already_newer": 0, "vanished": 0, "failed": 2}
+    families = {name.split()[0] for name in shown(scene)}
+    assert families >= {
+        "sweep_running",
+        "sweep_progress_ratio",
+        "sweep_duration_seconds",
+        "sweep_last_success_timestamp_seconds",
+        "sweep_keys_compared_total",
+        "backfill_documents_total",
+    }
+
+
 def test_d1_lesson_11_trap_35_equal_counts_hide_nothing(scene: Scene, orders: Orders) -> None:
     orders.delete_one({"_id": 42})
     orders.insert_one({"_id": 777_777, "seq": 1, "v": "stranger", "amount": Decimal128("1"), "big": None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,20 @@ import psycopg
 import pytest
 import yaml
 from bson.json_util import dumps
+from confluent_kafka import Consumer
 from pymongo import MongoClient
 
+from gapwatch.core.envelopes import Event, RawRecord, decoder_for
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.embedded import EmbeddedStack
+from gapwatch.errors import RecordError
 from gapwatch.ledger import open_ledger
+from gapwatch.model.pipeline import FeedKind, FeedSpec
+from gapwatch.model.stream import Side
 from tests.acceptance.oplog import roll_over, small_oplog
 from tests.acceptance.scenery import CREATE, TABLE, configuration
-from tests.stack import execute, until
+from tests.stack import captured, execute, until
+from tests.unit.core.samples import field, pipeline
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -133,6 +141,92 @@ def test_bad_input_unknown_key(doctor: Doctor) -> None:
     code, said = doctor(lambda config: config["pipelines"]["orders"].update(grase="5s"))
     assert code == 2, said
     assert "pipelines.orders.grase: There is no such key. Did you mean `grace`?" in said
+
+
+def collection(database: str, name: str, **feed: Any) -> dict[str, Any]:
+    return {"store": "catalog", "collection": f"{database}.{name}", "key": {"_id": "int"}, "feed": feed}
+
+
+def test_a6_bad_input_feeds_that_are_not_read_are_refused_by_name_with_a_remedy(doctor: Doctor, postgres_database: str) -> None:
+    """Before anything is asked of a store; the next record of such a feed would say the same."""
+    copy = {"store": "shop", "table": TABLE, "key": {"id": "int"}, "feed": {"debezium": "copy.public.orders"}}
+    index = {"store": "catalog", "collection": f"{postgres_database}.copy", "key": {"_id": "int"}, "feed": {"seq_no": True}}
+    debezium, followed = (
+        collection(postgres_database, "orders", **feed) for feed in ({"debezium": "a"}, {"change_stream": True})
+    )
+    for source, target, expected in (
+        (
+            debezium,
+            collection(postgres_database, "copy", change_stream=True),
+            "source.feed: A collection is followed by its change stream; any other source feed of it is not supported yet."
+            " Write { change_stream: true }.",
+        ),
+        (
+            followed,
+            copy,
+            "source.store: A pipeline from mongodb to postgres is not supported yet. The target of a mongodb source must be a"
+            " mongodb or an opensearch store.",
+        ),
+        (
+            followed,
+            index,
+            "target.feed.seq_no: A target feed of kind seq_no is not supported yet. Use debezium, a plain topic, or",
+        ),
+    ):
+        code, said = doctor(lambda config: config["pipelines"]["orders"].update(source=source, target=target))  # noqa: B023
+        assert code == 2, said
+        assert expected in " ".join(said.split()), said
+
+
+def test_a6_bad_input_one_topic_for_several_tables(doctor: Doctor, stack: EmbeddedStack, postgres_database: str) -> None:
+    """A connector really routes two tables into one topic: the doctor names it, and so does the first record of the other one."""
+    database, items = postgres_database, "public.items"
+    execute(stack.postgres.dsn(database), f"CREATE TABLE {items} (id bigint PRIMARY KEY, seq bigint, v text)")
+    topic = f"{database}.{TABLE}"
+    route = {
+        "type": "io.debezium.transforms.ByLogicalTableRouter",
+        "topic.regex": rf"{database}\.public\..*",
+        "topic.replacement": topic,
+    }
+    options = {"transforms": "route", **{f"transforms.route.{name}": value for name, value in route.items()}}
+    with captured(stack, database, [TABLE, items], **options):
+        execute(
+            stack.postgres.dsn(database),
+            f"INSERT INTO {TABLE} (id, seq) VALUES (1, 1)",
+            f"INSERT INTO {items} (id, seq, v) VALUES (1, 1, 'of another table')",
+        )
+        code, said = doctor(lambda config: config.update(connect={"url": stack.connect.url}))
+        assert code == 2, said
+        assert f"Connector source-{database} puts {items} into {topic} as well (transforms.route, ByLogicalTableRouter)" in said
+        assert "Leave each table its own topic, and list them as source.tables." in said
+        refused = (
+            f"The record is of {database}.{items}, and ByLogicalTableRouter put it into the topic of {TABLE}: one topic for"
+            " several tables is not read. Leave each table its own topic, and list them as source.tables."
+        )
+        assert judged(stack, topic, 2) == {"1": 1, refused: 1}
+
+
+def judged(stack: EmbeddedStack, topic: str, count: int) -> Counter[str]:
+    """Return what the decoder of the pipeline's source makes of a topic's records: ids of keys, or why they are refused."""
+    spec = pipeline(field("v"), source_feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic=topic))
+    mapping, said = CompiledMapping(spec), Counter[str]()
+    decoder = decoder_for(spec, Side.EXPECTED, mapping)
+    consumer = Consumer(
+        {"bootstrap.servers": stack.kafka.bootstrap_servers, "group.id": "tests", "auto.offset.reset": "earliest"}
+    )
+    try:
+        consumer.subscribe([topic])
+        for _ in range(count):
+            message = consumer.poll(30)
+            assert message is not None
+            try:
+                events = decoder.decode(RawRecord.of(message))
+                said.update(str(mapping.source.codec.decode(event.key)[0]) for event in events if isinstance(event, Event))
+            except RecordError as error:
+                said[error.message] += 1
+    finally:
+        consumer.close()
+    return said
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,14 @@ def world(built: World) -> Iterator[World]:
 
 
 def test_a6_malformed_event_goes_to_the_dead_letters(world: World) -> None:
+    """So do a record of another connector, and one of another table that a router put here: each says what it is."""
     topic, keys = f"{world.scene.database}.{ELSEWHERE}", [number() for _ in range(99)]
     before = caught_up(world.service, "elsewhere")["totals"]
     world.insert_elsewhere(*keys[:50])
     wait_for(lambda: set(keys[:50]) <= world.documents_elsewhere(), "the first fifty", 30)
     broken = b'{"op": "c", "after": {"id": '
     partition, offset = _produce(world, topic, broken)
+    not_read = _produce_what_is_not_read(world, topic)
     world.insert_elsewhere(*keys[50:])
     wait_for(lambda: set(keys) <= world.documents_elsewhere(), "all of them", 30)
 
@@ -152,12 +154,15 @@ def test_a6_malformed_event_goes_to_the_dead_letters(world: World) -> None:
 
     totals = wait_for(settled, "99 settled writes", 30)
     assert totals["expected"] - before["expected"] == 99
-    letters = [letter for letter in _dead_letters(world) if letter["__connect.errors.offset"] == str(offset)]
-    assert [(letter["value"], letter["__connect.errors.topic"], letter["__connect.errors.partition"]) for letter in letters] == [
-        (broken, topic, str(partition))
-    ]
-    assert letters[0]["gapwatch-reason"]
-    assert letters[0]["__connect.errors.exception.message"]
+    letters = {(one["__connect.errors.partition"], one["__connect.errors.offset"]): one for one in _dead_letters(world)}
+    letter = letters[str(partition), str(offset)]
+    assert (letter["value"], letter["__connect.errors.topic"]) == (broken, topic)
+    assert letter["gapwatch-reason"]
+    assert letter["__connect.errors.exception.message"]
+    for place, (reason, said) in not_read.items():
+        letter = letters[place]
+        assert letter["gapwatch-reason"] == reason
+        assert said in letter["__connect.errors.exception.message"]
     assert _end(world, topic, partition) > offset + 1, "nothing came after it in its partition"
     view = world.service.wait_healthy("elsewhere")
     assert view["consistent_through"] is not None
@@ -375,13 +380,11 @@ def _position(message: Message) -> str:
     return f"{last or 0}/{here}"
 
 
-def _produce(world: World, topic: str, value: bytes) -> tuple[int, int]:
+def _produce(world: World, topic: str, value: bytes, key: bytes = b'{"id": 7}') -> tuple[int, int]:
     places: list[tuple[int, int]] = []
     options = {"message.max.bytes": 16 << 20, "compression.type": "lz4"}
     producer = Producer({"bootstrap.servers": world.scene.stack.kafka.bootstrap_servers, **options})
-    producer.produce(
-        topic, value, b'{"id": 7}', 0, on_delivery=lambda _, sent: places.append((sent.partition() or 0, sent.offset() or 0))
-    )
+    producer.produce(topic, value, key, 0, on_delivery=lambda _, sent: places.append((sent.partition() or 0, sent.offset() or 0)))
     assert producer.flush(30) == 0
     return places[0]
 
@@ -397,6 +400,25 @@ def _end(world: World, topic: str, partition: int) -> int:
         return int(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1])
     finally:
         consumer.close()
+
+
+def _produce_what_is_not_read(world: World, topic: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return, by partition and offset, as which dead letter each comes: its reason, and a part of its message."""
+    database, source = world.scene.database, {"ts_ms": 1, "sequence": '["1","2"]', "ord": 1}
+    expected = {}
+    for key, connector, reason, said in (
+        (
+            {"id": 7, "__dbz__physicalTableIdentifier": f"{database}.public.items"},
+            "postgresql",
+            "other_table",
+            "LogicalTableRouter",
+        ),
+        ({"id": "7"}, "mongodb", "other_connector", "connector for mongodb, which is not read as a source"),
+    ):
+        event = {"op": "t", "source": {**source, "connector": connector}}  # the copier lets that operation alone
+        partition, offset = _produce(world, topic, json.dumps(event).encode(), json.dumps(key).encode())
+        expected[str(partition), str(offset)] = reason, said
+    return expected
 
 
 def _dead_letters(world: World) -> list[dict[str, Any]]:

@@ -175,7 +175,7 @@ def test_what_never_arrived_is_never_taken_for_a_step_back() -> None:
     assert not missed(None).had_arrived([(1.0, 5), (11.0, None)])
 
 
-def test_no_false_red_under_churn(
+def test_l3_no_false_red_under_churn(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     length = LONG if request.config.getoption("--soak") else SHORT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import pytest
 
 from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change
-from tests.acceptance.scenery import TABLE, watched
+from tests.acceptance.scenery import TABLE, configuration, watched
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import FOUND_WITHIN_SECONDS, during, judged_after, resident_mib
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, during, judged_after, resident_mib, resumed
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -56,7 +56,10 @@ def test_m22_while_it_is_paused_nothing_opens_and_nothing_is_lost(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
     """A write is lost before the pause, one in it; a gap of before is mended in it. All is said when it is resumed."""
-    with watched(stack, postgres_database, tmp_path, repair={"missing": "report"}) as scene:
+    before = [f"ALTER TABLE {TABLE} ADD COLUMN written timestamptz NOT NULL DEFAULT now()"]
+    orders = configuration(stack, "", postgres_database, "")["pipelines"]["orders"]
+    source = {**orders["source"], "changed_at": "written"}
+    with watched(stack, postgres_database, tmp_path, before=before, source=source, repair={"missing": "report"}) as scene:
         service = scene.service
         scene.copier.rules.update(dict.fromkeys((501, 502, 503), nothing))
         scene.insert(101, 501)
@@ -66,22 +69,33 @@ def test_m22_while_it_is_paused_nothing_opens_and_nothing_is_lost(
         since = datetime.now(UTC)
         scene.insert(103, 503)
         scene.insert(104, 504)
-        during(8, service.check_alive)  # grace is two seconds
+        shown = set()
+
+        def look() -> None:
+            view = service.view()
+            shown.add((view["status"], *view["reasons"], view["consistent_through"]))
+
+        during(8, look)  # grace is two seconds
+        service.check_alive()
         assert [gap["key"] for gap in service.gaps(state="open,resolved")] == [{"id": 101}]
-        view = service.view()
-        assert (view["status"], view["reasons"]) == ("SKIPPED", ["the target moves"])
-        assert at(view["consistent_through"]) <= since
-        refused = service.command("sweep", "start", "orders")
-        assert refused.returncode == 2
-        assert "Pipeline orders is left alone now: the target moves." in refused.stderr
+        ((status, reason, through),) = shown
+        assert (status, reason) == ("SKIPPED", "the target moves")
+        assert at(through) <= since
+        _, [plan] = service.answer("backfill", "plan", "orders")
+        for command in (("sweep", "start", "orders"), ("backfill", "apply", plan["id"], "--yes")):
+            refused = service.command(*command)
+            assert refused.returncode == 2, command
+            assert "Pipeline orders is left alone now: the target moves." in refused.stderr
         scene.copier.rules.clear()
         scene.sql("UPDATE public.orders SET v = 'again' WHERE id = 101")
         wait_for(lambda: 101 in scene.documents(), "the document", 30)
         assert service.command("pipelines", "resume", "orders").returncode == 0
         wait_for(lambda: {gap["key"]["id"] for gap in service.gaps()} == {102, 103}, "the gaps of what was lost", 60)
         assert {gap["state"] for gap in service.gaps(state="open,resolved") if gap["key"]["id"] == 101} == {"resolved"}
-        sweeps = service.api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]
-        assert "resumed" in [run["request"]["reason"] for run in sweeps]
+        request = resumed(service)["request"]
+        assert request["range"] == "lookback"
+        looked_back_to = at(request["since"])
+        assert since - timedelta(seconds=12) <= looked_back_to <= since - timedelta(seconds=2), "the pause's start less grace"
 
 
 MANY = 50_000

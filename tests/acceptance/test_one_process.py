@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -14,10 +16,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from gapwatch.api_client import Api
 from gapwatch.embedded import EmbeddedStack
+from gapwatch.errors import ConflictError
 from gapwatch.ledger import open_ledger
 from tests.acceptance.scenery import TABLE, Scene, watched
-from tests.acceptance.service import EVERY_ROLE, wait_for
+from tests.acceptance.service import EVERY_ROLE, Service, free_port, wait_for
 from tests.acceptance.shared import at, clean, create_database, gaps_of, lose, number
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -84,6 +88,45 @@ def test_k2_one_command_plays_every_role(scene: Scene) -> None:
     run = scene.service.api.post("/api/v1/backfills", {"pipeline": "orders", "dry_run": False})
     wait_for(lambda: [gap["key"]["id"] for gap in gaps_of(scene.service, lost, extra)] == [extra], f"backfill {run['id']}", 30)
     assert lost in scene.documents()
+
+
+def test_f3_of_two_services_that_are_asked_at_once_one_sweeps_and_both_name_it(scene: Scene, tmp_path: Path) -> None:
+    """Two processes of role repair and two APIs, over one ledger on Postgres."""
+    service, port = scene.service, free_port()
+    other = Service(tmp_path, {**service.config, "api": {"listen": f"127.0.0.1:{port}"}})
+    other.api = Api(f"http://127.0.0.1:{port}")
+    other.start(["repair", "api"])
+    try:
+        other.wait_healthy()
+        both, asked = (service, other), {"pipeline": "orders", "within": 3_600.0}
+        before = {run["id"] for run in service.api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]}
+        together = threading.Barrier(len(both))
+
+        def ask(one: Service) -> tuple[int, str | None]:
+            together.wait(30)
+            try:
+                return 202, one.api.post("/api/v1/sweeps", asked)["id"]
+            except ConflictError as refused:
+                return 409, refused.running_id
+
+        with ThreadPoolExecutor(len(both)) as pool:
+            answers = dict(pool.map(ask, both))
+        assert answers.keys() == {202, 409}
+        assert len(set(answers.values())) == 1, "the other one names the run"
+        run = answers[202]
+        for one in both:
+            with pytest.raises(ConflictError) as refused:
+                one.api.post("/api/v1/sweeps", {"pipeline": "orders"})  # in no time: the one that runs hurries
+            assert refused.value.running_id == run
+        for one in both:
+            path = f"/api/v1/sweeps/{run}"
+            wait_for(lambda one=one, path=path: one.api.get(path)["state"] == "succeeded", "the sweep", 40)  # type: ignore[misc]
+            sweeps = one.api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]
+            assert {found["id"] for found in sweeps} - before == {run}
+        ended = [line for one, role in ((service, "all"), (other, "repair")) for line in one.lines(role, "sweep_ended")]
+        assert [line["run"] for line in ended].count(run) == 1, "one of the two has carried it out"
+    finally:
+        other.stop()
 
 
 def test_k4_kafka_down_while_it_runs(scene: Scene) -> None:

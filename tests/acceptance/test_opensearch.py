@@ -145,6 +145,7 @@ def pipelines(stack: EmbeddedStack, node: OpenSearchPart, dsn: str, database: st
     del config["stores"]["catalog"]
     source = config["pipelines"].pop("orders")["source"]
     feeds: dict[str, Any] = {"orders": {"seq_no": True}, "acked": {"acks": f"{database}.acks"}}
+    deliveries: dict[str, Any] = {"late": "none", "acked": {"acks": f"{database}.acks"}}
     more = {"swept": {"routing": "v"}, "versioned": {"version": "_version"}}
     for name in ("orders", "acked", "swept", "versioned", "late"):
         target = {"store": "search", "index": f"{database}-{name}", "key": {"_id": "int"}, "feed": feeds.get(name, "none")}
@@ -153,7 +154,7 @@ def pipelines(stack: EmbeddedStack, node: OpenSearchPart, dsn: str, database: st
             "target": target | more.get(name, {}),
             "fields": FIELDS,
             "grace": "2s",
-            "delivery": "none" if name == "late" else {"group": f"indexer-{database}-{name}"},
+            "delivery": deliveries.get(name, {"group": f"indexer-{database}-{name}"}),
             "evidence": "values",
             "repair": {"extra": "delete", "undeleted": "delete", "modes": ["direct", "debezium", "republish"]},
         }
@@ -304,6 +305,24 @@ def test_b6_a_document_that_nobody_wrote_is_extra_and_deleted_by_policy(scene: S
     scene.repair("orders", "extra")
     assert scene.document("orders", key) is None
     scene.service.wait_healthy("orders")
+
+
+def test_m19_what_the_acks_say_is_how_far_the_indexer_has_come(scene: Search) -> None:
+    """While the indexer is away, its last word stands: what it has not reached is in transit, and no gap."""
+    indexer, keys = scene.indexers["acked"], [number() for _ in range(5)]
+    wait_for(lambda: scene.service.view("acked")["in_transit_keys"] == 0, "nothing to be in transit", 20)
+    indexer.stop()
+    scene.insert(*keys)
+    wait_for(lambda: scene.service.view("acked")["in_transit_keys"] == len(keys), "what was written to be in transit", 20)
+    during(6, lambda: _same(scene.gaps("acked", *keys), []))  # grace is two seconds
+    assert scene.service.view("acked")["in_transit_keys"] == len(keys)
+    indexer.faults[keys[0]] = Fault.LOST
+    indexer.start()
+    wait_for(lambda: scene.gaps("acked", *keys), "the gap of what it passed and did not write", 40)
+    assert scene.gaps("acked", *keys) == [(keys[0], "missing", "never_written")]
+    assert scene.service.view("acked")["in_transit_keys"] == 0
+    assert scene.repair("acked", "missing")["counts"]["verified"] == 1
+    scene.service.wait_healthy("acked")
 
 
 @pytest.mark.parametrize("pipeline", ["orders", "acked"])

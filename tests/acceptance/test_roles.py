@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.oplog import roll_over, small_oplog
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import EVERY_ROLE, wait_for
-from tests.acceptance.shared import at, clean, create_database, during, gaps_of, now, number
+from tests.acceptance.shared import at, clean, create_database, during, gaps_of, lose, now, number, resumed
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -143,6 +145,44 @@ def test_a2_trap_12_a_token_outside_the_oplog_is_history_lost_and_a_sweep(scene:
     later = number()
     insert(scene, [later])
     wait_for(lambda: later in in_feed(scene), "the new stream to go on", 30)
+
+
+WINDOW_SECONDS = 16  # long enough for two roles to start, and for a write that is lost then to be late
+
+
+def test_m22_in_a_maintenance_window_nothing_opens_and_when_it_ends_a_sweep_looks(scene: Scene) -> None:
+    """Repair and API start into a window that has just begun; the streams are read on by processes that know of none."""
+    service, (lost, right) = scene.service, (number(), number())
+    orders, started = service.config["pipelines"]["orders"], now().replace(microsecond=0)
+    ends = started + timedelta(seconds=WINDOW_SECONDS)
+    orders["maintenance"] = [f"{started:%Y-%m-%dT%H:%M:%SZ}/{ends:%Y-%m-%dT%H:%M:%SZ}"]
+    service.write()
+    try:
+        for role in ("api", "repair"):
+            service.kill(role, signal.SIGTERM)
+        service.start(["repair", "api"])
+        scene.copier.rules[lost] = lose
+        insert(scene, [lost, right])
+        view = wait_for(lambda: view if (view := service.view())["status"] == "SKIPPED" else None, "SKIPPED", WINDOW_SECONDS)
+        assert view["reasons"] == [f"maintenance until {ends:%Y-%m-%d %H:%M} UTC ({orders['maintenance'][0]})"]
+        refused = service.command("sweep", "start", "orders")
+        assert refused.returncode == 2
+        assert "Pipeline orders is left alone now: maintenance until" in refused.stderr
+        through = set()
+        while now() < ends - timedelta(seconds=1):
+            view = service.view()
+            through.add(view["consistent_through"])
+            assert (view["status"], gaps_of(service, lost, right, state="")) == ("SKIPPED", [])
+            time.sleep(0.2)
+        assert len(through) == 1, "it stands"
+        assert at(through.pop()) <= started
+    finally:
+        del orders["maintenance"]
+        service.write()  # the next start knows of none
+    gaps = wait_for(lambda: gaps_of(service, lost, right), "the gap of what was lost in the window", 60)
+    assert [(gap["key"], gap["kind"]) for gap in gaps] == [({"id": lost}, "missing")]
+    assert at(gaps[0]["confirmed_at"]) >= ends
+    assert at(resumed(service)["started_at"]) >= ends
 
 
 def members(scene: Scene, group: str) -> dict[str, Places]:

@@ -16,6 +16,7 @@ from gapwatch.kafka.clients import AckedProducer, Committed, Partition, RawConsu
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.topics import TopicAdmin, TopicPlan, ensure_topics, topic_plans
 from gapwatch.model.pipeline import Settings, TopicsSpec
+from gapwatch_connectors.opensearch.acks import heartbeat
 from tests.integration.broker import until
 
 pytestmark = pytest.mark.integration
@@ -222,6 +223,41 @@ async def test_a_position_outside_the_log_is_a_fault_not_a_reset(settings: Setti
     await consumer.close()
     assert faults[0][0] == Partition(topic, 0)
     assert isinstance(faults[0][1], HistoryLost)
+
+
+async def test_positions_that_an_indexers_heartbeats_say(settings: Settings, producer: AckedProducer, topic: str) -> None:
+    """The newest that names a partition counts, in whatever order they come; they go back with their indexer."""
+    reader, at, other = OffsetReader(settings, SystemClock()), Partition("rows", 0), Partition("rows", 1)
+
+    async def send(*values: bytes) -> None:
+        for value in values:
+            await (await producer.send(topic, None, value, partition=0))
+
+    async def becomes(expected: dict[Partition, int | None]) -> None:
+        async def said() -> bool:
+            return (await reader.acked(topic, list(expected))).positions == expected
+
+        await until(said)
+
+    with pytest.raises(StoreRefused):
+        await reader.acked(f"no-{topic}", [at])
+    await send(b'{"op": "delete", "id": "1", "time": 1}', heartbeat(100, "a", delivered={"rows": {0: 7}}))
+    await becomes({at: 7, other: None})
+    await send(heartbeat(90, "gone", delivered={"rows": {0: 3}}), b'{"heartbeat": "now"}', heartbeat(110, "b"))
+    await send(heartbeat(120, "b", delivered={"rows": {1: 5}, "others": {0: 1}}))
+    await becomes({at: 7, other: 5})
+    await send(heartbeat(130, "a", delivered={"rows": {0: 2}}))
+    await becomes({at: 2, other: 5})
+    again = OffsetReader(settings, SystemClock())
+    first = (await again.acked(topic, [at])).clock
+    assert first >= 1_700_000_000_000
+
+    async def known() -> bool:
+        return (await again.acked(topic, [at, other])).positions == {at: 2, other: 5}
+
+    await until(known)
+    for one in (reader, again):
+        await one.close()
 
 
 async def test_positions_of_a_group_and_of_one_that_does_not_exist(

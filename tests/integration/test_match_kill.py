@@ -84,7 +84,7 @@ class Trouble:
 
 
 @pytest.mark.parametrize("seed", [11, 12])
-async def test_trap_39_five_workers_killed_at_random_say_what_an_undisturbed_run_says(
+async def test_l3_trap_39_five_workers_killed_at_random_say_what_an_undisturbed_run_says(
     settings: Settings, tmp_path: Path, seed: int
 ) -> None:
     story = Story(partitions=PARTITIONS, steps=500, keys_per_step=40, seed=seed)

@@ -15,9 +15,13 @@ class NoSkips:
         if report.skipped:
             self.skipped.append(report.nodeid)
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:  # a whole module, whose tests nobody has seen
+            self.skipped.append(report.nodeid)
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        if self.skipped and session.exitstatus == pytest.ExitCode.OK:
+        if self.skipped and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return (yield)
 

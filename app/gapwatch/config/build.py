@@ -454,12 +454,11 @@ class _Builder:
             return DeliverySpec()
         if isinstance(delivery, str):
             return DeliverySpec()
-        if delivery.acks is not None:
-            remedy = "Write { group: NAME }, the indexer's consumer group: what it commits is how far it has come."
-            self._problem(("delivery", "acks"), f"Delivery by an acks topic {_NOT_YET}.", remedy)
-        elif not delivery.group:
-            self._problem(("delivery",), "It names no group.", "Write { group: NAME }, or none.")
-        return DeliverySpec(group=delivery.group or "")
+        if bool(delivery.group) == bool(delivery.acks):
+            self._problem(("delivery",), "It is one thing.", "Write { group: NAME }, { acks: TOPIC }, or none.")
+        if delivery.acks:
+            self._add(("delivery", "acks"), topic_problem(delivery.acks, self._topics))
+        return DeliverySpec(group=delivery.group or "", acks_topic=delivery.acks or "")
 
 
 def _columns(key: Mapping[str, str]) -> tuple[KeyColumn, ...]:

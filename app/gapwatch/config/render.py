@@ -13,6 +13,7 @@ from gapwatch.config import forms
 from gapwatch.config.opensearch import store_tree
 from gapwatch.model.pipeline import (
     CAPTURED,
+    DeliverySpec,
     FeedKind,
     FeedSpec,
     FieldSpec,
@@ -115,6 +116,12 @@ def _store(store: StoreSpec) -> dict[str, Any]:
     return tree
 
 
+def _delivery(spec: DeliverySpec) -> dict[str, str] | str:
+    if spec.acks_topic:
+        return {"acks": spec.acks_topic}
+    return {"group": spec.group} if spec.group else "none"
+
+
 def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
     sweep, repair = spec.sweep, spec.repair
     tree: dict[str, Any] = {
@@ -123,7 +130,7 @@ def _pipeline(spec: PipelineSpec, store: StoreType) -> dict[str, Any]:
         "fields": {field.target: _field(field) for field in spec.fields},
         "match": spec.match.value,
         **_grace(spec),
-        "delivery": {"group": spec.delivery.group} if spec.delivery.group else "none",
+        "delivery": _delivery(spec.delivery),
         "sweep": {
             "start_delay": duration(sweep.start_delay_seconds),
             "load": sweep.load,

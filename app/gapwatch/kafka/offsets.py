@@ -11,6 +11,7 @@ from typing import Final
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from gapwatch.kafka.acked import AckedPositions
 from gapwatch.kafka.faults import gapwatch_error
 from gapwatch.kafka.options import REQUEST_SECONDS, Partition, admin_client, client_options
 from gapwatch.model.pipeline import Settings
@@ -60,6 +61,7 @@ class OffsetReader:
         self._admin: AdminClient = admin_client(settings)
         self._clock = clock
         self._groups: dict[str, _GroupReader] = {}
+        self._acked: dict[str, AckedPositions] = {}
 
     async def delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
         """Return where ``group`` stands in ``partitions``."""
@@ -68,9 +70,18 @@ class OffsetReader:
         found = await self._groups[group].positions(partitions)
         return GroupPositions(group=group, positions=found, clock=self._clock.now_ms())
 
+    async def acked(self, topic: str, partitions: Collection[Partition]) -> GroupPositions:
+        """Return where the indexers that acknowledge into ``topic`` stand in ``partitions``."""
+        if topic not in self._acked:
+            self._acked[topic] = AckedPositions(self._settings, topic)
+        found = await self._acked[topic].positions(partitions, self._clock.now_ms())
+        return GroupPositions(group=topic, positions=found, clock=self._clock.now_ms())
+
     async def close(self) -> None:
         while self._groups:
             await self._groups.popitem()[1].close()
+        while self._acked:
+            await self._acked.popitem()[1].close()
 
     async def log_ends(self, partitions: Collection[Partition]) -> LogEnds:
         """Return the end of each partition's log (read committed)."""

@@ -12,17 +12,20 @@ from gapwatch.ports import Ledger
 from gapwatch.roles.board import Facts
 
 SCHEDULED: Final = ("full", "lookback")  # ranges of sweeps that a schedule asks for
+ENDED: Final = (RunState.SUCCEEDED, RunState.INCONCLUSIVE, RunState.FAILED, RunState.CANCELLED, RunState.ABORTED)
 FIRST_LOOK: Final = 20
 ALL_RUNS: Final = 10_000  # more than are kept
 
 
 def snapshot(ledger: Ledger, views: Sequence[Any]) -> Snapshot:
     """Return what is counted and known of these pipelines. Raises StoreError."""
-    sweeps: list[Run] = []
+    sweeps, before = list[Run](), list[Run]()
     succeeded: dict[str, datetime] = {}
     oldest: dict[str, datetime] = {}
     for view in views:
-        sweeps += ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, limit=1)
+        sweeps += (newest := ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, limit=1))
+        if newest and newest[0].ended_at is None:
+            before += ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, states=ENDED, limit=1)
         good = last_success(ledger, view.id)
         if good is not None:
             succeeded[view.id] = good
@@ -34,6 +37,7 @@ def snapshot(ledger: Ledger, views: Sequence[Any]) -> Snapshot:
         detected=ledger.gap_counts(),
         resolved=ledger.resolution_counts(),
         sweeps=sweeps,
+        sweeps_before=before,
         last_success=succeeded,
         oldest_open=oldest,
         repairs=ledger.repair_counts(),

@@ -12,6 +12,8 @@ from gapwatch_connectors.debezium.client import Connector, ConnectRest
 
 FLUSH_SECONDS_DEFAULT: Final = 60.0
 SHARED_SECONDS: Final = 2.0  # the watchers of all pipelines ask a worker once, not each for itself
+MONGODB_SOURCE: Final = "io.debezium.connector.mongodb.MongoDbConnector"
+ROUTER: Final = "ByLogicalTableRouter"
 LOSSY_SINK: Final = "io.debezium.connector.mongodb.MongoDbSinkConnector"
 REGISTERED: Final = frozenset({"AvroConverter", "JsonSchemaConverter", "ExtJsonConverter"})
 NO_SNAPSHOT: Final = frozenset({"no_data", "never"})
@@ -86,6 +88,14 @@ class ConnectorPreflight:
 
     def _source(self, connector: Connector) -> Iterator[Advice]:
         config, name = connector.config, connector.name
+        if config.get("connector.class") == MONGODB_SOURCE:
+            message = f"Connector {name} captures MongoDB, and Debezium's events of a collection are not read as a source."
+            remedy = (
+                "Write source: { collection: …, feed: { change_stream: true } }: Gapwatch follows a collection by itself. For a"
+                " table, name the topic of its own connector."
+            )
+            yield self._advice("source", "error", message, remedy)
+            return
         if config.get("decimal.handling.mode") == "double":
             message = f"Connector {name} sends decimals as doubles: digits are lost before anyone can compare them."
             yield self._advice("source", "error", message, "Set decimal.handling.mode to precise or string.")
@@ -114,6 +124,7 @@ class ConnectorPreflight:
         yield from self._tables(connector)
         yield from self._columns(connector)
         yield from self._key(connector)
+        yield from self._routed(connector)
 
     def _format(self, connector: Connector) -> Iterator[Advice]:
         name = connector.config.get("value.converter", "").rpartition(".")[2]
@@ -168,6 +179,37 @@ class ConnectorPreflight:
                 )
                 remedy = "Remove message.key.columns, or use the same columns: one key's changes must not be spread."
                 yield self._advice("source", "error", message, remedy)
+
+    def _routed(self, connector: Connector) -> Iterator[Advice]:
+        """One topic for several tables is not read: a key says nothing without its table."""
+        for name in connector.config.get("transforms", "").split(","):
+            option = f"transforms.{name.strip()}"
+            if connector.config.get(f"{option}.type", "").rpartition(".")[2] != ROUTER:
+                continue
+            others = [table for table in self._beside(connector) if self._goes_to(connector, option, table)]
+            if others:
+                message = (
+                    f"Connector {connector.name} puts {', '.join(others)} into {self._pipeline.source.feed.topic} as well"
+                    f" ({option}, {ROUTER}): one topic for several tables is not read."
+                )
+                remedy = "Leave each table its own topic, and list them as source.tables."
+                yield self._advice("source", "error", message, remedy)
+
+    def _beside(self, connector: Connector) -> list[str]:
+        """Return what else the connector captures, as its list says it: tables, or patterns of them."""
+        listed = connector.config.get("table.include.list", "").split(",")
+        included = [table.strip().replace("\\.", ".") for table in listed]
+        return [table for table in included if table and table != self._pipeline.source.table]
+
+    def _goes_to(self, connector: Connector, option: str, table: str) -> bool:
+        """Whether a router puts a table's changes into our topic. A pattern that Python does not know is left alone."""
+        pattern, into = (connector.config.get(f"{option}.{part}", "") for part in ("topic.regex", "topic.replacement"))
+        try:
+            found = re.fullmatch(pattern, f"{connector.captures}.{table}")
+            routed = found.expand(re.sub(r"\$(\d)", r"\\\1", into)) if found else ""
+        except (re.error, IndexError):
+            return False
+        return routed == self._pipeline.source.feed.topic
 
     # the sink
 

@@ -36,9 +36,14 @@ def acks_of(body: Sequence[Mapping[str, Any]], answer: Mapping[str, Any], time_m
     return [_ack(kind, document, item[kind], time_ms) for (kind, document), item in zip(operations, items, strict=True)]
 
 
-def heartbeat(time_ms: int, indexer: str, of: int = 1) -> bytes:
-    """Return a heartbeat's value: all acks of `indexer` for what it wrote before `time_ms` were sent; `of`: how many indexers."""
-    return _ENCODER.encode({"heartbeat": time_ms, "indexer": indexer, "of": of})
+def heartbeat(time_ms: int, indexer: str, of: int = 1, *, delivered: Mapping[str, Mapping[int, int]] | None = None) -> bytes:
+    """Return a heartbeat's value: all acks of `indexer` for what it wrote before `time_ms` were sent; `of`: how many indexers.
+
+    ``delivered``: by topic and partition that it reads now, the next offset: it is through with everything below, and the acks
+    of that stand before this heartbeat. Needed where a pipeline has ``delivery: { acks: TOPIC }``.
+    """
+    places = {topic: {str(partition): offset for partition, offset in one.items()} for topic, one in (delivered or {}).items()}
+    return _ENCODER.encode({"heartbeat": time_ms, "indexer": indexer, "of": of} | ({"delivered": places} if places else {}))
 
 
 def _operations(body: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:

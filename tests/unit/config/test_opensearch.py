@@ -6,7 +6,7 @@ import pytest
 
 from gapwatch.config import parse, render
 from gapwatch.core.search_address import SearchAddress
-from gapwatch.model.pipeline import FeedKind, KeyType
+from gapwatch.model.pipeline import DeliverySpec, FeedKind, KeyType
 from tests.unit.config.test_load import problems
 
 GOOD = """\
@@ -52,6 +52,12 @@ def test_h3_its_secrets_show_nowhere() -> None:
     assert SearchAddress.parse(keyed.stores["search"].url).api_key == "s3cret=="
 
 
+def test_an_acks_topic_says_how_far_the_indexer_has_come() -> None:
+    found = parse(GOOD.replace("{ group: indexer }", "{ acks: done.orders }"), {})
+    assert found.pipelines["orders"].delivery == DeliverySpec(acks_topic="done.orders")
+    assert parse(render(found).replace("***", "s3cret"), {}).pipelines == found.pipelines
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -79,7 +85,9 @@ def test_h3_its_secrets_show_nowhere() -> None:
         ("{ seq_no: true }", "{ acks: a, seq_no: true }", "target.feed: A feed is exactly one thing."),
         ("routing: customer", "routing: region", "target.routing: `region` is no mapped field."),
         ("routing: customer", "keep: 30d", "target.keep: '30d' does not say how long, and from when."),
-        ("{ group: indexer }", "{ acks: done }", "delivery.acks: Delivery by an acks topic is not supported yet."),
+        ("{ group: indexer }", "{ acks: watch.events }", "delivery.acks: This is one of Gapwatch's own topics."),
+        ("{ group: indexer }", "{ acks: done, group: indexer }", "delivery: It is one thing."),
+        ("{ group: indexer }", "{ }", "delivery: It is one thing."),
         (
             "source: { store: shop, table",
             "source: { store: search, table",

@@ -82,6 +82,42 @@ async def test_a_format_that_could_not_be_read_is_named_beforehand(converter: st
     assert [expected in text for text in errors] == ([True] if expected else [])
 
 
+ROUTED = {
+    "transforms": "other, route",
+    "transforms.other.type": "org.apache.kafka.connect.transforms.HoistField$Value",
+    "transforms.route.type": "io.debezium.transforms.ByLogicalTableRouter",
+    "transforms.route.topic.regex": r"(shop\.public)\.(orders|items).*",
+    "transforms.route.topic.replacement": "$1.orders",
+    "topic.prefix": "shop",
+    "table.include.list": r"public.orders, public\.items, public.people",
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ROUTED, "puts public.items into shop.public.orders as well (transforms.route, ByLogicalTableRouter): one topic for"),
+        ({**ROUTED, "table.include.list": "public.orders,public.people"}, ""),
+        ({**ROUTED, "transforms.route.topic.replacement": "$1.all"}, ""),
+        ({**ROUTED, "transforms.route.topic.replacement": "$9"}, ""),
+        ({**ROUTED, "transforms.route.topic.regex": "(?<name>"}, ""),
+        ({**ROUTED, "transforms": "other"}, ""),
+        ({"connector.class": "io.debezium.connector.mongodb.MongoDbConnector"}, "captures MongoDB, and Debezium's events of a"),
+    ],
+)
+async def test_a6_what_is_not_read_is_named_beforehand_with_a_remedy(config: dict[str, str], expected: str) -> None:
+    check = ConnectorPreflight(replace(pipeline(), delivery=DeliverySpec()), "http://localhost:1")
+    good = {"skipped.operations": "none", "offset.mismatch.strategy": "trust_offset"}
+    connector = Connector(name="source", config={**good, **config}, state="RUNNING", task_states=("RUNNING",))
+
+    async def source_of(_: str) -> Connector:
+        return connector
+
+    check._rest = cast("ConnectRest", SimpleNamespace(source_of=source_of))
+    errors = [one for one in await check.check() if one.level == "error"]
+    assert [expected in one.message and bool(one.remedy) for one in errors] == ([True] if expected else [])
+
+
 async def test_the_watchers_of_all_pipelines_ask_a_worker_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     refused = True

@@ -42,14 +42,17 @@ class Rig:
         dependencies = SimpleNamespace(
             settings=Settings(bootstrap_servers="", pipelines=pipelines),
             pipelines=pipelines,
-            offsets=SimpleNamespace(delivery=self._delivery),
+            offsets=SimpleNamespace(delivery=self._delivery, acked=self._acked),
             clock=SimpleNamespace(now_ms=lambda: NOW, monotonic=lambda: 0.0, sleep=self._sleep),
             native=None,
         )
         self.shared = Shared(cast("IngestDependencies", dependencies))
-        for number, topic in enumerate(("t.a", "t.b", "t.c")):
-            progress = FeedProgress(topic=topic, partition=0, partitions=1, epoch=1, position=9, sent=9, disorder_ms=200)
-            self.shared.owned[Partition(topic, 0)] = Owned(progress=progress, topic_id=str(number), end=StandingEnd(500))
+        for topic in ("t.a", "t.b", "t.c"):
+            self.own(topic)
+
+    def own(self, topic: str) -> None:
+        progress = FeedProgress(topic=topic, partition=0, partitions=1, epoch=1, position=9, sent=9, disorder_ms=200)
+        self.shared.owned[Partition(topic, 0)] = Owned(progress=progress, topic_id=topic, end=StandingEnd(500))
 
     async def _delivery(self, group: str, partitions: Collection[Partition]) -> GroupPositions:
         self.asked.append((group, sorted(at.topic for at in partitions)))
@@ -57,6 +60,9 @@ class Rig:
             if at.topic in self.refused:
                 raise self.refused[at.topic]
         return GroupPositions(group=group, positions=dict.fromkeys(partitions, 7), clock=ASKED)
+
+    async def _acked(self, topic: str, partitions: Collection[Partition]) -> GroupPositions:
+        return await self._delivery(f"acks in {topic}", partitions)
 
     async def _sleep(self, seconds: float) -> None:
         self.stop.set()
@@ -70,6 +76,16 @@ async def test_a_group_is_asked_once_for_all_topics_that_it_reads() -> None:
     rig = Rig()
     assert await rig.run() == dict.fromkeys(["a", "again", "b", "c"], (7, ASKED))
     assert sorted(rig.asked) == [("other", ["t.c"]), ("sink", ["t.a", "t.b"])]
+
+
+async def test_an_acks_topic_is_asked_instead_of_a_group_where_the_pipeline_names_one() -> None:
+    rig = Rig()
+    acked = replace(rig.shared.on.pipelines["c"], delivery=DeliverySpec(acks_topic="acks"))
+    pipelines = {**rig.shared.on.pipelines, "c": acked}
+    rig.shared = Shared(cast("IngestDependencies", SimpleNamespace(**{**vars(rig.shared.on), "pipelines": pipelines})))
+    rig.own("t.c")
+    assert await rig.run() == {"c": (7, ASKED)}
+    assert rig.asked == [("acks in acks", ["t.c"])]
 
 
 async def test_topics_that_somebody_else_owns_are_not_asked_for() -> None:

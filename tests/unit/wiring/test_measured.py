@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from gapwatch.ledger import SqlLedger
 from gapwatch.metrics import SNAPSHOT_SECONDS_MAX, Metrics, unread
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.roles.repair.sweeps import request_sweep
-from gapwatch.wiring.measured import FIRST_LOOK, last_success
+from gapwatch.wiring.measured import FIRST_LOOK, last_success, snapshot
 from gapwatch.wiring.parts import SHOWN_SECONDS, UNSEEN_SECONDS, Parts
 from tests.deploy.test_alerts import exposed
 from tests.simulation.stores import VirtualClock, spec_of_rig
@@ -44,6 +45,26 @@ def test_the_last_success_stays_known_however_many_sweeps_prove_nothing_or_look_
     assert last_success(ledger, pipeline) == good
     ended(ledger, clock, RunState.SUCCEEDED, "lookback")
     assert last_success(ledger, pipeline) != good
+
+
+def test_i1_how_long_the_last_sweep_took_is_shown_while_another_one_runs(ledger: SqlLedger) -> None:
+    clock, view, metrics = VirtualClock(), SimpleNamespace(id=spec_of_rig().id), exposed()
+
+    def shown() -> dict[str, float]:
+        said = snapshot(ledger, [view])
+        metrics.show(replace(metrics.snapshot, sweeps=said.sweeps, sweeps_before=said.sweeps_before))
+        families = text_string_to_metric_families(metrics.exposition().decode())
+        found = {one.name: one.value for family in families for one in family.samples if one.labels.get("pipeline") == view.id}
+        return {name.removeprefix("gapwatch_"): value for name, value in found.items() if name.startswith("gapwatch_sweep_")}
+
+    ended(ledger, clock, RunState.SUCCEEDED)
+    before = shown()
+    assert before["sweep_running"] == 0
+    request_sweep(ledger, spec_of_rig(), clock, "waits", {})
+    assert shown()["sweep_duration_seconds"] == before["sweep_duration_seconds"]
+    assert ledger.take_run(RunKind.SWEEP, "here", seconds=60) is not None
+    after = shown()
+    assert (after["sweep_running"], after["sweep_duration_seconds"]) == (1, before["sweep_duration_seconds"])
 
 
 def test_while_the_ledger_does_not_answer_nothing_that_holds_now_is_shown() -> None:

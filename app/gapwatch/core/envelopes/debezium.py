@@ -24,11 +24,14 @@ from gapwatch.core.envelopes.compiled.rows import Encoded, rows_loop
 from gapwatch.core.envelopes.debezium_mongodb import MongoEvents
 from gapwatch.core.envelopes.debezium_parts import (
     NULL,
+    ROUTED,
     Frame,
     flat_of,
     frame_of,
     is_other,
     is_snapshot,
+    refuse_connector,
+    refuse_routed,
     sequence_of,
 )
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
@@ -77,6 +80,7 @@ class DebeziumDecoder:
         self._side = side
         self._observed = side is Side.OBSERVED
         feed = (pipeline.target if self._observed else pipeline.source).feed
+        self._table = pipeline.target.collection if self._observed else pipeline.source.table
         self._unwrapped = feed.format == UNWRAPPED
         self._full_before = feed.full_before
         self._rows = _Rows(mapping, side)
@@ -88,10 +92,12 @@ class DebeziumDecoder:
     def decode(self, record: RawRecord) -> Sequence[Event | Truncate | Marker]:
         if not record.value or record.value == NULL:
             return self._tombstone(record)
+        refuse_routed(record.key, self._table)
         frame = frame_of(record.value)
         if frame is None:
             return self._flat(record)
         self._unwrapped = False
+        refuse_connector(frame.source.connector, source=not self._observed)
         if frame.source.connector == "mongodb":
             return self._mongo.decode(record, frame)
         return self._enveloped(record, frame)
@@ -105,6 +111,8 @@ class DebeziumDecoder:
         if not record.value or not record.key or (frame := frame_of(record.value)) is None or frame.cloud:
             return None
         mongo, columns = frame.source.connector == "mongodb", self._mapping.side(self._side).codec.columns
+        if ROUTED in record.key or (mongo and not self._observed):
+            return None  # what is not ours is refused by the general decoder alone
         if not mongo and "schema" in (column.path for column in columns):
             return None  # such a key looks as if its schema stood beside it
         if self._mapping.counting.condition(self._side) is not None:

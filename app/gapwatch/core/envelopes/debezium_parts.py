@@ -9,6 +9,10 @@ import msgspec
 from gapwatch.errors import RecordError
 
 NULL: Final = b"null"
+ROUTED: Final = b"__dbz__physicalTableIdentifier"  # what ByLogicalTableRouter adds to a key: the topic that the record was for
+UNORDERED: Final = frozenset(  # connectors whose records do not say in which order they are, as those for Postgres and MongoDB do
+    {"mysql", "mariadb", "sqlserver", "oracle", "db2", "informix", "vitess", "spanner", "cassandra"}
+)
 _RAW_NULL: Final = msgspec.Raw(NULL)
 _RAW_NONE: Final = msgspec.Raw(b"")
 
@@ -60,6 +64,13 @@ class _CloudEvent(msgspec.Struct):
     txn_number: int | None = msgspec.field(default=None, name="iodebeziumtxnNumber")
 
 
+class _RoutedKey(msgspec.Struct):
+    """What ByLogicalTableRouter adds to a key, by itself or inside ``payload`` beside its schema."""
+
+    table: str = msgspec.field(default="", name=ROUTED.decode())
+    payload: _RoutedKey | None = None
+
+
 class Frame(NamedTuple):
     """A record's envelope and the bytes of its schema (b"" where it has none; ``written_schema``: None, or what stands there).
 
@@ -77,6 +88,7 @@ class Frame(NamedTuple):
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
 _CLOUD_EVENT: Final = msgspec.json.Decoder(_CloudEvent, strict=False)
 _MARK: Final = b'"specversion"'
+_ROUTED_KEY: Final = msgspec.json.Decoder(_RoutedKey)
 _FLAT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # JSON inside a text, and its numbers are texts again: this decoder takes those for numbers.
 SEQUENCE: Final = msgspec.json.Decoder(tuple[int | None, int | None], strict=False)
@@ -156,6 +168,39 @@ def sequence_of(text: str | None) -> tuple[int, int] | None:
 def cluster_position(ts_ms: int, ordinal: int) -> int:
     """Return MongoDB's cluster time as 64 bits: seconds and increment."""
     return (ts_ms // 1_000) << 32 | ordinal
+
+
+def refuse_connector(connector: str, *, source: bool) -> None:
+    """Raise RecordError for a record of a connector that is not read: at all, or as a source."""
+    if connector == "mongodb" and source:
+        raise RecordError(
+            "other_connector",
+            "The record is of Debezium's connector for mongodb, which is not read as a source."
+            " Write source: { collection: …, feed: { change_stream: true } }: Gapwatch follows a collection by itself.",
+        )
+    if connector in UNORDERED:
+        raise RecordError(
+            "other_connector",
+            f"The record is of Debezium's connector for {connector}; those for postgresql and mongodb are read."
+            " Name a topic of one of these as the feed.",
+        )
+
+
+def refuse_routed(key: bytes | None, table: str) -> None:
+    """Raise RecordError where ByLogicalTableRouter put a record of another table than `table` into our topic."""
+    if key is None or ROUTED not in key:
+        return
+    try:
+        named = _ROUTED_KEY.decode(key)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return  # it is judged as a key like any other
+    identifier = (named.payload or named).table
+    if identifier and identifier != table and not identifier.endswith(f".{table}"):
+        raise RecordError(
+            "other_table",
+            f"The record is of {identifier[:80]}, and ByLogicalTableRouter put it into the topic of {table}: one topic for"
+            " several tables is not read. Leave each table its own topic, and list them as source.tables.",
+        )
 
 
 def is_other(columns: dict[str, Any]) -> bool:

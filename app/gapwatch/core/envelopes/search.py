@@ -16,6 +16,7 @@ no key.
   observed; ``core/envelopes/letters`` reads it as evidence of why;
 - ``{"heartbeat": 1726000000123, "indexer": "a", "of": 2}``: all acks of this indexer for what was written before that time stand
   before this record in this partition. Every indexer sends one to *every* partition; ``of`` says how many indexers there are.
+  With ``"delivered": {"shop.public.orders": {"0": 17}}``: it is through with everything below these offsets of what it reads.
 """
 
 from __future__ import annotations
@@ -131,6 +132,21 @@ class AcksDecoder:
         if len(heard) > 2 * INDEXERS_MAX:
             self._heard[partition] = {indexer: time for indexer, time in heard.items() if time >= newest[-1]}
         return (Marker(newest[-1]),) if len(newest) == of else ()
+
+
+def delivered_of(value: bytes) -> tuple[int, Mapping[tuple[str, int], int]]:
+    """Return a heartbeat's time, and by topic and partition the next offset of its indexer. Raises RecordError."""
+    said = object_of(value)
+    if "heartbeat" not in said:
+        return 0, {}
+    topics = said.get("delivered", {})
+    if not isinstance(topics, Mapping) or not all(isinstance(places, Mapping) for places in topics.values()):
+        raise RecordError("unreadable_ack", "A heartbeat's `delivered` does not hold offsets by topic and partition.")
+    found: dict[tuple[str, int], int] = {}
+    for topic, places in topics.items():
+        for partition in places:
+            found[topic, _digits("delivered", partition.encode())] = whole(places, partition)
+    return whole(said, "heartbeat"), found
 
 
 def object_of(raw: bytes) -> Mapping[str, Any]:

@@ -13,8 +13,10 @@ from gapwatch.core.envelopes import RawRecord, heartbeat_row
 from gapwatch.core.feeds import Check, delivery_of
 from gapwatch.errors import RecordError, StoreError, StoreRefused
 from gapwatch.kafka.clients import Partition
+from gapwatch.kafka.offsets import GroupPositions
 from gapwatch.kafka.topics import TopicFacts
 from gapwatch.model.gap import Finding
+from gapwatch.model.pipeline import DeliverySpec
 from gapwatch.model.stream import UNKNOWN_DELIVERY, Side
 from gapwatch.roles.board import grace_ms
 from gapwatch.roles.ingest.parts import Shared
@@ -148,29 +150,34 @@ class Beside:
     async def _read_deliveries(self, stop: asyncio.Event) -> None:
         groups = _delivered_by(self._shared)
         while not stop.is_set():
-            for group, pipelines in groups.items():
-                await self._read_delivery(group, pipelines)
+            for delivery, pipelines in groups.items():
+                await self._read_delivery(delivery, pipelines)
             await self._on.clock.sleep(self._shared.paced(DELIVERY_SECONDS))
 
-    async def _read_delivery(self, group: str, pipelines: Mapping[str, Sequence[str]]) -> None:
-        """Ask once for all topics that a group reads; one that we may not ask about says nothing of the others."""
+    async def _read_delivery(self, delivery: DeliverySpec, pipelines: Mapping[str, Sequence[str]]) -> None:
+        """Ask once for all topics that a sink reads; one that we may not ask about says nothing of the others."""
         owned = {at: item for at, item in self._shared.owned.items() if at.topic in pipelines}
         if not owned:
             return
         try:
-            found = await self._on.offsets.delivery(group, list(owned))
+            found = await self._positions(delivery, list(owned))
         except StoreError as error:
             if len(pipelines) > 1 and not error.retriable:
                 for topic, names in pipelines.items():
-                    await self._read_delivery(group, {topic: names})
+                    await self._read_delivery(delivery, {topic: names})
                 return
-            log.warning("delivery_unread", group=group, topics=sorted(pipelines), reason=str(error))
+            log.warning("delivery_unread", by=delivery.group or delivery.acks_topic, topics=sorted(pipelines), reason=str(error))
             for at, item in owned.items():
                 item.delivery |= dict.fromkeys(pipelines[at.topic], (UNKNOWN_DELIVERY, self._on.clock.now_ms()))
             return
         for at, item in owned.items():
             position = delivery_of(found.positions.get(at), item.progress.position)
             item.delivery |= dict.fromkeys(pipelines[at.topic], (position, found.clock))
+
+    async def _positions(self, delivery: DeliverySpec, partitions: Sequence[Partition]) -> GroupPositions:
+        if delivery.acks_topic:
+            return await self._on.offsets.acked(delivery.acks_topic, partitions)
+        return await self._on.offsets.delivery(delivery.group, partitions)
 
     async def _read_grace(self, stop: asyncio.Event) -> None:
         """Keep the grace in force of pipelines whose grace is measured; while the ledger is away, the last one that is known."""
@@ -195,12 +202,12 @@ class Beside:
             await on.clock.sleep(SKEW_SECONDS)
 
 
-def _delivered_by(shared: Shared) -> dict[str, dict[str, list[str]]]:
-    """Return, by group of a sink and by raw topic, the pipelines whose delivery it is."""
-    groups: dict[str, dict[str, list[str]]] = {}
+def _delivered_by(shared: Shared) -> dict[DeliverySpec, dict[str, list[str]]]:
+    """Return, by who says how far a sink has come and by raw topic, the pipelines whose delivery it is."""
+    groups: dict[DeliverySpec, dict[str, list[str]]] = {}
     for topic, bound in shared.bindings.items():
         for binding in bound:
-            if binding.side is Side.EXPECTED and binding.pipeline.delivery.group:
-                names = groups.setdefault(binding.pipeline.delivery.group, {}).setdefault(topic, [])
+            if binding.side is Side.EXPECTED and binding.pipeline.delivery.known:
+                names = groups.setdefault(binding.pipeline.delivery, {}).setdefault(topic, [])
                 names.append(binding.pipeline.id)
     return groups

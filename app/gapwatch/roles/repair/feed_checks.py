@@ -93,8 +93,7 @@ class FeedChecks:
         for feed in feeds_of(pipeline, records, (), now):
             side = "source" if feed.side == "expected" else "target"
             if feed.finding == Finding.DELIVERY_UNKNOWN.value:
-                message = f"Nobody says how far the sink has come with {feed.topic}: its group has no committed offset there."
-                remedy = "Correct delivery.group, or start the sink; until then no age can make a write late."
+                message, remedy = _nobody_says(pipeline, feed.topic)
                 held = pipeline.stall_after_seconds
                 yield _Seen(
                     finding=Finding.DELIVERY_UNKNOWN,
@@ -150,3 +149,12 @@ class FeedChecks:
             finding=seen.finding.value,
             table=tables.get(seen.feed, ""),
         )
+
+
+def _nobody_says(pipeline: PipelineSpec, topic: str) -> tuple[str, str]:
+    """Return message and remedy for a source topic of which no delivery position is known."""
+    message, until = f"Nobody says how far the sink has come with {topic}: ", "until then no age can make a write late."
+    if pipeline.delivery.acks_topic:
+        remedy = f"Correct delivery.acks, or let the indexer's heartbeats name {topic} in `delivered`; {until}"
+        return f"{message}no heartbeat in {pipeline.delivery.acks_topic} names it.", remedy
+    return f"{message}its group has no committed offset there.", f"Correct delivery.group, or start the sink; {until}"

@@ -7,12 +7,12 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gapwatch.core.digests import BLANK, identity
-from gapwatch.core.envelopes import Decoder, Event, LetterDecoder, Truncate, decoder_for, letter_decoders_for
+from gapwatch.core.envelopes import Decoder, Event, LetterDecoder, LoopDecoder, Truncate, decoder_for, letter_decoders_for
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import MASKED_VALUE, CompiledMapping
 from gapwatch.errors import ConfigError, KeyMisfit, RecordError
@@ -380,6 +380,45 @@ def test_a6_every_misunderstanding_has_a_reason(value: Any, expected: str) -> No
     _, decoder = source()
     assert reason(decoder, value) == expected
     assert only(decoder, change("c", after=ROW)).operation is Operation.UPSERT, "the next record is not affected"
+
+
+ROUTED = "__dbz__physicalTableIdentifier"
+DOCUMENT = change("c", after=json.dumps({"_id": 1, "customer": "a"}), connector="mongodb", ord=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "expected", "said"),
+    [
+        (change("c", after=ROW), {"id": 1, ROUTED: "shop.public.items"}, "other_table", "list them as source.tables"),
+        (change("c", after=ROW), {"id": 1, ROUTED: "shop.public.old_orders"}, "other_table", "The record is of shop.public.old_"),
+        ({**ROW, "__op": "c"}, {"id": 1, ROUTED: "shop.public.items"}, "other_table", "ByLogicalTableRouter"),
+        (
+            change("c", after=ROW, connector="mysql", sequence=None),
+            {"id": 1},
+            "other_connector",
+            "connector for mysql; those for",
+        ),
+        (DOCUMENT, {"id": "1"}, "other_connector", "feed: { change_stream: true }"),
+    ],
+)
+def test_a6_the_first_record_of_a_feed_that_is_not_read_says_what_it_is_and_what_to_do(
+    value: Any, key: Any, expected: str, said: str
+) -> None:
+    _, decoder = source()
+    with pytest.raises(RecordError, match=said) as caught:
+        decoder.decode(record(value, key=key))
+    assert caught.value.reason == expected
+    loop = cast("LoopDecoder", decoder).loop(record(value, key=key))
+    assert loop is None or "mysql" in said, "one of these lacks its position, over which every loop stumbles"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("table", ["shop.public.orders", "public.orders", ""])
+def test_a6_one_table_that_a_router_renames_is_read_as_before(table: str, wrapped: bool) -> None:
+    _, decoder = source()
+    key: Any = {"id": 1, ROUTED: table}
+    event = only(decoder, change("c", after=ROW), key={"schema": {"type": "struct"}, "payload": key} if wrapped else key)
+    assert event.key == KEY.encode([1])
 
 
 def test_a9_a_dropped_column_is_named() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gapwatch.core.envelopes import Event, Marker, RawRecord, decoder_for, letter_decoders_for
+from gapwatch.core.envelopes.search import delivered_of
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import KeyMisfit, RecordError
 from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldType
@@ -150,6 +151,21 @@ def test_partitions_are_told_apart_and_a_lone_indexer_speaks_for_itself() -> Non
 def test_an_indexer_that_was_replaced_does_not_hold_the_watermark_for_ever() -> None:
     beats = [("a", 100), ("b", 100), ("c", 200), ("b", 210)]
     assert decoded(FeedKind.ACKS, *(ack(heartbeat(time, name, of=2)) for name, time in beats))[-1] == Marker(200)
+
+
+def test_a_heartbeat_says_how_far_its_indexer_has_come() -> None:
+    said = heartbeat(100, "a", delivered={"shop.public.orders": {0: 17, 12: 3}, "other": {1: 0}})
+    assert delivered_of(said) == (100, {("shop.public.orders", 0): 17, ("shop.public.orders", 12): 3, ("other", 1): 0})
+    assert decoded(FeedKind.ACKS, ack(said)) == [Marker(100)]
+    assert delivered_of(heartbeat(100, "a")) == (100, {})
+    assert delivered_of(b'{"op": "delete", "id": "\\"heartbeat\\"", "time": 1}') == (0, {})
+
+
+@pytest.mark.parametrize("delivered", [[], {"t": 1}, {"t": {"x": 1}}, {"t": {"0": "1"}}, {"t": {"0": -1}}, {"t": {"0": True}}])
+def test_a6_a_heartbeat_whose_positions_cannot_be_read_is_refused(delivered: Any) -> None:
+    with pytest.raises(RecordError) as refused:
+        delivered_of(json.dumps({"heartbeat": 1, "delivered": delivered}).encode())
+    assert refused.value.reason in ("unreadable_ack", "unreadable_header")
 
 
 @pytest.mark.parametrize(
