@@ -44,7 +44,8 @@ def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
     slow = {"sweep": {"batch": {"documents": 100, "bytes": "1KiB", "pause": "400ms"}}, "settled_keys_max": 10}
     directory = tmp_path_factory.mktemp("sweeps")
     repair = {"extra": "delete", "undo": str(directory / "undo"), "max_documents_per_run": PER_RUN}
-    options: dict[str, Any] = {"grace": "1s", "repair": repair, "evidence": "values"}
+    quickly = {"batch": {"pause": "20ms"}}
+    options: dict[str, Any] = {"grace": "1s", "repair": repair, "sweep": quickly, "evidence": "values"}
     with watched(stack, database, directory, before=[rows], copied=ROWS, beside={"slow": slow}, **options) as scene:
         yield scene
 
@@ -577,15 +578,15 @@ def ended_backfill(scene: Scene, run: dict[str, Any]) -> dict[str, Any] | None:
 
 def test_d14_lesson_26_a_target_that_was_dropped_is_filled_again_while_the_shop_is_open(scene: Scene, orders: Orders) -> None:
     """The sweep comes by itself. A plan has so many documents at most: plans are made until one has nothing to do."""
-    shop = Shop(scene.dsn, ROWS)
+    shop, api = Shop(scene.dsn, ROWS), scene.service.api
     shop.start()
     try:
         orders.drop()
         wait_for(lambda: emptied(scene), "the sweep that finds it", 60)
         runs: list[dict[str, Any]] = []
-        while (planned := plan(scene))["counts"]["planned"]:
+        while (planned := api.post("/api/v1/backfills", {"pipeline": "orders"}))["counts"]["planned"]:
             assert planned["counts"]["planned"] <= PER_RUN
-            runs.append(apply(scene, planned)[1])
+            runs.append(applied(scene, planned))
             assert len(runs) <= 10, runs
     finally:
         shop.stop()
@@ -596,6 +597,12 @@ def test_d14_lesson_26_a_target_that_was_dropped_is_filled_again_while_the_shop_
     assert shop.writes > 100
     wait_for(lambda: not differing(scene), "both stores to be equal", 30)
     wait_for(lambda: not found(scene), "the gaps to be resolved", 30)
+
+
+def applied(scene: Scene, planned: dict[str, Any]) -> dict[str, Any]:
+    """Apply a plan; return its run when it has ended."""
+    run = scene.service.api.post("/api/v1/backfills", {"plan": planned["id"], "dry_run": False})
+    return wait_for(lambda: ended_backfill(scene, run), "a backfill to end", 60)
 
 
 def emptied(scene: Scene) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import psycopg
@@ -482,10 +481,6 @@ def test_d8_lesson_22_a_row_without_its_parent_is_refused_by_name_and_written_on
     service.wait_healthy("tables")
 
 
-def _are_gaps(world: World, pipeline: str, keys: set[int]) -> bool:
-    return world.gaps(pipeline).keys() == keys
-
-
 def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself_and_a_failed_row_fails_its_own(
     world: World,
 ) -> None:
@@ -496,12 +491,10 @@ def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself
         world.documents.lost |= set(keys)
         insert(world, *keys)
         world.mongo[world.database].orders.insert_many([{"_id": each, "amount": each} for each in keys])
-        for pipeline in ("tables", "collections"):
-            wait_for(partial(_are_gaps, world, pipeline, set(keys)), "the gaps", 40)
-        runs = {
-            pipeline: service.api.post("/api/v1/backfills", {"pipeline": pipeline, "dry_run": False})["id"]
-            for pipeline in ("tables", "collections")
-        }
+        both = ("tables", "collections")
+        wait_for(lambda: all(world.gaps(pipeline).keys() == set(keys) for pipeline in both), "the gaps of both", 40)
+        ask = {"dry_run": False}
+        runs = {pipeline: service.api.post("/api/v1/backfills", {"pipeline": pipeline, **ask})["id"] for pipeline in both}
         seen: dict[str, list[dict[str, Any]]] = {pipeline: [] for pipeline in runs}
         until(lambda: sum(followed(service, runs[one], seen[one]) for one in runs) == len(runs), "both to end", 60)
         for pipeline, run in runs.items():
