@@ -112,7 +112,7 @@ class Facts:
 
     @staticmethod
     def repair(pipeline: str, host: str = "") -> str:
-        """What role repair on one host could not read, and when it said so: it expires like every status."""
+        """What one process of role repair could not read, and when it said so: it expires like every status."""
         return f"repair/{pipeline}/{host}"
 
 
