@@ -19,7 +19,7 @@ from tests.stack import execute
 HEALED_SECONDS = 300.0
 REFUSED_OF, REFUSED = 20, 7  # ids with this remainder are refused: five in a hundred
 LOST_OF = 50  # a sink loses one write in so many
-OTHER_LENGTH = "GAPWATCH_FIRE"
+OTHER_LENGTH = "UNDER_FIRE"  # not GAPWATCH_…: a service takes that for its configuration
 State = tuple[int, str]
 
 
@@ -36,7 +36,7 @@ class Length:
 
 
 def length_of(config: pytest.Config, *, short: Length, long: Length) -> Length:
-    """Return the long one for ``--soak``, but for what the environment says: GAPWATCH_FIRE="rows=20000 rate=100 seconds=60"."""
+    """Return the long one for ``--soak``, but for what the environment says: UNDER_FIRE="rows=20000 rate=100 seconds=60"."""
     if not config.getoption("--soak"):
         return short
     said = dict(part.split("=") for part in os.environ.get(OTHER_LENGTH, "").split())
