@@ -241,6 +241,7 @@ class Board:
             swept: Mapping[str, Any] | None = facts.get(Facts.swept(pipeline))
             stopped: Mapping[str, Any] | None = facts.get(Facts.repair_stopped(pipeline))
             last = next(iter(ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)), None)
+            ahead = now + timedelta(seconds=spec.clock_skew_max_seconds)  # of a wrong clock, it would stay fresh
             one = LedgerFacts(
                 summary=ledger.gap_summary(pipeline),
                 findings=[record for record in findings if record.pipeline == pipeline],
@@ -258,7 +259,7 @@ class Board:
                 grace_ms=grace_in_force(spec, facts.get(Facts.grace(pipeline))),
                 repair_stopped=str(stopped["reason"]) if stopped else "",
                 given_up=repairs.get((pipeline, True), 0),
-                repair_seen=max((_time(fact["at"]) for fact in said), default=None),
+                repair_seen=max((at for fact in said if (at := _time(fact["at"])) <= ahead), default=None),
             )
             found.append(one)
         return found

@@ -84,6 +84,16 @@ def board(ledger: Any, clock: VirtualClock) -> Board:
     return Board(settings, ledger, _NoStatus(), clock)
 
 
+@pytest.mark.parametrize("seconds", [-1.0, SPEC.clock_skew_max_seconds + 1])
+def test_a_report_of_a_clock_that_is_far_ahead_proves_nothing_and_what_it_says_counts(ledger: SqlLedger, seconds: float) -> None:
+    clock = VirtualClock()
+    said = {"at": (clock.now() + timedelta(seconds=seconds)).isoformat(), "undecided": 3, "unreadable": ["shop"]}
+    ledger.set_fact(Facts.repair(SPEC.id, "process"), said)
+    [facts] = board(ledger, clock)._facts([SPEC])
+    assert (facts.repair_seen is not None) == (seconds < 0)
+    assert (facts.undecided, facts.unreadable_stores) == (3, ("shop",))
+
+
 def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any]]:
     """Return the steps by which the first sweep's success is stored; what came before it is a hole."""
     before = clock.now()
