@@ -320,7 +320,7 @@ def test_m19_what_the_acks_say_is_how_far_the_indexer_has_come(scene: Search) ->
     indexer.start()
     wait_for(lambda: scene.gaps("acked", *keys), "the gap of what it passed and did not write", 40)
     assert scene.gaps("acked", *keys) == [(keys[0], "missing", "never_written")]
-    assert scene.service.view("acked")["in_transit_keys"] == 0
+    wait_for(lambda: scene.service.view("acked")["in_transit_keys"] == 0, "the status to say that nothing is", 20)
     assert scene.repair("acked", "missing")["counts"]["verified"] == 1
     scene.service.wait_healthy("acked")
 
