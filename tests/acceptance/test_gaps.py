@@ -137,7 +137,7 @@ def test_m18_d17_fifty_thousand_missing_at_once_are_one_incident_and_nothing_is_
 
         held = f"{MANY} documents to repair within an hour are more than max_documents_per_run (10000)"
         wait_for(lambda: any(held in reason for reason in service.view()["reasons"]), "automatic repair to stop", 30)
-        assert service.metric("gapwatch_automatic_repair_stopped", pipeline="orders") == 1
+        wait_for(lambda: service.metric("gapwatch_automatic_repair_stopped", pipeline="orders") == 1, "the metric to say so", 20)
         assert service.api.get("/api/v1/backfills", pipeline="orders")["backfills"] == []
         assert scene.documents() == {}
 
