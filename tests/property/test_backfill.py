@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gapwatch.cli.exits import DIFFERENCES
@@ -31,18 +30,13 @@ from gapwatch.roles.repair.backfill_work import BackfillDependencies
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply
+from tests.property.often import often
 from tests.simulation.stores import PLACEHOLDER, Rig, VirtualClock, spec_of_rig
 
 GRACE_MS = 1_000
 NUMBERS = range(5)
 _RUNS = itertools.count(1)
-EXAMPLES = int(os.environ.get("GAPWATCH_EXAMPLES", "60"))
-OFTEN = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    derandomize="GAPWATCH_EXAMPLES" not in os.environ,
-)
+OFTEN = often(60)
 DELETING_SPEC = replace(spec_of_rig(), repair=RepairSpec(extra=Policy.DELETE, undeleted=Policy.DELETE, brake_ratio=1.0))
 
 

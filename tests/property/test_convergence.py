@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gapwatch.errors import ConflictError, StoreError, StoreUnreachable
@@ -32,6 +31,7 @@ from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.roles.stores import PipelineStores
+from tests.property.often import often
 from tests.simulation.stores import PLACEHOLDER, Rig, Row, VirtualClock, spec_of_rig, sweeper_of
 
 GRACE_MS = 1_000
@@ -41,13 +41,7 @@ NUMBERS = range(6)
 KEPT = NUMBERS[0]  # a row that nobody deletes: a source without any stops automatic repair
 ROUNDS = 3
 ROUNDS_MAX = 8  # after everything is over
-EXAMPLES = int(os.environ.get("GAPWATCH_EXAMPLES", "40"))
-OFTEN = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    derandomize="GAPWATCH_EXAMPLES" not in os.environ,
-)
+OFTEN = often(40)
 REPAIR = RepairSpec(
     missing=Policy.AUTO,
     stale=Policy.AUTO,

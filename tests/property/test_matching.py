@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gapwatch.core.checkpoint import Stage
@@ -14,18 +13,12 @@ from gapwatch.core.keystate import event_time_of
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import PartitionStatus
+from tests.property.often import often
 from tests.simulation.worker import Crash, Durable, Worker, keys_of, shown, suspects, undisturbed
 from tests.simulation.world import PIPELINE, Shape, World, pipeline
 
 SEEDS = st.integers(0, 1 << 32)
-# GAPWATCH_EXAMPLES=5000 tries more worlds, and other ones each time.
-EXAMPLES = int(os.environ.get("GAPWATCH_EXAMPLES", "150"))
-OFTEN = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    derandomize="GAPWATCH_EXAMPLES" not in os.environ,
-)
+OFTEN = often(150)
 RAGGED = Shape(lost=0.15, falsified=0.1, coalesced=0.1, strange=0.05, touched=0.05, repeats=0.2, reemitted=0.2)
 
 

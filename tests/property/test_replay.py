@@ -22,15 +22,15 @@ from gapwatch.model.pipeline import KeyColumn, KeyType, PipelineSpec
 from gapwatch.model.stream import Batch, Control, Operation, Outcome, Side
 from gapwatch.model.suspect import Suspect
 from tests.property.test_closed_loop import Loop
-from tests.property.test_matching import EXAMPLES, RAGGED, SEEDS
 from tests.property.test_matching import OFTEN as MORE_OFTEN
+from tests.property.test_matching import RAGGED, SEEDS
 from tests.simulation.worker import Log
 from tests.simulation.world import GRACE_MS, MAPPING, PIPELINE, START, TOPICS, Raw, Shape, World, digest, pipeline
 
 CODEC = KeyCodec([KeyColumn(path="id", type=KeyType.BYTES)])
 ALL = Stretch()
 LEAD_MS = 2 * GRACE_MS
-OFTEN = settings(MORE_OFTEN, max_examples=EXAMPLES // 3)  # each example is several whole runs
+OFTEN = settings(MORE_OFTEN, max_examples=MORE_OFTEN.max_examples // 3)  # each example is several whole runs
 ROUGH = dataclasses.replace(RAGGED, swapped=0.3, strange=0.1)
 
 

@@ -13,8 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PASSES = "def test_passes():\n    pass\n"
 
-
-TESTS = {
+TESTS = {  # what a run of its own is given, in a directory of its own: nothing of this suite is skipped by it
     "nothing is skipped": PASSES,
     "marked": f"import pytest\n{PASSES}@pytest.mark.skip\ndef test_other():\n    pass\n",
     "in a test": f"import pytest\n{PASSES}def test_other():\n    pytest.skip('no store')\n",
@@ -25,7 +24,7 @@ TESTS = {
 
 
 @pytest.mark.parametrize(("name", "workers"), [*((name, 0) for name in TESTS), ("in a test", 1), ("a whole module", 1)])
-def test_l1_a_run_in_which_anything_was_skipped_fails(tmp_path: Path, name: str, workers: int) -> None:
+def test_l1_lesson_48_a_run_in_which_anything_was_skipped_fails(tmp_path: Path, name: str, workers: int) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_some.py").write_text(TESTS[name])
     (tmp_path / "test_others.py").write_text(PASSES)
