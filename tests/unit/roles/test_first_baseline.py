@@ -94,6 +94,24 @@ def test_a_report_of_a_clock_that_is_far_ahead_proves_nothing_and_what_it_says_c
     assert (facts.undecided, facts.unreadable_stores) == (3, ("shop",))
 
 
+def test_lesson_1_a_sweep_that_left_something_unread_counts_until_another_one_has_looked_as_far(ledger: SqlLedger) -> None:
+    clock = VirtualClock()
+    shown, seen = board(ledger, clock), []
+    for name, state, request in (
+        ("a", RunState.INCONCLUSIVE, {"range": "full", "content": True}),
+        ("b", RunState.SUCCEEDED, {"range": "keys", "content": True, "keys": ["01"]}),
+        ("c", RunState.SUCCEEDED, {"range": "full", "content": True}),
+    ):
+        run = replace(a_sweep(clock), id=name, state=RunState.QUEUED, request=request, started_at=None, ended_at=None)
+        ledger.create_run(run)
+        taken = ledger.take_run(RunKind.SWEEP, "here", seconds=60)
+        assert taken is not None
+        ledger.update_run(replace(taken, state=state, ended_at=clock.now()), holder="here")
+        [facts] = shown._facts([SPEC])
+        seen.append(facts.unproven.id if facts.unproven else None)
+    assert seen == ["a", "a", None]
+
+
 def first_sweep(ledger: SqlLedger, clock: VirtualClock) -> list[Callable[[], Any]]:
     """Return the steps by which the first sweep's success is stored; what came before it is a hole."""
     before = clock.now()

@@ -33,10 +33,10 @@ from gapwatch.roles.repair.leisure import (
 )
 from gapwatch.roles.repair.sweeper import IDLE_SECONDS
 from gapwatch.roles.repair.sweeps import LEASE_SECONDS, request_sweep
-from gapwatch.roles.repair.tenure import renewing
+from gapwatch.roles.repair.tenure import RENEW_SECONDS, renewing
 from gapwatch.scans import contents_in
 from tests.ledger_samples import hole as a_hole
-from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
+from tests.simulation.stores import ModelReader, Rig, VirtualClock, spec_of_rig, sweeper_of
 from tests.unit.roles.test_sweep_schedule import STARTED, scheduler
 
 CHUNK_SECONDS = 0.01
@@ -310,3 +310,23 @@ def test_f4_a_lookback_that_rests_for_long_keeps_its_lease(ledger: SqlLedger) ->
     assert ended.state is RunState.SUCCEEDED
     assert watched.at[-1] - watched.at[0] > LEASE_SECONDS[RunKind.SWEEP], "it rested"
     assert max(after - before for before, after in pairwise(watched.at)) < LEASE_SECONDS[RunKind.SWEEP] / 4
+
+
+def test_f4_a_sweep_whose_store_is_slow_keeps_its_lease(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking keys up took longer than the lease, and nobody renewed it meanwhile."""
+    clock, rig, at_work, fetch = VirtualClock(), Rig(spec=spec_of_rig()), list[int](), ModelReader.fetch
+    watched = Renewed(ledger, clock)
+    rig.source_writes(1)
+    request_sweep(ledger, rig.spec, clock, "slow", {"range": "full", "content": True})
+    run = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
+    assert run is not None
+
+    async def slowly(self: ModelReader, keys: Any) -> Any:
+        before = len(watched.at)
+        await asyncio.sleep(1.5 * RENEW_SECONDS if not at_work else 0)
+        at_work.append(len(watched.at) - before)
+        return await fetch(self, keys)
+
+    monkeypatch.setattr(ModelReader, "fetch", slowly)
+    asyncio.run(sweeper_of(rig, cast(Any, watched), clock).run(run, rig.stores, last_full_started=None))
+    assert at_work[0] >= 1

@@ -72,6 +72,26 @@ def test_a_document_that_was_missing_and_came_wrongly_is_a_mismatch(ledger: SqlL
     assert [gap.state for gap in story.gaps()] == [State.RESOLVED]
 
 
+def test_lesson_40_a_gap_that_was_changed_after_it_was_read_stays_open_until_it_is_read_again(ledger: SqlLedger) -> None:
+    """Another worker may have seen that the document broke once more."""
+    story = Rechecked(ledger)
+    story.rig.stranger_writes(7, None)
+    story.sweep()
+    story.rig.stranger_writes(7, story.rig.source_writes(7))
+    (gap,) = story.gaps()
+    changed = replace(gap, note="seen by another", revision=gap.revision + 1)
+
+    def once(what: str) -> None:
+        story.rig.between = lambda what: None
+        assert ledger.store_gaps([GapChange(gap=changed, against=gap.revision, event="updated")]) == [True]
+
+    story.rig.between = once
+    story.look()
+    assert story.gaps() == [changed]
+    story.look()
+    assert [one.state for one in story.gaps()] == [State.RESOLVED]
+
+
 def test_a_gap_that_somebody_resolved_is_not_opened_again(ledger: SqlLedger) -> None:
     story = Rechecked(ledger)
     story.rig.stranger_writes(7, None)
