@@ -164,6 +164,28 @@ async def test_a_group_member_commits_what_its_handler_says_and_the_next_one_sta
     await consumer.close()
 
 
+async def test_what_is_handed_back_is_committed_though_a_rebalance_was_under_way(settings: Settings, topic: str) -> None:
+    """It is closed right after it subscribed anew. librdkafka alone has that commit refused, and may then never return."""
+    other = f"{topic}-other"
+    await TopicAdmin(settings).ensure([TopicPlan(name=other, partitions=1, settings={"cleanup.policy": "delete"})])
+    keeper = Keeper()
+    consumer = RawConsumer(settings, client_id="one", group="g5-" + topic)
+    await consumer.subscribe([topic, other], keeper)
+
+    async def all_three() -> bool:
+        await consumer.consume(1)
+        return len(keeper.mine) == 3
+
+    await until(all_three)
+    keeper.to_commit = {Partition(topic, 0): Committed(0, "handed back")}
+    await consumer.subscribe([other], keeper)
+    await consumer.close()
+    assert keeper.mine == set()
+    after = RawConsumer(settings, client_id="two", group="g5-" + topic)
+    assert await after.committed([Partition(topic, 0)]) == {Partition(topic, 0): Committed(0, "handed back")}
+    await after.close()
+
+
 async def test_partitions_move_to_a_second_member(settings: Settings, topic: str) -> None:
     first, second = Keeper(), Keeper()
     one = RawConsumer(settings, client_id="one", group="g2-" + topic)

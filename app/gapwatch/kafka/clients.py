@@ -30,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 WAITING_MAX: Final = 10_000  # messages that wait for the schema registry beside one call's; then the role begins anew
 CLOSE_SECONDS: Final = 10.0  # to leave the group and hand partitions back; later the group expels the client by itself
+_LEFT_AT_ONCE: Final = 1_000  # messages, which nobody reads any more
+_HAND_BACK_POLLS: Final = 50
+_HAND_BACK_SECONDS: Final = 0.1
 T = TypeVar("T")
 
 _CONSUMER_DEFAULTS: Final[Mapping[str, Any]] = {
@@ -111,6 +114,7 @@ class RawConsumer:
             raise gapwatch_error(error, "use kafka.options") from error
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"kafka-consumer-{client_id}")
         self._closed = False
+        self._assigned = False  # through the group
         self._rebalance_failure: BaseException | None = None
 
     async def subscribe(self, topics: Sequence[str], rebalance: Rebalance) -> None:
@@ -126,6 +130,8 @@ class RawConsumer:
             return asyncio.run_coroutine_threadsafe(wait(), loop).result()
 
         def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            self._assigned = True
+
             def act() -> None:
                 self._let_go(_keys(partitions))
                 committed = _committed(consumer.committed(partitions, timeout=REQUEST_SECONDS)) if partitions else {}
@@ -140,11 +146,13 @@ class RawConsumer:
             self._let_go(_keys(partitions))
             self._guarded(lambda: self._commit_now(consumer, ask(rebalance.revoked(_keys(partitions), lost=False))))
             consumer.unassign()
+            self._assigned = False
 
         def on_lost(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             self._let_go(_keys(partitions))
             self._guarded(lambda: ask(rebalance.revoked(_keys(partitions), lost=True)))
             consumer.unassign()
+            self._assigned = False
 
         handlers: dict[str, Any] = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
         await self._call(lambda: self._consumer.subscribe(list(topics), **handlers))
@@ -290,6 +298,8 @@ class RawConsumer:
                 under_way.result()
                 if self._fetching is not None:
                     self._fetching.close()
+                if self._group is not None:
+                    self._hand_back()
                 self._consumer.close()
             except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
                 error = raised
@@ -300,6 +310,19 @@ class RawConsumer:
 
         threading.Thread(target=leave, name=f"close-{self._name}", daemon=True).start()
         return left
+
+    def _hand_back(self) -> None:
+        """Give up what the group assigned, while what is asked in that callback is still answered.
+
+        Closed while a rebalance waits for its callback, librdkafka 2.16 may end the group under it: what is committed is refused,
+        and ``unassign`` waits for ever, with the interpreter's lock in its hand, or the process is aborted.
+        """
+        self._consumer.unsubscribe()
+        self._consumer.consume(_LEFT_AT_ONCE, timeout=0)
+        for _ in range(_HAND_BACK_POLLS):
+            if not self._assigned:
+                break
+            self._consumer.consume(_LEFT_AT_ONCE, timeout=_HAND_BACK_SECONDS)
 
     async def _call(self, call: Callable[[], T]) -> T:
         if self._closed:

@@ -61,3 +61,35 @@ async def test_it_closes_although_whoever_asked_stops_waiting() -> None:
     await asyncio.gather(closing, return_exceptions=True)
     client.let_go.set()
     assert await asyncio.to_thread(client.closed.wait, 5)
+
+
+class Member(Closing):
+    """Of a group that does not hear of its leaving."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go.set()
+        self.done: list[str] = []
+
+    def unsubscribe(self) -> None:
+        self.done.append("unsubscribe")
+
+    def consume(self, limit: int, timeout: float) -> list[Any]:
+        self.done.append("consume")
+        return []
+
+    def close(self) -> None:
+        self.done.append("close")
+        super().close()
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+async def test_a_member_leaves_its_group_before_it_closes(monkeypatch: pytest.MonkeyPatch, assigned: bool) -> None:
+    monkeypatch.setattr(clients, "_HAND_BACK_SECONDS", 0.0)
+    client = Member()
+    consumer = consumer_with(client)
+    consumer._group, consumer._assigned = "g", assigned
+    await consumer.close()
+    asked = client.done.count("consume")
+    assert client.done == ["unsubscribe", *["consume"] * asked, "close"]
+    assert (asked > 1) is assigned

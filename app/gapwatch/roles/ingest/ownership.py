@@ -35,15 +35,15 @@ class Ownership:
         facts = await self._on.topics.describe(sorted({*shared.bindings, *shared.letters}))
         shared.missing = set(shared.bindings) - set(facts)
         shared.missing_seen, shared.missing_proven = clock, proven
-        wanted = sorted(facts)
-        if wanted and wanted != self.subscribed:
-            self.subscribed = wanted
-            await self._on.consumer.subscribe(wanted, self)
         for at, owned in shared.owned.items():
             fact = facts.get(at.topic)
             if fact is None or fact.topic_id != owned.topic_id:
                 raise GapwatchError(f"Topic {at.topic} was deleted or made anew.", remedy="It is read as a new epoch.")
             owned.progress.partitions = fact.partitions
+        wanted = sorted(facts)
+        if wanted and wanted != self.subscribed:
+            self.subscribed = wanted
+            await self._on.consumer.subscribe(wanted, self)
 
     async def assigned(self, committed: Mapping[Partition, Committed | None]) -> Mapping[Partition, int]:
         """Take over raw partitions: go on at the committed offset, or say what cannot be read any more."""
