@@ -42,6 +42,34 @@ class Fault(Enum):
 WHOLE = (Fault.OVERLOADED, Fault.TOO_LARGE, Fault.AWAY)
 
 
+def lines_of(
+    where: Mapping[str, Any], document: Mapping[str, Any], fault: Fault | None, *, before: Mapping[str, Any], number: str
+) -> list[Mapping[str, Any]]:
+    """Return the lines of a bulk that index a document, as that goes wrong; `number` is a field that is mapped as a number."""
+    if fault is Fault.REJECTED:
+        document = {**document, number: "not a number"}
+    if fault is Fault.FALSIFIED:
+        document = {**document, "v": "false"}
+    lines: list[Mapping[str, Any]] = [{"index": where}, document]
+    if fault is Fault.CONFLICT:
+        lines = [{"create": where}, document]
+    if fault is Fault.NOT_THERE:
+        lines = [{"update": where}, {"doc": document}]
+    if fault is Fault.OLDER and before:
+        lines += [{"index": where}, before]
+    return lines * 2 if fault is Fault.TWICE else lines
+
+
+def send(url: str, lines: Sequence[Mapping[str, Any]], refused: list[str]) -> Any:
+    """Send a bulk, note which of its items were refused, and why; return the answer."""
+    answer = ask("POST", f"{url}/_bulk", b"".join(encode(line) + b"\n" for line in lines))
+    for item in answer["items"]:
+        [said] = item.values()
+        if "error" in said:
+            refused.append(said["error"]["type"])
+    return answer
+
+
 @dataclass
 class Indexer(Background):
     """Runs in a thread. ``faults`` maps a row's key to what goes wrong with it, for as long as it stands there."""
@@ -112,11 +140,7 @@ class Indexer(Background):
         if not body or (whole and whole[0] is not Fault.RETRIED):
             return
         begun = _now_ms()
-        answer = ask("POST", f"{self.url}/_bulk", b"".join(encode(line) + b"\n" for line in body))
-        for item in answer["items"]:
-            [said] = item.values()
-            if "error" in said:
-                self.refused.append(said["error"]["type"])
+        answer = send(self.url, body, self.refused)
         if self.acks_topic:
             self._send(producer, acks_of(body, answer, begun))
 
@@ -134,24 +158,16 @@ class Indexer(Background):
             return [{"delete": where}]
         if self.version:
             where |= {"version": int(change.after[self.version]), "version_type": "external"}
-        document = {name: value for name, value in change.after.items() if name != "id"}
-        if fault is Fault.REJECTED:
-            document["seq"] = "not a number"
-        if fault is Fault.FALSIFIED:
-            document["v"] = "false"
-        lines: list[Mapping[str, Any]] = [{"index": where}, document]
-        if fault is Fault.CONFLICT:
-            lines = [{"create": where}, document]
-        if fault is Fault.NOT_THERE:
-            lines = [{"update": where}, {"doc": document}]
-        if fault is Fault.OLDER and change.before:
-            lines += [{"index": where}, {name: value for name, value in change.before.items() if name != "id"}]
-        return lines * 2 if fault is Fault.TWICE else lines
+        return lines_of(where, _document(change.after), fault, before=_document(change.before or {}), number="seq")
 
     def _send(self, producer: Producer, records: Sequence[tuple[bytes, bytes]]) -> None:
         for key, value in records:
             producer.produce(self.acks_topic, value, key or None, partition=0)
         assert producer.flush(30) == 0
+
+
+def _document(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "id"}
 
 
 def _now_ms() -> int:

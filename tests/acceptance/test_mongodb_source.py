@@ -12,8 +12,8 @@ from bson import Decimal128, ObjectId
 from pymongo import MongoClient
 
 from gapwatch.embedded import EmbeddedStack, OpenSearchPart
-from gapwatch_connectors.opensearch.connection import encode
 from tests.acceptance.background import Background
+from tests.acceptance.indexer import WHOLE, Fault, lines_of, send
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import during, number
 from tests.acceptance.test_opensearch import node as node
@@ -26,14 +26,20 @@ COUNTED = ("live", "sold")
 
 @dataclass
 class Follower(Background):
-    """Copies a collection's changes to an index; what stands in ``lost`` it does not."""
+    """Copies a collection's changes to an index. ``faults`` maps an ``_id`` to what goes wrong with it, while it stands there.
+
+    ``passed``: the ids whose changes it is through with, in their order.
+    """
 
     uri: str
     database: str
     url: str
     index: str
-    lost: set[Any] = field(default_factory=set)
     filtered: bool = False  # only what counts is copied, and what went is marked as gone
+    faults: dict[Any, Fault] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    passed: list[Any] = field(default_factory=list)
+    _newest: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     announces = True
 
@@ -44,19 +50,25 @@ class Follower(Background):
                 self._ready.set()
                 while not self._stop.is_set():
                     change = stream.try_next()
-                    if change is not None and change["documentKey"]["_id"] not in self.lost:
-                        self._copy(change)
+                    if change is not None:
+                        self._copy(change["documentKey"]["_id"], change.get("fullDocument"))
         finally:
             client.close()
 
-    def _copy(self, change: Any) -> None:
-        where = {"_index": self.index, "_id": str(change["documentKey"]["_id"])}
-        document = change.get("fullDocument")
-        if self.filtered and (document is None or document["v"] not in COUNTED):
+    def _copy(self, key: Any, found: dict[str, Any] | None) -> None:
+        fault, where = self.faults.get(key), {"_index": self.index, "_id": str(key)}
+        if self.filtered and (found is None or found["v"] not in COUNTED):
             lines: list[Any] = [{"update": where}, {"doc": {"gone": True}, "doc_as_upsert": True}]
+        elif found is None:
+            lines = [{"delete": where}]
         else:
-            lines = [{"delete": where}] if document is None else [{"index": where}, plain(document)]
-        ask("POST", f"{self.url}/_bulk", b"".join(encode(line) + b"\n" for line in lines))
+            lines = lines_of(where, plain(found), fault, before=self._newest.get(key, {}), number="amount")
+            self._newest[key] = plain(found)
+        if fault in (*WHOLE, Fault.RETRIED):  # a bulk is one change here; the token was stored first, where it is lost
+            self.refused.append(fault.value)
+        if fault not in (*WHOLE, Fault.LOST, Fault.COMMITTED_FIRST):
+            send(self.url, lines, self.refused)
+        self.passed.append(key)
 
 
 def plain(document: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +172,7 @@ def world(stack: EmbeddedStack, node: OpenSearchPart, tmp_path_factory: pytest.T
 
 def test_b1_a_document_that_was_lost_on_its_way_to_the_index_is_found_and_repaired(world: World) -> None:
     keys = [ObjectId() for _ in range(6)]
-    world.follower.lost.add(keys[3])
+    world.follower.faults[keys[3]] = Fault.LOST
     world.insert(*keys, ship={"city": "Wien"})
     assert wait_for(world.gaps, "the gap", 40) == {str(keys[3]): "missing"}
     [gap] = world.service.gaps()
@@ -175,11 +187,52 @@ def test_b1_a_document_that_was_lost_on_its_way_to_the_index_is_found_and_repair
     world.service.wait_healthy()
 
 
+EXPECTED: dict[Fault, str] = {
+    Fault.OVERLOADED: "missing",
+    Fault.TOO_LARGE: "missing",
+    Fault.AWAY: "missing",
+    Fault.COMMITTED_FIRST: "missing",
+    Fault.REJECTED: "missing",
+    Fault.NOT_THERE: "missing",
+    Fault.FALSIFIED: "mismatch",
+    Fault.CONFLICT: "stale",
+    Fault.OLDER: "stale",
+    Fault.RETRIED: "",
+    Fault.TWICE: "",
+}
+OF_UPDATES = (Fault.CONFLICT, Fault.OLDER)
+
+
+def test_trap_29_every_way_in_which_a_bulk_of_documents_can_fail_is_found_with_its_kind(world: World) -> None:
+    follower, keys = world.follower, {fault: ObjectId() for fault in EXPECTED}
+    orders = world.client[world.database].orders
+    updated = [keys[fault] for fault in OF_UPDATES]
+    world.insert(*updated)
+    wait_for(lambda: all(world.indexed(key) for key in updated), "the documents")
+    world.service.wait_healthy()
+    before = len(follower.refused)
+    follower.faults |= {key: fault for fault, key in keys.items()}
+    orders.update_many({"_id": {"$in": updated}}, {"$set": {"v": "b"}})
+    world.insert(*(key for key in keys.values() if key not in updated))
+    wait_for(lambda: set(keys.values()) <= set(follower.passed[-len(keys) :]), "the indexer to have passed them")
+    wanted = {str(keys[fault]): kind for fault, kind in EXPECTED.items() if kind}
+    wait_for(lambda: len(world.gaps()) >= len(wanted), "the gaps", 40)
+    during(3, lambda: _is(world.gaps(), wanted))
+    refused = {"429", "413", "503", "retried", "mapper_parsing_exception", "document_missing_exception"}
+    assert set(follower.refused[before:]) == {*refused, "version_conflict_engine_exception"}
+    follower.faults.clear()
+    code, plans = world.command("backfill", "plan", "orders", "--kinds", "missing,stale,mismatch")
+    assert code == 0
+    _, runs = world.command("backfill", "apply", plans[0]["id"], "--yes", "--wait")
+    assert (runs[0]["state"], runs[0]["counts"]["verified"]) == ("succeeded", len(wanted)), runs
+    world.service.wait_healthy()
+
+
 def test_a5_a_document_that_stays_when_it_was_deleted_at_the_source_is_undeleted(world: World) -> None:
     kept, gone = ObjectId(), ObjectId()
     world.insert(kept, gone)
     wait_for(lambda: world.indexed(kept) and world.indexed(gone), "both documents")
-    world.follower.lost.add(kept)
+    world.follower.faults[kept] = Fault.LOST
     world.client[world.database].orders.delete_many({"_id": {"$in": [kept, gone]}})
     assert wait_for(world.gaps, "the gap", 40) == {str(kept): "undeleted"}
     ask("DELETE", f"{world.node.url}/{world.index}/_doc/{kept}")
@@ -192,7 +245,7 @@ def test_d3_a_field_that_only_the_source_has_is_named_by_a_sweep(world: World) -
     world.insert(key)
     wait_for(lambda: world.indexed(key), "the document")
     world.service.wait_healthy()
-    world.follower.lost.add(key)
+    world.follower.faults[key] = Fault.LOST
     world.client[world.database].orders.update_one({"_id": key}, {"$set": {"ship": {"city": "Graz"}}})
     [gap] = wait_for(world.service.gaps, "the gap", 40)
     assert (gap["key"], gap["fields"]) == ({"_id": str(key)}, ["ship.city"])
@@ -208,7 +261,7 @@ def test_d10_a_field_removed_at_the_source_is_removed_from_the_index_by_a_backfi
     world.insert(key, ship={"city": "Wien"})
     wait_for(lambda: world.indexed(key), "the document")
     world.service.wait_healthy()
-    world.follower.lost.add(key)
+    world.follower.faults[key] = Fault.LOST
     world.client[world.database].orders.update_one({"_id": key}, {"$unset": {"ship": 1}})
     [gap] = wait_for(world.service.gaps, "the gap", 40)
     assert (gap["key"], gap["fields"]) == ({"_id": str(key)}, ["ship.city"])
@@ -233,7 +286,7 @@ def test_m21_a_filter_of_a_collection_and_a_soft_delete_in_an_index(world: World
     orders.update_many({"_id": {"$in": [stays, leaves, left_over, marked]}}, {"$set": {"v": "live"}})
     wait_for(lambda: all(world.counted(key).get("v") == "live" for key in (stays, leaves, left_over, marked)), "the documents")
     world.service.wait_healthy("counted")
-    world.filtering.lost.add(left_over)
+    world.filtering.faults[left_over] = Fault.LOST
     orders.update_many({"_id": {"$in": [leaves, left_over]}}, {"$set": {"v": "hidden"}})
     ask("POST", f"{world.node.url}/{world.filtering.index}/_update/{marked}", {"doc": {"gone": True}})
     expected = {str(left_over): "undeleted", str(marked): "missing"}
