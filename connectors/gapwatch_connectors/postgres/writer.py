@@ -18,6 +18,7 @@ import psycopg
 from psycopg import errors, sql
 
 from gapwatch.core.keys import KeyCodec
+from gapwatch.core.temporal import NEGATIVE_INFINITY
 from gapwatch.core.values import JsonText
 from gapwatch.errors import RecordError, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec
@@ -197,7 +198,7 @@ def text_of(spec: FieldSpec, value: Any) -> str | None:
 
 def _era(text: str) -> str:
     """Return ISO text as Postgres reads it: the year 0 is 1 BC."""
-    if not text.startswith("-") and not text.startswith("0000-"):
+    if text == NEGATIVE_INFINITY or not text.startswith(("-", "0000-")):
         return text  # an infinity, 24:00:00, a year of five digits
     year, _, rest = text.removeprefix("-").partition("-")
     return f"{int(year) + 1:04d}-{rest} BC"
