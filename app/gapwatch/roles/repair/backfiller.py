@@ -30,7 +30,7 @@ from gapwatch.errors import ConflictError, RecordError, StoreError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
 from gapwatch.model.pipeline import RepairMode
 from gapwatch.model.stream import Side
-from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, WriteItem
+from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, Unread, WriteItem
 from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
@@ -356,6 +356,12 @@ class Backfiller:
             if ours is None:
                 await self._books.conclude(work, item.item.key, ItemOutcome.ALREADY_NEWER, OVERRUN)
                 continue
+            if isinstance(reads.source, Unread):  # rows of several tables have the key: nobody knows which the document is of
+                await self._books.conclude(work, item.item.key, ItemOutcome.UNREAD, reads.source.reason)
+                continue
+            if isinstance(ours, Absent) and isinstance(reads.source, Absent):  # the row came back and went while it was read
+                again.append(item)
+                continue
             try:
                 renewed = _renewed(work.stores, item, reads, ours)
             except RecordError as error:  # the row as it is now cannot be written
@@ -444,7 +450,16 @@ def _still_ours(item: WriteItem, target: Read | tuple[StoredRecord, ...]) -> Sto
     found = dict(target.fields)
     if ID not in item.document:  # the store has given it one
         found.pop(ID, None)
-    return target if found == dict(item.document) else None
+    return target if _alike(found, item.document) else None
+
+
+def _alike(found: Any, written: Any) -> bool:
+    """Whether a value was read back as it was written; NaN, which equals nothing, is what it was."""
+    if isinstance(found, Mapping) and isinstance(written, Mapping):
+        return found.keys() == written.keys() and all(_alike(value, written[name]) for name, value in found.items())
+    if isinstance(found, list) and isinstance(written, list):
+        return len(found) == len(written) and all(map(_alike, found, written))
+    return bool(found == written or (found != found and written != written))
 
 
 def _renewed(stores: PipelineStores, item: _Written, reads: KeyReads, ours: StoredRecord | Absent) -> _Written:
