@@ -231,7 +231,7 @@ async def test_what_nobody_expected_ends_the_run_and_the_part_and_nobody_takes_t
     await runner._carry_out(shared.run, "holder")
     run = ledger.run(shared.run.id)
     assert run is not None
-    assert (run.state, run.error) == (RunState.FAILED, "It failed (TypeError); the log says where.")
+    assert (run.state, run.error) == (RunState.INCONCLUSIVE, "It failed (TypeError); the log says where.")
     assert ledger.take_run(RunKind.SWEEP, "another", seconds=1) is None
 
 

@@ -160,7 +160,7 @@ class RunRunner:
             await self._end(run, holder, RunState.INCONCLUSIVE, error.message)
         except Exception as error:  # a bug: it ends this run, and not the role, which would take it again and again
             log.error("run_failed", run=run.id, kind=run.kind.value, pipeline=run.pipeline, exc_info=error)
-            await self._end(run, holder, RunState.FAILED, FAILED.format(type(error).__name__))
+            await self._end(run, holder, RunState.INCONCLUSIVE, FAILED.format(type(error).__name__))
 
     async def _run(self, run: Run, holder: str) -> None:
         on = self._on
