@@ -15,13 +15,14 @@ from bson import Code, DatetimeMS, Decimal128
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.values import JsonText
 from gapwatch.errors import RecordError
-from gapwatch.model.pipeline import FieldType
+from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType
 from gapwatch.ports import ABSENT, StoredRecord, WriteItem
+from gapwatch.roles.repair.backfiller import _still_ours
 from gapwatch_connectors.mongodb import MongoWriter
 from gapwatch_connectors.mongodb.connection import OPTIONS
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
-from gapwatch_connectors.postgres.writer import text_of
+from gapwatch_connectors.postgres.writer import PostgresWriter, text_of
 from tests.unit.core.samples import field, pipeline
 
 DEEP = 5_000  # levels: Postgres keeps as many, neither Python's reader nor MongoDB does
@@ -128,3 +129,20 @@ def test_code_in_a_document_is_compared_and_shown_like_text(kind: FieldType) -> 
     found = mapping.canonical_target(document)
     assert mapping.differing(mapping.canonical_source({"id": 1, "v": "a = 2"}), found) == ("v",)
     assert msgspec.json.encode(mapping.shown_target(document, ["v"])) == b'{"v":"a = 1"}'
+
+
+async def test_a_row_that_was_written_to_a_table_is_known_again_in_the_types_of_its_columns() -> None:
+    """0.1 is no float that equals it, and a column besides the mapped ones is none of ours: the row outlived its source's."""
+    fields = (field("price", FieldType.FLOAT), field("extra", FieldType.JSON), field("at", FieldType.TIMESTAMP))
+    spec = pipeline(*fields, target_key=(KeyColumn(path="id", type=KeyType.INT),))
+    mapping = CompiledMapping(spec)
+    key = mapping.source.codec.encode([1])
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    row = {"id": 1, "price": Decimal("0.1"), "extra": JsonText('{"a": 1, "b": 2}'), "at": at}
+    writer = PostgresWriter(spec, "postgresql://nobody@127.0.0.1:1/none")
+    written = WriteItem(key=key, document=writer.document(key, StoredRecord(key=key, fields=row), spec.fields), replaces=ABSENT)
+    await writer.close()
+    there = {"id": 1, "price": 0.1, "extra": JsonText('{"b":2,"a":1}'), "at": at.replace(tzinfo=None), "deleted_at": None}
+    ours = StoredRecord(key=key, fields=there, revision="1/2/(0,1)")
+    assert _still_ours(mapping, written, ours) is ours
+    assert _still_ours(mapping, written, StoredRecord(key=key, fields={**there, "price": 0.2}, revision="1/2/(0,1)")) is None

@@ -25,6 +25,7 @@ from gapwatch.core.backfill import OVERRUN, WRITE_ACTION, Decision, ItemOutcome,
 from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, satisfied
 from gapwatch.core.gaps import proof_of
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.pace import Pace
 from gapwatch.errors import ConflictError, RecordError, StoreError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
@@ -352,7 +353,7 @@ class Backfiller:
         """Take back or renew our own writes whose source moved on; return those to read back once more."""
         again: list[_Written] = []
         for item, reads in wrong:
-            ours = _still_ours(item.item, reads.target)
+            ours = _still_ours(work.stores.mapping, item.item, reads.target)
             if ours is None:
                 await self._books.conclude(work, item.item.key, ItemOutcome.ALREADY_NEWER, OVERRUN)
                 continue
@@ -441,13 +442,17 @@ def _asked_over(item: Decided) -> Overwritten:
     return item.case.key, target if isinstance(target, StoredRecord) else None, not isinstance(item.reads.source, StoredRecord)
 
 
-def _still_ours(item: WriteItem, target: Read | tuple[StoredRecord, ...]) -> StoredRecord | Absent | None:
+def _still_ours(
+    mapping: CompiledMapping, item: WriteItem, target: Read | tuple[StoredRecord, ...]
+) -> StoredRecord | Absent | None:
     """Return what stands at the target if it is what we left there (after a delete: nothing); None: somebody came after us."""
     if isinstance(target, Absent):
         return target if item.document is None else None
     if item.document is None or not isinstance(target, StoredRecord):
         return None
     found = dict(target.fields)
+    if target.raw is None:  # a table's row: its columns have types of their own, and some are not ours
+        return target if _identity_of(mapping, found) == _identity_of(mapping, item.document) else None
     if ID not in item.document:  # the store has given it one
         found.pop(ID, None)
     return target if _alike(found, item.document) else None
@@ -480,4 +485,8 @@ def _digest_before(stores: PipelineStores, replaced: StoredRecord | Absent) -> s
 
 
 def _identity(stores: PipelineStores, document: StoredRecord) -> str:
-    return stores.mapping.canonical_target(document.fields).identity.hex()
+    return _identity_of(stores.mapping, document.fields)
+
+
+def _identity_of(mapping: CompiledMapping, fields: Mapping[str, Any]) -> str:
+    return mapping.canonical_target(fields).identity.hex()
