@@ -118,6 +118,7 @@ def _never_worse(rig: Rig, item: WriteItem) -> None:
     versions = [row["total"] for row in rig.history.get(number, ()) if row is not None]
     there = rig.target.get(number)
     if item.document is None:
+        assert number not in rig.source or number in rig.unseen, "a document deleted whose row was there when it was read last"
         return
     row = dict(item.document)
     whole = [rig.document(known) for known in rig.history[number] if known is not None]
@@ -154,7 +155,7 @@ def _gap(rig: Rig, number: int, plan_id: str, clock: VirtualClock, *, proved: bo
 
 # ── the property ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ACTS = ("write", "delete", "deliver", "lose", "falsify", "remove", "strip", "mask")
+ACTS = ("write", "delete", "deliver", "lose", "falsify", "remove", "strip", "mask", "double")
 
 
 def act(rig: Rig, what: str, number: int) -> None:
@@ -175,6 +176,8 @@ def act(rig: Rig, what: str, number: int) -> None:
         del rig.source_writes(number)["note"]  # a reader that does not show the column
     elif what == "mask":
         rig.source_writes(number, note=PLACEHOLDER)
+    elif what == "double":  # a second table has the key as well, or no more
+        rig.twice ^= {number}
 
 
 acts = st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(NUMBERS)), max_size=12)

@@ -159,9 +159,9 @@ def satisfied(reads: Reads, match: Match) -> bool:
         return False
     if match is Match.PRESENCE:
         return True
-    if match is Match.VERSION:
-        return reads.after.version is not None and reads.after.version == reads.target.version
-    return not reads.differing
+    if match is Match.VERSION and (reads.after.version, reads.target.version) != (None, None):
+        return reads.after.version == reads.target.version
+    return not reads.differing  # also of two that have no version: there is nothing else to compare
 
 
 def judge(
