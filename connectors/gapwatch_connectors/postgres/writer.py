@@ -76,7 +76,7 @@ class PostgresWriter:
         """Return the row's mapped columns as texts that Postgres reads: it overwrites no others."""
         key = {column.path for column in self._key}
         texts = {
-            name: plain(value) if name in key else text_of(self._fields[name], value)
+            name: plain(value) if name in key else shown_of(self._fields[name], value)
             for name, value in document.fields.items()
             if name in key or name in self._fields
         }
@@ -172,15 +172,20 @@ class PostgresWriter:
 
 
 def text_of(spec: FieldSpec, value: Any) -> str | None:
-    """Return a value of Postgres' driver as Postgres reads it. Raises RecordError where it has no such text."""
+    """Return a value of Postgres' driver as Postgres reads it. Raises RecordError where it is not written so."""
+    if isinstance(value, Decimal) and spec.type is FieldType.INT and value != value.to_integral_value():
+        raise RecordError("unrepresentable", f"{spec.target}: {value} is no whole number, and is not rounded to one.")
+    return shown_of(spec, value)
+
+
+def shown_of(spec: FieldSpec, value: Any) -> str | None:
+    """Return a value of Postgres' driver as Postgres reads it, whatever the field's type. Raises RecordError where none does."""
     if value is None:
         return None
     if isinstance(value, list | tuple):
         return _array(spec, value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, Decimal) and spec.type is FieldType.INT and value != value.to_integral_value():
-        raise RecordError("unrepresentable", f"{spec.target}: {value} is no whole number, and is not rounded to one.")
     if isinstance(value, bytes | bytearray | memoryview):
         return "\\x" + bytes(value).hex()
     if isinstance(value, JsonText):
@@ -211,7 +216,7 @@ def _array(spec: FieldSpec, values: Sequence[Any]) -> str:
         if isinstance(value, list | tuple):
             parts.append(_array(spec, value))
             continue
-        text = text_of(spec, value)
+        text = shown_of(spec, value)
         parts.append("NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
     return "{" + ",".join(parts) + "}"
 

@@ -146,3 +146,16 @@ async def test_a_row_that_was_written_to_a_table_is_known_again_in_the_types_of_
     ours = StoredRecord(key=key, fields=there, revision="1/2/(0,1)")
     assert _still_ours(mapping, written, ours) is ours
     assert _still_ours(mapping, written, StoredRecord(key=key, fields={**there, "price": 0.2}, revision="1/2/(0,1)")) is None
+
+
+async def test_a_row_is_kept_as_it_stands_though_nobody_would_write_it_so() -> None:
+    """What stands in the way of the undo file stands in the way of the whole run: 1.5 is no whole number, and it is there."""
+    spec = pipeline(field("count", FieldType.INT), target_key=(KeyColumn(path="id", type=KeyType.INT),))
+    key = CompiledMapping(spec).source.codec.encode([1])
+    writer = PostgresWriter(spec, "postgresql://nobody@127.0.0.1:1/none")
+    for value, text in ((Decimal("1.5"), "1.5"), (Decimal("NaN"), "NaN")):
+        row = StoredRecord(key=key, fields={"id": 1, "count": value})
+        assert writer.kept(row) == f'{{"id": "1", "count": "{text}"}}'
+        with pytest.raises(RecordError, match="is no whole number"):
+            writer.document(key, row, spec.fields)
+    await writer.close()
