@@ -29,7 +29,7 @@ class Collection:
     async def read(self, condition: dict[str, Any]) -> list[RawBSONDocument]:
         self.asked += 1
         wanted = condition["_id"]["$in"]
-        return [one for one in self.documents if bson.decode(_readable(one.raw))["_id"] in wanted]
+        return [one for one in self.documents if bson.decode(_readable(bytes(one.raw)))["_id"] in wanted]
 
 
 def _readable(raw: bytes) -> bytes:
@@ -67,7 +67,7 @@ async def test_one_odd_document_makes_no_other_key_unread(
     """All that were missing beside it were unread with it, in every attempt: none of them became a gap."""
     collection = Collection(document(HERE), odd)
     monkeypatch.setattr(reader, "_read_now", collection.read)
-    found = await reader.fetch(keys(reader).values())
+    found = dict(await reader.fetch(keys(reader).values()))
     here, there = found.pop(keys(reader)[HERE]), found.pop(keys(reader)[ODD])
     assert isinstance(here, StoredRecord)
     assert isinstance(there, Unread)

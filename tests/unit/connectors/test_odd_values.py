@@ -51,7 +51,8 @@ def test_a_date_that_python_does_not_have_is_written_by_its_milliseconds(kind: F
     assert int(written) == millis
     spec = pipeline(field("v", kind))
     mapping = CompiledMapping(spec)
-    back = mapping.canonical_target(bson.decode(bson.encode({"_id": 1, "v": written}), OPTIONS))
+    document: dict[str, Any] = bson.decode(bson.encode({"_id": 1, "v": written}), OPTIONS)
+    back = mapping.canonical_target(document)
     assert mapping.differing(mapping.canonical_source({"id": 1, "v": value}), back) == (), "read back, it is what the row says"
 
 

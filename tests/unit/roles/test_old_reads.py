@@ -14,6 +14,7 @@ from bson import ObjectId
 from gapwatch.core.backfill import Step, decide
 from gapwatch.core.confirm import Difference, Progress, judge
 from gapwatch.core.keys import KeyCodec
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConflictError
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Detector, Kind, RunKind, RunState, State
@@ -31,7 +32,7 @@ from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 from tests.ledger_samples import hole as a_hole
 from tests.simulation.stores import VirtualClock
-from tests.unit.core.samples import field, unsatisfied
+from tests.unit.core.samples import field, pipeline, unsatisfied
 from tests.unit.roles.test_autorepairer import AUTO, Story
 
 GRACE_MS = 5_000
@@ -177,8 +178,9 @@ def test_what_we_wrote_is_known_again_where_the_key_is_not_the_id() -> None:
     # what MongoWriter inserts (an upsert makes the _id), as MongoReader reads it back
     there = bson.decode(bson.encode({"_id": ObjectId(), **document}), OPTIONS)
     item = WriteItem(key=key, document=document, replaces=ABSENT)
-    read = StoredRecord(key=key, fields=there, target_id=str(there["_id"]))
-    assert _still_ours(item, read) is not None, "our own write is taken for somebody else's: it is never taken back"
+    read = StoredRecord(key=key, fields=there, target_id=str(there["_id"]), raw=there)
+    mapping = CompiledMapping(pipeline(field("total", FieldType.INT)))
+    assert _still_ours(mapping, item, read) is not None, "our own write is taken for somebody else's: it is never taken back"
 
 
 def test_a_repair_that_never_reads_back_right_is_given_up(ledger: SqlLedger) -> None:

@@ -37,7 +37,7 @@ from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch
-from gapwatch.roles.repair.redelivery import Redelivery
+from gapwatch.roles.repair.redelivery import DELIVERED, Redelivery
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import Overwritten, UndoFile
 from gapwatch.roles.stores import PipelineStores
@@ -262,7 +262,7 @@ class Backfiller:
             lambda: self._on.ledger.audit_rows(pipeline=stores.spec.id, key=item.case.key, limit=ROWS_PER_KEY)
         )
         last = next((row for row in rows if row.action == WRITE_ACTION and row.outcome == ItemOutcome.WRITTEN.value), None)
-        if last is None or last.gap_id != gap.id:
+        if last is None or last.gap_id != gap.id or last.reason == DELIVERED:
             return False
         return last.before is None and last.after == _identity(stores, target)
 
