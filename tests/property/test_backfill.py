@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome, permitted
 from gapwatch.core.gaps import gap_id, rfc3339
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, Run, RunKind, RunState, State
-from gapwatch.model.pipeline import BatchSpec, Policy, RepairSpec
+from gapwatch.model.pipeline import BatchSpec, FeedKind, FeedSpec, FieldType, Policy, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapChange, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
@@ -31,7 +32,8 @@ from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.plans import plan, request_apply
 from tests.property.often import often
-from tests.simulation.stores import PLACEHOLDER, Rig, VirtualClock, spec_of_rig
+from tests.simulation.stores import PLACEHOLDER, ModelReader, ModelWriter, Rig, VirtualClock, spec_of_rig
+from tests.unit.core import samples
 
 GRACE_MS = 1_000
 NUMBERS = range(5)
@@ -116,6 +118,7 @@ def _never_worse(rig: Rig, item: WriteItem) -> None:
     versions = [row["total"] for row in rig.history.get(number, ()) if row is not None]
     there = rig.target.get(number)
     if item.document is None:
+        assert number not in rig.source or number in rig.unseen, "a document deleted whose row was there when it was read last"
         return
     row = dict(item.document)
     whole = [rig.document(known) for known in rig.history[number] if known is not None]
@@ -152,7 +155,7 @@ def _gap(rig: Rig, number: int, plan_id: str, clock: VirtualClock, *, proved: bo
 
 # ── the property ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ACTS = ("write", "delete", "deliver", "lose", "falsify", "remove", "strip", "mask")
+ACTS = ("write", "delete", "deliver", "lose", "falsify", "remove", "strip", "mask", "double")
 
 
 def act(rig: Rig, what: str, number: int) -> None:
@@ -173,6 +176,8 @@ def act(rig: Rig, what: str, number: int) -> None:
         del rig.source_writes(number)["note"]  # a reader that does not show the column
     elif what == "mask":
         rig.source_writes(number, note=PLACEHOLDER)
+    elif what == "double":  # a second table has the key as well, or no more
+        rig.twice ^= {number}
 
 
 acts = st.lists(st.tuples(st.sampled_from(ACTS), st.sampled_from(NUMBERS)), max_size=12)
@@ -385,6 +390,64 @@ def test_a_row_that_comes_back_while_its_document_is_deleted_gets_it_back(ledger
     ended = repaired(rig, ledger)
     assert rig.agrees(1), "deleted, and its row is there"
     assert ended.audited[1][-1] == ItemOutcome.WRITTEN.value
+
+
+def test_a_key_that_a_second_table_holds_by_now_keeps_its_document(ledger: SqlLedger) -> None:
+    """Which of the rows the document is of, nobody knows: it was taken for a row that is gone, and the document deleted."""
+    rig = Rig()
+    row = rig.source_writes(1)
+    rig.stranger_writes(1, {"_id": 1, "total": -5, "note": "stale"})
+    at_write(rig, lambda: rig.twice.add(1))
+    ended = repaired(rig, ledger)
+    assert (len(rig.writes), rig.target) == (1, {1: rig.document(row)})
+    assert ended.audited[1][-1] == ItemOutcome.UNREAD.value
+    assert (ended.run.state, ended.gap(1).state) == (RunState.INCONCLUSIVE, State.OPEN)
+
+
+def test_a_row_that_comes_back_and_goes_while_its_deletion_is_read_back_is_read_once_more(ledger: SqlLedger) -> None:
+    rig = Rig(spec=DELETING_SPEC)
+    rig.stranger_writes(1, {"_id": 1, "total": -1, "note": "too much"})
+    calls: list[str] = []
+
+    def between(what: str) -> None:
+        if calls or what.startswith("write"):
+            calls.append(what)
+        if len(calls) == 2:  # the first read after the write: of the source
+            rig.source_writes(1)
+        elif len(calls) == 4:  # the second one
+            rig.source_deletes(1)
+
+    rig.between = between
+    ended = repaired(rig, ledger)
+    assert (len(rig.writes), rig.target) == (1, {})
+    assert ended.run.state is RunState.SUCCEEDED
+    assert ended.gap(1).resolution is Resolution.BACKFILLED
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1.0, float("nan")], {"a": [float("nan")]}])
+def test_a_document_with_nan_does_not_outlive_its_row(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """Read back, it is not equal to what was written, and still ours."""
+    fields = (samples.field("total", FieldType.INT), samples.field("note", FieldType.INFERRED))
+    rig = Rig(spec=samples.pipeline(*fields, source_feed=FeedSpec(kind=FeedKind.CHANGE_STREAM, topic="of.documents")))
+    monkeypatch.setattr(ModelReader, "_read", decoded_anew(ModelReader._read))
+    monkeypatch.setattr(ModelWriter, "document", lambda _, key, row, fields: rig.document(dict(row.fields)))
+    rig.source_writes(1, note=value)
+    at_write(rig, lambda: rig.source_deletes(1))
+    ended = repaired(rig, ledger)
+    assert (len(rig.writes), rig.target) == (2, {})
+    assert ended.run.counts["vanished"] >= 1
+
+
+def decoded_anew(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Have every read of the target return values of its own, as a driver does: no NaN is another one, in whatever list."""
+
+    def anew(reader: ModelReader, number: int, key: bytes) -> Any:
+        found = read(reader, number, key)
+        if reader._side is Side.EXPECTED or not isinstance(found, StoredRecord):
+            return found
+        return replace(found, fields=pickle.loads(pickle.dumps(found.fields)))
+
+    return anew
 
 
 def test_a_correction_that_the_target_refuses_is_not_called_newer(ledger: SqlLedger) -> None:

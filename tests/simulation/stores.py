@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -114,6 +114,7 @@ class Rig:
     sink: dict[int, list[Row | None]] = field(default_factory=dict)
     away: set[Side] = field(default_factory=set)
     unread: set[int] = field(default_factory=set)
+    twice: set[int] = field(default_factory=set)  # rows that another table of the source holds as well
     ordered: bool = True  # whether scans say that they show keys in their order
     misplaced: frozenset[int] = frozenset()  # documents that a scan of the target shows last, whatever their keys
     refused: set[int] = field(default_factory=set)  # documents that the target refuses
@@ -226,7 +227,7 @@ class ModelReader:
         rig.between(f"fetch {self._side.name}")
         return {key: self._read(rig.number(key), key) for key in keys}
 
-    def _read(self, number: int, key: Key) -> Read:
+    def _read(self, number: int, key: Key) -> Read | tuple[StoredRecord, ...]:
         rig = self._rig
         if self._side in rig.away or number in rig.unread:
             return Unread("no answer")
@@ -237,7 +238,10 @@ class ModelReader:
             return ABSENT if document is None else StoredRecord(key=key, fields=dict(document), raw=dict(document))
         rig.unseen.discard(number)
         row = rig.source.get(number)
-        return ABSENT if row is None else StoredRecord(key=key, fields=dict(row), revision=rig.revision(number))
+        if row is None:
+            return ABSENT
+        record = StoredRecord(key=key, fields=dict(row), revision=rig.revision(number))
+        return (record, replace(record, revision=f"another {record.revision}")) if number in rig.twice else record
 
     async def scan(
         self, *, content: bool, cursor: Any = None, lower: Key | None = None, upper: Key | None = None, chunk: int = 10_000
@@ -298,6 +302,7 @@ class ModelWriter:
 
     def _write(self, item: WriteItem) -> WriteResult:
         rig, number = self._rig, self._rig.number(item.key)
+        assert item.document is not None or isinstance(item.replaces, StoredRecord), "what is not there cannot be deleted"
         rig.on_write(item)
         there = rig.target.get(number)
         expected = dict(item.replaces.raw) if isinstance(item.replaces, StoredRecord) else None

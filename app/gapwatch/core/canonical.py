@@ -380,6 +380,7 @@ def _json_payload(*, event: bool, json_text: bool) -> Payload:
             must = True
         elif isinstance(value, str) and (event or json_text):
             must = event
+            value = str(value)  # BSON's code is a kind of text
         else:
             return generic(value)
         try:

@@ -159,9 +159,9 @@ def satisfied(reads: Reads, match: Match) -> bool:
         return False
     if match is Match.PRESENCE:
         return True
-    if match is Match.VERSION:
-        return reads.after.version is not None and reads.after.version == reads.target.version
-    return not reads.differing
+    if match is Match.VERSION and (reads.after.version, reads.target.version) != (None, None):
+        return reads.after.version == reads.target.version
+    return not reads.differing  # also of two that have no version: there is nothing else to compare
 
 
 def judge(
@@ -181,7 +181,8 @@ def judge(
         reads: Source, target, source.
         progress: What is remembered from earlier attempts.
         match: The pipeline's match mode.
-        others_were_read: Whether other keys of the unread store were read in this batch; only then a failure counts.
+        others_were_read: Whether other keys of the unread store were read in this batch; only then a failure counts. Not where
+            so many were read at once that it took too long.
         proven_by_wait: Whether grace and delivered-through have passed since ``progress.waiting_since_ms``.
         is_old: Whether so long has passed since the reads that a row may have come and gone, and be on its way.
     """
@@ -202,7 +203,7 @@ def judge(
     elif suspect is None or not _is_the_suspected_state(suspect, reads, match):
         return _moved_on(reads, progress)
     if is_old:
-        return _not_read(OLD, progress, counts=True)
+        return _not_read(OLD, progress, counts=others_were_read)
     return _difference(suspect, reads, match)
 
 

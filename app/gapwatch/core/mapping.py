@@ -401,7 +401,7 @@ def _shown_payload(spec: FieldSpec, payload: bytes, value: Any) -> str:
         case FieldType.OBJECTID | FieldType.BYTES:
             return payload.hex()
         case _:
-            return value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str, order="sorted").decode()
+            return str(value) if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str, order="sorted").decode()
 
 
 def _shown_time(spec: FieldSpec, text: str) -> str:

@@ -198,6 +198,8 @@ def read_days(value: Any) -> int | str | None:
     moment = _from_datetime(value, None) if isinstance(value, datetime) else value
     if isinstance(value, str):
         moment = _from_text(value, None)
+    elif type(value).__name__ == "DatetimeMS":  # bson's moment outside Python's years
+        moment = Instant(int(value), 1_000)
     if isinstance(moment, str):
         return moment
     if not isinstance(moment, Instant):

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from bson import Binary, DatetimeMS, Decimal128, Int64, ObjectId
 from bson.binary import UuidRepresentation
+from bson.errors import BSONError
 
 from gapwatch.core.keys import OBJECTID_TEXT, decimal_text, getter
 from gapwatch.core.temporal import moment_reader, rescale
@@ -145,9 +146,9 @@ def _number(spec: FieldSpec, value: int | Decimal) -> Any:
     whole = isinstance(value, int) or (spec.type is FieldType.INT and value.is_finite() and value == value.to_integral_value())
     if not whole or spec.type is FieldType.DECIMAL:
         return _decimal(spec.target, Decimal(value))
+    if not INT64_MIN <= value <= INT64_MAX:
+        raise RecordError("unrepresentable", f"{spec.target}: {Decimal(value):.6g} does not fit 64 bits.")
     number = int(value)
-    if not INT64_MIN <= number <= INT64_MAX:
-        raise RecordError("unrepresentable", f"{spec.target}: {number} does not fit 64 bits.")
     return number if abs(number) <= INT32_MAX else Int64(number)
 
 
@@ -173,7 +174,7 @@ def _moment(spec: FieldSpec, value: Any) -> Any:
         raise RecordError("unrepresentable", f"{spec.target}: {value!r} is no BSON date.")
     try:
         return DatetimeMS(millis).as_datetime().replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
+    except (BSONError, ValueError, OverflowError):
         return DatetimeMS(millis)  # a year that Python does not have
 
 
@@ -181,13 +182,18 @@ def _json(spec: FieldSpec, text: str) -> Any:
     """Return JSON as BSON, its numbers exact."""
 
     def whole(digits: str) -> Any:
-        number = int(digits)
+        number = Decimal(digits)  # of any length, where an int is not
         if INT64_MIN <= number <= INT64_MAX:
-            return number if abs(number) <= INT32_MAX else Int64(number)
-        return _decimal(spec.target, Decimal(digits))
+            return int(number) if abs(number) <= INT32_MAX else Int64(number)
+        return _decimal(spec.target, number)
 
     def broken(digits: str) -> Any:
         return _decimal(spec.target, Decimal(digits))
 
-    read: Mapping[str, Any] | Any = json.loads(text, parse_int=whole, parse_float=broken)
+    try:
+        read: Mapping[str, Any] | Any = json.loads(text, parse_int=whole, parse_float=broken)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            "unrepresentable", f"{spec.target}: the column holds no JSON, or one that is nested too deep."
+        ) from error
     return read

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import bson
 from bson import CodecOptions, ObjectId
 from bson.codec_options import DatetimeConversion
+from bson.errors import BSONError
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING
@@ -28,6 +29,7 @@ from gapwatch_connectors.mongodb.contents import DRIVER, keys_in, options
 from gapwatch_connectors.mongodb.keys import SORTED, DocumentKeys
 
 RAW = OPTIONS.with_options(document_class=RawBSONDocument)
+MISFITS_MAX: Final = 8  # documents of one look-up that no key can be read of, and whose keys are looked for one by one
 CURSOR = CANONICAL_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
@@ -113,23 +115,29 @@ class MongoReader:
     # by key
 
     async def fetch(self, keys: Collection[Key]) -> Mapping[Key, Read | tuple[StoredRecord, ...]]:
+        """Read documents by key. One that no key can be read of makes unread only what it may be, where such are few."""
         wanted = list(keys)
         condition = self._keys.filter(wanted)
         if condition is None:
             return dict.fromkeys(wanted, ABSENT)
         found: dict[Key, list[StoredRecord]] = {}
-        misfit = ""
+        misfits: list[str] = []
         with self._mongo.wrapped():
             for raw in await self._read_now(condition):
-                document = bson.decode(raw.raw, OPTIONS)
                 try:
-                    record = self._record(document, raw)
+                    record = self._record(bson.decode(raw.raw, OPTIONS), raw)
                 except KeyMisfit as error:
-                    misfit = f"a document was found whose key does not fit: {error.message}"
-                    continue
-                found.setdefault(record.key, []).append(record)
-        missing: Read = Unread(misfit) if misfit else ABSENT
-        return {key: _read(found.get(key, ()), missing) for key in wanted}
+                    misfits.append(f"a document was found whose key does not fit: {error.message}")
+                except BSONError as error:
+                    misfits.append(f"a document was found that cannot be decoded: {type(error).__name__}")
+                else:
+                    found.setdefault(record.key, []).append(record)
+        missing = [key for key in wanted if key not in found]
+        reads: dict[Key, Read | tuple[StoredRecord, ...]] = dict.fromkeys(missing, Unread(misfits[0]) if misfits else ABSENT)
+        if len(missing) > 1 and 0 < len(misfits) <= MISFITS_MAX:
+            half = len(missing) // 2
+            reads = {**await self.fetch(missing[:half]), **await self.fetch(missing[half:])}
+        return reads | {key: _read(found[key]) for key in wanted if key in found}
 
     async def _read_now(self, condition: Document) -> list[RawBSONDocument]:
         """Read from the primary, by majority, no older than this call.
@@ -374,7 +382,5 @@ def _projection(paths: Sequence[str]) -> dict[str, int]:
     return {path: 1 for path in chosen if path.split(".")[0] != "_id"} | {"_id": 1}
 
 
-def _read(records: Sequence[StoredRecord], missing: Read) -> Read | tuple[StoredRecord, ...]:
-    if not records:
-        return missing
+def _read(records: Sequence[StoredRecord]) -> Read | tuple[StoredRecord, ...]:
     return records[0] if len(records) == 1 else tuple(records)

@@ -21,6 +21,7 @@ from gapwatch_connectors.mongodb.keys import DocumentKeys
 
 AT_ONCE: Final = 8  # guarded replacements in flight: a bulk would not say which of them found what they expected
 DUPLICATE: Final = frozenset({11000, 11001, 12582})
+UNSENDABLE: Final = (BSONError, OverflowError, UnicodeError, RecursionError)  # what the driver says of what BSON cannot hold
 THERE: Final = "a document with this key is there by now"
 CHANGED: Final = "the document is not what was read any more"
 
@@ -92,7 +93,7 @@ class MongoWriter:
                 await self._collection.insert_many(documents, ordered=False)
             except BulkWriteError as error:
                 found = _of_bulk(error, [items[number].key for number in numbers])
-            except (BSONError, OverflowError):  # the driver refuses one of them, before it sends any
+            except UNSENDABLE:  # the driver refuses one of them, before it sends any
                 found = {at: await self._one(items[number]) for at, number in enumerate(numbers)}
         for at, number in enumerate(numbers):
             results[number] = found.get(at) or WriteResult(key=items[number].key, outcome="written")
@@ -107,8 +108,8 @@ class MongoWriter:
                 return _failed(item.key, f"not confirmed by the majority: {_reason(error.details, error)}")
             except WriteError as error:
                 return _failed(item.key, _reason(error.details, error))
-            except (BSONError, OverflowError) as error:
-                return _failed(item.key, str(error))
+            except UNSENDABLE as error:
+                return _failed(item.key, str(error)[:300])
 
     async def _guarded(self, item: WriteItem) -> WriteResult:
         target = self._collection

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import errors, sql
 
 from gapwatch.core.keys import KeyCodec
+from gapwatch.core.temporal import NEGATIVE_INFINITY
 from gapwatch.core.values import JsonText
 from gapwatch.errors import RecordError, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec
@@ -75,7 +76,7 @@ class PostgresWriter:
         """Return the row's mapped columns as texts that Postgres reads: it overwrites no others."""
         key = {column.path for column in self._key}
         texts = {
-            name: plain(value) if name in key else text_of(self._fields[name], value)
+            name: plain(value) if name in key else shown_of(self._fields[name], value)
             for name, value in document.fields.items()
             if name in key or name in self._fields
         }
@@ -171,15 +172,20 @@ class PostgresWriter:
 
 
 def text_of(spec: FieldSpec, value: Any) -> str | None:
-    """Return a value of Postgres' driver as Postgres reads it. Raises RecordError where it has no such text."""
+    """Return a value of Postgres' driver as Postgres reads it. Raises RecordError where it is not written so."""
+    if isinstance(value, Decimal) and spec.type is FieldType.INT and value != value.to_integral_value():
+        raise RecordError("unrepresentable", f"{spec.target}: {value} is no whole number, and is not rounded to one.")
+    return shown_of(spec, value)
+
+
+def shown_of(spec: FieldSpec, value: Any) -> str | None:
+    """Return a value of Postgres' driver as Postgres reads it, whatever the field's type. Raises RecordError where none does."""
     if value is None:
         return None
     if isinstance(value, list | tuple):
         return _array(spec, value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, Decimal) and spec.type is FieldType.INT and value != value.to_integral_value():
-        raise RecordError("unrepresentable", f"{spec.target}: {value} is no whole number, and is not rounded to one.")
     if isinstance(value, bytes | bytearray | memoryview):
         return "\\x" + bytes(value).hex()
     if isinstance(value, JsonText):
@@ -197,7 +203,7 @@ def text_of(spec: FieldSpec, value: Any) -> str | None:
 
 def _era(text: str) -> str:
     """Return ISO text as Postgres reads it: the year 0 is 1 BC."""
-    if not text.startswith("-") and not text.startswith("0000-"):
+    if text == NEGATIVE_INFINITY or not text.startswith(("-", "0000-")):
         return text  # an infinity, 24:00:00, a year of five digits
     year, _, rest = text.removeprefix("-").partition("-")
     return f"{int(year) + 1:04d}-{rest} BC"
@@ -210,7 +216,7 @@ def _array(spec: FieldSpec, values: Sequence[Any]) -> str:
         if isinstance(value, list | tuple):
             parts.append(_array(spec, value))
             continue
-        text = text_of(spec, value)
+        text = shown_of(spec, value)
         parts.append("NULL" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
     return "{" + ",".join(parts) + "}"
 

@@ -352,6 +352,21 @@ def test_by_version_equal_versions_agree_and_others_are_named() -> None:
         assert verdict.kind is kind
 
 
+def test_by_version_two_that_have_none_are_compared_by_their_fields() -> None:
+    """Null at the source, and at a target that shows just that row: it was a gap of no field that nothing could close."""
+    waited: dict[str, Any] = {"proven_by_wait": True}
+    for there, fields in ((A, None), (B, ("total",))):
+        progress = Progress(baseline=present(A), waiting_since_ms=1)
+        verdict = judge(None, reads(present(A), present(there)), progress, Match.VERSION, **waited)
+        if fields is None:
+            assert isinstance(verdict, Cleared)
+        else:
+            assert isinstance(verdict, Difference)
+            assert (verdict.kind, verdict.fields) == (Kind.MISMATCH, fields)
+    progress = Progress(baseline=present(A), waiting_since_ms=1)
+    assert isinstance(judge(None, reads(present(A), present(A, version=3)), progress, Match.VERSION, **waited), Difference)
+
+
 def test_by_version_a_younger_write_with_the_same_fields_gets_its_own_grace() -> None:
     """The mapped fields tell nothing there: version 6 is on its way, and looks like the suspected version 5."""
     first = by_version(6, 5, versioned(5))

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import pytest
+
+from gapwatch.core.backfill import WRITABLE
+from gapwatch.errors import StoreUnreachable
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.gap import Run, RunState, State
+from gapwatch.model.gap import Resolution, Run, RunKind, RunState, State
+from gapwatch.model.pipeline import RepairMode, RepairSpec
 from gapwatch.model.stream import Side
-from tests.unit.roles.test_autorepairer import Story
+from gapwatch.roles.repair.backfill_work import BackfillDependencies
+from gapwatch.roles.repair.backfiller import Backfiller
+from gapwatch.roles.repair.plans import plan, request_apply
+from gapwatch.roles.repair.resending import ResendRequest
+from tests.unit.roles.test_autorepairer import AUTO, Story
 from tests.unit.roles.test_old_reads import Slow
 
 
-def missing(ledger: SqlLedger, *numbers: int) -> Story:
+def missing(ledger: SqlLedger, *numbers: int, repair: RepairSpec = AUTO) -> Story:
     """A pipeline whose target misses some documents; their repair is planned."""
-    story = Story(ledger)
+    story = Story(ledger, repair)
     for number in numbers:
         story.rig.stranger_writes(number, None)
     story.sweep()
@@ -102,3 +112,71 @@ def test_an_insert_that_was_read_back_right_is_not_taken_back_against_the_policy
     story.rig.sink_loses(7)
     story.carry_out()
     assert 7 in story.rig.target, "the policy says that extra documents are reported, and this one was deleted"
+
+
+class Delivering:
+    """Implements :class:`gapwatch.roles.repair.resending.Resender`: the pipeline delivers at once what it is asked for."""
+
+    def __init__(self, story: Story) -> None:
+        self._rig = story.rig
+
+    async def ask(self, requests: Sequence[ResendRequest], *, run_id: str) -> Sequence[str]:
+        for request in requests:
+            assert request.row is not None
+            self._rig.stranger_writes(self._rig.number(request.key), self._rig.document(dict(request.row.fields)))
+        return [""] * len(requests)
+
+    async def close(self) -> None: ...
+
+
+def redelivered(story: Story) -> Run:
+    """Have the pipeline deliver again what is planned."""
+    taken = story.ledger.take_run(RunKind.BACKFILL, "here", seconds=1e6)
+    assert taken is not None
+    dependencies = BackfillDependencies(
+        ledger=story.ledger,
+        book=story.book,
+        clock=story.clock,
+        holder="here",
+        grace_ms=lambda _: 1_000,
+        delivered=lambda _: story.delivered,
+        on_document=lambda *_: None,
+        resender=lambda stores, mode: Delivering(story),
+    )
+    return asyncio.run(Backfiller(dependencies).run(taken, story.rig.stores))
+
+
+def test_what_was_delivered_again_closes_its_gap_however_slow_the_stores_are(ledger: SqlLedger) -> None:
+    story = missing(ledger, 7, repair=replace(AUTO, modes=(RepairMode.REPUBLISH,)))
+
+    def between(what: str) -> None:
+        story.clock._ms += 700
+
+    story.rig.between = between
+    run = redelivered(story)
+    assert (run.counts["written"], run.counts["verified"], run.counts["open_gaps_left"]) == (1, 1, 0)
+    assert story.gaps()[0].resolution is Resolution.BACKFILLED
+
+
+def test_what_the_pipeline_delivered_again_is_not_taken_back_as_an_insert_of_ours(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read back right, and its gap left open as the ledger went away; later its row goes, and the sink loses that."""
+    story = missing(ledger, 7, repair=replace(AUTO, modes=(RepairMode.REPUBLISH, RepairMode.DIRECT)))
+    with monkeypatch.context() as patched:
+        patched.setattr(story.book, "close", _away)
+        assert redelivered(story).state is RunState.INCONCLUSIVE
+    story.rig.spec = story.spec = replace(story.spec, repair=AUTO)
+    story.rig.source_deletes(7)
+    story.rig.sink_loses(7)
+    plan(ledger, story.spec, WRITABLE, limit=10, run_id="again_plan", clock=story.clock)
+    request_apply(ledger, "again_plan", run_id="again", clock=story.clock)
+    run = story.carry_out()
+    assert run.counts["vanished"] == 1
+    assert 7 in story.rig.target, "the policy says that extra documents are reported, and this one was deleted"
+
+
+async def _away(_: object, decided: Sequence[object], **__: object) -> set[bytes]:
+    if decided:
+        raise StoreUnreachable("The ledger does not answer.", store="ledger")
+    return set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -14,24 +14,26 @@ from bson import ObjectId
 from gapwatch.core.backfill import Step, decide
 from gapwatch.core.confirm import Difference, Progress, judge
 from gapwatch.core.keys import KeyCodec
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConflictError
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Detector, Kind, RunKind, RunState, State
 from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
-from gapwatch.ports import ABSENT, StoredRecord, WriteItem
+from gapwatch.ports import ABSENT, Key, StoredRecord, WriteItem
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.backfill_work import BackfillDependencies
 from gapwatch.roles.repair.backfiller import Backfiller, _still_ours
-from gapwatch.roles.repair.judging import Case, Decided
+from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.reads import read_batch
+from gapwatch.roles.stores import PipelineStores
 from gapwatch_connectors.mongodb.connection import OPTIONS
 from gapwatch_connectors.mongodb.documents import build
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 from tests.ledger_samples import hole as a_hole
-from tests.simulation.stores import VirtualClock
-from tests.unit.core.samples import field, unsatisfied
+from tests.simulation.stores import ModelReader, Rig, VirtualClock
+from tests.unit.core.samples import field, pipeline, unsatisfied
 from tests.unit.roles.test_autorepairer import AUTO, Story
 
 GRACE_MS = 5_000
@@ -177,8 +179,9 @@ def test_what_we_wrote_is_known_again_where_the_key_is_not_the_id() -> None:
     # what MongoWriter inserts (an upsert makes the _id), as MongoReader reads it back
     there = bson.decode(bson.encode({"_id": ObjectId(), **document}), OPTIONS)
     item = WriteItem(key=key, document=document, replaces=ABSENT)
-    read = StoredRecord(key=key, fields=there, target_id=str(there["_id"]))
-    assert _still_ours(item, read) is not None, "our own write is taken for somebody else's: it is never taken back"
+    read = StoredRecord(key=key, fields=there, target_id=str(there["_id"]), raw=there)
+    mapping = CompiledMapping(pipeline(field("total", FieldType.INT)))
+    assert _still_ours(mapping, item, read) is not None, "our own write is taken for somebody else's: it is never taken back"
 
 
 def test_a_repair_that_never_reads_back_right_is_given_up(ledger: SqlLedger) -> None:
@@ -265,3 +268,39 @@ def test_whoever_has_lost_a_run_leaves_its_gaps_to_the_next_holder(ledger: SqlLe
     with pytest.raises(ConflictError):
         story.carry_out_with(world)
     assert {gap.state for gap in story.gaps()} == {left}
+
+
+async def test_fewer_keys_are_read_at_once_where_many_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 ms a key: a hundred at once were too old to prove anything, ten times, and a hundred gaps were unverifiable."""
+    rig, clock, sizes = Rig(), VirtualClock(), list[int]()
+    for number in range(100):
+        rig.source_writes(number)
+    fetch = ModelReader.fetch
+
+    async def slow(reader: ModelReader, keys: Collection[Key]) -> Any:
+        clock._ms += 60 * len(keys)  # each of the three reads
+        sizes.append(len(keys))
+        return await fetch(reader, keys)
+
+    async def stores() -> PipelineStores:
+        return rig.stores
+
+    monkeypatch.setattr(ModelReader, "fetch", slow)
+    delivered = Delivered(through_ms=None, age_alone=True)
+    judge = KeyJudge(stores, grace_ms=lambda: 1_000, delivered=lambda: delivered, clock=clock)
+    for number in range(100):
+        judge.add(rig.key(number))
+    decided: list[Decided] = []
+    while len(judge):
+        decided += await judge.step()
+        await clock.sleep(0.1)
+    assert {type(item.judgement) for item in decided} == {Difference}
+    assert (max(sizes), sizes[-1]) == (100, 25), "three reads of 25 take 4.5 s"
+    monkeypatch.setattr(ModelReader, "fetch", fetch)  # the store is well again
+    at_once = []
+    for _ in range(3):
+        for number in range(200):
+            judge.add(rig.key(number))
+        at_once.append(len(judge.due()))
+        await judge.step()
+    assert at_once == [25, 50, 100]

@@ -211,6 +211,30 @@ async def test_a_worker_with_another_configuration_compares_nothing(ledger: SqlL
     assert found(ledger) == {}
 
 
+async def test_what_nobody_expected_ends_the_run_and_the_part_and_nobody_takes_them_again(ledger: SqlLedger) -> None:
+    """One value that no reader foresaw ended the role, which took the run again when its lease was over, for ever."""
+    rig = copied(100)
+    shared = Shared(rig, ledger)
+    assert await shared.split.takes(shared.run, rig.stores)
+
+    class Provider:
+        async def stores(self, pipeline: str) -> PipelineStores:
+            raise TypeError("a value that nobody foresaw")
+
+    on = SimpleNamespace(ledger=ledger, clock=shared.clock, pipelines={rig.spec.id: rig.spec}, stores={RunKind.SWEEP: Provider()})
+    runner = RunRunner(cast("RunnerDependencies", on))
+    taken = ledger.take_part("worker", [rig.spec.id], seconds=1e6)
+    assert taken is not None
+    await runner._part(*taken, "worker")
+    part = ledger.parts(shared.run.id)[taken[1].number - 1]
+    assert (part.state, part.error) == (RunState.INCONCLUSIVE, "It failed (TypeError); the log says where.")
+    await runner._carry_out(shared.run, "holder")
+    run = ledger.run(shared.run.id)
+    assert run is not None
+    assert (run.state, run.error) == (RunState.INCONCLUSIVE, "It failed (TypeError); the log says where.")
+    assert ledger.take_run(RunKind.SWEEP, "another", seconds=1) is None
+
+
 async def test_a_worker_that_is_gone_leaves_its_part_to_another_one(ledger: SqlLedger) -> None:
     rig = copied(100)
     expected = spoil(rig)

@@ -25,18 +25,19 @@ from gapwatch.core.backfill import OVERRUN, WRITE_ACTION, Decision, ItemOutcome,
 from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, satisfied
 from gapwatch.core.gaps import proof_of
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.pace import Pace
 from gapwatch.errors import ConflictError, RecordError, StoreError
 from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
 from gapwatch.model.pipeline import RepairMode
 from gapwatch.model.stream import Side
-from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, WriteItem
+from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, Unread, WriteItem
 from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch
-from gapwatch.roles.repair.redelivery import Redelivery
+from gapwatch.roles.repair.redelivery import DELIVERED, Redelivery
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import Overwritten, UndoFile
 from gapwatch.roles.stores import PipelineStores
@@ -261,7 +262,7 @@ class Backfiller:
             lambda: self._on.ledger.audit_rows(pipeline=stores.spec.id, key=item.case.key, limit=ROWS_PER_KEY)
         )
         last = next((row for row in rows if row.action == WRITE_ACTION and row.outcome == ItemOutcome.WRITTEN.value), None)
-        if last is None or last.gap_id != gap.id:
+        if last is None or last.gap_id != gap.id or last.reason == DELIVERED:
             return False
         return last.before is None and last.after == _identity(stores, target)
 
@@ -352,9 +353,15 @@ class Backfiller:
         """Take back or renew our own writes whose source moved on; return those to read back once more."""
         again: list[_Written] = []
         for item, reads in wrong:
-            ours = _still_ours(item.item, reads.target)
+            ours = _still_ours(work.stores.mapping, item.item, reads.target)
             if ours is None:
                 await self._books.conclude(work, item.item.key, ItemOutcome.ALREADY_NEWER, OVERRUN)
+                continue
+            if isinstance(reads.source, Unread):  # rows of several tables have the key: nobody knows which the document is of
+                await self._books.conclude(work, item.item.key, ItemOutcome.UNREAD, reads.source.reason)
+                continue
+            if isinstance(ours, Absent) and isinstance(reads.source, Absent):  # the row came back and went while it was read
+                again.append(item)
                 continue
             try:
                 renewed = _renewed(work.stores, item, reads, ours)
@@ -435,16 +442,29 @@ def _asked_over(item: Decided) -> Overwritten:
     return item.case.key, target if isinstance(target, StoredRecord) else None, not isinstance(item.reads.source, StoredRecord)
 
 
-def _still_ours(item: WriteItem, target: Read | tuple[StoredRecord, ...]) -> StoredRecord | Absent | None:
+def _still_ours(
+    mapping: CompiledMapping, item: WriteItem, target: Read | tuple[StoredRecord, ...]
+) -> StoredRecord | Absent | None:
     """Return what stands at the target if it is what we left there (after a delete: nothing); None: somebody came after us."""
     if isinstance(target, Absent):
         return target if item.document is None else None
     if item.document is None or not isinstance(target, StoredRecord):
         return None
     found = dict(target.fields)
+    if target.raw is None:  # a table's row: its columns have types of their own, and some are not ours
+        return target if _identity_of(mapping, found) == _identity_of(mapping, item.document) else None
     if ID not in item.document:  # the store has given it one
         found.pop(ID, None)
-    return target if found == dict(item.document) else None
+    return target if _alike(found, item.document) else None
+
+
+def _alike(found: Any, written: Any) -> bool:
+    """Whether a value was read back as it was written; NaN, which equals nothing, is what it was."""
+    if isinstance(found, Mapping) and isinstance(written, Mapping):
+        return found.keys() == written.keys() and all(_alike(value, written[name]) for name, value in found.items())
+    if isinstance(found, list) and isinstance(written, list):
+        return len(found) == len(written) and all(map(_alike, found, written))
+    return bool(found == written or (found != found and written != written))
 
 
 def _renewed(stores: PipelineStores, item: _Written, reads: KeyReads, ours: StoredRecord | Absent) -> _Written:
@@ -465,4 +485,8 @@ def _digest_before(stores: PipelineStores, replaced: StoredRecord | Absent) -> s
 
 
 def _identity(stores: PipelineStores, document: StoredRecord) -> str:
-    return stores.mapping.canonical_target(document.fields).identity.hex()
+    return _identity_of(stores.mapping, document.fields)
+
+
+def _identity_of(mapping: CompiledMapping, fields: Mapping[str, Any]) -> str:
+    return mapping.canonical_target(fields).identity.hex()

@@ -17,7 +17,6 @@ from gapwatch.core.confirm import (
     Presence,
     Progress,
     Reading,
-    Reads,
     Retry,
     Superseded,
     WaitAndReadAgain,
@@ -35,6 +34,7 @@ from gapwatch.roles.stores import PipelineStores
 KEYS_PER_BATCH_MAX = 500
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 15.0
+QUICK = 4  # times less than reading may take: then more keys are read at once again
 READING_SECONDS_MAX = 5.0  # a difference whose reads took longer, and longer than the grace, is read again
 
 
@@ -113,7 +113,7 @@ class KeyJudge:
         self._grace_ms = grace_ms
         self._delivered = delivered
         self._clock = clock
-        self._batch = batch
+        self._batch = self._most = batch
         self._digests = digests
         self._cases: dict[Key, Case] = {}
         self._turns: dict[int, dict[Key, Case]] = {}  # by ``not_before_ms``: what is due must not cost a look at every key
@@ -183,7 +183,7 @@ class KeyJudge:
             for case in self._turns[turn].values()
             if _delivery_passed(case, delivered)
         )
-        return list(islice(ready, self._batch))
+        return list(islice(ready, self._most))
 
     async def step(self) -> Sequence[Decided]:
         """Read one batch of due keys and judge them; decided keys leave the queue. Empty when nothing was due.
@@ -198,19 +198,22 @@ class KeyJudge:
         digested = None if self._digests else {key for key, suspect in asked.items() if suspect is not None}
         once = {case.key for case in cases if _is_read_once(case)}
         batch = await read_batch(stores, list(asked), self._clock, digested=digested, once=once)
+        started = min(item.reads.started_ms for item in batch.by_key.values())
+        self._pace(started, len(cases))
         decided = []
         for case in cases:
             if case.suspect is not asked[case.key]:
                 continue  # raised meanwhile: what was read may be older than the write that it names
-            key_reads = batch.by_key[case.key]
+            key_reads, is_old = batch.by_key[case.key], self._is_old(started)
+            too_many = is_old and len(cases) > 1  # fewer are read in less time: that fails none of them
             judgement = judge(
                 case.suspect,
                 key_reads.reads,
                 case.progress,
                 stores.spec.match,
-                others_were_read=batch.others_were_read,
+                others_were_read=batch.others_were_read and not too_many,
                 proven_by_wait=case.waits_for_ms > 0,
-                is_old=self._is_old(key_reads.reads),
+                is_old=is_old,
             )
             if isinstance(judgement, WaitAndReadAgain | Retry):
                 self._postpone(case, judgement)
@@ -219,9 +222,21 @@ class KeyJudge:
                 decided.append(Decided(case=case, judgement=judgement, reads=key_reads))
         return decided
 
-    def _is_old(self, reads: Reads) -> bool:
+    @property
+    def _old_ms(self) -> float:
+        return max(READING_SECONDS_MAX * 1000, self._grace_ms())
+
+    def _is_old(self, started_ms: int) -> bool:
         """Whether so long has passed since the stores were read that a row may have come and gone, and be on its way."""
-        return self._clock.now_ms() - reads.started_ms > max(READING_SECONDS_MAX * 1000, self._grace_ms())
+        return self._clock.now_ms() - started_ms > self._old_ms
+
+    def _pace(self, started_ms: int, keys: int) -> None:
+        """Read fewer keys at once where that took too long, and more again where it took little."""
+        took = self._clock.now_ms() - started_ms
+        if took > self._old_ms:
+            self._most = max(1, keys // 2)
+        elif took < self._old_ms / QUICK and keys >= self._most:
+            self._most = min(self._batch, 2 * self._most)
 
     def _postpone(self, case: Case, judgement: WaitAndReadAgain | Retry) -> None:
         case.progress = judgement.progress

@@ -21,6 +21,7 @@ from gapwatch.roles.repair.resending import ResendRequest
 
 PATIENCE_SECONDS: Final = 60.0  # and twice the grace: how long the pipeline has for what it was asked for
 LOOK_SECONDS: Final = 0.5
+DELIVERED: Final = "delivered again and read back right"  # the reason of an audit row whose document nobody here has written
 
 
 class Redelivery:
@@ -83,13 +84,13 @@ class Redelivery:
             outcome = ItemOutcome.VANISHED if gone else ItemOutcome.WRITTEN
             self._books.count(work, key, outcome)
             after = None if gone else reads.reads.after.identity.hex()
-            rows.append(self._books.row(work, key, outcome, "delivered again and read back right", after=after))
+            rows.append(self._books.row(work, key, outcome, DELIVERED, after=after))
         work.tally.verified(len(right))
         await asyncio.to_thread(self._on.ledger.audit, rows, by=work.run)
         decided = [
             Decided(case=Case(key=key), judgement=Cleared(reason="in_agreement"), reads=reads) for key, reads in right.items()
         ]
-        await self._on.book.close(work.stores, decided, backfilled=frozenset(right))
+        await self._on.book.close(work.stores, decided, backfilled=frozenset(right), held=work.held)
 
 
 def _request(work: Work, item: Decided) -> ResendRequest:

@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 RUNS_AT_ONCE = 4  # of a kind in one process
 TAKE_SECONDS = 0.25
+FAILED = "It failed ({}); the log says where."
 OTHERS_SECONDS = 2.0  # before a run is seen that another process has queued, or whose holder is gone
 
 
@@ -133,6 +134,12 @@ class RunRunner:
             except (StoreError, FeedError, UsageError) as error:
                 failed = replace(part, state=RunState.INCONCLUSIVE, error=error.message)
                 await asyncio.to_thread(on.ledger.update_part, failed, holder=holder)
+            except ConflictError:
+                raise
+            except Exception as error:
+                log.error("sweep_part_failed", run=run.id, part=part.number, pipeline=run.pipeline, exc_info=error)
+                failed = replace(part, state=RunState.INCONCLUSIVE, error=FAILED.format(type(error).__name__))
+                await asyncio.to_thread(on.ledger.update_part, failed, holder=holder)
         except ConflictError as error:
             log.warning("sweep_part_given_up", run=run.id, part=part.number, pipeline=run.pipeline, reason=error.message)
 
@@ -151,6 +158,9 @@ class RunRunner:
             await self._end(run, holder, RunState.FAILED, str(error))
         except (StoreError, FeedError) as error:
             await self._end(run, holder, RunState.INCONCLUSIVE, error.message)
+        except Exception as error:  # a bug: it ends this run, and not the role, which would take it again and again
+            log.error("run_failed", run=run.id, kind=run.kind.value, pipeline=run.pipeline, exc_info=error)
+            await self._end(run, holder, RunState.INCONCLUSIVE, FAILED.format(type(error).__name__))
 
     async def _run(self, run: Run, holder: str) -> None:
         on = self._on
