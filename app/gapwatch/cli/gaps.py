@@ -60,7 +60,7 @@ def ack(
 def snooze(
     context: typer.Context,
     gap: str,
-    seconds: Annotated[float, typer.Option("--for", min=1, help="How many seconds.")] = 3_600,
+    seconds: Annotated[float, typer.Option("--for", min=1, max=365 * 86_400, help="How many seconds.")] = 3_600,
     url: UrlOption = "",
 ) -> None:
     """Silence a gap for a while."""
