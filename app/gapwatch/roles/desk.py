@@ -156,6 +156,8 @@ class Desk:
             return asked | {"since": self._since(spec, asked.pop("lookback_seconds", None)).isoformat()}
         if scope == "full":
             return asked
+        if scope == "keys" and not asked.get("keys"):
+            raise UsageError("A sweep of keys needs a key: of none, nothing is proved.", remedy="Name the keys, one or more.")
         stores = await self._on.stores.stores(spec.id)
         if scope == "keys":
             return asked | {"keys": [self._key(stores, text).hex() for text in asked.get("keys", ())]}
