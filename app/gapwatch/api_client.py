@@ -7,6 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 from gapwatch.errors import ConflictError, GapwatchError, NotFoundError, StoreUnreachable, UsageError
@@ -19,16 +20,15 @@ class Api:
 
     def __init__(self, url: str, token: str = "") -> None:
         self.url = url.rstrip("/")
-        self._token = token
-        if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"{url!r} is not the address of a service.", remedy="Write it like http://127.0.0.1:8640.")
+        self._token = token.strip()  # a secret from a file often ends with a line's end
+        _check(self.url, self._token)
 
     def alive(self, seconds: float = 1.0) -> bool:
         """Say whether the service answers at all."""
         try:
             with urllib.request.urlopen(f"{self.url}/livez", timeout=seconds) as response:  # noqa: S310 - checked
                 return bool(response.status == 200)
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             return False
 
     def get(self, path: str, **parameters: object) -> Any:
@@ -67,10 +67,38 @@ class Api:
         except urllib.error.HTTPError as error:
             with error:
                 raise _problem(error.code, error.read()) from error
+        except (HTTPException, ValueError) as error:
+            raise StoreUnreachable(
+                f"What answers at {self.url} is not Gapwatch, or broke off.", remedy="Name the right address with --url."
+            ) from error
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             raise StoreUnreachable(
                 f"Nothing answers at {self.url}.", remedy="Start it with `gapwatch run`, or name another address with --url."
             ) from error
+
+
+def segment(text: str) -> str:
+    """Return a text as one segment of a path, whatever stands in it."""
+    return urllib.parse.quote(text, safe="")
+
+
+def _check(url: str, token: str) -> None:
+    """Refuse what cannot be sent; raises UsageError, which shows neither a token nor a password."""
+    if not token.isascii() or not token.isprintable():
+        raise UsageError(
+            "The bearer token holds characters that no token has.",
+            remedy="Hand in GAPWATCH_TOKEN as `gapwatch token create` printed it.",
+        )
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        parts, good = urllib.parse.urlsplit(""), False
+    if "@" in parts.netloc:
+        raise UsageError("The address of a service holds a user's name.", remedy="Hand in a token in GAPWATCH_TOKEN instead.")
+    if not good or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.fragment:
+        shown = "The address" if "@" in url else repr(url)
+        raise UsageError(f"{shown} is not the address of a service.", remedy="Write it like http://127.0.0.1:8640.")
 
 
 def _problem(status: int, content: bytes) -> GapwatchError:

@@ -263,7 +263,7 @@ def test_lesson_6_a_run_that_the_error_rate_aborted_is_no_success(ledger: SqlLed
     assert str(ended.run.error).startswith("Stopped: 5 of the first 10 documents failed.")
     assert (counts["written"], counts["failed"], counts["in_sync"], counts["open_gaps_left"]) == (5, 5, 0, 20)
     assert len(ended.audited) == 10, "the others were not touched"
-    assert exit_code({"state": ended.run.state.value, "counts": counts}) == DIFFERENCES
+    assert exit_code({"kind": "backfill", "state": ended.run.state.value, "counts": counts}) == DIFFERENCES
 
 
 def test_lesson_20_a_field_that_was_never_written_refuses_the_item(ledger: SqlLedger) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gapwatch.api_client import Api
+from gapwatch.api_client import Api, segment
 from gapwatch.cli import runs
 from gapwatch.cli.client import connect
 from gapwatch.cli.exits import DIFFERENCES
@@ -37,7 +37,9 @@ def plan(
 ) -> None:
     """Say what an apply would write. Writes nothing to the target."""
     with connect(url, config_of(context)) as api:
-        run = api.post("/api/v1/backfills", {"pipeline": pipeline, "kinds": kinds.split(","), "mode": mode})
+        run = api.post(
+            "/api/v1/backfills", {"pipeline": pipeline, "kinds": [kind.strip() for kind in kinds.split(",")], "mode": mode}
+        )
     emit([run], runs.COLUMNS, output)
     note(f"{run['counts']['planned']} documents would be repaired. Apply it with: gapwatch backfill apply {run['id']}")
 
@@ -62,7 +64,7 @@ def apply(
 def cancel(context: typer.Context, run: str, url: UrlOption = "") -> None:
     """Ask a backfill to stop after the batch that it is at."""
     with connect(url, config_of(context)) as api:
-        record = api.post(f"/api/v1/backfills/{run}/cancel")
+        record = api.post(f"/api/v1/backfills/{segment(run)}/cancel")
     note(f"{record['id']}: {record['state']}, asked to stop.")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gapwatch.api_client import segment
 from gapwatch.cli.client import connect
 from gapwatch.cli.exits import DIFFERENCES
 from gapwatch.cli.options import Output, OutputOption, UrlOption, config_of
@@ -41,7 +42,7 @@ def list_gaps(
 def show(context: typer.Context, gap: str, url: UrlOption = "", output: OutputOption = Output.JSON) -> None:
     """Show one gap with its evidence and its history."""
     with connect(url, config_of(context)) as api:
-        record = api.get(f"/api/v1/gaps/{gap}")
+        record = api.get(f"/api/v1/gaps/{segment(gap)}")
     emit([record], COLUMNS, output, single=True)
 
 
@@ -60,7 +61,7 @@ def ack(
 def snooze(
     context: typer.Context,
     gap: str,
-    seconds: Annotated[float, typer.Option("--for", min=1, help="How many seconds.")] = 3_600,
+    seconds: Annotated[float, typer.Option("--for", min=1, max=365 * 86_400, help="How many seconds.")] = 3_600,
     url: UrlOption = "",
 ) -> None:
     """Silence a gap for a while."""
@@ -81,5 +82,5 @@ def resolve(
 
 def _change(context: typer.Context, gap: str, action: str, body: dict[str, object], url: str) -> None:
     with connect(url, config_of(context)) as api:
-        record = api.post(f"/api/v1/gaps/{gap}/{action}", body)
+        record = api.post(f"/api/v1/gaps/{segment(gap)}/{action}", body)
     note(f"{record['id']} is {record['state']}.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
+from gapwatch.api_client import segment
 from gapwatch.cli.client import connect
 from gapwatch.cli.options import Output, OutputOption, UrlOption, config_of
 from gapwatch.cli.output import emit, note
@@ -24,6 +24,6 @@ def key(
 ) -> None:
     """Show both stores now, the last raw events with offsets, verdicts, gaps and audit of one key, and why it is (not) a gap."""
     with connect(url, config_of(context)) as api:
-        story = api.get(f"/api/v1/pipelines/{quote(pipeline, safe='')}/keys/{quote(key_text, safe='')}")
+        story = api.get(f"/api/v1/pipelines/{segment(pipeline)}/keys/{segment(key_text)}")
     emit([story], ("pipeline", "key", "verdict"), output, single=True)
     note(story["verdict"])

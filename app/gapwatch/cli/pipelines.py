@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gapwatch.api_client import segment
 from gapwatch.cli.client import connect
 from gapwatch.cli.exits import DIFFERENCES, UNDECIDED
 from gapwatch.cli.options import Output, OutputOption, UrlOption, config_of
@@ -56,7 +57,7 @@ def pause(
 ) -> None:
     """Leave a pipeline alone: SKIPPED, nothing opens or is repaired. Its streams are read on, and judged when it is resumed."""
     with connect(url, config_of(context)) as api:
-        api.post(f"/api/v1/pipelines/{pipeline}/pause", {"reason": reason})
+        api.post(f"/api/v1/pipelines/{segment(pipeline)}/pause", {"reason": reason})
     note(f"{pipeline} is paused.")
 
 
@@ -64,5 +65,5 @@ def pause(
 def resume(context: typer.Context, pipeline: str, url: UrlOption = "") -> None:
     """Take a paused pipeline up again; a sweep looks at what changed meanwhile."""
     with connect(url, config_of(context)) as api:
-        api.post(f"/api/v1/pipelines/{pipeline}/resume")
+        api.post(f"/api/v1/pipelines/{segment(pipeline)}/resume")
     note(f"{pipeline} is watched again.")

@@ -41,12 +41,15 @@ def wait(api: Api, path: str, run: dict[str, Any], timeout: float) -> dict[str, 
 
 
 def exit_code(run: dict[str, Any] | None) -> int:
-    """Return 0 for a success without differences left, 1 for differences, 3 where it could not be decided, 4 for a time-out."""
+    """Return 0 for a success without differences left, 1 for differences, 3 where it could not be decided, 4 for a time-out.
+
+    A backfill that failed or stopped leaves the differences that it was to repair. A sweep or replay that failed decided nothing.
+    """
     if run is None:
         return TIMED_OUT
     if run["state"] in ("inconclusive", "cancelled"):
         return UNDECIDED
-    if run["state"] != "succeeded":
-        return DIFFERENCES
     counts = run["counts"]
+    if run["state"] != "succeeded":
+        return DIFFERENCES if run["kind"] == "backfill" or counts.get("differences") else UNDECIDED
     return DIFFERENCES if counts.get("differences") or counts.get("open_gaps_left") else 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gapwatch.api_client import segment
 from gapwatch.cli import runs
 from gapwatch.cli.client import connect
 from gapwatch.cli.options import Output, OutputOption, UrlOption, WaitOption, config_of
@@ -73,7 +74,7 @@ def status(
 def cancel(context: typer.Context, run: str, url: UrlOption = "") -> None:
     """Ask a sweep to stop."""
     with connect(url, config_of(context)) as api:
-        record = api.post(f"/api/v1/sweeps/{run}/cancel")
+        record = api.post(f"/api/v1/sweeps/{segment(run)}/cancel")
     note(f"{record['id']}: {record['state']}, asked to stop.")
 
 
@@ -93,9 +94,13 @@ def _range(text: str, keys: list[str], lower: str, upper: str) -> dict[str, Any]
     if kind == "keys" and value:
         file = Path(value)
         try:
-            return {"range": "keys", "keys": [line.strip() for line in file.read_text().splitlines() if line.strip()]}
-        except OSError as error:
-            raise UsageError(f"The file {file} cannot be read: {error.strerror}.") from error
+            return {
+                "range": "keys",
+                "keys": [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()],
+            }
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise UsageError(f"The file {file} cannot be read: {reason}.", remedy="Write one key a line, in UTF-8.") from error
     raise UsageError(
         f"The range {text!r} is not known.", remedy="Use --range full, lookback=48h or keys=FILE; or --keys, --from and --to."
     )

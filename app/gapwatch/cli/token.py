@@ -52,7 +52,9 @@ def create(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Who uses it; stands in the audit trail.")],
     scope: Annotated[Scope, typer.Option(help="What it may do; each scope includes those before it.")] = Scope.READ,
-    days: Annotated[float | None, typer.Option(min=0.001, help="Days until it expires; by default it does not.")] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0.001, max=36_500, help="Days until it expires; by default it does not.")
+    ] = None,
     secret_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take the secret from a file, instead of making and printing one.")
     ] = None,

@@ -10,7 +10,7 @@ from gapwatch.config.checks import address_problem, field_problems, option_probl
 from gapwatch.config.counting import kept_of, target_rule_problems, where_problems
 from gapwatch.config.opensearch import ACCOUNT_OPTIONS, store_address, target_problems
 from gapwatch.config.plain import plain_feed, plain_problems
-from gapwatch.config.repair import repair_problems, repair_spec
+from gapwatch.config.repair import repair_problems, repair_spec, shared_target_problems
 from gapwatch.config.schema_registry import registry_problems, registry_spec
 from gapwatch.config.source import Document, Place
 from gapwatch.config.sweep import sweep_problems, sweep_spec
@@ -53,7 +53,8 @@ def build(form: forms.File, document: Document, file: str) -> Settings:
     stores = {name: _store(name, store, document) for name, store in form.stores.items()}
     pipelines = {name: _Builder(name, pipeline, stores, topics, document).build() for name, pipeline in form.pipelines.items()}
     for name, spec in pipelines.items():
-        for place, message, remedy in repair_problems(spec, connect=bool(form.connect.url)):
+        shared = shared_target_problems(spec, pipelines.values())
+        for place, message, remedy in (*repair_problems(spec, connect=bool(form.connect.url)), *shared):
             document.problem(("pipelines", name, "repair", *place), message, remedy)
     _common(form, document)
     return Settings(
@@ -91,7 +92,7 @@ def _common(form: forms.File, document: Document) -> None:
 
 def _listen(text: str, place: Place, document: Document) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
         document.problem(place, f"{text!r} is no address.", "Write address:port, like 127.0.0.1:8640.")
         return "127.0.0.1", 8640
     return host.strip("[]"), int(port)

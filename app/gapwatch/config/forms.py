@@ -35,7 +35,7 @@ def size(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+)\s*(B|KiB|MiB|GiB|kB|MB)?\s*", value)
+        match = re.fullmatch(r"\s*([0-9]{1,18})\s*(B|KiB|MiB|GiB|kB|MB)?\s*", value)
         if match:
             return int(match.group(1)) * _SIZES[match.group(2) or ""]
     raise ValueError("a size is a number of bytes, or has a unit like 512KiB or 5MiB")

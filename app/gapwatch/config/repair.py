@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from gapwatch.config import forms
 from gapwatch.config.source import Place
@@ -42,3 +42,22 @@ def repair_problems(pipeline: PipelineSpec, *, connect: bool) -> Iterator[Proble
     elif RepairMode.DEBEZIUM in others and not connect:
         message = "Mode debezium asks a connector for a snapshot, and nobody says where Kafka Connect is."
         yield ("modes",), message, "Set connect.url."
+
+
+def shared_target_problems(pipeline: PipelineSpec, others: Collection[PipelineSpec]) -> Iterator[Problem]:
+    """Yield what would delete documents that belong to another pipeline: to this one they are extra, or were deleted."""
+    target, spec = pipeline.target, pipeline.repair
+    if target.deleted_when:
+        return  # it can tell its own documents from others
+    for other in others:
+        same = (other.target.store, other.target.collection) == (target.store, target.collection)
+        if other.id == pipeline.id or not same or _rows(other) == _rows(pipeline):
+            continue
+        for name in ("extra", "undeleted"):
+            if getattr(spec, name) is not Policy.REPORT:
+                message = f"Pipeline {other.id} writes other rows into {target.collection}: this would delete its documents."
+                yield (name,), message, "Write report, or make one pipeline of both with source.tables."
+
+
+def _rows(pipeline: PipelineSpec) -> tuple[str, str, str]:
+    return pipeline.source.store, pipeline.source.name, pipeline.source.where

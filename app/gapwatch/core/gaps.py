@@ -226,6 +226,11 @@ def by_hand(known: Gap, action: str, *, note: str, resolution: Resolution, now: 
     return replace(known, state=state, note=note or known.note, revision=known.revision + 1)
 
 
+def awakened(known: Gap) -> Gap:
+    """Return a gap whose snooze is over: as it was found, and open."""
+    return replace(known, state=State.OPEN, revision=known.revision + 1)
+
+
 def resolution_of(known: Gap, reads: Reads, *, written_by_backfill: bool) -> Resolution:
     """Say how a gap whose key now agrees on both sides came to an end."""
     if written_by_backfill:

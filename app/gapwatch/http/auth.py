@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
 
@@ -81,13 +81,21 @@ def _is_local(request: web.Request) -> bool:
     peer = request.transport.get_extra_info("peername") if request.transport else None
     if not peer or not is_loopback(str(peer[0])) or any(name in request.headers for name in _FORWARDED):
         return False
-    return is_loopback(urlsplit(f"//{request.headers.get('Host', '')}").hostname or "")
+    return is_loopback(_parts(f"//{request.headers.get('Host', '')}").hostname or "")
+
+
+def _parts(address: str) -> SplitResult:
+    """Return an address in its parts; one that is none (an open bracket) has neither host nor place."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _refuse_other_sites(request: web.Request) -> None:
     origin = request.headers.get("Origin")
     crossed = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+    if origin is not None and _parts(origin).netloc != request.headers.get("Host"):
         crossed = True
     if crossed:
         raise Problem(403, "Requests from pages of other sites are refused.")

@@ -19,6 +19,7 @@ from gapwatch.http.problems import Problem
 BODY: Final = web.RequestKey("body", object)
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
+NUMBER_DIGITS_MAX: Final = 20
 
 T = TypeVar("T", bound=msgspec.Struct)
 E = TypeVar("E", bound=StrEnum)
@@ -111,8 +112,9 @@ def number_of(request: web.Request, name: str, *, default: int, most: int) -> in
     text = text_of(request, name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
-        raise Problem(400, f"{name} must be a whole number between 1 and {most}, and not {text!r}.")
+    short = len(text) <= NUMBER_DIGITS_MAX  # Python refuses to read a number of thousands of digits
+    if not short or not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
+        raise Problem(400, f"{name} must be a whole number between 1 and {most}, and not {text[:NUMBER_DIGITS_MAX]!r}.")
     return int(text)
 
 
@@ -158,7 +160,10 @@ def _check_query(request: web.Request, route: Route) -> None:
 
 
 async def _parse_body(request: web.Request, kind: type[msgspec.Struct]) -> msgspec.Struct:
-    raw = await request.read()
+    try:
+        raw = await request.read()
+    except web.RequestPayloadError as error:  # compressed, and broken
+        raise Problem(400, "The body cannot be read: it does not fit its Content-Encoding.") from error
     if raw and request.content_type != JSON:
         raise Problem(415, f"The body must be {JSON}, and not {request.content_type}.")
     try:

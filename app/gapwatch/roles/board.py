@@ -76,6 +76,11 @@ class Facts:
         return f"paused/{pipeline}"
 
     @staticmethod
+    def snoozed(gap_id: str) -> str:
+        """Until when a snoozed gap is silent. Written before the gap is snoozed."""
+        return f"snooze/{gap_id}"
+
+    @staticmethod
     def quiet(pipeline: str) -> str:
         """Since when a pipeline was left alone: once that is over, a sweep looks at what changed meanwhile."""
         return f"quiet/{pipeline}"

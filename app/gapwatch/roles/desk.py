@@ -38,6 +38,7 @@ from gapwatch.roles.stores import PipelineStores, StoreProvider
 LOOKBACK_SECONDS = 48 * 3600.0
 LOOKBACK_SECONDS_MAX = 3650 * 86_400.0
 WITHIN_SECONDS_MAX = 7 * 86_400.0
+SNOOZE_SECONDS_MAX = 365 * 86_400.0
 SWEEP_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "full": (),
     "range": ("from", "to"),
@@ -155,6 +156,8 @@ class Desk:
             return asked | {"since": self._since(spec, asked.pop("lookback_seconds", None)).isoformat()}
         if scope == "full":
             return asked
+        if scope == "keys" and not asked.get("keys"):
+            raise UsageError("A sweep of keys needs a key: of none, nothing is proved.", remedy="Name the keys, one or more.")
         stores = await self._on.stores.stores(spec.id)
         if scope == "keys":
             return asked | {"keys": [self._key(stores, text).hex() for text in asked.get("keys", ())]}
@@ -270,6 +273,8 @@ class Desk:
             raise NotFoundError(f"There is no gap {gap_id!r}.")
         if gap.state is State.RESOLVED:
             raise UsageError("The gap is resolved already.")
+        if action == "snooze":
+            await self._remember_until(gap, seconds)
         changed = gaps.by_hand(gap, action, note=note, resolution=_resolution(resolution), now=self._on.clock.now())
         event = {"ack": "acknowledged", "snooze": "snoozed", "resolve": "resolved"}[action]
         change = GapChange(gap=changed, against=gap.revision, event=event, actor=actor)
@@ -277,10 +282,17 @@ class Desk:
         if not stood[0]:
             raise UsageError("The gap changed at the same moment.", remedy="Look at it again, then repeat.")
         await self._audit(actor, f"gap_{action}", gap.pipeline, gap=gap, reason=note)
-        if action == "snooze":
-            until = self._on.clock.now() + timedelta(seconds=seconds)
-            await asyncio.to_thread(self._on.ledger.set_fact, f"snooze/{gap.id}", {"until": until.isoformat()})
         return changed
+
+    async def _remember_until(self, gap: Gap, seconds: float) -> None:
+        """Store when a snooze is over, before it begins: whoever dies here has silenced nothing for ever."""
+        if not 0 < seconds <= SNOOZE_SECONDS_MAX:
+            raise UsageError(
+                f"A gap cannot be snoozed for {seconds:g} s.",
+                remedy=f"Give at most {SNOOZE_SECONDS_MAX:.0f} s; acknowledge it where it is to stay silent.",
+            )
+        until = self._on.clock.now() + timedelta(seconds=seconds)
+        await asyncio.to_thread(self._on.ledger.set_fact, Facts.snoozed(gap.id), {"until": until.isoformat()})
 
     async def key_story(self, pipeline: str, text: str) -> dict[str, Any]:
         """Return all that is known about one key, and in one sentence why it is or is not a gap."""

@@ -246,3 +246,35 @@ def test_every_variable_that_the_product_reads_is_known_to_the_configuration() -
 def test_a_file_that_is_missing_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot be read: No such file or directory\. Name another one with --config\."):
         load(Path("no-such.yaml"), {})
+
+
+def beside(source: str = "table: public.orders", extra: str = "", **first: str) -> str:
+    """Return a file of two pipelines into one collection: the second reads `source`, and has `extra`; the first has `first`."""
+    block = GOOD[GOOD.index("  orders:") :]
+    given = "".join(f"    {name}: {value}\n" for name, value in first.items())
+    second = block.replace("  orders:", "  returns:", 1).replace("table: public.orders", source)
+    return GOOD + given + second + extra
+
+
+@pytest.mark.parametrize("policy", ["extra: delete", "undeleted: auto", "undeleted: delete"])
+def test_what_would_delete_another_pipelines_documents_is_refused(policy: str) -> None:
+    (problem,) = problems(beside("table: public.returns", f"    repair: {{ {policy} }}\n"))
+    assert "pipelines.returns.repair" in problem
+    assert "Pipeline orders writes other rows into shop.orders" in problem
+    assert "source.tables" in problem
+
+
+def test_two_pipelines_on_one_target_are_taken_where_neither_deletes_the_others_documents() -> None:
+    assert set(parse(beside("table: public.returns"), {}).pipelines) == {"orders", "returns"}
+    assert parse(beside(extra="    repair: { extra: delete }\n"), {}).pipelines["returns"].repair.extra.value == "delete"
+
+
+@pytest.mark.parametrize("port", ["\u00b2", "9" * 5_000, "\u0663"])
+def test_a_port_that_is_no_number_is_a_problem_of_the_file(port: str) -> None:
+    (problem,) = problems(f"api: {{ listen: '127.0.0.1:{port}' }}\n{GOOD}")
+    assert "is no address. Write address:port" in problem
+
+
+def test_a_size_of_thousands_of_digits_says_what_to_write() -> None:
+    (problem,) = problems(GOOD.replace("grace: 5s", f"sweep: {{ batch: {{ bytes: '{'9' * 5_000}MiB' }} }}"))
+    assert "512KiB or 5MiB" in problem

@@ -386,3 +386,13 @@ async def test_records_hold_exact_keys(client: Client, served: Service) -> None:
     (record,) = (await get(client, "/api/v1/gaps"))["gaps"]
     assert record["key_text"] == "9007199254740993"
     assert record["key"]["id"] == 9007199254740993
+
+
+async def test_a_number_that_python_would_not_read_is_a_wrong_parameter(client: Client) -> None:
+    problem(await get(client, f"/api/v1/gaps?limit={'9' * 5_000}", 400), 400, "limit")
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_refused(client: Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    async with client.post("/api/v1/sweeps", data=b"abc", headers=headers) as response:
+        problem(await response.json(content_type=None), 400, "Content-Encoding")

@@ -175,3 +175,9 @@ async def test_a_port_that_is_taken_is_an_error(served: Service, folder: Path) -
     with pytest.raises(OSError, match="address already in use"):
         async with service(folder, port=served.port):
             pass
+
+
+@pytest.mark.parametrize(("header", "refused"), [("Host", 401), ("Origin", 403)])
+async def test_an_address_that_is_none_is_refused_and_no_fault_of_ours(client: Client, header: str, refused: int) -> None:
+    broken = "[::1" if header == "Host" else "http://[::1"
+    assert await status(client, "GET", "/api/v1/pipelines", {header: broken}) == refused

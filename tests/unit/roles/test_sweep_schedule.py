@@ -296,3 +296,10 @@ def test_by_the_calendar_a_sweep_is_a_little_late_and_still_only_one(ledger: Sql
     assert not asking._scheduled(spec, last, three + late - timedelta(milliseconds=1))
     assert asking._scheduled(spec, last, three + late)
     assert not asking._scheduled(spec, replace(last, requested_at=three + late), three + timedelta(hours=23))
+
+
+async def test_a_sweep_of_no_keys_proves_nothing_and_is_refused(ledger: SqlLedger) -> None:
+    office = desk(ledger, VirtualClock(), spec_of_rig())
+    with pytest.raises(UsageError, match="needs a key"):
+        await office.start_sweep(spec_of_rig().id, {"range": "keys", "keys": []}, actor="me")
+    assert ledger.runs() == []

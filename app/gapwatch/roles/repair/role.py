@@ -30,6 +30,7 @@ from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.replayer import Answer, Replayer, ReplayerDependencies
 from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
+from gapwatch.roles.repair.snoozes import SnoozeWatch
 from gapwatch.roles.repair.split import SplitDependencies, SplitSweep
 from gapwatch.roles.repair.sweep_work import SweeperDependencies
 from gapwatch.roles.repair.sweeper import Sweeper
@@ -123,6 +124,7 @@ class RepairRole:
             self._runner().run,
             self._watcher().run,
             IncidentWatch(pipelines, on.ledger, self._findings, on.clock).run,
+            SnoozeWatch(pipelines, on.ledger, on.clock, self._quiet.is_quiet).run,
         )
 
     def _judge(self, pipeline: str, purpose: str) -> KeyJudge:
