@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, PackedSection
+from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, Lost, PackedSection
 from gapwatch.model.suspect import Limit
 
 REORDER_EVENTS_MAX: Final = 10_000  # events of one feed partition that wait for what comes before them
@@ -197,7 +197,7 @@ class FeedTimes:
             feed.repeated += len(item.keys)
 
     def _apply_state(self, feed: FeedPartition, state: FeedState, since: int, admitted: Admitted) -> None:
-        for lost in state.lost:
+        for lost in sorted(state.lost, key=_end_of):  # said as they were found: of several pipelines, and when read or when sent
             between = lost.offset_from == lost.offset_to == feed.lost_to and lost.time_from > feed.lost_time
             if lost.offset_to > feed.lost_to or between:
                 # It was appended after it was committed: what is known of its commit is that no watermark had passed it.
@@ -287,6 +287,10 @@ class FeedTimes:
                 item = msgspec.convert(values, PackedSection) if is_section else msgspec.convert(values, FeedState)
                 feed.waiting.append(Waiting(item.offset_from, order, since, item))
             feed.waiting.sort()
+
+
+def _end_of(lost: Lost) -> tuple[int, int]:
+    return lost.offset_to, lost.offset_from
 
 
 def _fields(feed: FeedPartition) -> dict[str, Any]:
