@@ -165,6 +165,9 @@ class KeyMatcher:
         key = (item.pipeline, side, feed, number)
         admitted = self._times.admit(key, item, self._append_time, pipeline.stall_after)
         said += [pipeline.hole(side, feed, number, span, self._partition) for span in admitted.holes]
+        for gone, span in admitted.gone:
+            said.append(pipeline.hole(side, feed, gone, span, self._partition))
+            pipeline.moved[feed, gone] = self._times.of((item.pipeline, side, feed, gone))
         for ready in admitted.items:
             if isinstance(ready, PackedSection) and ready.keys:
                 groups.setdefault((item.pipeline, side), []).append(ready)
