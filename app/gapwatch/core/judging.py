@@ -203,7 +203,7 @@ class Judge:
         """Queue what the sink has passed since the last look."""
         pipeline = self._pipeline
         for (feed, number), state in pipeline.moved.items():
-            position = NEVER if state.delivery == NO_DELIVERY or state.gone_below == state.epoch else state.position
+            position = NEVER if state.delivery == NO_DELIVERY or state.gone_below >= state.epoch else state.position
             where = (pipeline.feeds.index(feed) if feed in pipeline.feeds else -1, number)
             for key in list(pipeline.due.delivered(where, position)):
                 held = self._cell.rows.open_held(key)

@@ -165,6 +165,9 @@ class KeyMatcher:
         key = (item.pipeline, side, feed, number)
         admitted = self._times.admit(key, item, self._append_time, pipeline.stall_after)
         said += [pipeline.hole(side, feed, number, span, self._partition) for span in admitted.holes]
+        for gone, span in admitted.gone:
+            said.append(pipeline.hole(side, feed, gone, span, self._partition))
+            pipeline.moved[feed, gone] = self._times.of((item.pipeline, side, feed, gone))
         for ready in admitted.items:
             if isinstance(ready, PackedSection) and ready.keys:
                 groups.setdefault((item.pipeline, side), []).append(ready)
@@ -297,7 +300,9 @@ class KeyMatcher:
                 remedy="Delete the changelog topic of match; a sweep then covers what was open.",
             )
         matcher.applied, matcher._append_time = body["applied"], body["append_time"]
-        matcher._times.unpack(body["feeds"])
+        # A pipeline that is left out loses its keys; where its feeds had come is forgotten as well, so it comes back with a hole.
+        kept = matcher._pipelines.keys() & body["pipelines"].keys()
+        matcher._times.unpack([one for one in body["feeds"] if one[0][0] in kept])
         for name, state in body["pipelines"].items():
             if name in matcher._pipelines:
                 matcher._pipelines[name].unpack(state, records)
@@ -305,7 +310,7 @@ class KeyMatcher:
         matcher._waiting = list(body["waiting"])
         if matcher._waiting:
             payload = b"".join([records[name] for name in matcher._waiting])
-            matcher._times.unpack_waiting(msgspec.msgpack.decode(payload))
+            matcher._times.unpack_waiting([one for one in msgspec.msgpack.decode(payload) if one[0][0] in kept])
         claimed = {name for pipeline in matcher._pipelines.values() for name, _, _ in pipeline.cell.segments.listed}
         matcher._useless = sorted(records.keys() - claimed - set(matcher._waiting))
         return matcher

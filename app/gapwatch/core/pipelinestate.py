@@ -215,7 +215,7 @@ class PipelineState:
             )
             for side, (_, _, topics) in ((Side.EXPECTED, self.source), (Side.OBSERVED, self.target))
             for key, feed in self.times.side(self.id, side)
-            if key[2] in topics or not any(topics)
+            if (key[2] in topics or not any(topics)) and not feed.is_gone
         ]
 
     def counters(self) -> Counters:

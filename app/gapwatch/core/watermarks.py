@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, PackedSection
+from gapwatch.model.stream import NO_DELIVERY, NO_TOPIC, UNKNOWN_DELIVERY, FeedState, Lost, PackedSection
 from gapwatch.model.suspect import Limit
 
 REORDER_EVENTS_MAX: Final = 10_000  # events of one feed partition that wait for what comes before them
@@ -79,6 +79,11 @@ class FeedPartition:
         return sum(len(entry.item.keys) if isinstance(entry.item, PackedSection) else 1 for entry in self.waiting)
 
     @property
+    def is_gone(self) -> bool:
+        """Whether its topic was made anew with fewer partitions."""
+        return 0 <= self.epoch < self.gone_below
+
+    @property
     def position(self) -> int:
         """Return the last position of the sink that anybody knew; -1: none."""
         return self.steps[-1][0] if self.steps else -1
@@ -111,10 +116,11 @@ _PACKED: Final = tuple(one.name for one in fields(FeedPartition) if one.name != 
 
 
 class Admitted(NamedTuple):
-    """What may be applied now, in order, and the spans that had to be given up."""
+    """What may be applied now, in order, the spans that had to be given up, and partitions that are no more, with theirs."""
 
     items: list[PackedSection | FeedState]
     holes: list[Span]
+    gone: list[tuple[int, Span]]
 
 
 class FeedTimes:
@@ -146,7 +152,7 @@ class FeedTimes:
             stall_after_ms: How much later the feed may go on before what is missing is given up.
         """
         feed = self.of(key)
-        admitted = Admitted([], [])
+        admitted = Admitted([], [], [])
         if item.epoch < feed.epoch:
             feed.repeated += len(item.keys) if isinstance(item, PackedSection) else 0
             return admitted  # of a log that is no more: a repetition
@@ -160,7 +166,23 @@ class FeedTimes:
         else:
             self._take(feed, item, append_time, admitted)
         self._release(feed, admitted)
+        if feed.gone_below and isinstance(item, FeedState) and len(self._sides[key[:2]]) > item.partitions:
+            self._let_go(key, item, append_time, stall_after_ms, admitted)
         return admitted
+
+    def _let_go(self, key: FeedKey, state: FeedState, now: int, stall_after_ms: int, admitted: Admitted) -> None:
+        """A topic that was made anew may have fewer partitions: those that fell silent beyond them hold no time any more.
+
+        What they had after their watermark nobody can judge, and no sink will deliver what it had not yet of them.
+        """
+        pipeline, side, topic, _ = key
+        for other, feed in self.side(pipeline, side):
+            if other[2] == topic and other[3] >= state.partitions and feed.spoke and now - feed.spoke > stall_after_ms:
+                admitted.gone.append((other[3], Span(feed.watermark, max(feed.watermark, now), "topic_recreated")))
+                feed.gone_below, feed.gone_clock = feed.epoch + 1, now
+                feed.spoke = feed.partitions = 0
+                self.waiting_changed = self.waiting_changed or bool(feed.waiting)
+                feed.waiting.clear()
 
     def _was_without_topic(self, key: FeedKey, item: PackedSection | FeedState) -> bool:
         """Whether the feed had no topic when it was first heard of, and this is the beginning of its log: nothing was before."""
@@ -179,6 +201,7 @@ class FeedTimes:
             feed.steps.clear()
             feed.delivery, feed.delivery_clock = UNKNOWN_DELIVERY, 0
             feed.gone_below, feed.gone_clock = item.epoch, append_time
+            feed.partitions = 0  # it may have fewer
         feed.epoch, feed.reached, feed.lost_to, feed.lost_time = item.epoch, item.offset_from, -1, 0
         self.waiting_changed = self.waiting_changed or bool(feed.waiting)
         feed.waiting.clear()
@@ -197,7 +220,7 @@ class FeedTimes:
             feed.repeated += len(item.keys)
 
     def _apply_state(self, feed: FeedPartition, state: FeedState, since: int, admitted: Admitted) -> None:
-        for lost in state.lost:
+        for lost in sorted(state.lost, key=_end_of):  # said as they were found: of several pipelines, and when read or when sent
             between = lost.offset_from == lost.offset_to == feed.lost_to and lost.time_from > feed.lost_time
             if lost.offset_to > feed.lost_to or between:
                 # It was appended after it was committed: what is known of its commit is that no watermark had passed it.
@@ -287,6 +310,10 @@ class FeedTimes:
                 item = msgspec.convert(values, PackedSection) if is_section else msgspec.convert(values, FeedState)
                 feed.waiting.append(Waiting(item.offset_from, order, since, item))
             feed.waiting.sort()
+
+
+def _end_of(lost: Lost) -> tuple[int, int]:
+    return lost.offset_to, lost.offset_from
 
 
 def _fields(feed: FeedPartition) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gapwatch.core.envelopes import HeartbeatRow
 from gapwatch.core.feeds import Check, FeedProgress, HeartbeatRows
-from gapwatch.model.stream import Lost
+from gapwatch.core.watermarks import FeedTimes
+from gapwatch.model.stream import NO_DELIVERY, Lost, Side
 
 
 def progress(**more: object) -> FeedProgress:
@@ -106,3 +107,19 @@ def test_lesson_19_a_topic_that_is_not_read_to_its_end_proves_nothing_however_al
     assert (feed.caught_up, feed.watermark) == (0, 0)
     feed.read_to(11)
     assert feed.caught_up == 99_000
+
+
+def test_all_that_was_lost_is_a_hole_in_whatever_order_it_was_found() -> None:
+    """Two pipelines read one topic: what the second one's mapping refuses is found after all that the first one's does."""
+    feed, times = progress(), FeedTimes()
+    feed.compacted = True
+    feed.arrived([10, 11, 12, 13, 16])
+    feed.lose(12, 13, "unparsable", time_from=3, time_to=3)
+    feed.lose(11, 12, "unparsable", time_from=2, time_to=2)
+    feed.read_to(17)
+    state = feed.state("orders", Side.EXPECTED, delivery=NO_DELIVERY, delivery_clock=0)
+    key = ("orders", int(Side.EXPECTED), feed.topic, 0)
+    first, *holes = times.admit(key, state, 6_000, 30_000).holes
+    assert first.offset_from == -1
+    assert [(hole.offset_from, hole.offset_to) for hole in holes] == [(11, 12), (12, 13), (14, 16)]
+    assert times.admit(key, state, 6_001, 30_000).holes == [], "said once more"

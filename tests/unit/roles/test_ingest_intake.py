@@ -232,6 +232,19 @@ async def test_trap_46_what_is_too_large_for_a_record_is_a_hole_and_its_neighbou
         assert [one.reason for one in said if isinstance(one, Hole) and one.time_from] == ["oversized"], partition
 
 
+async def test_trap_46_what_is_found_too_large_when_it_is_sent_is_a_hole_before_what_was_unparsable_behind_it() -> None:
+    """A record is refused when it is read, and found too large only when it is sent: losses are not said in their order."""
+    rig = Rig()
+    await rig.outlet.pulse()
+    rig.add(5, b"k" * (BYTES_PER_RECORD_MAX + 1), 1)
+    await rig.take(message(6), message(7, value=b"{"), message(8))
+    assert [(lost.offset_from, lost.reason) for lost in rig.progress.lost] == [(7, "unparsable"), (5, "oversized")]
+    await rig.outlet.pulse()
+    for partition, said in enumerate(rig.matched()):
+        holes = [one.reason for one in said if isinstance(one, Hole) and one.time_from]
+        assert sorted(holes) == ["oversized", "unparsable"], partition
+
+
 async def test_trap_46_many_events_of_one_record_are_sent_where_brokers_take_them() -> None:
     rig = Rig()
     rig.add(5, b"k", 5_000)
