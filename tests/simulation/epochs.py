@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gapwatch.core.checkpoint import Stage
 from gapwatch.core.keys import partition_of
-from gapwatch.model.stream import Batch, FeedState, Section
+from gapwatch.model.stream import Batch, Control, FeedState, Section
 from gapwatch.model.suspect import Hole
 from tests.simulation.worker import Crash, Durable, Log, Worker, keys_of, shown, undisturbed
 from tests.simulation.world import PIPELINE, Feed, Raw, Shape, World, pipeline
@@ -46,7 +46,7 @@ def cut_of(world: World, rng: random.Random) -> Cut:
 
 def recreated(log: Log, cut: Cut) -> Log:
     """Return the log as it is where the topic was made anew."""
-    found = []
+    found: list[tuple[Batch | Control, int]] = []
     for record, time in log:
         if isinstance(record, Batch):
             sections = [part for section in record.sections for part in _parts(section, cut)]
@@ -79,7 +79,7 @@ def _parts(section: Section, cut: Cut) -> Iterator[Section]:
         if first >= last:
             continue
         rows = [row for row, offset in enumerate(section.offsets) if first <= offset < last]
-        kept = {name: [getattr(section, name)[row] for row in rows] for name in _columns}
+        kept: dict[str, Any] = {name: [getattr(section, name)[row] for row in rows] for name in _columns}
         kept |= {"operations": bytes(kept["operations"]), "offsets": [offset - less for offset in kept["offsets"]]}
         yield msgspec.structs.replace(section, epoch=epoch, offset_from=first - less, offset_to=last - less, **kept)
 
