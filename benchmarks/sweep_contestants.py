@@ -224,7 +224,8 @@ class Repair:
     def __init__(self, pair: Pair, spec: PipelineSpec, directory: str) -> None:
         self.clock = SystemClock()
         self.ledger = open_ledger(f"sqlite:///{Path(directory) / 'bench.db'}")
-        self.made = _stores(pair, spec)
+        self.pair = pair
+        self.made = self.make(spec)
         self.spec = spec
         book = Book(self.ledger, self.clock)
 
@@ -258,6 +259,9 @@ class Repair:
                 on_document=lambda pipeline, outcome: None,
             )
         )
+
+    def make(self, spec: PipelineSpec) -> PipelineStores:
+        return _stores(self.pair, spec)
 
     async def stores(self, pipeline: str) -> PipelineStores:
         return self.made
