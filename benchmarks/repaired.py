@@ -1,4 +1,4 @@
-"""What a repair of very many documents costs ourselves: the real sweep, plan and backfill over a ledger on disk, stores in memory.
+"""What a repair of very many documents costs ourselves: sweep, plan and backfill over a ledger on disk, stores in memory.
 
 ``python -m benchmarks.repaired [DOCUMENTS]`` prints the CPU and wall microseconds a document of each step. No store is started:
 what drivers cost, and what a store does, is not in it (row 11 has both).
@@ -10,6 +10,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -85,7 +86,8 @@ class Written:
 
     async def write(self, items: Sequence[WriteItem]) -> Sequence[WriteResult]:
         for item in items:
-            assert item.document is not None and item.key not in self._target.by_key
+            assert item.document is not None
+            assert item.key not in self._target.by_key, "nothing is written over"
             self._target.by_key[item.key] = dict(item.document)
         return [WriteResult(key=item.key, outcome="written") for item in items]
 
@@ -98,12 +100,37 @@ class Written:
     async def close(self) -> None: ...
 
 
+class Measured:
+    """A ledger that knows what CPU each of its methods took, in whichever thread."""
+
+    def __init__(self, ledger: Any) -> None:
+        self._ledger = ledger
+        self.seconds: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self._ledger, name)
+        if not callable(asked):
+            return asked
+
+        def measured(*args: Any, **more: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return asked(*args, **more)
+            finally:
+                self.seconds[name] += time.thread_time() - began
+
+        return measured
+
+
 class InMemory(Repair):
     """A repair between two sides in memory: nothing else differs from that of row 11."""
 
     def __init__(self, documents: int, directory: str) -> None:
         self._documents = documents
         super().__init__(PAIR, pipeline(PAIR, BatchSpec(documents=2_000, pause_seconds=0.0)), directory)
+
+    def opened(self, directory: str) -> Any:
+        return Measured(super().opened(directory))
 
     def make(self, spec: Any) -> PipelineStores:
         codec = KeyCodec(spec.source.key)
@@ -168,7 +195,9 @@ async def repair(documents: int, directory: str) -> None:
         run = await made.backfiller.run(made._taken(RunKind.BACKFILL), made.made)
         steps.done("backfill")
         steps.all_done()
-        assert run.counts["verified"] == documents and run.counts["in_sync"] == 1, run
+        for name, seconds in made.ledger.seconds.most_common(9):  # type: ignore[attr-defined]
+            print(f"  {name:20} {seconds / documents * MILLION:8.0f} µs CPU in the ledger")
+        assert (run.counts["verified"], run.counts["in_sync"]) == (documents, 1), run
     finally:
         await made.close()
 

@@ -25,6 +25,7 @@ from gapwatch.model.view import FeedView, PipelineView, Totals
 SCHEMA_VERSION = 1
 TAKEN = ("source_keys", "target_keys", "keys", "records", "handled")  # counts that say how far a run has come
 _PLAIN = frozenset({str, int, bool, type(None)})
+_spaced = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes it anew each time
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 EVENTS = frozenset({"opened", "updated", "resolved", "acknowledged", "snoozed", "reopened", "repairing", "repair_refused"})
 
@@ -76,7 +77,7 @@ def key_text(fields: Mapping[str, Any]) -> str:
     Exact where a reader of the JSON number may not be (integers above 2**53 in a browser).
     """
     parts = [plain(value) for value in fields.values()]
-    return ",".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
+    return ",".join(part if isinstance(part, str) else str(part) if type(part) is int else _spaced(part) for part in parts)
 
 
 def gap_record(gap: Gap) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import structlog
+from msgspec import Struct, structs
 
 from gapwatch.core.autorepair import automatic
 from gapwatch.core.backfill import OVERRUN, WRITE_ACTION, Decision, ItemOutcome, Step, Tally, decide, fits
@@ -61,8 +62,7 @@ OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
 SOFT_DELETED = "soft_deleted"
 
 
-@dataclass(slots=True, kw_only=True)
-class _Written:
+class _Written(Struct, frozen=True, kw_only=True):
     """A document that we wrote, for the verification: what stood there before, what stands there if nobody came after us."""
 
     item: WriteItem
@@ -171,7 +171,7 @@ class Backfiller:
         for item in decided:
             key = item.case.key
             if key not in old or (reads := batch.by_key[key]).stands_as(item.reads):
-                standing.append(item if key not in old else replace(item, reads=reads))
+                standing.append(item if key not in old else structs.replace(item, reads=reads))
                 continue
             unread = reads.reads.unread
             why = "unread" if unread else MOVED
@@ -179,7 +179,7 @@ class Backfiller:
             if came_back[key, why] <= CAME_BACK_MAX:
                 judge.again(item)
             else:
-                standing.append(replace(item, judgement=Unverifiable(reason=unread) if unread else Superseded()))
+                standing.append(structs.replace(item, judgement=Unverifiable(reason=unread) if unread else Superseded()))
         return standing
 
     async def _handle(self, work: Work, decided: Sequence[Decided]) -> Sequence[Decided]:
@@ -247,7 +247,7 @@ class Backfiller:
             if isinstance(form, RecordError):
                 await self._books.conclude(work, item.item.key, ItemOutcome.FAILED, str(form))
             else:
-                identified.append(item if form is None else replace(item, identity=form.identity.hex()))
+                identified.append(item if form is None else structs.replace(item, identity=form.identity.hex()))
         return identified
 
     async def _is_our_insert(self, stores: PipelineStores, item: Decided, gap: Gap | None) -> bool:

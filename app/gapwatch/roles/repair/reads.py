@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Presence, Reading, Reads
@@ -23,8 +26,7 @@ Forms = Mapping[int, Canonical | RecordError]
 NO_FORMS: Final[Forms] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyReads:
+class KeyReads(Struct, frozen=True, kw_only=True):
     """The reads of one key in canonical form, and what the stores returned (for repair and evidence)."""
 
     reads: Reads
