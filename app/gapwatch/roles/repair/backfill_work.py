@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 import xxhash
 
@@ -22,6 +23,11 @@ from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import UndoFile
 from gapwatch.roles.stores import PipelineStores
+
+
+@lru_cache(maxsize=64)  # the rows of one batch share their time
+def _microseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1_000_000)
 
 
 def _nobody(stores: PipelineStores, mode: RepairMode) -> Resender:
@@ -87,9 +93,10 @@ class BackfillBooks:
     ) -> AuditRow:
         """Return an audit row; ``now``: where many are made at once, their time."""
         now, run, gap = now or self._on.clock.now(), work.run, work.held.get(key)
+        # Its time first: an id goes where the last ones went into their index, and not anywhere.
         name = f"{run.id}/{key.hex()}/{outcome}/{now.isoformat()}"
         return AuditRow(
-            id=f"aud_{xxhash.xxh3_128_hexdigest(name.encode())}",
+            id=f"aud_{_microseconds(now):014x}{xxhash.xxh3_128_hexdigest(name.encode())[:18]}",
             at=now,
             actor=run.requested_by or "gapwatch",
             action=WRITE_ACTION,
