@@ -195,6 +195,8 @@ async def repair(documents: int, directory: str) -> None:
         run = await made.backfiller.run(made._taken(RunKind.BACKFILL), made.made)
         steps.done("backfill")
         steps.all_done()
+        reads = [reader.reads / documents for reader in (made.made.source, made.made.target)]  # type: ignore[attr-defined]
+        print(f"{reads[0]:.2f} reads by key a document at the source, {reads[1]:.2f} at the target")
         for name, seconds in made.ledger.seconds.most_common(9):  # type: ignore[attr-defined]
             print(f"  {name:20} {seconds / documents * MILLION:8.0f} µs CPU in the ledger")
         assert (run.counts["verified"], run.counts["in_sync"]) == (documents, 1), run

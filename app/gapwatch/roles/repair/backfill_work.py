@@ -94,7 +94,7 @@ class BackfillBooks:
         """Return an audit row; ``now``: where many are made at once, their time."""
         now, run, gap = now or self._on.clock.now(), work.run, work.held.get(key)
         # Its time first: an id goes where the last ones went into their index, and not anywhere.
-        name = f"{run.id}/{key.hex()}/{outcome}/{now.isoformat()}"
+        name = f"{run.id}/{key.hex()}/{outcome.value}"
         return AuditRow(
             id=f"aud_{_microseconds(now):014x}{xxhash.xxh3_128_hexdigest(name.encode())[:18]}",
             at=now,

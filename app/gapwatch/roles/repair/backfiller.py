@@ -5,8 +5,9 @@ For each batch:
 1. judge every key anew (source, target, source; grace and delivered-through have passed); what waited for its batch to fill
    is read once more, and judged again where it is not what it was;
 2. write, each item under its guard;
-3. read back source, target, source: a row that went or changed meanwhile is taken back or brought up to date, guarded by
-   our own write;
+3. read back target and source: a row that went or changed meanwhile is taken back or brought up to date, guarded by our own
+   write. Whether it stood still shows by its revision since it was judged; where it has none, or another one by now, the source
+   is read before the target as well;
 4. audit every item, resolve the gaps whose documents were read back right.
 """
 
@@ -37,7 +38,7 @@ from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependenc
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
-from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch
+from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch, same_row
 from gapwatch.roles.repair.redelivery import DELIVERED, Redelivery
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import Overwritten, UndoFile
@@ -301,7 +302,7 @@ class Backfiller:
             )
         noted = asyncio.create_task(asyncio.to_thread(self._on.ledger.audit, audit, by=work.run))  # while it is read back
         try:
-            first = await self._read_back(work, standing) if standing else None
+            first = await self._read_back(work, standing, once=True) if standing else None
         except BaseException:  # what ends us is told, not that noting failed as well
             await asyncio.gather(noted, return_exceptions=True)
             raise
@@ -309,8 +310,11 @@ class Backfiller:
         if first is not None:
             await self._verify(work, standing, first)
 
-    async def _read_back(self, work: Work, written: Sequence[_Written]) -> BatchReads:
-        return await read_batch(work.stores, [item.item.key for item in written], self._on.clock)
+    async def _read_back(self, work: Work, written: Sequence[_Written], *, once: bool = False) -> BatchReads:
+        """``once``: rows with a revision are read after the target alone."""
+        keys = [item.item.key for item in written]
+        alone = {item.item.key for item in written if once and _is_dated(item)}
+        return await read_batch(work.stores, keys, self._on.clock, once=alone)
 
     async def _verify(self, work: Work, written: Sequence[_Written], first: BatchReads) -> None:
         """Judge what was read back, with the source; correct what is no longer right, guarded by our own write."""
@@ -322,17 +326,21 @@ class Backfiller:
             right: list[tuple[_Written, KeyReads]] = []
             wrong: list[tuple[_Written, KeyReads]] = []
             unread: list[_Written] = []
+            moved: list[_Written] = []
             for item in left:
                 reads = batch.by_key[item.item.key]
+                agrees, alone = satisfied(reads.reads, work.stores.spec.match), not turn and _is_dated(item)
                 if reads.reads.unread:
                     unread.append(item)
-                elif satisfied(reads.reads, work.stores.spec.match) and reads.reads.source_stood_still:
+                elif agrees and alone and not _is_judged_row(item, reads):
+                    moved.append(item)  # it was read once only, and is another one by now
+                elif agrees and reads.reads.source_stood_still:
                     right.append((item, reads))
                 else:
                     wrong.append((item, reads))
             await self._verified(work, right)
             again = await self._correct(work, wrong)
-            left = [*again, *unread]
+            left = [*again, *moved, *unread]
             if unread:
                 await self._on.clock.sleep(0.5)
         for item in left:
@@ -430,6 +438,16 @@ def _weight(document: Mapping[str, Any] | None) -> int:
         elif isinstance(value, OF_ANY_LENGTH):
             size += len(repr(value))
     return size
+
+
+def _is_dated(written: _Written) -> bool:
+    """Whether the row that was written has a revision, by which it is known again."""
+    return written.row is not None and written.row.revision is not None
+
+
+def _is_judged_row(written: _Written, reads: KeyReads) -> bool:
+    """Whether the source still holds the write that was judged and written: then it stood still all the time."""
+    return written.row is not None and same_row(written.row, reads.source)
 
 
 def _overwritten(written: _Written) -> Overwritten:
