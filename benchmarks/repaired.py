@@ -10,7 +10,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from benchmarks.sweep_contestants import Pair, Repair, pipeline
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.gap import Kind, RunKind
-from gapwatch.model.pipeline import BatchSpec, FieldSpec, StoreType
+from gapwatch.model.pipeline import BatchSpec, FeedSpec, FieldSpec, StoreType
 from gapwatch.ports import ABSENT, DatasetInfo, Key, KeyChunk, Read, StoredRecord, WriteItem, WriteResult
 from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.repair.plans import plan, request_apply
@@ -92,7 +92,7 @@ class Written:
         return [WriteResult(key=item.key, outcome="written") for item in items]
 
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
-        return build(self._keys, key, row, fields, None, copied_key=())
+        return build(self._keys, key, row, fields, FeedSpec().placeholder, copied_key=())
 
     def kept(self, document: StoredRecord) -> str:
         raise NotImplementedError
@@ -105,7 +105,7 @@ class Measured:
 
     def __init__(self, ledger: Any) -> None:
         self._ledger = ledger
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
 
     def __getattr__(self, name: str) -> Any:
         asked = getattr(self._ledger, name)
@@ -197,7 +197,7 @@ async def repair(documents: int, directory: str) -> None:
         steps.all_done()
         reads = [reader.reads / documents for reader in (made.made.source, made.made.target)]  # type: ignore[attr-defined]
         print(f"{reads[0]:.2f} reads by key a document at the source, {reads[1]:.2f} at the target")
-        for name, seconds in made.ledger.seconds.most_common(9):  # type: ignore[attr-defined]
+        for name, seconds in sorted(made.ledger.seconds.items(), key=lambda one: -one[1])[:9]:  # type: ignore[attr-defined]
             print(f"  {name:20} {seconds / documents * MILLION:8.0f} µs CPU in the ledger")
         assert (run.counts["verified"], run.counts["in_sync"]) == (documents, 1), run
     finally:
