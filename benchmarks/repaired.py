@@ -21,7 +21,7 @@ from benchmarks.sweep_contestants import Pair, Repair, pipeline
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.gap import Kind, RunKind
-from gapwatch.model.pipeline import BatchSpec, FeedSpec, FieldSpec, StoreType
+from gapwatch.model.pipeline import BatchSpec, FeedKind, FeedSpec, FieldSpec, StoreType
 from gapwatch.ports import ABSENT, DatasetInfo, Key, KeyChunk, Read, StoredRecord, WriteItem, WriteResult
 from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.repair.plans import plan, request_apply
@@ -92,7 +92,7 @@ class Written:
         return [WriteResult(key=item.key, outcome="written") for item in items]
 
     def document(self, key: Key, row: StoredRecord, fields: Sequence[FieldSpec]) -> Mapping[str, Any]:
-        return build(self._keys, key, row, fields, FeedSpec().placeholder, copied_key=())
+        return build(self._keys, key, row, fields, FeedSpec(kind=FeedKind.NONE).placeholder, copied_key=())
 
     def kept(self, document: StoredRecord) -> str:
         raise NotImplementedError

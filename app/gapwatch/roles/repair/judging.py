@@ -54,7 +54,7 @@ class Asked:
     conclude: Callable[[Run], Awaitable[Run]]
 
 
-class Case(Struct, kw_only=True, eq=False):
+class Case(Struct, kw_only=True):
     """One key under judgement: when it may be read next, and what delivered-through must have passed (``waits_for_ms``)."""
 
     key: Key
