@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from functools import lru_cache
+from typing import Any
 
 import xxhash
 
@@ -23,6 +25,10 @@ from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import UndoFile
 from gapwatch.roles.stores import PipelineStores
+
+BESIDE_BYTES = 30  # of a document's field, besides its name: the signs around it, and a time, a UUID or a Decimal128
+TEXTS = (str, bytes)
+OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
 
 
 @lru_cache(maxsize=64)  # the rows of one batch share their time
@@ -117,3 +123,15 @@ class BackfillBooks:
     async def conclude(self, work: Work, key: Key, outcome: ItemOutcome, reason: str) -> None:
         self.count(work, key, outcome, reason)
         await self.note(work, key, outcome, reason)
+
+
+def weight_of(document: Mapping[str, Any] | None) -> int:
+    """Return about how many bytes a document has: what is of any length as it is, or as Python writes it; the rest is short."""
+    size = 0
+    for name, value in (document or {}).items():
+        size += len(name) + BESIDE_BYTES
+        if isinstance(value, TEXTS):
+            size += len(value)
+        elif isinstance(value, OF_ANY_LENGTH):
+            size += len(repr(value))
+    return size

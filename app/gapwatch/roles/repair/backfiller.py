@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from typing import Any
 
 import structlog
@@ -34,7 +33,7 @@ from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
 from gapwatch.model.pipeline import RepairMode
 from gapwatch.model.stream import Side
 from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, Unread, WriteItem
-from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work
+from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work, weight_of
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
@@ -57,9 +56,6 @@ CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its 
 ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
 ID = "_id"
-BESIDE_BYTES = 30  # of a document's field, besides its name: the signs around it, and a time, a UUID or a Decimal128
-TEXTS = (str, bytes)
-OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
 SOFT_DELETED = "soft_deleted"
 
 
@@ -212,7 +208,7 @@ class Backfiller:
                     refused = error.reason == SOFT_DELETED
                     outcome, reason = ItemOutcome.REFUSED if refused else ItemOutcome.FAILED, str(error)
                 else:
-                    weight = _weight(written.item.document)
+                    weight = weight_of(written.item.document)
                     if not fits(len(to_write), size, weight, work.pace.limits):
                         left = decided[place:]
                         break
@@ -426,18 +422,6 @@ def _prepare(stores: PipelineStores, reads: KeyReads, key: Key) -> _Written:
         raise RecordError(SOFT_DELETED, "The row makes a document that is marked as deleted (target.deleted_when).")
     replaces = reads.target if isinstance(reads.target, StoredRecord) else ABSENT
     return _Written(item=WriteItem(key=key, document=document, replaces=replaces), row=reads.source)
-
-
-def _weight(document: Mapping[str, Any] | None) -> int:
-    """Return about how many bytes a document has: what is of any length as it is, or as Python writes it; the rest is short."""
-    size = 0
-    for name, value in (document or {}).items():
-        size += len(name) + BESIDE_BYTES
-        if isinstance(value, TEXTS):
-            size += len(value)
-        elif isinstance(value, OF_ANY_LENGTH):
-            size += len(repr(value))
-    return size
 
 
 def _is_dated(written: _Written) -> bool:
