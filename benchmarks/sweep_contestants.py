@@ -22,7 +22,7 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.search_address import SearchAddress
-from gapwatch.ledger import open_ledger
+from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Kind, Run, RunKind, RunState
 from gapwatch.model.pipeline import (
     BatchSpec,
@@ -223,8 +223,9 @@ class Repair:
 
     def __init__(self, pair: Pair, spec: PipelineSpec, directory: str) -> None:
         self.clock = SystemClock()
-        self.ledger = open_ledger(f"sqlite:///{Path(directory) / 'bench.db'}")
-        self.made = _stores(pair, spec)
+        self.ledger = self.opened(directory)
+        self.pair = pair
+        self.made = self.make(spec)
         self.spec = spec
         book = Book(self.ledger, self.clock)
 
@@ -258,6 +259,12 @@ class Repair:
                 on_document=lambda pipeline, outcome: None,
             )
         )
+
+    def opened(self, directory: str) -> SqlLedger:
+        return open_ledger(f"sqlite:///{Path(directory) / 'bench.db'}")
+
+    def make(self, spec: PipelineSpec) -> PipelineStores:
+        return _stores(self.pair, spec)
 
     async def stores(self, pipeline: str) -> PipelineStores:
         return self.made

@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from msgspec import structs
+
 from gapwatch.model.gap import AuditRow, Cause, Detector, Finding, FindingRecord, Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.ports import GapChange
 
@@ -33,7 +35,7 @@ def gap(number: int = 1, **changes: Any) -> Gap:
         evidence=({"side": "expected", "topic": "shop.public.orders", "partition": 0, "offset": number},),
         opened_by=(0, 1, number, 0),
     )
-    return replace(made, **changes)
+    return structs.replace(made, **changes)
 
 
 def opening(one: Gap) -> GapChange:
@@ -42,7 +44,7 @@ def opening(one: Gap) -> GapChange:
 
 def change(before: Gap, event: str, actor: str = "gapwatch", **changes: Any) -> GapChange:
     return GapChange(
-        gap=replace(before, revision=before.revision + 1, **changes), against=before.revision, event=event, actor=actor
+        gap=structs.replace(before, revision=before.revision + 1, **changes), against=before.revision, event=event, actor=actor
     )
 
 
@@ -104,4 +106,4 @@ def audit_row(number: int, **changes: Any) -> AuditRow:
         before=None,
         after="ff" * 16,
     )
-    return replace(row, **changes)
+    return structs.replace(row, **changes)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
+from msgspec import Struct
+
 from gapwatch.core.keys import TEXT_END
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.gap import (
@@ -63,8 +65,7 @@ class Unread:
 ABSENT: Final = Absent()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRecord:
+class StoredRecord(Struct, frozen=True, kw_only=True):
     """One row or document as the store holds it now.
 
     ``fields`` are raw driver values by column, or the whole document. ``revision`` changes with every write of the record
@@ -249,8 +250,7 @@ class KeySampler(Protocol):
         """Return some `count` keys from all over the dataset, in no order; how many, and how evenly, is for nobody to rely on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteItem:
+class WriteItem(Struct, frozen=True, kw_only=True):
     """One guarded write. ``document`` None: delete. ``replaces`` is what was read: ABSENT → insert, else replace exactly that."""
 
     key: Key
@@ -258,8 +258,7 @@ class WriteItem:
     replaces: StoredRecord | Absent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteResult:
+class WriteResult(Struct, frozen=True, kw_only=True):
     """``outcome``: written | guard_failed (someone newer was there) | failed, with the store's reason."""
 
     key: Key
@@ -280,8 +279,7 @@ class TargetWriter(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GapChange:
+class GapChange(Struct, frozen=True, kw_only=True):
     """A gap as it shall be stored, against the revision that was read (None: it must be new)."""
 
     gap: Gap

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 from sqlalchemy import text
 
 from gapwatch.errors import ConflictError, NotFoundError, UsageError
@@ -193,14 +194,14 @@ def test_a_change_of_a_gap_that_is_not_there_is_refused(ledger: SqlLedger) -> No
 
 
 def test_a_key_has_at_most_one_open_gap(ledger: SqlLedger) -> None:
-    first, rival = gap(1), replace(gap(2), key=gap(1).key)
+    first, rival = gap(1), structs.replace(gap(2), key=gap(1).key)
     assert ledger.store_gaps([opening(first), opening(rival)]) == [True, False]
     resolved = change(first, "resolved", state=State.RESOLVED, resolution=Resolution.LATE_ARRIVAL, resolved_at=at(9))
     assert ledger.store_gaps([resolved]) == [True]
     assert ledger.store_gaps([opening(rival)]) == [True], "a resolved one makes room"
     again = change(resolved.gap, "reopened", state=State.OPEN, resolution=None, resolved_at=None)
     assert ledger.store_gaps([again]) == [False], "and cannot open beside the new one"
-    assert ledger.store_gaps([opening(replace(gap(3), key=first.key, pipeline="others"))]) == [True], "per pipeline"
+    assert ledger.store_gaps([opening(structs.replace(gap(3), key=first.key, pipeline="others"))]) == [True], "per pipeline"
 
 
 def test_trap_5_storing_the_same_opening_again_changes_nothing(ledger: SqlLedger) -> None:
@@ -217,7 +218,7 @@ def test_lesson_31_many_writers_open_one_gap_once(ledger_url: str, opened: Opene
     def open_all(number: int) -> int:
         barrier.wait(timeout=30)
         # each worker has gap ids of its own for the same keys, and an order of its own
-        changes = [opening(replace(gap(key * 10 + number), key=gap(key).key)) for key in range(1, 41)]
+        changes = [opening(structs.replace(gap(key * 10 + number), key=gap(key).key)) for key in range(1, 41)]
         ordered = changes if number % 2 else changes[::-1]
         return sum(ledgers[number].store_gaps(ordered))
 
@@ -286,7 +287,7 @@ def test_many_changes_are_stored_as_each_of_them_alone(ledger_url: str, opened: 
     ledger = opened(ledger_url)
     many = [gap(number, **FULL) for number in range(1, 6)]
     for at_once in (True, False):
-        made = many if at_once else [replace(one, id=f"x{one.id}", pipeline="others") for one in many]
+        made = many if at_once else [structs.replace(one, id=f"x{one.id}", pipeline="others") for one in many]
         steps: list[list[GapChange]] = [
             [opening(one) for one in made],
             [change(one, "updated", kind=Kind.MISMATCH, event_time=None, opened_by=None) for one in made],
@@ -310,7 +311,7 @@ def test_many_changes_are_stored_as_each_of_them_alone(ledger_url: str, opened: 
 
 
 def moved(before: Gap, event: str, **changes: Any) -> GapChange:
-    return replace(change(before, event, **changes), state_only=True)
+    return structs.replace(change(before, event, **changes), state_only=True)
 
 
 def refused() -> GapChange:
@@ -326,7 +327,7 @@ def test_one_refused_change_holds_up_no_other(ledger: SqlLedger, state_only: boo
         ledger.store_gaps([change(many[-1], "updated")])
     elif other == "resolved":
         ledger.store_gaps([change(many[-1], "resolved", state=State.RESOLVED, resolution=Resolution.MANUAL, resolved_at=at(9))])
-    steps = [replace(change(one, "repairing", state=State.REPAIRING), state_only=state_only) for one in many]
+    steps = [structs.replace(change(one, "repairing", state=State.REPAIRING), state_only=state_only) for one in many]
     told = ledger.outbox_size()
     assert ledger.store_gaps(steps) == [True, True, True, False]
     assert ledger.outbox_size() == told + 3
@@ -371,18 +372,18 @@ def test_an_audit_row_comes_back_as_it_was_stored(ledger: SqlLedger) -> None:
     ]
     ledger.audit(rows)
     ledger.audit(rows)
-    assert ledger.audit_rows() == [rows[1], replace(rows[0], reason="lone ?")]
+    assert ledger.audit_rows() == [rows[1], structs.replace(rows[0], reason="lone ?")]
 
 
 def test_paging_keeps_its_place_while_gaps_come_and_go(ledger: SqlLedger) -> None:
     ledger.store_gaps([opening(gap(number)) for number in range(1, 26)])
-    same_moment = [replace(gap(number), first_seen=at(100)) for number in range(30, 40)]
+    same_moment = [structs.replace(gap(number), first_seen=at(100)) for number in range(30, 40)]
     ledger.store_gaps([opening(item) for item in same_moment])
     seen: list[str] = []
     page = ledger.gaps(GapFilter(pipeline="orders"), limit=4)
     while len(seen) < 100:
         seen += [item.id for item in page.gaps]
-        ledger.store_gaps([opening(replace(gap(1000 + len(seen)), first_seen=at(500)))])  # newer than everything
+        ledger.store_gaps([opening(structs.replace(gap(1000 + len(seen)), first_seen=at(500)))])  # newer than everything
         known = ledger.gap(seen[-1])
         assert known is not None
         ledger.store_gaps([change(known, "resolved", state=State.RESOLVED, resolution=Resolution.MANUAL, resolved_at=at(1))])
@@ -464,7 +465,7 @@ def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> No
 
 def test_what_is_on_record_only_was_not_detected_and_nobody_accepted_it(ledger: SqlLedger) -> None:
     row = gap(1, first_seen=at(10), cause=Cause.SKIPPED_BY_POLICY)
-    done = replace(row, state=State.RESOLVED, resolution=Resolution.ACCEPTED, resolved_at=at(60), revision=1)
+    done = structs.replace(row, state=State.RESOLVED, resolution=Resolution.ACCEPTED, resolved_at=at(60), revision=1)
     told = GapChange(gap=done, against=None, event="resolved")
     assert [*ledger.store_gaps([told]), *ledger.store_gaps([told])] == [True, False]
     assert ledger.gap_counts() == {}
@@ -890,7 +891,7 @@ def test_parts_go_with_their_run(ledger: SqlLedger, split: Run) -> None:
 def test_h8_audit_rows_are_appended_once_and_found(ledger: SqlLedger) -> None:
     rows = [audit_row(number) for number in range(1, 601)]
     ledger.audit(rows)
-    ledger.audit([replace(rows[0], outcome="failed"), audit_row(601, run_id="run_2", key=None, key_fields=None)])
+    ledger.audit([structs.replace(rows[0], outcome="failed"), audit_row(601, run_id="run_2", key=None, key_fields=None)])
     ledger.audit([])
     assert ledger.audit_rows(key=b"k1") == [rows[0]], "what was written is never changed"
     assert [row.id for row in ledger.audit_rows(limit=2)] == ["audit_601", "audit_600"]

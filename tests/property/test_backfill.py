@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gapwatch.cli.exits import DIFFERENCES
 from gapwatch.cli.runs import exit_code
@@ -445,7 +446,7 @@ def decoded_anew(read: Callable[..., Any]) -> Callable[..., Any]:
         found = read(reader, number, key)
         if reader._side is Side.EXPECTED or not isinstance(found, StoredRecord):
             return found
-        return replace(found, fields=pickle.loads(pickle.dumps(found.fields)))
+        return structs.replace(found, fields=pickle.loads(pickle.dumps(found.fields)))
 
     return anew
 

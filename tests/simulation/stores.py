@@ -10,9 +10,11 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from msgspec import structs
 
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import FieldSpec, FieldType, PipelineSpec, Settings, TopicsSpec
@@ -241,7 +243,7 @@ class ModelReader:
         if row is None:
             return ABSENT
         record = StoredRecord(key=key, fields=dict(row), revision=rig.revision(number))
-        return (record, replace(record, revision=f"another {record.revision}")) if number in rig.twice else record
+        return (record, structs.replace(record, revision=f"another {record.revision}")) if number in rig.twice else record
 
     async def scan(
         self, *, content: bool, cursor: Any = None, lower: Key | None = None, upper: Key | None = None, chunk: int = 10_000

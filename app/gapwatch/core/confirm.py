@@ -5,9 +5,11 @@ Pure. ``roles/repair/confirmer.py`` reads source, target and source again, asks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gapwatch.model.gap import Cause, Kind
 from gapwatch.model.pipeline import Match
@@ -31,8 +33,7 @@ class Presence(Enum):
     EXEMPT = "exempt"  # by the pipeline's rules the target may hold it or not: expired, or left the filter and ignored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(Struct, frozen=True, kw_only=True):
     """One side as read once, in canonical form.
 
     ``identity`` is digest and masks together, equal exactly when all mapped fields are. ``revision`` changes with every write
@@ -55,8 +56,7 @@ class Differ(Protocol):
     def __call__(self) -> tuple[str, ...]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reads:
+class Reads(Struct, frozen=True, kw_only=True):
     """The three reads of one attempt, in order: source, target, source.
 
     By our clock: ``started_ms`` before the first one, ``proven_ms`` before the last one (what stood still did so until then at
@@ -95,8 +95,7 @@ def same_record(first: Reading, second: Reading) -> bool:
     return first.identity == second.identity and first.version == second.version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(Struct, frozen=True, kw_only=True):
     """What is remembered of a suspect between attempts. ``baseline``, ``shown``: source and target when the wait began."""
 
     attempts: int = 0
@@ -106,42 +105,36 @@ class Progress:
     waiting_since_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cleared:
+class Cleared(Struct, frozen=True, kw_only=True):
     reason: str  # late_arrival | no_change | never_present | in_agreement | skipped_by_policy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class Difference(Struct, frozen=True, kw_only=True):
     kind: Kind
     cause: Cause
     fields: tuple[str, ...]
     target_ids: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitAndReadAgain:
+class WaitAndReadAgain(Struct, frozen=True, kw_only=True):
     """Read again once grace has passed since ``since_ms`` and delivered-through has passed it."""
 
     progress: Progress
     since_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
+class Retry(Struct, frozen=True, kw_only=True):
     """A side was not read: says nothing. Back off and try again."""
 
     progress: Progress
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Superseded:
+class Superseded(Struct, frozen=True, kw_only=True):
     pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unverifiable:
+class Unverifiable(Struct, frozen=True, kw_only=True):
     reason: str
 
 

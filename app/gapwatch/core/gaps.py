@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
 import xxhash
 from msgspec import structs
+from msgspec.structs import replace
 
 from gapwatch.core.confirm import WITH_FIELDS, Difference, Presence, Reads, evidence_of, evidence_of_sink, kind_of
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Resolution, State

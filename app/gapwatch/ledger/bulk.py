@@ -40,6 +40,13 @@ _STATE: Final = ("state", "resolved_at", "resolution", "note", "revision")  # wh
 AS_READ: Final = tuple(type_coerce(column, NullType()).label(column.name) for column in gaps.c)
 AUDIT_AS_READ: Final = tuple(type_coerce(audit.c[name], NullType()).label(name) for name in _AUDIT)  # audited_of_columns
 
+# By name: an enum takes a microsecond for each look at it, and a row has four of them.
+_KINDS = {one.value: one for one in Kind}
+_CAUSES = {one.value: one for one in Cause}
+_STATES = {one.value: one for one in State}
+_DETECTORS = {one.value: one for one in Detector}
+_RESOLUTIONS = {one.value: one for one in Resolution}
+
 _Psycopg: Any = psycopg.dialect  # its constructor has no types
 _json = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -126,15 +133,15 @@ def gap_of_columns(row: Sequence[Any]) -> Gap:
         key=bytes(row[2]),
         key_fields=_read(row[4]),
         target_id=row[5],
-        kind=Kind(row[6]),
-        cause=Cause(row[7]),
-        state=State(row[8]),
-        detector=Detector(row[9]),
+        kind=_KINDS[row[6]],
+        cause=_CAUSES[row[7]],
+        state=_STATES[row[8]],
+        detector=_DETECTORS[row[9]],
         event_time=_instant(row[10]),
         first_seen=from_us(row[11]),
         confirmed_at=from_us(row[12]),
         resolved_at=_instant(row[13]),
-        resolution=Resolution(row[14]) if row[14] else None,
+        resolution=_RESOLUTIONS[row[14]] if row[14] else None,
         fields=tuple(_read(row[15])),
         occurrences=row[16],
         evidence=tuple(_read(row[17])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,12 +16,14 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+@lru_cache(maxsize=4_096)  # the rows of one batch share their times
 def to_us(time: datetime) -> int:
     """Return an aware time as whole microseconds since the epoch, exactly."""
     assert time.tzinfo is not None, "times are aware"
     return (time - EPOCH) // _MICROSECOND
 
 
+@lru_cache(maxsize=4_096)
 def from_us(microseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=microseconds)
 

@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any
 
+from msgspec import Struct
+
 
 class Kind(StrEnum):
     MISSING = "missing"
@@ -91,8 +93,7 @@ class Severity(IntEnum):
     CRITICAL = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
+class Gap(Struct, frozen=True, kw_only=True):
     """One confirmed difference of one key. ``key`` holds canonical bytes, ``key_fields`` what a person reads.
 
     ``opened_by`` is the token (side, epoch, major, minor) that raised it, None for a sweep's. ``revision`` counts changes;
@@ -272,8 +273,7 @@ class RepairPressure:
     written: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRow:
+class AuditRow(Struct, frozen=True, kw_only=True):
     """Who did what to which document, with what came of it. ``before``/``after`` are digests or values, as `evidence` says."""
 
     id: str

@@ -11,6 +11,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
+from msgspec import structs
+
 from gapwatch.core.counting import Age, Counting
 from gapwatch.model.stream import Side
 from gapwatch.ports import Absent, Clock, DatasetInfo, DatasetReader, Key, KeyChunk, Read, ScanChunk, StoredRecord
@@ -72,7 +74,7 @@ class ViewedReader:
         return counted if len(counted) > 1 else counted[0]
 
     def _uncounted(self, record: StoredRecord) -> Read:
-        return replace(record, ignored=LEFT) if self._ignores else self._absent
+        return structs.replace(record, ignored=LEFT) if self._ignores else self._absent
 
     def _counts(self, record: StoredRecord) -> bool:
         return self._counting.counts(self._side, record.fields)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from msgspec import structs
+
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
@@ -107,7 +109,7 @@ class PostgresTables:
             after = None
 
     def _placed(self, found: ScanChunk, number: int, identities: Sequence[str]) -> ScanChunk:
-        records = [replace(record, table=self._names[number]) for record in found.records]
+        records = [structs.replace(record, table=self._names[number]) for record in found.records]
         identity = _joined(identities, number, found.identity)
         return replace(found, records=records, cursor=[number, found.cursor], identity=identity)
 
@@ -136,7 +138,7 @@ def _named(table: str, found: Mapping[Key, Read | tuple[StoredRecord, ...]]) -> 
             named[key] = read
             continue
         records = read if isinstance(read, tuple) else (read,)
-        named[key] = [replace(record, table=table) for record in records if isinstance(record, StoredRecord)]
+        named[key] = [structs.replace(record, table=table) for record in records if isinstance(record, StoredRecord)]
     return named
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from msgspec import structs
+
 from gapwatch.check_ports import Advice
 from gapwatch.core.conditions import paths_of
 from gapwatch.errors import StoreRefused
@@ -54,7 +56,7 @@ class PostgresTargetReader(PostgresReader):
         super().__init__(as_source(pipeline), url)
 
     def _record(self, fields: dict[str, Any], revision: str | None = None) -> StoredRecord:
-        return replace(super()._record(fields, revision), target_id=shown(fields, self._names))
+        return structs.replace(super()._record(fields, revision), target_id=shown(fields, self._names))
 
 
 class PostgresTargetPreflight:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gapwatch.core.confirm import Difference, Presence, Progress, Reading, Reads, WaitAndReadAgain, judge
 from gapwatch.core.gaps import evidence, explained, opened, told
@@ -178,7 +178,7 @@ def a_gap_of(suspect: Suspect, *, cause: Cause | None = None, version: int = 0) 
         now=datetime(2026, 11, 28, tzinfo=UTC),
     )
     assert gap.cause is Cause.NEVER_WRITTEN
-    return gap if cause is None else replace(gap, cause=cause)
+    return gap if cause is None else structs.replace(gap, cause=cause)
 
 
 @pytest.mark.parametrize("outcome", [None, Outcome.GAP, Outcome.CLEARED], ids=["no verdict", "gap", "cleared"])
@@ -232,10 +232,10 @@ def test_m2_a_cause_that_was_proved_is_not_replaced(cause: Cause) -> None:
 def test_m2_a_gap_that_is_over_or_that_only_a_sweep_found_stays_as_it_is() -> None:
     suspect, [heard] = told_after(DEAD)
     gap = a_gap_of(suspect)
-    assert explained(replace(gap, state=State.RESOLVED), heard) is None
-    assert explained(replace(gap, opened_by=None), heard) is None
-    assert explained(replace(gap, event_time=None), heard) is None
-    assert explained(replace(gap, opened_by=(int(Side.OBSERVED), 1, 1, 0)), heard) is None
+    assert explained(structs.replace(gap, state=State.RESOLVED), heard) is None
+    assert explained(structs.replace(gap, opened_by=None), heard) is None
+    assert explained(structs.replace(gap, event_time=None), heard) is None
+    assert explained(structs.replace(gap, opened_by=(int(Side.OBSERVED), 1, 1, 0)), heard) is None
 
 
 def test_m2_a_letter_in_time_needs_no_telling() -> None:

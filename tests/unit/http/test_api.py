@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
+from msgspec import structs
 from yarl import URL
 
 from gapwatch.errors import ConflictError, StoreUnreachable
@@ -382,7 +383,7 @@ async def test_a_slow_answer_is_cut_off(client: Client, served: Service, monkeyp
 
 
 async def test_records_hold_exact_keys(client: Client, served: Service) -> None:
-    served.ledger.store_gaps([opening(replace(gap(1), key_fields={"id": 2**53 + 1}))])
+    served.ledger.store_gaps([opening(structs.replace(gap(1), key_fields={"id": 2**53 + 1}))])
     (record,) = (await get(client, "/api/v1/gaps"))["gaps"]
     assert record["key_text"] == "9007199254740993"
     assert record["key"]["id"] == 9007199254740993

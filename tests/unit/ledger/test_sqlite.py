@@ -75,7 +75,7 @@ sys.stdin.readline()
 mine = int(sys.argv[2])
 stood = 0
 for number in range(1, 151):
-    stood += sum(ledger.store_gaps([opening(replace(gap(number * 10 + mine), key=gap(number).key))]))
+    stood += sum(ledger.store_gaps([opening(structs.replace(gap(number * 10 + mine), key=gap(number).key))]))
 print(stood, flush=True)
 ledger.close()
 """

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gapwatch.core.backfill import ItemOutcome
 from gapwatch.ledger import SqlLedger
@@ -290,7 +291,7 @@ def test_acknowledged_gaps_are_a_persons(ledger: SqlLedger) -> None:
     story.rig.stranger_writes(7, None)
     story.sweep()
     (gap,) = story.gaps()
-    known = replace(gap, state=State.ACKNOWLEDGED, revision=gap.revision + 1)
+    known = structs.replace(gap, state=State.ACKNOWLEDGED, revision=gap.revision + 1)
     assert ledger.store_gaps([GapChange(gap=known, against=gap.revision, event="acknowledged")]) == [True]
     assert story.step() is None
     plan(ledger, story.spec, frozenset({Kind.MISSING}), limit=10, run_id="by_hand", clock=story.clock)
@@ -305,7 +306,7 @@ def test_a_gap_that_an_ended_worker_had_in_hand_is_set_down(ledger: SqlLedger) -
     story.rig.stranger_writes(7, None)
     story.sweep()
     (gap,) = story.gaps()
-    held = replace(gap, state=State.REPAIRING, revision=gap.revision + 1)
+    held = structs.replace(gap, state=State.REPAIRING, revision=gap.revision + 1)
     ledger.store_gaps([GapChange(gap=held, against=gap.revision, event="repairing")])
     assert story.step() is not None
     assert story.life()[-1] == ("updated", "open")
@@ -339,7 +340,7 @@ def test_the_note_of_a_person_is_not_overwritten(ledger: SqlLedger) -> None:
     story.rig.refused.add(7)
     story.sweep()
     (gap,) = story.gaps()
-    noted = replace(gap, note="ask Ada", revision=gap.revision + 1)
+    noted = structs.replace(gap, note="ask Ada", revision=gap.revision + 1)
     ledger.store_gaps([GapChange(gap=noted, against=gap.revision, event="updated")])
     story.repaired()
     assert story.gaps()[0].note == "ask Ada"
@@ -353,7 +354,9 @@ def test_records_of_what_was_resolved_otherwise_are_forgotten(ledger: SqlLedger)
     story.sweep()
     story.repaired()
     (gap,) = story.gaps()
-    over = replace(gap, state=State.RESOLVED, resolution=Resolution.MANUAL, resolved_at=gap.first_seen, revision=gap.revision + 1)
+    over = structs.replace(
+        gap, state=State.RESOLVED, resolution=Resolution.MANUAL, resolved_at=gap.first_seen, revision=gap.revision + 1
+    )
     ledger.store_gaps([GapChange(gap=over, against=gap.revision, event="resolved")])
     story.wait(timedelta(seconds=10).total_seconds())
     assert story.step() is None

@@ -180,3 +180,47 @@ async def _away(_: object, decided: Sequence[object], **__: object) -> set[bytes
     if decided:
         raise StoreUnreachable("The ledger does not answer.", store="ledger")
     return set()
+
+
+def after_the_write(story: Story, then: Callable[[], object] = lambda: None) -> list[str]:
+    """Carry the repair out; do `then` once the document was written, and return which sides were read after that, in order."""
+    seen: list[str] = []
+
+    def between(what: str) -> None:
+        if story.rig.writes and not seen:
+            then()
+        if story.rig.writes:
+            seen.append(what)
+
+    story.rig.between = between
+    story.carry_out()
+    return seen
+
+
+def test_a_row_whose_revision_is_the_judged_one_is_read_back_once(ledger: SqlLedger) -> None:
+    story = missing(ledger, 7)
+    assert after_the_write(story) == ["fetch OBSERVED", "fetch EXPECTED"], "it stood still since it was judged"
+    assert story.gaps(State.OPEN, State.REPAIRING) == []
+
+
+def test_a_row_that_moved_on_since_it_was_judged_is_read_before_the_target_too(ledger: SqlLedger) -> None:
+    """The sink brings the newer row before it is read back: both agree, and nobody has shown yet that the row stood still."""
+    story = missing(ledger, 7)
+
+    def newer() -> None:
+        story.rig.source_writes(7)
+        story.rig.sink_delivers(7)
+
+    sides = ["OBSERVED", "EXPECTED", "EXPECTED", "OBSERVED", "EXPECTED"]
+    assert after_the_write(story, newer) == [f"fetch {side}" for side in sides]
+    assert len(story.rig.writes) == 1, "there was nothing to correct"
+    assert story.gaps(State.OPEN, State.REPAIRING) == []
+
+
+def test_ids_of_audit_rows_come_in_the_order_of_their_times(ledger: SqlLedger) -> None:
+    story = missing(ledger, 1, 2, 3)
+    one_by_one(story, lambda: None)
+    rows = [row for row in ledger.audit_rows(pipeline=story.spec.id) if row.id.startswith("aud_")]
+    assert len({row.at for row in rows}) > 1
+    assert [row.at for row in sorted(rows, key=lambda row: row.id)] == sorted(row.at for row in rows)
+    assert {len(row.id) for row in rows} == {len("aud_") + 32}

@@ -115,7 +115,7 @@ def test_a_gap_that_is_changed_each_time_is_held_as_it_was_left(ledger: SqlLedge
 
     def changed() -> None:
         (gap,) = story.gaps()
-        noted = replace(gap, note=gap.note + "x", revision=gap.revision + 1)
+        noted = structs.replace(gap, note=gap.note + "x", revision=gap.revision + 1)
         assert ledger.store_gaps([GapChange(gap=noted, against=gap.revision, event="updated")]) == [True]
 
     watched.before_store = [changed] * TRIES

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from gapwatch.core.standing import BEGINNING
 from gapwatch.ledger import SqlLedger, open_ledger
@@ -170,8 +171,11 @@ def test_an_open_gap_of_a_key_that_may_have_lost_more_in_a_hole_holds_the_time_o
     now = clock.now()
     late = now + timedelta(seconds=3)
     times = {"later": late, "earlier": now - timedelta(days=2), "unknown": None, "over": late}
-    gaps = {name: replace(a_gap(), id=name, pipeline=SPEC.id, key=name.encode(), event_time=time) for name, time in times.items()}
-    gaps["over"] = replace(gaps["over"], state=State.RESOLVED, resolution=Resolution.BACKFILLED, resolved_at=now)
+    gaps = {
+        name: structs.replace(a_gap(), id=name, pipeline=SPEC.id, key=name.encode(), event_time=time)
+        for name, time in times.items()
+    }
+    gaps["over"] = structs.replace(gaps["over"], state=State.RESOLVED, resolution=Resolution.BACKFILLED, resolved_at=now)
     ledger.store_gaps([GapChange(gap=gap, against=None, event="opened") for gap in gaps.values()])
     for step in first_sweep(ledger, clock):
         step()
@@ -187,7 +191,7 @@ def test_an_open_gap_of_a_key_that_may_have_lost_more_in_a_hole_holds_the_time_o
 
 def test_a_hole_stays_uncovered_while_its_time_cannot_be_stored(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = VirtualClock()
-    gap = replace(a_gap(), pipeline=SPEC.id, event_time=clock.now() + timedelta(seconds=3))
+    gap = structs.replace(a_gap(), pipeline=SPEC.id, event_time=clock.now() + timedelta(seconds=3))
     ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
     overtaken = [True] * 3
     stored = ledger.store_gaps
@@ -276,7 +280,7 @@ def test_what_a_sweep_covers_is_held_from_where_it_can_have_been_lost(ledger: Sq
     else:
         begun = now - 2 * hour if known == "a sweep inside it" else BEGINNING
         ledger.raise_finding(a_hole(begun, now, pipeline=SPEC.id))
-    gap = replace(a_gap(), pipeline=SPEC.id, event_time=now - timedelta(minutes=1))
+    gap = structs.replace(a_gap(), pipeline=SPEC.id, event_time=now - timedelta(minutes=1))
     ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
     of_board = SimpleNamespace(records=lambda _: statuses)
     dependencies = SimpleNamespace(pipelines={SPEC.id: spec}, ledger=ledger, board=of_board, clock=clock)

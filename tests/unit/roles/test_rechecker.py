@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any, cast
+
+from msgspec import structs
 
 from gapwatch.core.gaps import by_hand, found_again
 from gapwatch.ledger import SqlLedger
@@ -79,7 +80,7 @@ def test_lesson_40_a_gap_that_was_changed_after_it_was_read_stays_open_until_it_
     story.sweep()
     story.rig.stranger_writes(7, story.rig.source_writes(7))
     (gap,) = story.gaps()
-    changed = replace(gap, note="seen by another", revision=gap.revision + 1)
+    changed = structs.replace(gap, note="seen by another", revision=gap.revision + 1)
 
     def once(what: str) -> None:
         story.rig.between = lambda what: None
@@ -112,8 +113,9 @@ def test_what_the_stream_showed_stays_in_evidence() -> None:
     known, found = a_gap(), a_gap()
     shown = {"side": "expected", "topic": "orders", "partition": 1, "offset": 7}
     reads = [{"side": side, "position": position} for side, position in (("source", "8"), ("target", "9"))]
-    before = replace(known, kind=Kind.MISSING, evidence=(shown, {"side": "source", "position": "7"}), opened_by=(0, 1, 2, 3))
-    latest = replace(found, kind=Kind.MISMATCH, evidence=tuple(reads), opened_by=None, cause=Cause.UNKNOWN)
+    known_by = (shown, {"side": "source", "position": "7"})
+    before = structs.replace(known, kind=Kind.MISSING, evidence=known_by, opened_by=(0, 1, 2, 3))
+    latest = structs.replace(found, kind=Kind.MISMATCH, evidence=tuple(reads), opened_by=None, cause=Cause.UNKNOWN)
     after = found_again(before, latest)
     assert after.evidence == (shown, *reads)
     assert (after.kind, after.opened_by, after.cause) == (Kind.MISMATCH, before.opened_by, before.cause)

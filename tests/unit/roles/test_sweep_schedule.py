@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from gapwatch.core.standing import BEGINNING
 from gapwatch.errors import UsageError
@@ -252,7 +253,7 @@ def test_a_hole_that_was_stored_after_the_sweep_that_covers_it_is_held_by_younge
     ledger.set_fact(
         Facts.swept(spec.id), {"started_at": started.isoformat(), "run": "r", "masked": 0, "before": before.isoformat()}
     )
-    gap = replace(a_gap(), pipeline=spec.id, event_time=now - timedelta(minutes=3))
+    gap = structs.replace(a_gap(), pipeline=spec.id, event_time=now - timedelta(minutes=3))
     ledger.store_gaps([GapChange(gap=gap, against=None, event="opened")])
     times = {"of the time between two sweeps": now - timedelta(hours=1), "from before it was watched": BEGINNING}
     for name, begun in times.items():

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
 
 import xxhash
 
@@ -22,6 +25,15 @@ from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import UndoFile
 from gapwatch.roles.stores import PipelineStores
+
+BESIDE_BYTES = 30  # of a document's field, besides its name: the signs around it, and a time, a UUID or a Decimal128
+TEXTS = (str, bytes)
+OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
+
+
+@lru_cache(maxsize=64)  # the rows of one batch share their time
+def _microseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1_000_000)
 
 
 def _nobody(stores: PipelineStores, mode: RepairMode) -> Resender:
@@ -87,9 +99,10 @@ class BackfillBooks:
     ) -> AuditRow:
         """Return an audit row; ``now``: where many are made at once, their time."""
         now, run, gap = now or self._on.clock.now(), work.run, work.held.get(key)
-        name = f"{run.id}/{key.hex()}/{outcome}/{now.isoformat()}"
+        # Its time first: an id goes where the last ones went into their index, and not anywhere.
+        name = f"{run.id}/{key.hex()}/{outcome.value}"
         return AuditRow(
-            id=f"aud_{xxhash.xxh3_128_hexdigest(name.encode())}",
+            id=f"aud_{_microseconds(now):014x}{xxhash.xxh3_128_hexdigest(name.encode())[:18]}",
             at=now,
             actor=run.requested_by or "gapwatch",
             action=WRITE_ACTION,
@@ -110,3 +123,15 @@ class BackfillBooks:
     async def conclude(self, work: Work, key: Key, outcome: ItemOutcome, reason: str) -> None:
         self.count(work, key, outcome, reason)
         await self.note(work, key, outcome, reason)
+
+
+def weight_of(document: Mapping[str, Any] | None) -> int:
+    """Return about how many bytes a document has: what is of any length as it is, or as Python writes it; the rest is short."""
+    size = 0
+    for name, value in (document or {}).items():
+        size += len(name) + BESIDE_BYTES
+        if isinstance(value, TEXTS):
+            size += len(value)
+        elif isinstance(value, OF_ANY_LENGTH):
+            size += len(repr(value))
+    return size

@@ -5,8 +5,9 @@ For each batch:
 1. judge every key anew (source, target, source; grace and delivered-through have passed); what waited for its batch to fill
    is read once more, and judged again where it is not what it was;
 2. write, each item under its guard;
-3. read back source, target, source: a row that went or changed meanwhile is taken back or brought up to date, guarded by
-   our own write;
+3. read back target and source: a row that went or changed meanwhile is taken back or brought up to date, guarded by our own
+   write. Whether it stood still shows by its revision since it was judged; where it has none, or another one by now, the source
+   is read before the target as well;
 4. audit every item, resolve the gaps whose documents were read back right.
 """
 
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import replace
 from typing import Any
 
 import structlog
+from msgspec import Struct, structs
 
 from gapwatch.core.autorepair import automatic
 from gapwatch.core.backfill import OVERRUN, WRITE_ACTION, Decision, ItemOutcome, Step, Tally, decide, fits
@@ -32,11 +33,11 @@ from gapwatch.model.gap import AuditRow, Gap, Kind, Run, RunState
 from gapwatch.model.pipeline import RepairMode
 from gapwatch.model.stream import Side
 from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, Unread, WriteItem
-from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work
+from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work, weight_of
 from gapwatch.roles.repair.holding import Holding
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
-from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch
+from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch, same_row
 from gapwatch.roles.repair.redelivery import DELIVERED, Redelivery
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import Overwritten, UndoFile
@@ -55,14 +56,10 @@ CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its 
 ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
 ID = "_id"
-BESIDE_BYTES = 30  # of a document's field, besides its name: the signs around it, and a time, a UUID or a Decimal128
-TEXTS = (str, bytes)
-OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
 SOFT_DELETED = "soft_deleted"
 
 
-@dataclass(slots=True, kw_only=True)
-class _Written:
+class _Written(Struct, frozen=True, kw_only=True):
     """A document that we wrote, for the verification: what stood there before, what stands there if nobody came after us."""
 
     item: WriteItem
@@ -171,7 +168,7 @@ class Backfiller:
         for item in decided:
             key = item.case.key
             if key not in old or (reads := batch.by_key[key]).stands_as(item.reads):
-                standing.append(item if key not in old else replace(item, reads=reads))
+                standing.append(item if key not in old else structs.replace(item, reads=reads))
                 continue
             unread = reads.reads.unread
             why = "unread" if unread else MOVED
@@ -179,7 +176,7 @@ class Backfiller:
             if came_back[key, why] <= CAME_BACK_MAX:
                 judge.again(item)
             else:
-                standing.append(replace(item, judgement=Unverifiable(reason=unread) if unread else Superseded()))
+                standing.append(structs.replace(item, judgement=Unverifiable(reason=unread) if unread else Superseded()))
         return standing
 
     async def _handle(self, work: Work, decided: Sequence[Decided]) -> Sequence[Decided]:
@@ -211,7 +208,7 @@ class Backfiller:
                     refused = error.reason == SOFT_DELETED
                     outcome, reason = ItemOutcome.REFUSED if refused else ItemOutcome.FAILED, str(error)
                 else:
-                    weight = _weight(written.item.document)
+                    weight = weight_of(written.item.document)
                     if not fits(len(to_write), size, weight, work.pace.limits):
                         left = decided[place:]
                         break
@@ -247,7 +244,7 @@ class Backfiller:
             if isinstance(form, RecordError):
                 await self._books.conclude(work, item.item.key, ItemOutcome.FAILED, str(form))
             else:
-                identified.append(item if form is None else replace(item, identity=form.identity.hex()))
+                identified.append(item if form is None else structs.replace(item, identity=form.identity.hex()))
         return identified
 
     async def _is_our_insert(self, stores: PipelineStores, item: Decided, gap: Gap | None) -> bool:
@@ -301,7 +298,7 @@ class Backfiller:
             )
         noted = asyncio.create_task(asyncio.to_thread(self._on.ledger.audit, audit, by=work.run))  # while it is read back
         try:
-            first = await self._read_back(work, standing) if standing else None
+            first = await self._read_back(work, standing, once=True) if standing else None
         except BaseException:  # what ends us is told, not that noting failed as well
             await asyncio.gather(noted, return_exceptions=True)
             raise
@@ -309,8 +306,11 @@ class Backfiller:
         if first is not None:
             await self._verify(work, standing, first)
 
-    async def _read_back(self, work: Work, written: Sequence[_Written]) -> BatchReads:
-        return await read_batch(work.stores, [item.item.key for item in written], self._on.clock)
+    async def _read_back(self, work: Work, written: Sequence[_Written], *, once: bool = False) -> BatchReads:
+        """``once``: rows with a revision are read after the target alone."""
+        keys = [item.item.key for item in written]
+        alone = {item.item.key for item in written if once and _is_dated(item)}
+        return await read_batch(work.stores, keys, self._on.clock, once=alone)
 
     async def _verify(self, work: Work, written: Sequence[_Written], first: BatchReads) -> None:
         """Judge what was read back, with the source; correct what is no longer right, guarded by our own write."""
@@ -322,17 +322,21 @@ class Backfiller:
             right: list[tuple[_Written, KeyReads]] = []
             wrong: list[tuple[_Written, KeyReads]] = []
             unread: list[_Written] = []
+            moved: list[_Written] = []
             for item in left:
                 reads = batch.by_key[item.item.key]
+                agrees, alone = satisfied(reads.reads, work.stores.spec.match), not turn and _is_dated(item)
                 if reads.reads.unread:
                     unread.append(item)
-                elif satisfied(reads.reads, work.stores.spec.match) and reads.reads.source_stood_still:
+                elif agrees and alone and not _is_judged_row(item, reads):
+                    moved.append(item)  # it was read once only, and is another one by now
+                elif agrees and reads.reads.source_stood_still:
                     right.append((item, reads))
                 else:
                     wrong.append((item, reads))
             await self._verified(work, right)
             again = await self._correct(work, wrong)
-            left = [*again, *unread]
+            left = [*again, *moved, *unread]
             if unread:
                 await self._on.clock.sleep(0.5)
         for item in left:
@@ -420,16 +424,14 @@ def _prepare(stores: PipelineStores, reads: KeyReads, key: Key) -> _Written:
     return _Written(item=WriteItem(key=key, document=document, replaces=replaces), row=reads.source)
 
 
-def _weight(document: Mapping[str, Any] | None) -> int:
-    """Return about how many bytes a document has: what is of any length as it is, or as Python writes it; the rest is short."""
-    size = 0
-    for name, value in (document or {}).items():
-        size += len(name) + BESIDE_BYTES
-        if isinstance(value, TEXTS):
-            size += len(value)
-        elif isinstance(value, OF_ANY_LENGTH):
-            size += len(repr(value))
-    return size
+def _is_dated(written: _Written) -> bool:
+    """Whether the row that was written has a revision, by which it is known again."""
+    return written.row is not None and written.row.revision is not None
+
+
+def _is_judged_row(written: _Written, reads: KeyReads) -> bool:
+    """Whether the source still holds the write that was judged and written: then it stood still all the time."""
+    return written.row is not None and same_row(written.row, reads.source)
 
 
 def _overwritten(written: _Written) -> Overwritten:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from gapwatch.core import gaps
 from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome

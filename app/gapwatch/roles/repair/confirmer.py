@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -238,7 +238,7 @@ def _joined(known: Hole | None, hole: Hole) -> Hole:
 
 def _unverifiable(item: Decided) -> Decided:
     """While the mapping is suspect, what it says of a key proves nothing."""
-    return replace(item, judgement=Unverifiable(reason=REASON))
+    return structs.replace(item, judgement=Unverifiable(reason=REASON))
 
 
 def _verdict(suspect: Suspect, outcome: Outcome) -> Verdict:

@@ -7,8 +7,10 @@ difference is ever called one by a shorter way.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
+
+from msgspec import Struct
 
 from gapwatch.core.confirm import (
     Cleared,
@@ -52,21 +54,19 @@ class Asked:
     conclude: Callable[[Run], Awaitable[Run]]
 
 
-@dataclass(slots=True, kw_only=True)
-class Case:
+class Case(Struct, kw_only=True):
     """One key under judgement: when it may be read next, and what delivered-through must have passed (``waits_for_ms``)."""
 
     key: Key
     suspect: Suspect | None = None
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress = Progress()
     not_before_ms: int = 0
     waits_for_ms: int = 0
     unread: str = ""
     tries: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
+class Decided(Struct, frozen=True, kw_only=True):
     """A final judgement (Cleared, Difference, Superseded, Unverifiable) with the reads that it rests on."""
 
     case: Case

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Presence, Reading, Reads
@@ -23,8 +26,7 @@ Forms = Mapping[int, Canonical | RecordError]
 NO_FORMS: Final[Forms] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyReads:
+class KeyReads(Struct, frozen=True, kw_only=True):
     """The reads of one key in canonical form, and what the stores returned (for repair and evidence)."""
 
     reads: Reads
@@ -78,7 +80,7 @@ async def read_batch(
 
 
 def _distinct(before: Read | tuple[StoredRecord, ...], after: Read | tuple[StoredRecord, ...]) -> tuple[Any, ...]:
-    return (before,) if _same_row(before, after) else (before, after)
+    return (before,) if same_row(before, after) else (before, after)
 
 
 def _forms(mapping: CompiledMapping, side: Side, reads: Iterable[Read | tuple[StoredRecord, ...]]) -> Forms:
@@ -109,7 +111,7 @@ def _key_reads(
     first, first_canonical = source_reading(mapping, before, digested=digested, forms=forms)
     seen, seen_canonical = target_reading(mapping, target, forms=forms)
     last, last_canonical = first, first_canonical
-    if not _same_row(before, after):
+    if not same_row(before, after):
         last, last_canonical = source_reading(mapping, after, digested=digested, forms=forms)
     age = _age(mapping, target, after, started_ms)
     if age is Age.EXPIRED:
@@ -133,7 +135,7 @@ def _key_reads(
     )
 
 
-def _same_row(before: Read | tuple[StoredRecord, ...], after: Read | tuple[StoredRecord, ...]) -> bool:
+def same_row(before: Read | tuple[StoredRecord, ...], after: Read | tuple[StoredRecord, ...]) -> bool:
     """Whether both reads show one write of a row, as its store tells writes apart: then it need not be looked at twice."""
     if not isinstance(before, StoredRecord) or not isinstance(after, StoredRecord):
         return False
