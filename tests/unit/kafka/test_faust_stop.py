@@ -12,7 +12,7 @@ from gapwatch.kafka import faust_safety
 from gapwatch.kafka.faust_safety import stopped_within
 
 
-class Thread(ServiceThread):
+class Thread(ServiceThread):  # type: ignore[misc]
     """Has work that does not end before somebody gives it up."""
 
     given_up: threading.Event
