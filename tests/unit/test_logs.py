@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 
 from gapwatch.logs import QUIET_SECONDS, Seldom
 
@@ -36,3 +39,39 @@ def test_after_a_quiet_minute_a_message_is_new_again() -> None:
 def test_what_is_critical_is_always_shown() -> None:
     seldom = Seldom()
     assert all(seldom.filter(record("end", level=logging.CRITICAL)) for _ in range(3))
+
+
+PROGRAM = """
+import asyncio, os
+from gapwatch.clock import SystemClock
+from gapwatch.logs import set_up_logs
+from gapwatch.roles.supervisor import Supervised, Supervisor
+
+async def main():
+    again, starts = asyncio.Event(), 0
+    async def role(stop):
+        nonlocal starts
+        starts += 1
+        if starts == 2:
+            again.set()
+        raise RuntimeError("the brokers are away")
+    tasks = [Supervised(name="ingest", make=lambda: role)]
+    supervisor = Supervisor(tasks=tasks, clock=SystemClock(), on_up=lambda *_: None, on_failure=lambda *_: None)
+    running = asyncio.create_task(supervisor.run(asyncio.Event()))
+    async with asyncio.timeout(20):
+        await again.wait()
+
+set_up_logs()
+asyncio.run(main())
+os._exit(0)
+"""
+
+
+def test_a_log_that_cannot_be_written_keeps_no_role_from_beginning_anew() -> None:
+    receiving, sending = os.pipe()
+    os.close(receiving)
+    try:
+        ended = subprocess.run([sys.executable, "-c", PROGRAM], stderr=sending, timeout=60, check=False)
+    finally:
+        os.close(sending)
+    assert ended.returncode == 0

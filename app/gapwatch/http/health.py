@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from aiohttp import web
 
 from gapwatch.http.deps import PROBES, READY
+
+# A thread of its own: those of asyncio, a few, may all wait for a ledger that is frozen, and just then metrics are wanted.
+_SHOWING: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
 
 async def livez(request: web.Request) -> web.StreamResponse:
@@ -35,5 +40,5 @@ async def _readiness(request: web.Request) -> Mapping[str, str]:
 
 
 async def metrics(request: web.Request) -> web.StreamResponse:
-    exposition = await asyncio.to_thread(request.app[PROBES].metrics)
+    exposition = await asyncio.get_running_loop().run_in_executor(_SHOWING, request.app[PROBES].metrics)
     return web.Response(body=exposition, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
@@ -41,6 +42,7 @@ FETCH_WAIT_MS: Final = 50  # a fetch may leave out a partition that has records 
 STILL_FETCH_WAIT_MS: Final = 250  # one that asks for all partitions is answered at once when anything comes
 STILL_AFTER_SECONDS: Final = 0.3  # without a record
 METADATA_PAUSE_SECONDS: Final = 0.2
+STUCK_SECONDS: Final = 2.0
 NO_GENERATION: Final = -1
 NOTHING_READ: Final = -1
 
@@ -453,10 +455,19 @@ def _ssl_context(options: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
-async def stopped_within(app: Any, seconds: float) -> bool:
-    """Stop the app; False when it hung (known: unacknowledged messages, a blocked thread): the process must then end."""
+async def stopped_within(app: Any, seconds: float, give_up: Callable[[], None]) -> bool:
+    """Stop the app; False when it hung (known: unacknowledged messages, a blocked thread): the process must then end.
+
+    Where it holds up this very event loop (Faust waits in it, without any time-out, for a thread that does not end) nothing can
+    be returned: ``give_up`` is called from another thread instead, STUCK_SECONDS later.
+    """
+    stuck = threading.Timer(seconds + STUCK_SECONDS, give_up)
+    stuck.daemon = True
+    stuck.start()
     try:
         await asyncio.wait_for(app.stop(), seconds)
     except TimeoutError:
         return False
+    finally:
+        stuck.cancel()
     return True

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import OffsetSpec
 
 from gapwatch.kafka.acked import AckedPositions
 from gapwatch.kafka.faults import gapwatch_error
-from gapwatch.kafka.options import REQUEST_SECONDS, Partition, admin_client, client_options
+from gapwatch.kafka.options import REQUEST_SECONDS, Admin, Partition, admin_client, client_options
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
 
@@ -58,7 +58,7 @@ class OffsetReader:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
-        self._admin: AdminClient = admin_client(settings)
+        self._admin: Admin = admin_client(settings)
         self._clock = clock
         self._groups: dict[str, _GroupReader] = {}
         self._acked: dict[str, AckedPositions] = {}
@@ -108,7 +108,7 @@ class OffsetReader:
             await self._clock.sleep(ELECTION_SECONDS)
 
 
-async def _list_offsets(admin: AdminClient, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+async def _list_offsets(admin: Admin, partitions: Collection[Partition], spec: OffsetSpec) -> dict[Partition, int]:
     """Ask, holding the client until all is answered: one that is let go of earlier takes its open questions with it."""
     asked = admin.list_offsets(
         {TopicPartition(p.topic, p.partition): spec for p in partitions},

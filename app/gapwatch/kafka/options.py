@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections.abc import Mapping
+from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -47,10 +50,45 @@ def client_options(
     }
 
 
-def admin_client(settings: Settings) -> AdminClient:
+class Admin:
+    """librdkafka's admin client, ended where it may be, and told of what went wrong.
+
+    Its answers arrive in a thread of its own that runs Python, so that the collector may run there. A client that lies in garbage
+    then is ended in its own thread, and for that librdkafka aborts the process. Here a thread made for it ends all of them.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._client = AdminClient(dict(options))
+        _begin_to_bury()
+        weakref.finalize(self, _ENDED.put, self._client).atexit = False
+
+    def __getattr__(self, name: str) -> Any:
+        self._client.poll(0)  # hands errors to `error_cb`; those that nobody takes are kept, megabytes an hour
+        return getattr(self._client, name)
+
+
+_ENDED: Final[SimpleQueue[AdminClient]] = SimpleQueue()  # may be put into from within the collector
+_BURYING: Final = threading.Lock()
+_buried_by: threading.Thread | None = None
+
+
+def _begin_to_bury() -> None:
+    global _buried_by
+    with _BURYING:
+        if _buried_by is None:
+            _buried_by = threading.Thread(target=_bury, name="kafka-admin-end", daemon=True)
+            _buried_by.start()
+
+
+def _bury() -> None:
+    while True:
+        _ENDED.get()  # the last that holds it lets it go here
+
+
+def admin_client(settings: Settings) -> Admin:
     """Return an admin client; raise StoreRefused when an option is not librdkafka's."""
     try:
-        return AdminClient(client_options(settings))
+        return Admin(client_options(settings))
     except KafkaException as error:
         raise gapwatch_error(error, "use kafka.options") from error
 

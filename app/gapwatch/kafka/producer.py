@@ -176,7 +176,11 @@ class AckedProducer:
             producer = self._producer
             if producer is None:
                 return
-            producer.poll(POLL_SECONDS)
+            try:
+                producer.poll(POLL_SECONDS)
+            except Exception as error:  # noqa: BLE001 - of a callback; whoever waits for acknowledgements must learn of it
+                failure = ProtocolError(f"The thread that serves Kafka's answers failed: {type(error).__name__}.")
+                self._wake(partial(self._fail, failure))
 
     def _purge(self, producer: Producer) -> None:
         producer.purge(in_queue=True, in_flight=True)

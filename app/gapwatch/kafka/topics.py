@@ -13,7 +13,6 @@ from typing import Final
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (
-    AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
@@ -24,7 +23,7 @@ from confluent_kafka.admin import (
 from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.faults import STORE, gapwatch_error
-from gapwatch.kafka.options import REQUEST_SECONDS, admin_client, answered
+from gapwatch.kafka.options import REQUEST_SECONDS, Admin, admin_client, answered
 from gapwatch.kafka.producer import COPIED_BYTES_MAX
 from gapwatch.model.pipeline import CAPTURED, Settings
 
@@ -130,7 +129,7 @@ class TopicAdmin:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._admin: AdminClient = admin_client(settings)
+        self._admin: Admin = admin_client(settings)
 
     async def ensure(self, plans: Collection[TopicPlan] | None = None) -> tuple[Advice, ...]:
         """Create what is missing and check what exists; return advice for what works but is not as it should be.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import aiohttp
 
 from tests.http_harness import Service
@@ -39,3 +43,16 @@ async def test_metrics(client: Client) -> None:
     async with client.get("/metrics") as response:
         assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert await response.read() == b"gapwatch_up 1\n"
+
+
+async def test_metrics_are_shown_while_a_ledger_that_is_frozen_keeps_all_threads_waiting(client: Client) -> None:
+    thaws = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+    waiting = asyncio.create_task(asyncio.to_thread(thaws.wait))
+    try:
+        async with asyncio.timeout(20), client.get("/metrics") as response:
+            assert await response.read() == b"gapwatch_up 1\n"
+        assert not waiting.done()
+    finally:
+        thaws.set()
+        await waiting

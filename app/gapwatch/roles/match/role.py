@@ -92,15 +92,27 @@ class MatchRole:
             pause = min(2 * pause, tuning.restart_seconds_max)
 
     async def _one_life(self, torn: set[int]) -> None:
-        worker = MatchWorker(self._settings, self._fingerprints, self._clock, tuning=self._tuning, name=self._name, torn=torn)
+        worker = MatchWorker(
+            self._settings,
+            self._fingerprints,
+            self._clock,
+            tuning=self._tuning,
+            name=self._name,
+            torn=torn,
+            give_up=self._give_up,
+        )
         self._worker = worker
         try:
             await worker.run(self._stop)
         finally:
             self._worker = None
             if worker.hung:
-                log.critical("match_worker_hung", worker=self._name)
-                self._exit_hung(HUNG_EXIT_CODE)
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """End the process; from whichever thread."""
+        log.critical("match_worker_hung", worker=self._name)
+        self._exit_hung(HUNG_EXIT_CODE)
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -8,7 +8,7 @@ worker; its successor, here or elsewhere, starts from the last commit marker.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -43,7 +43,10 @@ def still_seconds(stalls: Iterable[float]) -> float:
 
 
 class MatchWorker:
-    """``torn``: partitions whose state was found torn before; found so again, it counts as lost."""
+    """``torn``: partitions whose state was found torn before; found so again, it counts as lost.
+
+    ``give_up`` ends the process: called from another thread where stopping holds up the event loop.
+    """
 
     def __init__(
         self,
@@ -54,11 +57,13 @@ class MatchWorker:
         tuning: MatchTuning,
         name: str,
         torn: set[int],
+        give_up: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._tuning = tuning
         self._name = name
+        self._give_up = give_up
         self._events = settings.topics.events
         self._producer = AckedProducer(settings, client_id=name, delivery_seconds=tuning.session_seconds / 2)
         self._offsets = OffsetReader(settings, clock)
@@ -96,7 +101,7 @@ class MatchWorker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self.hung = not await stopped_within(self._app, self._tuning.stop_seconds)
+            self.hung = not await stopped_within(self._app, self._tuning.stop_seconds, self._give_up)
             await self._producer.close()
 
     @property

@@ -1,0 +1,50 @@
+"""What every client is built with: an admin client ends where it may, and says what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from confluent_kafka import KafkaException
+from structlog.testing import capture_logs
+
+from gapwatch.kafka.options import admin_client
+from gapwatch.model.pipeline import Settings
+
+PROGRAM = """
+import gc, os, threading
+from gapwatch.kafka.options import admin_client
+from gapwatch.model.pipeline import Settings
+
+class Cycle: pass
+
+collected = threading.Event()
+
+def begin():
+    cycle = Cycle()
+    cycle.me, cycle.admin = cycle, admin_client(Settings(bootstrap_servers="127.0.0.1:1"))
+    asked = cycle.admin.describe_cluster(request_timeout=0.2)
+    asked.add_done_callback(lambda future: (gc.collect(), collected.set()))  # in the client's own thread
+
+gc.disable()
+begin()
+os._exit(0 if collected.wait(20) else 77)
+"""
+
+
+def test_a_client_that_the_collector_finds_in_its_own_thread_does_not_end_the_process() -> None:
+    """librdkafka would abort it: "rd_kafka_destroy() called from librdkafka owned thread"."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+async def test_errors_of_an_admin_client_are_told_and_not_kept() -> None:
+    admin = admin_client(Settings(bootstrap_servers="127.0.0.1:1"))
+    with capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(KafkaException):
+                await asyncio.wrap_future(admin.describe_cluster(request_timeout=0.3))
+    told = [line for line in logs if line["event"] == "kafka_client_error"]
+    assert {line["client"] for line in told} == {"admin"}
