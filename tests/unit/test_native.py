@@ -11,6 +11,7 @@ import pytest
 
 from gapwatch import native
 from gapwatch.core.envelopes import INTERFACE, BatchDecoder, EventColumns, decoder_for
+from gapwatch.core.envelopes.change_stream import WATERMARK
 from gapwatch.core.envelopes.columns import Refused, Shape
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConfigError
@@ -142,3 +143,14 @@ def test_a6_a_number_that_cannot_be_kept_is_a_dead_letter_and_the_others_come_th
     assert list(columns.offsets) == [0, 1, 2, 3] if kept else [0, 1, 3]
     refused = [(offset, cast(Refused, item).error.reason) for offset, item in columns.others]
     assert refused == ([] if kept else [(2, "out_of_range")])
+
+
+def test_a6_a_truncation_or_a_marker_at_a_time_that_cannot_be_kept_is_a_dead_letter() -> None:
+    """Neither a finding nor a watermark can hold it: it ended the role as well, or put the watermark beyond all writes."""
+    spec = pipeline(field("name", FieldType.TEXT))
+    truncated = change("t")
+    truncated["source"]["ts_ms"] = 99_999_999_999_999_999_999
+    marker = record(None, headers={WATERMARK: "999999999999999999"})
+    for side, one in ((Side.EXPECTED, record(truncated)), (Side.OBSERVED, marker)):
+        columns = BatchDecoder(decoder_for(spec, side, CompiledMapping(spec))).decode([Told(one)])
+        assert [cast(Refused, item).error.reason for _, item in columns.others] == ["out_of_range"]
