@@ -10,10 +10,11 @@ from typing import Any, cast
 import pytest
 
 from gapwatch import native
-from gapwatch.core.envelopes import INTERFACE, BatchDecoder, EventColumns, decoder_for
+from gapwatch.core.envelopes import INTERFACE, BatchDecoder, EventColumns, decoder_for, heartbeat_row
+from gapwatch.core.envelopes.change_stream import WATERMARK
 from gapwatch.core.envelopes.columns import Refused, Shape
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import ConfigError
+from gapwatch.errors import ConfigError, RecordError
 from gapwatch.model.pipeline import FieldType, Match
 from gapwatch.model.stream import Side
 from tests.property.test_compiled import Told
@@ -142,3 +143,18 @@ def test_a6_a_number_that_cannot_be_kept_is_a_dead_letter_and_the_others_come_th
     assert list(columns.offsets) == [0, 1, 2, 3] if kept else [0, 1, 3]
     refused = [(offset, cast(Refused, item).error.reason) for offset, item in columns.others]
     assert refused == ([] if kept else [(2, "out_of_range")])
+
+
+def test_a6_a_truncation_a_marker_or_a_heartbeat_at_a_time_that_cannot_be_kept_is_refused() -> None:
+    """Neither a finding nor a watermark can hold it: it ended the role as well, or put the watermark beyond all writes."""
+    spec = pipeline(field("name", FieldType.TEXT))
+    truncated = change("t")
+    truncated["source"]["ts_ms"] = 99_999_999_999_999_999_999
+    marker = record(None, headers={WATERMARK: "999999999999999999"})
+    for side, one in ((Side.EXPECTED, record(truncated)), (Side.OBSERVED, marker)):
+        columns = BatchDecoder(decoder_for(spec, side, CompiledMapping(spec))).decode([Told(one)])
+        assert [cast(Refused, item).error.reason for _, item in columns.others] == ["out_of_range"]
+    beat = change("u", after={"id": 1})
+    beat["source"]["ts_ms"] = 999_999_999_999_999_999
+    with pytest.raises(RecordError, match="beyond what there can be"):
+        heartbeat_row(record(beat))

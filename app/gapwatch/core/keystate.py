@@ -406,11 +406,16 @@ class Comparison:
             return False
         if not identities_agree(identity_of(expected), identity_of(observed)):
             return False
-        return not self._tolerances or self._values_agree(tail_of(expected)[0], tail_of(observed)[0])
+        if not self._tolerances and not (expected[1] | observed[1]) & EXTRA:
+            return True
+        return self._values_agree(tail_of(expected)[0], tail_of(observed)[0])
 
     def _values_agree(self, expected: Sequence[str | None] | None, observed: Sequence[str | None] | None) -> bool:
+        known = len(self._tolerances)
         if expected is None or observed is None:
-            return False
+            return not known and expected is observed
+        if len(expected) != known or len(observed) != known:  # of a mapping before this one: what it tolerated is not known
+            return expected == observed
         pairs = zip(expected, observed, self._tolerances, strict=True)
         return all(within(one, other, tolerance) for one, other, tolerance in pairs)
 

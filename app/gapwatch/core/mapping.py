@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
 from typing import Any, Final
 from uuid import UUID
 
@@ -29,6 +28,7 @@ from gapwatch.model.stream import Side
 
 MASKED_VALUE: Final = "?"  # in a values column: the event did not carry this toleranced field
 HOLDS_TEXT: Final = (str, bytes, list, tuple, Mapping)
+_DIFFERENCE: Final = Context(prec=1_000_000, Emax=MAX_EMAX, Emin=MIN_EMIN)  # exact for every number that a store holds
 KEPT_BYTES_MAX: Final = 64  # longer canonical values are kept as their digest
 SHOWN_MAX: Final = 2_000  # characters of a value in evidence
 TOLERABLE: Final = frozenset({FieldType.INT, FieldType.DECIMAL, FieldType.FLOAT})
@@ -238,9 +238,12 @@ def within(expected: str | None, observed: str | None, tolerance: Decimal) -> bo
     if expected is None or observed is None:
         return False
     try:
-        return abs(Fraction(expected) - Fraction(observed)) <= Fraction(tolerance)
-    except ValueError:  # NaN, an infinity, or a value that is no number
+        one, other = Decimal(expected), Decimal(observed)
+    except InvalidOperation:  # no number
         return False
+    if not one.is_finite() or not other.is_finite():
+        return False
+    return _DIFFERENCE.subtract(one, other).copy_abs() <= tolerance  # a fraction would write out every zero of 1e9999999
 
 
 def is_placeholder(value: Any, placeholder: str) -> bool:

@@ -16,6 +16,7 @@ from gapwatch.errors import ConfigError, ConfigProblem
 from gapwatch.model.pipeline import FeedKind, FieldSpec, FieldType, KeyColumn, PipelineSpec
 
 TOASTABLE: Final = frozenset({"x", "e", "m"})
+MASKABLE_MAX: Final = 254  # digests of their own; with that of all other fields, as many as match's state counts of a write
 
 
 class Column(Protocol):
@@ -108,7 +109,8 @@ def resolve(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[
         connector_config: The source connector's configuration, None where it is not known (Debezium's defaults are assumed).
 
     Raises:
-        ConfigError: A mapped column is not in the table, or its type must be declared; names every such field.
+        ConfigError: A mapped column is not in the table, or its type must be declared, and names every such field; or an event
+            may leave out more fields than a write's state holds digests of.
     """
     config = connector_config or {}
     columns = {column.name: column for column in dataset.columns}
@@ -125,7 +127,7 @@ def resolve(pipeline: PipelineSpec, dataset: Dataset, connector_config: Mapping[
         post_images=_post_images(pipeline, dataset, config),
     )
     resolved = replace(pipeline, fields=fields, source=replace(pipeline.source, key=key, feed=feed, where_fields=where))
-    problems += counting_problems(resolved)
+    problems += [*counting_problems(resolved), *_too_many_maskable(pipeline.id, fields)]
     if problems:
         raise ConfigError(problems)
     return resolved
@@ -178,7 +180,7 @@ def joined(pipeline: PipelineSpec, tables: Sequence[PipelineSpec]) -> PipelineSp
         tables: What :meth:`PipelineSpec.by_table` returned, resolved.
 
     Raises:
-        ConfigError: A field has not the same type in all of them; names every such field.
+        ConfigError: A field has not the same type in all of them, and names every such field; or too many may be left out.
     """
     if not pipeline.source.tables:
         return tables[0]
@@ -190,6 +192,8 @@ def joined(pipeline: PipelineSpec, tables: Sequence[PipelineSpec]) -> PipelineSp
         raise ConfigError(problems)
     maskable = [any(spec.maskable for spec in column) for column in columns]
     fields = [tuple(replace(spec, maskable=may) for spec, may in zip(one.fields, maskable, strict=True)) for one in tables]
+    if problems := _too_many_maskable(pipeline.id, fields[0]):
+        raise ConfigError(problems)
     found = tuple(
         replace(known, feed=one.source.feed, key=one.source.key, fields=own, where_fields=one.source.where_fields)
         for known, one, own in zip(pipeline.source.tables, tables, fields, strict=True)
@@ -198,6 +202,20 @@ def joined(pipeline: PipelineSpec, tables: Sequence[PipelineSpec]) -> PipelineSp
     first = tables[0].source
     source = replace(pipeline.source, key=first.key, feed=feed, tables=found, where_fields=first.where_fields)
     return replace(pipeline, fields=fields[0], source=source)
+
+
+def _too_many_maskable(pipeline: str, fields: Sequence[FieldSpec]) -> list[ConfigProblem]:
+    """Return what is wrong where more fields have a digest of their own than a write's state holds."""
+    count = sum(spec.maskable and spec.tolerance is None for spec in fields)
+    if count <= MASKABLE_MAX:
+        return []
+    return [
+        ConfigProblem(
+            f"pipelines.{pipeline}.fields",
+            f"The source's events may leave out {count} of these fields (unchanged TOAST); {MASKABLE_MAX} are the most.",
+            remedy="Set REPLICA IDENTITY FULL on the table, or map fewer of its fields by one pipeline.",
+        )
+    ]
 
 
 def _of_several_types(

@@ -3,11 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gapwatch.core.mapping import resolve
+from gapwatch.core.matching import KeyMatcher
+from gapwatch.core.resolve import MASKABLE_MAX, joined
 from gapwatch.errors import ConfigError
-from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType
+from gapwatch.model.pipeline import FieldType, KeyColumn, KeyType, SourceTable
 from gapwatch.ports import ColumnInfo, DatasetInfo
 
 from .samples import field, pipeline
@@ -98,6 +101,40 @@ def test_trap_17_only_large_types_without_full_identity_can_be_masked(identity: 
     found = resolve(spec, info, None)
     assert [item.maskable for item in found.fields] == [False, maskable]
     assert found.source.feed.full_before is (identity == "f")
+
+
+@pytest.mark.parametrize("count", [MASKABLE_MAX, MASKABLE_MAX + 1])
+def test_trap_17_as_many_fields_may_be_masked_as_a_write_holds_digests_of(count: int) -> None:
+    """One more was taken, and ended match at the first delete, again and again; before it, any content was as good as another."""
+    names = [f"f{number}" for number in range(count)]
+    spec = pipeline(*(field(name, FieldType.INFERRED) for name in names))
+    columns = [("id", "bigint", "p"), *((name, "text", "x") for name in names)]
+    assert not any(one.maskable for one in resolve(spec, table(*columns, identity="f"), None).fields)
+    if count > MASKABLE_MAX:
+        with pytest.raises(ConfigError) as caught:
+            resolve(spec, table(*columns), None)
+        assert [problem.place for problem in caught.value.problems] == ["pipelines.orders.fields"]
+        return
+    resolved = resolve(spec, table(*columns), None)
+    rows = KeyMatcher(0, 1, {"orders": resolved}, fingerprints={"orders": 1}, life="one")._pipelines["orders"].cell.rows
+    block = np.zeros(1, rows.type)
+    block["first"] = rows.parts << 32
+    assert int(block["parts"][0]) == rows.parts == count + 1
+
+
+def test_trap_17_fields_that_one_of_several_tables_leaves_out_count_for_all() -> None:
+    half = MASKABLE_MAX // 2 + 1
+    fields = tuple(field(f"f{number}", FieldType.TEXT) for number in range(2 * half))
+    spec = pipeline(*fields)
+    spec = replace(
+        spec, source=replace(spec.source, tables=tuple(SourceTable(table=name, feed=spec.source.feed) for name in "ab"))
+    )
+    masked = [
+        replace(spec, fields=tuple(replace(one, maskable=(number < half) is first) for number, one in enumerate(fields)))
+        for first in (True, False)
+    ]
+    with pytest.raises(ConfigError, match="254 are the most"):
+        joined(spec, masked)
 
 
 def test_a_document_store_masks_nothing_and_compares_by_value() -> None:

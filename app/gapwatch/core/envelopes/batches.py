@@ -96,7 +96,7 @@ class BatchDecoder:
         except RecordError as error:
             columns.others.append((record.offset, Refused(record, error)))
             return
-        if any(isinstance(item, Event) and not fits(item) for item in decoded):
+        if not all(map(fits, decoded)):
             columns.others.append((record.offset, Refused(record, out_of_range())))
             return
         for item in decoded:

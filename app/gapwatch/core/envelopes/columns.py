@@ -43,8 +43,10 @@ LEAST, MOST = -(1 << 63), (1 << 63) - 1
 EARLIEST, LATEST = -62_135_596_800_000, 253_402_300_799_999
 
 
-def fits(event: Event) -> bool:
+def fits(event: Event | Truncate | Marker) -> bool:
     """Whether the numbers of an event can be kept: nobody's clock or log has come to others, whatever a record says."""
+    if not isinstance(event, Event):
+        return EARLIEST <= (event.watermark if isinstance(event, Marker) else event.event_time) <= LATEST
     numbers = (event.major, event.minor) if event.version is None else (event.major, event.minor, event.version)
     return EARLIEST <= event.event_time <= LATEST and min(numbers) >= LEAST and max(numbers) <= MOST
 

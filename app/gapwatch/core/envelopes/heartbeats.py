@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from gapwatch.core.envelopes import extjson
+from gapwatch.core.envelopes.columns import EARLIEST, LATEST, out_of_range
 from gapwatch.core.envelopes.debezium_parts import NULL, Envelope, cluster_position, frame_of, is_snapshot, sequence_of
 from gapwatch.core.envelopes.records import HeartbeatRow, RawRecord
 from gapwatch.errors import RecordError
@@ -60,6 +61,8 @@ def heartbeat_row(record: RawRecord) -> HeartbeatRow | None:
     source = frame.source
     if source.ts_ms is None:
         raise RecordError("position_missing", "A heartbeat row has no source.ts_ms.")
+    if not EARLIEST <= source.ts_ms <= LATEST:  # a watermark that it moved would never come back
+        raise out_of_range()
     if source.connector == "mongodb":
         major, minor = cluster_position(source.ts_ms, source.ord or 0), 0
         number, sender = _of_document(frame.envelope)
