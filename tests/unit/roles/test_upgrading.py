@@ -99,7 +99,10 @@ class Pipelines:
     async def stores(self, pipeline: str) -> Any:
         if self.away:
             raise StoreUnreachable("Postgres does not answer.", store="shop")
-        return SimpleNamespace(spec=self.spec, mapping=CompiledMapping(self.spec))
+        return SimpleNamespace(spec=self.spec, mapping=CompiledMapping(self.spec), source=self)
+
+    async def describe(self) -> Any:
+        return SimpleNamespace(unique=("id",))
 
 
 def board(ledger: SqlLedger, clock: VirtualClock) -> Board:
@@ -183,6 +186,39 @@ async def test_what_was_proved_of_another_source_or_target_is_forgotten(ledger: 
     assert (run.state, found) == (RunState.CANCELLED, ["mapping_changed"]), "what it had read is of the other one"
     swept()
     assert (await start(), found) == (True, ["mapping_changed"]), "once"
+
+
+@pytest.mark.parametrize("other", [AFTER, *OTHERS.values()], ids=["mapping", *OTHERS])
+async def test_a_sweep_by_the_mapping_of_before_proves_nothing_by_the_new_one(ledger: SqlLedger, other: Any) -> None:
+    """The process of before still ran, and took the sweep that the one of after had asked for: nobody compared by the new one."""
+    clock, before, after = VirtualClock(), Pipelines(), Pipelines()
+    after.spec = other
+    book = FindingBook(ledger, clock, lambda *_: None)
+    for pipelines in (before, after):
+        await MappingWatch({"orders": BEFORE}, ledger, pipelines, clock, book).compare("orders")
+
+    async def sweep(pipelines: Pipelines) -> None:
+        async def ended(run: Run, *_: Any, **__: Any) -> Run:
+            return replace(run, state=RunState.SUCCEEDED, ended_at=clock.now())
+
+        async def takes(*_: Any) -> bool:
+            return False
+
+        known = {"pipelines": {"orders": BEFORE}, "ledger": ledger, "board": board(ledger, clock), "clock": clock}
+        parts = {"sweeper": lambda _: SimpleNamespace(run=ended), "split": lambda _: SimpleNamespace(takes=takes)}
+        runner = RunRunner(cast(RunnerDependencies, SimpleNamespace(**known, **parts, stores={RunKind.SWEEP: pipelines})))
+        request = {"range": "full", "content": True}
+        run = Run(
+            id="r", pipeline="orders", kind=RunKind.SWEEP, state=RunState.RUNNING, requested_at=clock.now(), request=request
+        )
+        await runner._run(replace(run, started_at=clock.now()), "one")
+
+    await sweep(before)
+    assert ledger.findings("orders"), "nobody has compared by the new one"
+    assert ledger.fact(Facts.baseline("orders")) is None
+    await sweep(after)
+    assert ledger.findings("orders") == []
+    assert ledger.fact(Facts.baseline("orders")) is not None
 
 
 def vars_of(dependencies: SchedulerDependencies) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 
 from gapwatch.core.gaps import gap_id
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.upgrade import changes, shortened
 from gapwatch.errors import GapwatchError
 from gapwatch.model.gap import Finding, FindingRecord, RunKind
@@ -81,6 +82,14 @@ class MappingWatch:
         for name in (Facts.baseline(pipeline), Facts.swept(pipeline)):
             self._ledger.set_fact(name, None)
         log.warning("baseline_forgotten", pipeline=pipeline, reason="it was one of another source or target")
+
+
+def is_in_force(ledger: Ledger, mapping: CompiledMapping) -> bool:
+    """Whether the process that started last compares the same by the same mapping: else a sweep of ours proves nothing to it."""
+    known: Mapping[str, Any] | None = ledger.fact(Facts.mapping(mapping.pipeline.id))
+    if known is None:
+        return True
+    return known["fingerprint"] == str(mapping.fingerprint) and not _others(known.get("of", {}), _datasets(mapping.pipeline))
 
 
 def _datasets(spec: PipelineSpec) -> dict[str, str]:
