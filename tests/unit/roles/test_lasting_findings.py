@@ -551,7 +551,7 @@ async def test_what_one_process_still_finds_no_other_one_ends(world: World, advi
     """Each look of the other one cleared it, and each look of this one raised it again: a row every five seconds, for ever."""
     other = Other("the slot", [advice])
     clock = cast("Any", Elsewhere(world.clock, beside))
-    on = replace(world.watcher._on, process="there", clock=clock, checks=lambda _: [other])
+    on = replace(world.watcher._on, process="there", clock=clock, checks=lambda _: cast("Any", [other]))
     there = Watcher(on, FindingBook(world.ledger, clock, lambda *_: None))
     stood = []
     for _ in range(100):

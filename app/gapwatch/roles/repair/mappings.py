@@ -61,9 +61,10 @@ class MappingWatch:
     async def compare(self, pipeline: str) -> None:
         """Raise the finding where the mapping changed, and only then remember the new one. The first one is none."""
         mapping = (await self._stores.stores(pipeline)).mapping
-        now = {"fingerprint": str(mapping.fingerprint), "layout": mapping.layout, "of": _datasets(mapping.pipeline)}
+        datasets = _datasets(mapping.pipeline)
+        now = {"fingerprint": str(mapping.fingerprint), "layout": mapping.layout, "of": datasets}
         before: Mapping[str, Any] | None = await asyncio.to_thread(self._ledger.fact, Facts.mapping(pipeline))
-        others = _others(before.get("of", {}) if before is not None else {}, now["of"])  # an earlier version stored none
+        others = _others(before.get("of", {}) if before is not None else {}, datasets)  # an earlier version stored none
         if others:
             await self._findings.raise_(_finding(pipeline, others, others, self._clock.now(), proof=PROOF_OF_OTHERS))
             await asyncio.to_thread(self._forget_proof, pipeline)
