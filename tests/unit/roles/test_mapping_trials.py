@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
+
+from msgspec.structs import replace
 
 from gapwatch.clock import SystemClock
 from gapwatch.core.confirm import Cleared, Difference, Judgement, Presence, Reading, Reads
