@@ -44,12 +44,16 @@ class Snapshot:
 
 
 def unread(last: Snapshot) -> Snapshot:
-    """Return what is shown while the ledger does not answer: what was counted stays, and nothing that holds now is known."""
+    """Return what is shown while the ledger does not answer: what was counted stays, and nothing that holds now is known.
+
+    A sweep that ran, as one that runs, would keep an alert silent for as long as that lasts.
+    """
     views = [
         replace(view, status=Severity.UNKNOWN.name, reasons=(UNREAD,), consistent_through=None, coverage=None)
         for view in last.views
     ]
-    return replace(last, views=views)
+    ended = [run for run in last.sweeps if run.ended_at is not None]
+    return replace(last, views=views, sweeps=(), sweeps_before=(*ended, *last.sweeps_before))
 
 
 class Metrics:

@@ -87,7 +87,9 @@ def standing(
     totals = _totals(records.values(), facts.masked_swept)
     closed = together(record.last_hour or closed_of(record.counters) for record in records.values())
     masked = min(totals.masked, closed.masked)
-    coverage = ratio(closed, masked=masked, accepted=facts.accepted)
+    old = any(now - from_ms(record.written_at) > timedelta(seconds=pipeline.stall_after_seconds) for record in statuses)
+    known = complete and not old  # else it would be of another hour, or of some of the keys
+    coverage = ratio(closed, masked=masked, accepted=facts.accepted) if known else None
     judged = list(_judge(pipeline, partitions, records, facts, holes, coverage, masked, now))
     worst = max(judged, key=lambda item: item.severity, default=_Judged(severity=Severity.HEALTHY, reason=""))
     if facts.quiet is not None:

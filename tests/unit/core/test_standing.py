@@ -210,6 +210,15 @@ def test_low_coverage_is_shown() -> None:
     assert poor.coverage == pytest.approx(95 / 105)
 
 
+def test_coverage_expires_with_the_status_records() -> None:
+    """It was 1.0 for as long as role match was away (that of an hour long past), and where a partition had not been read."""
+    old = NOW_MS - 5 * 3_600_000
+    assert view(record(0), record(1)).coverage == 1
+    assert view(record(0, written_at=old), record(1, written_at=old)).coverage is None
+    assert view(record(0), record(1, written_at=old)).coverage is None
+    assert view(record(0)).coverage is None
+
+
 def test_coverage_is_that_of_the_last_hour_where_the_matchers_say_so() -> None:
     counters = Counters(expected=100, settled=90, unverifiable={"not_read": 10})
     hour = Closed(settled=9, gap=1)

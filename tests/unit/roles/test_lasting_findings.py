@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -529,3 +529,41 @@ async def test_no_two_processes_have_one_name(tmp_path: Path) -> None:
     assert parts[0].process != parts[1].process
     for one in parts:
         await one.close()
+
+
+class Elsewhere:
+    """The clock of another machine, so many seconds beside ours: its seconds are as long."""
+
+    def __init__(self, clock: VirtualClock, seconds: float) -> None:
+        self._clock = clock
+        self._beside = timedelta(seconds=seconds)
+
+    def now(self) -> datetime:
+        return self._clock.now() + self._beside
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+
+@pytest.mark.parametrize("beside", [0, -600, 600])
+@pytest.mark.parametrize("advice", [LOST, replace(LOST, level="warning", finding="clock_skew")])
+async def test_what_one_process_still_finds_no_other_one_ends(world: World, advice: Advice, beside: float) -> None:
+    """Each look of the other one cleared it, and each look of this one raised it again: a row every five seconds, for ever."""
+    other = Other("the slot", [advice])
+    clock = cast("Any", Elsewhere(world.clock, beside))
+    on = replace(world.watcher._on, process="there", clock=clock, checks=lambda _: cast("Any", [other]))
+    there = Watcher(on, FindingBook(world.ledger, clock, lambda *_: None))
+    stood = []
+    for _ in range(100):
+        await there.check(SPEC)
+        await world.clock.sleep(POLL_SECONDS / 2)
+        await world.watcher.check(SPEC)
+        stood.append(any(one.ongoing or not one.is_hole for one in world.ledger.findings(SPEC.id)))
+        await world.clock.sleep(POLL_SECONDS / 2)
+    assert all(stood[1:]), "a wrong clock may make an old word of the first one"
+    assert len(world.ledger.findings(SPEC.id, open_only=False)) <= 2
+    for _ in range(10):  # it stops: what it said last is forgotten
+        await world.watcher.check(SPEC)
+        await world.clock.sleep(POLL_SECONDS)
+    assert not any(one.ongoing or not one.is_hole for one in world.ledger.findings(SPEC.id))
+    assert not world.watcher._finders or all(known[0] in [one.id for one in world.holes] for known in world.watcher._finders)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from gapwatch.clock import SystemClock
 from gapwatch.core.confirm import Cleared, Difference, Judgement, Presence, Reading, Reads
 from gapwatch.core.keys import KeyCodec
@@ -15,6 +17,7 @@ from gapwatch.core.trial import KEYS
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Finding, Kind, Resolution
 from gapwatch.model.pipeline import FieldType
+from gapwatch.model.stream import Side
 from gapwatch.ports import GapFilter, StoredRecord
 from gapwatch.roles.board import Board
 from gapwatch.roles.repair.judging import Case, Decided
@@ -184,3 +187,40 @@ async def test_m23_a_sweep_that_begins_anew_forgets_what_an_earlier_worker_found
     sweep.begin_anew()
     assert sweep.behind(lambda key: False) == {}
     assert (await sweep.finish(compared=1_000, whole=True), sweep.said) == ([], "")
+
+
+def differing(numbers: range) -> list[Decided]:
+    """Judgements of the pipeline's own writes."""
+    suspect = cast(Any, SimpleNamespace(opening=SimpleNamespace(side=Side.EXPECTED)))
+    found = [mismatch(n, "total") for n in numbers]
+    return [replace(item, case=replace(item.case, suspect=suspect)) for item in found]
+
+
+def agreeing(numbers: range) -> list[Decided]:
+    return [decided(n, Cleared(reason="late_arrival")) for n in numbers]
+
+
+async def test_m23_two_processes_judge_one_mapping_together(ledger: SqlLedger) -> None:
+    """Each has a part of the keys. One whose keys happened to agree passed the mapping, and ended the suspicion of another."""
+    stores = stores_of()
+    one, other = trials_of(ledger, stores), trials_of(ledger, stores)
+    assert not await other.is_over(stores)
+    assert await one.streamed(stores, differing(range(400))) == {"total"}
+    assert await other.streamed(stores, agreeing(range(400, 400 + KEYS))) == {"total"}
+    assert suspicions(ledger), "400 of 1,400 are more than a fifth"
+    assert await one.streamed(stores, agreeing(range(2_000, 2_000 + KEYS))) == frozenset()
+    assert suspicions(ledger) == []
+    assert await other.is_over(stores), "and not of another opinion"
+
+
+async def test_m23_a_suspicion_is_over_although_whoever_knew_it_first_has_ended(ledger: SqlLedger) -> None:
+    """The process stored that the mapping had passed, and died before it cleared the finding: nobody did, for ever."""
+    stores = stores_of()
+    trials = trials_of(ledger, stores)
+    await trials.streamed(stores, differing(range(400)))
+    (record,) = ledger.findings("orders")
+    await trials.streamed(stores, agreeing(range(1_000, 1_000 + 2 * KEYS)))
+    ledger.raise_finding(record)
+    assert suspicions(ledger)
+    assert await trials_of(ledger, stores).is_over(stores)
+    assert suspicions(ledger) == []

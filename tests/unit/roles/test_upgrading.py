@@ -22,7 +22,7 @@ from gapwatch.model.suspect import Suspect
 from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.mappings import MappingWatch
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
-from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler
+from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, request_sweep
 from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.upgrading import Stored, of_ledger, of_pipelines, of_state, opened
 from tests.simulation import world
@@ -99,7 +99,10 @@ class Pipelines:
     async def stores(self, pipeline: str) -> Any:
         if self.away:
             raise StoreUnreachable("Postgres does not answer.", store="shop")
-        return SimpleNamespace(spec=self.spec, mapping=CompiledMapping(self.spec))
+        return SimpleNamespace(spec=self.spec, mapping=CompiledMapping(self.spec), source=self)
+
+    async def describe(self) -> Any:
+        return SimpleNamespace(unique=("id",))
 
 
 def board(ledger: SqlLedger, clock: VirtualClock) -> Board:
@@ -146,6 +149,76 @@ async def test_m26_a_changed_mapping_is_one_finding_until_a_content_sweep_succee
     assert ledger.findings("orders"), "a sweep of ids compares no content"
     _succeed(runner, run, clock, content=True)
     assert ledger.findings("orders") == []
+
+
+OTHERS = {
+    "target": replace(BEFORE, target=replace(BEFORE.target, collection="shop.orders_v2")),
+    "target's store": replace(BEFORE, target=replace(BEFORE.target, store="another")),
+    "source": replace(BEFORE, source=replace(BEFORE.source, table="public.orders_v2")),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=list(OTHERS))
+async def test_what_was_proved_of_another_source_or_target_is_forgotten(ledger: SqlLedger, other: Any) -> None:
+    """An empty collection under the old name of a pipeline was HEALTHY, and consistent through now, until somebody swept it."""
+    clock, pipelines, found = VirtualClock(), Pipelines(), list[str]()
+    book, view_of = FindingBook(ledger, clock, lambda pipeline, finding: found.append(finding)), board(ledger, clock)
+
+    async def start() -> bool:
+        await MappingWatch({"orders": BEFORE}, ledger, pipelines, clock, book).compare("orders")
+        return "no baseline yet: a content sweep has to finish first" not in (await view_of.view("orders")).reasons
+
+    def swept() -> None:
+        time = clock.now().isoformat()
+        ledger.set_fact(Facts.baseline("orders"), {"started_at": time, "ended_at": time, "sweep_id": None})
+        ledger.set_fact(Facts.swept("orders"), {"started_at": time, "run": "", "masked": 0})
+
+    swept()
+    mapping = CompiledMapping(BEFORE)
+    ledger.set_fact(Facts.mapping("orders"), {"fingerprint": str(mapping.fingerprint), "layout": mapping.layout})
+    assert (await start(), found) == (True, []), "after a version that did not store what it compared"
+    request_sweep(ledger, BEFORE, clock, "under way", {})
+    pipelines.spec = other
+    assert not await start()
+    assert (await view_of.view("orders")).consistent_through is None
+    assert ledger.fact(Facts.swept("orders")) is None, "no gap is held from a sweep of the other one"
+    (run,) = ledger.runs(pipeline="orders")
+    assert (run.state, found) == (RunState.CANCELLED, ["mapping_changed"]), "what it had read is of the other one"
+    swept()
+    assert (await start(), found) == (True, ["mapping_changed"]), "once"
+
+
+@pytest.mark.parametrize("other", [AFTER, *OTHERS.values()], ids=["mapping", *OTHERS])
+async def test_a_sweep_by_the_mapping_of_before_proves_nothing_by_the_new_one(ledger: SqlLedger, other: Any) -> None:
+    """The process of before still ran, and took the sweep that the one of after had asked for: nobody compared by the new one."""
+    clock, before, after = VirtualClock(), Pipelines(), Pipelines()
+    after.spec = other
+    book = FindingBook(ledger, clock, lambda *_: None)
+    for pipelines in (before, after):
+        await MappingWatch({"orders": BEFORE}, ledger, pipelines, clock, book).compare("orders")
+
+    async def sweep(pipelines: Pipelines) -> None:
+        async def ended(run: Run, *_: Any, **__: Any) -> Run:
+            return replace(run, state=RunState.SUCCEEDED, ended_at=clock.now())
+
+        async def takes(*_: Any) -> bool:
+            return False
+
+        known = {"pipelines": {"orders": BEFORE}, "ledger": ledger, "board": board(ledger, clock), "clock": clock}
+        parts = {"sweeper": lambda _: SimpleNamespace(run=ended), "split": lambda _: SimpleNamespace(takes=takes)}
+        runner = RunRunner(cast(RunnerDependencies, SimpleNamespace(**known, **parts, stores={RunKind.SWEEP: pipelines})))
+        request = {"range": "full", "content": True}
+        run = Run(
+            id="r", pipeline="orders", kind=RunKind.SWEEP, state=RunState.RUNNING, requested_at=clock.now(), request=request
+        )
+        await runner._run(replace(run, started_at=clock.now()), "one")
+
+    await sweep(before)
+    assert ledger.findings("orders"), "nobody has compared by the new one"
+    assert ledger.fact(Facts.baseline("orders")) is None
+    await sweep(after)
+    assert ledger.findings("orders") == []
+    assert ledger.fact(Facts.baseline("orders")) is not None
 
 
 def vars_of(dependencies: SchedulerDependencies) -> dict[str, Any]:

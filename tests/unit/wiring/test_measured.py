@@ -65,6 +65,10 @@ def test_i1_how_long_the_last_sweep_took_is_shown_while_another_one_runs(ledger:
     assert ledger.take_run(RunKind.SWEEP, "here", seconds=60) is not None
     after = shown()
     assert (after["sweep_running"], after["sweep_duration_seconds"]) == (1, before["sweep_duration_seconds"])
+    for _ in range(2):
+        metrics.show(unread(metrics.snapshot))
+    assert "gapwatch_sweep_running{" not in metrics.exposition().decode(), "nobody knows, and it would silence an alert for ever"
+    assert "gapwatch_sweep_duration_seconds{" in metrics.exposition().decode()
 
 
 def test_while_the_ledger_does_not_answer_nothing_that_holds_now_is_shown() -> None:

@@ -2,6 +2,9 @@
 
 Matching needs no help: a key with digests of both waits for a newer event, or is confirmed. But what is settled was proved by the
 old mapping, so that a content sweep is asked for, and the finding stands until one has succeeded.
+
+So it is with a pipeline that is given another source or target under its old name. Of those nothing was proved at all: the
+baseline is forgotten, and the pipeline is UNKNOWN until there is another one.
 """
 
 from __future__ import annotations
@@ -14,18 +17,22 @@ from typing import Any, Final
 import structlog
 
 from gapwatch.core.gaps import gap_id
+from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.upgrade import changes, shortened
 from gapwatch.errors import GapwatchError
-from gapwatch.model.gap import Finding, FindingRecord
+from gapwatch.model.gap import Finding, FindingRecord, RunKind
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Facts
+from gapwatch.roles.repair.sweeps import ACTIVE
 from gapwatch.roles.repair.watcher import FindingBook
 from gapwatch.roles.stores import StoreProvider
 
 log = structlog.get_logger(__name__)
 
 AGAIN_SECONDS: Final = 2.0
+PROOF: Final = "What was proved before was proved by the old one."
+PROOF_OF_OTHERS: Final = "What was proved before says nothing of it."
 
 
 class MappingWatch:
@@ -54,18 +61,50 @@ class MappingWatch:
     async def compare(self, pipeline: str) -> None:
         """Raise the finding where the mapping changed, and only then remember the new one. The first one is none."""
         mapping = (await self._stores.stores(pipeline)).mapping
-        now = {"fingerprint": str(mapping.fingerprint), "layout": mapping.layout}
+        datasets = _datasets(mapping.pipeline)
+        now = {"fingerprint": str(mapping.fingerprint), "layout": mapping.layout, "of": datasets}
         before: Mapping[str, Any] | None = await asyncio.to_thread(self._ledger.fact, Facts.mapping(pipeline))
+        others = _others(before.get("of", {}) if before is not None else {}, datasets)  # an earlier version stored none
+        if others:
+            await self._findings.raise_(_finding(pipeline, others, others, self._clock.now(), proof=PROOF_OF_OTHERS))
+            await asyncio.to_thread(self._forget_proof, pipeline)
         if before is not None and before["fingerprint"] != now["fingerprint"]:
             said = shortened(changes(before["layout"], mapping.layout))
             await self._findings.raise_(
                 _finding(pipeline, said, f"{before['fingerprint']}/{now['fingerprint']}", self._clock.now())
             )
-        if before is None or before["fingerprint"] != now["fingerprint"]:
+        if before is None or others or before["fingerprint"] != now["fingerprint"] or "of" not in before:
             await asyncio.to_thread(self._ledger.set_fact, Facts.mapping(pipeline), now)
 
+    def _forget_proof(self, pipeline: str) -> None:
+        """End the sweep that began with the old ones, and forget what earlier ones proved of them."""
+        for run in self._ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, states=ACTIVE):
+            self._ledger.cancel_run(run.id)
+        for name in (Facts.baseline(pipeline), Facts.swept(pipeline)):
+            self._ledger.set_fact(name, None)
+        log.warning("baseline_forgotten", pipeline=pipeline, reason="it was one of another source or target")
 
-def _finding(pipeline: str, said: str, identity: str, now: datetime) -> FindingRecord:
+
+def is_in_force(ledger: Ledger, mapping: CompiledMapping) -> bool:
+    """Whether the process that started last compares the same by the same mapping: else a sweep of ours proves nothing to it."""
+    known: Mapping[str, Any] | None = ledger.fact(Facts.mapping(mapping.pipeline.id))
+    if known is None:
+        return True
+    return known["fingerprint"] == str(mapping.fingerprint) and not _others(known.get("of", {}), _datasets(mapping.pipeline))
+
+
+def _datasets(spec: PipelineSpec) -> dict[str, str]:
+    """Return what is compared, by side: the store by its name in the configuration, and what in it."""
+    tables = sorted(one.table for one in spec.source.tables) or [spec.source.table]
+    return {"source": f"{spec.source.store}/{', '.join(tables)}", "target": f"{spec.target.store}/{spec.target.collection}"}
+
+
+def _others(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return which sides are others than before, as a part of a sentence; empty where none is."""
+    return "; ".join(f"the {side} ({before[side]} → {name})" for side, name in now.items() if before.get(side, name) != name)
+
+
+def _finding(pipeline: str, said: str, identity: str, now: datetime, *, proof: str = PROOF) -> FindingRecord:
     return FindingRecord(
         id="changed_" + gap_id(pipeline, identity.encode(), Finding.MAPPING_CHANGED.value).removeprefix("gap_"),
         pipeline=pipeline,
@@ -74,6 +113,6 @@ def _finding(pipeline: str, said: str, identity: str, now: datetime) -> FindingR
         feed="",
         first_seen=now,
         last_seen=now,
-        message=f"The mapping changed: {said}. What was proved before was proved by the old one.",
+        message=f"The mapping changed: {said}. {proof}",
         remedy="A content sweep compares everything by the new one; it starts by itself.",
     )

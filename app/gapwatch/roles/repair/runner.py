@@ -18,6 +18,7 @@ from gapwatch.roles.board import Board, Facts
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import held_since, hold_from
+from gapwatch.roles.repair.mappings import is_in_force
 from gapwatch.roles.repair.replayer import Replayer
 from gapwatch.roles.repair.scanning import refuse_keyless
 from gapwatch.roles.repair.split import SplitSweep, other_mapping
@@ -187,7 +188,11 @@ class RunRunner:
             ended = await split.carry_out(run, stores)
         else:
             ended = await on.sweeper(holder).run(run, stores, last_full_started=covered)
-        if ended.state is RunState.SUCCEEDED and ended.request.get("range") == "full":
+        if ended.state is not RunState.SUCCEEDED or ended.request.get("range") != "full":
+            return
+        if not await asyncio.to_thread(is_in_force, on.ledger, stores.mapping):
+            log.warning("sweep_proves_nothing", pipeline=run.pipeline, run=run.id, reason="another mapping is in force by now")
+        else:
             await asyncio.to_thread(self._settle, ended, int(ended.cursor.get("masked", 0)))
 
     async def _end(self, run: Run, holder: str, state: RunState, error: str) -> None:

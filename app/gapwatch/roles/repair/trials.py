@@ -31,7 +31,10 @@ OPEN = (State.OPEN.value, State.ACKNOWLEDGED.value, State.SNOOZED.value)
 
 
 class MappingTrials:
-    """One per process that plays ``repair``. Its memory is a fact in the ledger per pipeline, so that a restart goes on."""
+    """One per process that plays ``repair``. What is known is a fact in the ledger per pipeline: all of them go on from it.
+
+    By itself, each would pass a mapping with the keys that happened to agree, and end the suspicion of another one.
+    """
 
     def __init__(self, ledger: Ledger, board: Board, book: FindingBook, stores: StoreProvider, clock: Clock) -> None:
         self._ledger = ledger
@@ -40,6 +43,7 @@ class MappingTrials:
         self._stores = stores
         self._clock = clock
         self._trials: dict[str, Trial] = {}
+        self._one = asyncio.Lock()  # what one has read is stored before another one reads
 
     async def begin(self, pipelines: Collection[str]) -> None:
         """Take every mapping up as it is now: a suspicion of another one, which somebody has corrected, is over."""
@@ -47,7 +51,7 @@ class MappingTrials:
         while left:
             for name in list(left):
                 try:
-                    await self._trial(await self._stores.stores(name))
+                    await self.is_over(await self._stores.stores(name))
                 except StoreError as error:
                     log.warning("stores_unavailable", pipeline=name, purpose="mapping", error=error.message)
                 else:
@@ -56,13 +60,14 @@ class MappingTrials:
 
     async def streamed(self, stores: PipelineStores, decided: Sequence[Decided]) -> frozenset[str]:
         """Take what was judged key by key; return the fields whose mapping is suspect."""
-        trial = await self._trial(stores)
-        if trial.passed:
-            return frozenset()
         against = [item for item in decided if counts_against(item) and _was_expected(item)]
         agreed = sum(1 for item in decided if isinstance(item.judgement, Cleared) and _on_both_sides(item))
         fields = [_fields(item) for item in against]
-        return await self._keep(stores, trial.streamed(fields, agreed=agreed, settled=self._settled(stores.spec.id)), against)
+        async with self._one:
+            trial = await self._trial(stores)
+            if trial.passed:
+                return frozenset()
+            return await self._keep(stores, trial.streamed(fields, agreed=agreed, settled=self._settled(stores.spec.id)), against)
 
     async def swept(
         self,
@@ -75,33 +80,34 @@ class MappingTrials:
         whole: bool,
     ) -> tuple[Trial, str]:
         """Take what a content sweep proved so far; return the trial as it stands, and the sentence about a suspect mapping."""
-        before = await self._trial(stores)
-        trial = before.swept(differing, compared=compared, ended=ended, whole=whole)
-        suspected = await self._keep(stores, trial, examples)
+        async with self._one:
+            before = await self._trial(stores)
+            trial = before.swept(differing, compared=compared, ended=ended, whole=whole)
+            suspected = await self._keep(stores, trial, examples)
         return trial, _said(stores, trial, examples) if suspected else ""
 
     async def is_over(self, stores: PipelineStores) -> bool:
         """Whether the mapping has passed, here or as another worker has put on record."""
-        trial = await self._trial(stores)
-        if not trial.passed and (known := await asyncio.to_thread(self._ledger.fact, _fact(stores.spec.id))):
-            stored = msgspec.convert(known, Trial)
-            if stored.passed and stored.fingerprint == trial.fingerprint:
-                trial = self._trials[stores.spec.id] = stored
-        return trial.passed
+        async with self._one:
+            return (await self._trial(stores)).passed
 
     async def _trial(self, stores: PipelineStores) -> Trial:
-        """Return the trial of the mapping as it is now; findings of another one are over."""
+        """Return the trial of the mapping as it is now, as the ledger has it; findings of another one are over."""
         name, fingerprint = stores.spec.id, stores.mapping.fingerprint
-        trial = self._trials.get(name)
-        if trial is not None and trial.fingerprint == fingerprint:
-            return trial
+        mine = self._trials.get(name)
+        if mine is not None and mine.fingerprint == fingerprint and mine.passed:
+            return mine
         known = await asyncio.to_thread(self._ledger.fact, _fact(name))
-        trial = msgspec.convert(known, Trial) if known else None
-        if trial is None or trial.fingerprint != fingerprint:
-            trial = Trial(fingerprint=fingerprint, settled=self._settled(name))
+        stored = msgspec.convert(known, Trial) if known else None
+        if stored is not None and stored.fingerprint == fingerprint:
+            if stored.passed:  # whoever stored that may have ended before he cleared its finding
+                await self._clear(name, but=None)
+            mine = stored
+        elif mine is None or mine.fingerprint != fingerprint:
+            mine = Trial(fingerprint=fingerprint, settled=self._settled(name))
             await self._clear(name, but=fingerprint)
-        self._trials[name] = trial
-        return trial
+        self._trials[name] = mine
+        return mine
 
     async def _keep(self, stores: PipelineStores, trial: Trial, against: Sequence[Decided]) -> frozenset[str]:
         name = stores.spec.id

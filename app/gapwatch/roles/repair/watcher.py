@@ -5,7 +5,8 @@ finding; what it no longer finds is cleared, whatever became of the other checks
 and where it cannot for ``stall_after``, or has not looked at all since the role began, the pipeline is UNKNOWN: what an
 earlier process saw is not known any more. So the first report waits a moment for the first looks. Findings that can mean loss
 are holes: they keep a time range and only a sweep covers them. One that lasts (a slot that is still gone) is one finding
-whose hole grows with every check; it can be covered once it is over.
+whose hole grows with every check; it can be covered once it is over. Any number of processes may watch; what one of them
+still finds, none of the others ends.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 5.0
 FIRST_SECONDS = 0.5  # between looks while some check has not looked at all, in the first five seconds: it may wait for Kafka
 CHECKS = "checks"  # in a finding's details: who found it
+FOUND_BY = (
+    "found_by"  # … and which processes did lately, each with its own clock then; two that write at once correct it next time
+)
+FOUND_SECONDS_MIN = 3 * POLL_SECONDS  # how long a process that found it is believed, or as long as a status lives
 FINDINGS_SECONDS = 2.0  # how long what another process has raised or cleared may be overlooked
 PING_SECONDS = 1.0  # how long a store's answer to one pipeline is one to all
 PREFIX = "watch_"  # of the ids of findings that the watcher raised, and may clear
@@ -142,6 +147,7 @@ class Watcher:
         self._known = StoreAnswers[Sequence[FindingRecord]](dependencies.clock)
         self._pings = StoreAnswers[None](dependencies.clock)
         self._tidied: dict[str, float] = {}  # by pipeline: when what other processes said was looked through
+        self._finders: dict[tuple[str, str], tuple[str, float]] = {}  # finding and process: its last word, and when it was heard
 
     async def run(self, stop: asyncio.Event) -> None:
         """Report and check every pipeline on its own: a store that hangs delays nothing of the others."""
@@ -340,17 +346,41 @@ class Watcher:
         known = {record.id: record for record in await self._findings(pipeline.id, fresh=bool(found))}
         for record in found.values():
             before = known.get(record.id)
-            details = {**record.details, CHECKS: _holders(before, record.id, looks)}
+            finders = {**self._other_finders(pipeline, before), self._on.process: record.last_seen.isoformat()}
+            details = {**record.details, CHECKS: _holders(before, record.id, looks), FOUND_BY: finders}
             since = before.time_from if before and before.time_from else record.time_from
             await self._book.raise_(replace(record, time_from=since, details=details))
         for record in known.values():
             if record.id.startswith(PREFIX) and record.id not in found:
-                await self._end(record, looks)
+                await self._end(pipeline, record, looks)
+        self._finders = {at: heard for at, heard in self._finders.items() if at[0] in known or not self._is_old(pipeline, heard)}
         ended = any(record.finding in ENDED and record.side == "expected" for record in found.values())  # else sweeps read on
         self._on.board.feed_ended(pipeline.id, ended=ended)
 
-    async def _end(self, record: FindingRecord, looks: Sequence[_Look]) -> None:
-        """End what nobody finds any more, unless one of those that had found it could not look."""
+    def _other_finders(self, pipeline: PipelineSpec, record: FindingRecord | None) -> dict[str, str]:
+        """Return the other processes that find it, with what they said last.
+
+        Their clocks may be wrong, and that may be what they found: a new word counts from when it is heard.
+        """
+        found = {}
+        for process, said in (record.details.get(FOUND_BY, {}) if record is not None else {}).items():
+            if record is None or process == self._on.process:
+                continue
+            known = self._finders.get((record.id, process))
+            if known is None or known[0] != said:
+                age = 0.0 if known else max(0.0, (self._on.clock.now() - datetime.fromisoformat(said)).total_seconds())
+                known = self._finders[record.id, process] = said, self._on.clock.monotonic() - age
+            if not self._is_old(pipeline, known):
+                found[process] = said
+        return found
+
+    def _is_old(self, pipeline: PipelineSpec, heard: tuple[str, float]) -> bool:
+        return self._on.clock.monotonic() - heard[1] > max(FOUND_SECONDS_MIN, pipeline.stall_after_seconds)
+
+    async def _end(self, pipeline: PipelineSpec, record: FindingRecord, looks: Sequence[_Look]) -> None:
+        """End what nobody finds any more, unless one of those that had found it could not look, or another process finds it."""
+        if self._other_finders(pipeline, record):
+            return
         if CHECKS not in record.details:  # of an earlier version: nobody knows whose it is
             if not all(look.looked(record.id) for look in looks):
                 return
