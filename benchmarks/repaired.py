@@ -95,7 +95,7 @@ class Written:
         return build(self._keys, key, row, fields, FeedSpec(kind=FeedKind.NONE).placeholder, copied_key=())
 
     def kept(self, document: StoredRecord) -> str:
-        raise NotImplementedError
+        raise AssertionError("nothing is written over, so that nothing is kept of it")
 
     async def close(self) -> None: ...
 

@@ -39,6 +39,18 @@ class Fault(Enum):
     MISROUTED = "misrouted"  # under a routing that is not the row's
 
 
+# What a fault makes of a document, as a kind of gap ("": none).
+KINDS: Mapping[Fault, str] = {
+    Fault.CONFLICT: "stale",
+    Fault.OLDER: "stale",
+    Fault.OVERLOADED: "missing",
+    Fault.TOO_LARGE: "missing",
+    Fault.AWAY: "missing",
+    Fault.COMMITTED_FIRST: "missing",
+    Fault.NOT_THERE: "missing",
+    Fault.RETRIED: "",
+}
+OF_UPDATES = (Fault.CONFLICT, Fault.OLDER)  # they show on a document that was there already
 WHOLE = (Fault.OVERLOADED, Fault.TOO_LARGE, Fault.AWAY)
 
 

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from gapwatch.embedded import EmbeddedStack, OpenSearchPart
-from tests.acceptance.indexer import Fault, Indexer
+from tests.acceptance.indexer import KINDS, OF_UPDATES, Fault, Indexer
 from tests.acceptance.mirror import create_topic
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE, configuration
 from tests.acceptance.service import Service, wait_for
@@ -402,22 +402,10 @@ def test_a3_a_lost_write_is_found_by_confirmation_reads_alone(scene: Search) -> 
 
 # what a bulk can do
 
-EXPECTED: dict[Fault, str] = {
-    Fault.OVERLOADED: "missing",
-    Fault.TOO_LARGE: "missing",
-    Fault.AWAY: "missing",
-    Fault.COMMITTED_FIRST: "missing",
-    Fault.NOT_THERE: "missing",
-    Fault.CONFLICT: "stale",
-    Fault.OLDER: "stale",
-    Fault.RETRIED: "",
-}
-OF_UPDATES = (Fault.CONFLICT, Fault.OLDER)
-
 
 def test_trap_29_every_way_in_which_a_bulk_can_fail_is_found_with_its_kind(scene: Search) -> None:
     """Whole bulks, items that are refused, older writes that come last, offsets before answers; and one that was sent again."""
-    indexer, keys = scene.indexers["orders"], {fault: number() for fault in EXPECTED}
+    indexer, keys = scene.indexers["orders"], {fault: number() for fault in KINDS}
     scene.insert(*(keys[fault] for fault in OF_UPDATES))
     wait_for(lambda: all(scene.document("orders", keys[fault]) for fault in OF_UPDATES), "the documents")
     scene.proven("orders")
@@ -430,11 +418,11 @@ def test_trap_29_every_way_in_which_a_bulk_can_fail_is_found_with_its_kind(scene
         else:
             scene.insert(key)
         wait_for(partial(scene.passed, "orders", end + 1), f"the indexer to have passed {fault}")
-    wanted = {keys[fault]: kind for fault, kind in EXPECTED.items() if kind}
+    wanted = {keys[fault]: kind for fault, kind in KINDS.items() if kind}
     wait_for(lambda: len(scene.gaps("orders", *keys.values())) >= len(wanted), "the gaps", 30)
     during(3, lambda: _same({key: kind for key, kind, _ in scene.gaps("orders", *keys.values())}, wanted))
     causes = {key: cause for key, _, cause in scene.gaps("orders", *keys.values())}
-    assert {causes[keys[fault]] for fault, kind in EXPECTED.items() if kind == "missing"} == {"never_written"}
+    assert {causes[keys[fault]] for fault, kind in KINDS.items() if kind == "missing"} == {"never_written"}
     refused = {"429", "413", "503", "retried", "document_missing_exception", "version_conflict_engine_exception"}
     assert set(indexer.refused[before:]) == refused
     indexer.faults.clear()

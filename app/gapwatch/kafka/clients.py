@@ -298,9 +298,11 @@ class RawConsumer:
                 under_way.result()
                 if self._fetching is not None:
                     self._fetching.close()
-                if self._group is not None:
-                    self._hand_back()
-                self._consumer.close()
+                try:
+                    if self._group is not None:
+                        self._hand_back()
+                finally:  # whatever became of that
+                    self._consumer.close()
             except Exception as raised:  # noqa: BLE001 - raised again where it is waited for
                 error = raised
             # The module's fetcher holds the client, whose callbacks hold us: no collector sees through that.

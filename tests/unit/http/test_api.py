@@ -35,7 +35,7 @@ async def post(client: Client, path: str, body: Any = None, status: int = 200) -
         return json.loads(await response.text()), response
 
 
-def problem(body: Any, status: int, *words: str) -> None:
+def assert_problem(body: Any, status: int, *words: str) -> None:
     assert body["status"] == status
     assert body["type"] == "about:blank"
     assert body["title"]
@@ -53,7 +53,7 @@ async def test_pipelines(client: Client, served: Service) -> None:
     assert body["pipelines"][1]["consistent_through"] is None
     assert body["read_at"].endswith("Z")
     assert (await get(client, "/api/v1/pipelines/orders"))["status"] == "HEALTHY"
-    problem(await get(client, "/api/v1/pipelines/nope", 404), 404, "nope", "Configured")
+    assert_problem(await get(client, "/api/v1/pipelines/nope", 404), 404, "nope", "Configured")
 
 
 async def test_pause_and_resume(client: Client, served: Service) -> None:
@@ -126,12 +126,12 @@ async def test_gap_filters(client: Client, served: Service) -> None:
     ],
 )
 async def test_a_wrong_parameter_is_refused_and_filters_nothing_silently(client: Client, query: str, word: str) -> None:
-    problem(await get(client, f"/api/v1/gaps?{query}", 400), 400, word)
+    assert_problem(await get(client, f"/api/v1/gaps?{query}", 400), 400, word)
 
 
 async def test_an_unknown_pipeline_is_not_a_pipeline_without_gaps(client: Client) -> None:
     for path in ("gaps", "sweeps", "backfills", "replays", "findings", "audit"):
-        problem(await get(client, f"/api/v1/{path}?pipeline=nope", 404), 404, "nope")
+        assert_problem(await get(client, f"/api/v1/{path}?pipeline=nope", 404), 404, "nope")
 
 
 async def test_all_gaps_can_be_exported(client: Client, served: Service) -> None:
@@ -165,7 +165,7 @@ async def test_g8_one_gap_with_its_evidence_and_history(client: Client, served: 
     body = await get(client, f"/api/v1/gaps/{gap().id}")
     assert body["evidence"] == [{"side": "expected", "topic": "shop.public.orders", "partition": 0, "offset": 1}]
     assert [row["event"] for row in body["history"]] == ["opened"]
-    problem(await get(client, "/api/v1/gaps/gap_x", 404), 404, "gap_x")
+    assert_problem(await get(client, "/api/v1/gaps/gap_x", 404), 404, "gap_x")
 
 
 async def test_a_gap_is_changed_by_hand(client: Client, served: Service) -> None:
@@ -199,13 +199,13 @@ async def test_a_sweep_of_keys(client: Client, served: Service) -> None:
     await post(client, "/api/v1/sweeps", {"pipeline": "orders", "range": "keys", "keys": ["1", "2"]}, 202)
     assert served.desk.calls[-1] == ("sweep", "orders", {"range": "keys", "keys": ["1", "2"]}, "local")
     refused, _ = await post(client, "/api/v1/sweeps", {"pipeline": "orders", "keys": ["1"]}, 400)
-    problem(refused, 400, "keys")
+    assert_problem(refused, 400, "keys")
 
 
 async def test_lesson_39_a_second_sweep_gets_the_running_id(client: Client) -> None:
     first, _ = await post(client, "/api/v1/sweeps", {"pipeline": "orders"}, 202)
     second, _ = await post(client, "/api/v1/sweeps", {"pipeline": "orders"}, 409)
-    problem(second, 409, first["id"])
+    assert_problem(second, 409, first["id"])
     assert second["running_id"] == first["id"]
 
 
@@ -253,7 +253,7 @@ async def test_d11_a_backfill_is_a_dry_run_unless_asked_otherwise(client: Client
     assert served.desk.calls == [("plan", "orders", ["missing"], "local")]
     assert response.headers["Location"] == f"/api/v1/backfills/{planned['id']}"
     refused, _ = await post(client, "/api/v1/backfills", {"plan": planned["id"]}, 400)
-    problem(refused, 400, "dry_run")
+    assert_problem(refused, 400, "dry_run")
     applied, _ = await post(client, "/api/v1/backfills", {"plan": planned["id"], "dry_run": False}, 202)
     assert applied["request"] == {"dry_run": False, "plan": planned["id"]}
     assert len((await get(client, "/api/v1/backfills"))["backfills"]) == 2
@@ -276,7 +276,7 @@ async def test_a_replay_is_queued_and_can_be_asked_about(client: Client, served:
     conflict, _ = await post(client, "/api/v1/replays", asked, 409)
     assert conflict["running_id"] == body["id"]
     refused, _ = await post(client, "/api/v1/replays", {"pipeline": "orders", "from": "2026-11-24T10:00:00Z"}, 400)
-    problem(refused, 400, "to")
+    assert_problem(refused, 400, "to")
     cancelled, _ = await post(client, f"/api/v1/replays/{body['id']}/cancel")
     assert cancelled["state"] == "cancelled"
 
@@ -300,7 +300,7 @@ async def test_findings_and_audit(client: Client, served: Service) -> None:
     served.ledger.audit([audit_row(1), audit_row(2, run_id="run_2")])
     assert [one["id"] for one in (await get(client, "/api/v1/findings"))["findings"]] == ["finding_1"]
     assert len((await get(client, "/api/v1/findings?open=false&pipeline=orders"))["findings"]) == 2
-    problem(await get(client, "/api/v1/findings?open=maybe", 400), 400, "maybe")
+    assert_problem(await get(client, "/api/v1/findings?open=maybe", 400), 400, "maybe")
     assert [one["id"] for one in (await get(client, "/api/v1/audit?run_id=run_2"))["audit"]] == ["audit_2"]
     assert len((await get(client, "/api/v1/audit?limit=1"))["audit"]) == 1
 
@@ -322,7 +322,7 @@ async def test_our_errors_are_problems(client: Client, served: Service, error: E
         assert response.status == status
         assert response.content_type == "application/problem+json"
         assert ("Retry-After" in response.headers) == (status == 503)
-        problem(json.loads(await response.text()), status, str(error))
+        assert_problem(json.loads(await response.text()), status, str(error))
 
 
 async def test_h3_an_unforeseen_error_tells_the_client_nothing(client: Client, served: Service) -> None:
@@ -331,12 +331,12 @@ async def test_h3_an_unforeseen_error_tells_the_client_nothing(client: Client, s
         text = await response.text()
         assert response.status == 500
     assert "secret" not in text
-    problem(json.loads(text), 500, "log")
+    assert_problem(json.loads(text), 500, "log")
 
 
 async def test_unknown_addresses_and_methods_are_problems(client: Client) -> None:
-    problem(await get(client, "/api/v1/nothing", 404), 404)
-    problem(await get(client, "/api/v2/pipelines", 404), 404)
+    assert_problem(await get(client, "/api/v1/nothing", 404), 404)
+    assert_problem(await get(client, "/api/v2/pipelines", 404), 404)
     async with client.delete("/api/v1/pipelines") as response:
         assert response.status == 405
         assert "GET" in response.headers["Allow"]
@@ -359,7 +359,7 @@ async def test_a_body_that_does_not_fit_is_refused(client: Client, content: byte
     async with client.post("/api/v1/pipelines/orders/pause", data=content, headers={"Content-Type": kind}) as response:
         assert response.status == status
         if status != 200:
-            problem(json.loads(await response.text()), status)
+            assert_problem(json.loads(await response.text()), status)
 
 
 @pytest.mark.parametrize(("size", "status"), [(1024 * 1024, 400), (1024 * 1024 + 1, 413)])
@@ -368,7 +368,7 @@ async def test_h6_the_body_has_a_limit(client: Client, size: int, status: int) -
     assert len(body) == size
     async with client.post("/api/v1/sweeps", data=io.BytesIO(body), headers={"Content-Type": "application/json"}) as response:
         assert response.status == status
-        problem(json.loads(await response.text()), status)
+        assert_problem(json.loads(await response.text()), status)
 
 
 async def test_a_slow_answer_is_cut_off(client: Client, served: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +379,7 @@ async def test_a_slow_answer_is_cut_off(client: Client, served: Service, monkeyp
 
     monkeypatch.setattr(problems, "REQUEST_SECONDS_MAX", 0.05)
     monkeypatch.setattr(served.desk, "views", never)
-    problem(await get(client, "/api/v1/pipelines", 504), 504)
+    assert_problem(await get(client, "/api/v1/pipelines", 504), 504)
 
 
 async def test_records_hold_exact_keys(client: Client, served: Service) -> None:
@@ -390,10 +390,10 @@ async def test_records_hold_exact_keys(client: Client, served: Service) -> None:
 
 
 async def test_a_number_that_python_would_not_read_is_a_wrong_parameter(client: Client) -> None:
-    problem(await get(client, f"/api/v1/gaps?limit={'9' * 5_000}", 400), 400, "limit")
+    assert_problem(await get(client, f"/api/v1/gaps?limit={'9' * 5_000}", 400), 400, "limit")
 
 
 async def test_a_body_that_is_not_what_its_encoding_says_is_refused(client: Client) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     async with client.post("/api/v1/sweeps", data=b"abc", headers=headers) as response:
-        problem(await response.json(content_type=None), 400, "Content-Encoding")
+        assert_problem(await response.json(content_type=None), 400, "Content-Encoding")

@@ -83,6 +83,19 @@ class Member(Closing):
         super().close()
 
 
+async def test_a_member_that_cannot_leave_its_group_is_closed_all_the_same() -> None:
+    class Fenced(Member):
+        def unsubscribe(self) -> None:
+            raise RuntimeError("fenced")
+
+    client = Fenced()
+    consumer = consumer_with(client)
+    consumer._group = "g"
+    with pytest.raises(RuntimeError, match="fenced"):
+        await consumer.close()
+    assert client.done == ["close"]
+
+
 @pytest.mark.parametrize("assigned", [False, True])
 async def test_a_member_leaves_its_group_before_it_closes(monkeypatch: pytest.MonkeyPatch, assigned: bool) -> None:
     monkeypatch.setattr(clients, "_HAND_BACK_SECONDS", 0.0)

@@ -70,7 +70,8 @@ class Story:
     def step(self) -> Run | None:
         return asyncio.run(self.repairer.step(self.spec))
 
-    def carry_out(self) -> Run:
+    def carry_out(self, **more: Any) -> Run:
+        """Do the backfill that waits; ``more``: what it depends on besides."""
         taken = self.ledger.take_run(RunKind.BACKFILL, "here", seconds=1e6)
         assert taken is not None
         dependencies = BackfillDependencies(
@@ -81,6 +82,7 @@ class Story:
             grace_ms=lambda _: 1_000,
             delivered=lambda _: self.delivered,
             on_document=lambda *_: None,
+            **more,
         )
         return asyncio.run(Backfiller(dependencies).run(taken, self.rig.stores))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,11 +10,9 @@ import pytest
 from gapwatch.core.backfill import WRITABLE
 from gapwatch.errors import StoreUnreachable
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.gap import Resolution, Run, RunKind, RunState, State
+from gapwatch.model.gap import Resolution, Run, RunState, State
 from gapwatch.model.pipeline import RepairMode, RepairSpec
 from gapwatch.model.stream import Side
-from gapwatch.roles.repair.backfill_work import BackfillDependencies
-from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.plans import plan, request_apply
 from gapwatch.roles.repair.resending import ResendRequest
 from tests.unit.roles.test_autorepairer import AUTO, Story
@@ -131,19 +128,7 @@ class Delivering:
 
 def redelivered(story: Story) -> Run:
     """Have the pipeline deliver again what is planned."""
-    taken = story.ledger.take_run(RunKind.BACKFILL, "here", seconds=1e6)
-    assert taken is not None
-    dependencies = BackfillDependencies(
-        ledger=story.ledger,
-        book=story.book,
-        clock=story.clock,
-        holder="here",
-        grace_ms=lambda _: 1_000,
-        delivered=lambda _: story.delivered,
-        on_document=lambda *_: None,
-        resender=lambda stores, mode: Delivering(story),
-    )
-    return asyncio.run(Backfiller(dependencies).run(taken, story.rig.stores))
+    return story.carry_out(resender=lambda stores, mode: Delivering(story))
 
 
 def test_what_was_delivered_again_closes_its_gap_however_slow_the_stores_are(ledger: SqlLedger) -> None:

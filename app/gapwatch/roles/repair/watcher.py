@@ -38,9 +38,8 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 5.0
 FIRST_SECONDS = 0.5  # between looks while some check has not looked at all, in the first five seconds: it may wait for Kafka
 CHECKS = "checks"  # in a finding's details: who found it
-FOUND_BY = (
-    "found_by"  # … and which processes did lately, each with its own clock then; two that write at once correct it next time
-)
+# … and which processes did lately, each with its own clock then. Of two that write at once one is written again next time.
+FOUND_BY = "found_by"
 FOUND_SECONDS_MIN = 3 * POLL_SECONDS  # how long a process that found it is believed, or as long as a status lives
 FINDINGS_SECONDS = 2.0  # how long what another process has raised or cleared may be overlooked
 PING_SECONDS = 1.0  # how long a store's answer to one pipeline is one to all
@@ -362,9 +361,11 @@ class Watcher:
 
         Their clocks may be wrong, and that may be what they found: a new word counts from when it is heard.
         """
+        if record is None:
+            return {}
         found = {}
-        for process, said in (record.details.get(FOUND_BY, {}) if record is not None else {}).items():
-            if record is None or process == self._on.process:
+        for process, said in record.details.get(FOUND_BY, {}).items():
+            if process == self._on.process:
                 continue
             known = self._finders.get((record.id, process))
             if known is None or known[0] != said:
