@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,11 +17,11 @@ from gapwatch.core.upgrade import changes, shortened
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.ledger import SqlLedger, inspected, is_new, open_ledger
 from gapwatch.model.gap import Finding, Run, RunKind, RunState
-from gapwatch.model.pipeline import FieldType, Settings
+from gapwatch.model.pipeline import FieldType, Match, Settings
 from gapwatch.model.stream import Outcome
 from gapwatch.model.suspect import Suspect
 from gapwatch.roles.board import Board, Facts
-from gapwatch.roles.repair.mappings import MappingWatch
+from gapwatch.roles.repair.mappings import MappingWatch, is_in_force
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler, request_sweep
 from gapwatch.roles.repair.watcher import FindingBook
@@ -186,6 +187,31 @@ async def test_what_was_proved_of_another_source_or_target_is_forgotten(ledger: 
     assert (run.state, found) == (RunState.CANCELLED, ["mapping_changed"]), "what it had read is of the other one"
     swept()
     assert (await start(), found) == (True, ["mapping_changed"]), "once"
+
+
+def tolerating(tolerance: str) -> Any:
+    return replace(BEFORE, fields=(replace(BEFORE.fields[0], tolerance=Decimal(tolerance)), *BEFORE.fields[1:]))
+
+
+STRICTER = {
+    "match mode": (replace(BEFORE, match=Match.PRESENCE), BEFORE, "the match mode (presence → digest)"),
+    "tolerance": (tolerating("100"), tolerating("0.5"), "the tolerance of total (100 → 0.5)"),
+}
+
+
+@pytest.mark.parametrize(("lax", "strict", "said"), STRICTER.values(), ids=list(STRICTER))
+async def test_what_was_proved_less_strictly_is_proved_anew(ledger: SqlLedger, lax: Any, strict: Any, said: str) -> None:
+    """What had looked for presence alone, or with a wide tolerance, was believed to be equal when it was asked for more."""
+    clock, pipelines = VirtualClock(), Pipelines()
+    assert CompiledMapping(lax).fingerprint == CompiledMapping(strict).fingerprint, "digests alone do not tell"
+    book = FindingBook(ledger, clock, lambda *_: None)
+    for pipelines.spec in (lax, lax, strict):
+        assert ledger.findings("orders") == []
+        await MappingWatch({"orders": BEFORE}, ledger, pipelines, clock, book).compare("orders")
+    (finding,) = ledger.findings("orders")
+    assert said in finding.message
+    assert not is_in_force(ledger, CompiledMapping(lax))
+    assert is_in_force(ledger, CompiledMapping(strict))
 
 
 @pytest.mark.parametrize("other", [AFTER, *OTHERS.values()], ids=["mapping", *OTHERS])

@@ -3,6 +3,9 @@
 Matching needs no help: a key with digests of both waits for a newer event, or is confirmed. But what is settled was proved by the
 old mapping, so that a content sweep is asked for, and the finding stands until one has succeeded.
 
+Digests do not show what is compared and how strictly (the match mode, tolerances, the target's key): what that was is remembered
+beside the mapping, and a change of it is a change of the mapping.
+
 So it is with a pipeline that is given another source or target under its old name. Of those nothing was proved at all: the
 baseline is forgotten, and the pipeline is UNKNOWN until there is another one.
 """
@@ -21,7 +24,7 @@ from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.upgrade import changes, shortened
 from gapwatch.errors import GapwatchError
 from gapwatch.model.gap import Finding, FindingRecord, RunKind
-from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.pipeline import Match, PipelineSpec
 from gapwatch.ports import Clock, Ledger
 from gapwatch.roles.board import Facts
 from gapwatch.roles.repair.sweeps import ACTIVE
@@ -62,18 +65,22 @@ class MappingWatch:
         """Raise the finding where the mapping changed, and only then remember the new one. The first one is none."""
         mapping = (await self._stores.stores(pipeline)).mapping
         datasets = _datasets(mapping.pipeline)
-        now = {"fingerprint": str(mapping.fingerprint), "layout": mapping.layout, "of": datasets}
+        rules = _rules(mapping.pipeline)
+        now = {"fingerprint": str(mapping.fingerprint), "layout": mapping.layout, "of": datasets, "by": rules}
         before: Mapping[str, Any] | None = await asyncio.to_thread(self._ledger.fact, Facts.mapping(pipeline))
         others = _others(before.get("of", {}) if before is not None else {}, datasets)  # an earlier version stored none
         if others:
             await self._findings.raise_(_finding(pipeline, others, others, self._clock.now(), proof=PROOF_OF_OTHERS))
             await asyncio.to_thread(self._forget_proof, pipeline)
+        stricter = _others(before.get("by", {}) if before is not None else {}, rules)
+        if stricter:
+            await self._findings.raise_(_finding(pipeline, stricter, stricter, self._clock.now()))
         if before is not None and before["fingerprint"] != now["fingerprint"]:
             said = shortened(changes(before["layout"], mapping.layout))
             await self._findings.raise_(
                 _finding(pipeline, said, f"{before['fingerprint']}/{now['fingerprint']}", self._clock.now())
             )
-        if before is None or others or before["fingerprint"] != now["fingerprint"] or "of" not in before:
+        if before is None or any(before.get(name) != now[name] for name in ("fingerprint", "of", "by")):
             await asyncio.to_thread(self._ledger.set_fact, Facts.mapping(pipeline), now)
 
     def _forget_proof(self, pipeline: str) -> None:
@@ -90,7 +97,9 @@ def is_in_force(ledger: Ledger, mapping: CompiledMapping) -> bool:
     known: Mapping[str, Any] | None = ledger.fact(Facts.mapping(mapping.pipeline.id))
     if known is None:
         return True
-    return known["fingerprint"] == str(mapping.fingerprint) and not _others(known.get("of", {}), _datasets(mapping.pipeline))
+    spec = mapping.pipeline
+    others = _others(known.get("of", {}), _datasets(spec)) or _others(known.get("by", {}), _rules(spec))
+    return known["fingerprint"] == str(mapping.fingerprint) and not others
 
 
 def _datasets(spec: PipelineSpec) -> dict[str, str]:
@@ -99,8 +108,17 @@ def _datasets(spec: PipelineSpec) -> dict[str, str]:
     return {"source": f"{spec.source.store}/{', '.join(tables)}", "target": f"{spec.target.store}/{spec.target.collection}"}
 
 
+def _rules(spec: PipelineSpec) -> dict[str, str]:
+    """Return how it is compared, as far as the mapping's fingerprint does not say it."""
+    rules = {"match mode": spec.match.value, "target's key": ", ".join(column.path for column in spec.target.key)}
+    if spec.match is Match.VERSION:
+        rules |= {"source's version": spec.source.version, "target's version": spec.target.version}
+    tolerances = {f"tolerance of {one.target}": one.tolerance for one in spec.fields}
+    return rules | {name: "none" if tolerance is None else f"{tolerance:f}" for name, tolerance in tolerances.items()}
+
+
 def _others(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Return which sides are others than before, as a part of a sentence; empty where none is."""
+    """Return what is another than before, as a part of a sentence; empty where nothing is, and where it was not known."""
     return "; ".join(f"the {side} ({before[side]} → {name})" for side, name in now.items() if before.get(side, name) != name)
 
 
