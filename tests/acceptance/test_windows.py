@@ -338,6 +338,7 @@ def test_m19_lag_is_never_loss(scene: Scene, request: pytest.FixtureRequest) -> 
     """Fifteen seconds at a grace of two; with ``--soak`` three minutes."""
     seconds = 180 if request.config.getoption("--soak") else 15
     keys = [number() for _ in range(8 * seconds)]
+    shown(scene, in_transit_keys=0)  # of the test before
     scene.copier.pause()
     begin = now()
     writer = threading.Thread(target=_write_slowly, args=(scene, keys, 0.1))
