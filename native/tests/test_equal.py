@@ -7,13 +7,12 @@ from typing import Any, cast
 
 import gapwatch_native
 from hypothesis import given, settings
-from tests.property.test_compiled import Told, mongo_cases, row_cases, said
+from tests.property.test_compiled import Told, add_alone, mongo_cases, row_cases, said
 
 from gapwatch.core.compiledcolumns import CompiledColumns, listed
-from gapwatch.core.envelopes import INTERFACE, BatchDecoder, Columns, Event, EventColumns, RawRecord, Refused, decoder_for
+from gapwatch.core.envelopes import INTERFACE, BatchDecoder, Columns, EventColumns, RawRecord, decoder_for
 from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
 
@@ -40,14 +39,7 @@ def read_one_by_one(spec: PipelineSpec, side: Side, records: Sequence[RawRecord]
     for part in (records[: len(records) // 2], records[len(records) // 2 :]):
         columns = EventColumns(general.shape)
         for record in part:
-            try:
-                for item in general.decode(record):
-                    if isinstance(item, Event):
-                        columns.add(item, record.offset, record.timestamp)
-                    else:
-                        columns.others.append((record.offset, item))
-            except RecordError as error:
-                columns.others.append((record.offset, Refused(record, error)))
+            add_alone(general, record, columns)
         told.append((columns.all(), [said(item) for item in columns.others]))
     return told
 

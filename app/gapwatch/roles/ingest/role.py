@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 RECORDS_PER_POLL: Final = 5_000  # some 15 ms of work for one turn of the event loop
 POLL_SECONDS: Final = 0.08  # a fuller record costs match no more than an empty one
+# Where each partition of a topic brings fewer records a second, they are collected until the next pulse: nothing is judged before it.
+THIN_PER_SECOND: Final = 800
+THIN_SECONDS: Final = 0.25
 
 
 class IngestRole:
@@ -36,6 +39,7 @@ class IngestRole:
         self._ownership = Ownership(self._shared, self._outlet)
         self._beside = Beside(self._shared)
         self._idle = False
+        self._thin = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set. Raises what makes going on unsafe."""
@@ -78,8 +82,12 @@ class IngestRole:
 
     async def _poll(self, idle_seconds: float) -> None:
         """Read and pass on what arrives; while nothing does, wait for the first message, at most so long."""
-        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, POLL_SECONDS)
+        collecting = max(POLL_SECONDS, min(idle_seconds, THIN_SECONDS)) if self._thin else POLL_SECONDS
+        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, collecting)
         polled = await self._on.consumer.consume(limit, seconds=seconds)
+        if not self._idle:
+            arrived = sum(map(len, polled.runs.values()))
+            self._thin = arrived < min(THIN_PER_SECOND * collecting * len(polled.runs), limit)
         self._idle = not polled.runs
         for where, fault in polled.faults:
             self._fault(where, fault)
