@@ -197,7 +197,7 @@ def test_raw_records_that_are_not_there_say_which_are(asked: tuple[str, str], ki
     assert said in str(caught.value)
 
 
-def ask_raw(broker: kafka.Broker, question: Question, *, begins: Mapping[Partition, int] | None = None, **more: object) -> Found:
+def ask_raw(broker: kafka.Broker, question: Question, *, begins: Mapping[Partition, int] | None = None, **more: Any) -> Found:
     """Ask of topics src and dst, both in Debezium's format."""
     settings = Settings(bootstrap_servers="nowhere", topics=TopicsSpec(partitions=1))
     clock = VirtualClock()
