@@ -111,13 +111,15 @@ class Found:
     """What a replay said, of one partition or of all.
 
     ``counts`` are of everything that was read, lead-in and lead-out too: ``expected = settled + superseded + closed + waiting``.
-    ``undecided``: keys of the stretch that could not be judged before the log ended. ``complete``: time passed the lead-out.
+    ``undecided``: keys of the stretch that could not be judged before the log ended, and records that could not be read before
+    any feed had spoken (``unread``): no hole stands for them. ``complete``: time passed the lead-out.
     """
 
     named: list[Named] = field(default_factory=list)
     holes: list[Hole] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     undecided: int = 0
+    unread: int = 0
     complete: bool = True
     keys: set[bytes] = field(default_factory=set)
 
@@ -210,6 +212,7 @@ class Replay:
                 "waiting": self._matcher.open_writes(self._id),
             },
             undecided=self._waiting() + self._unread + (0 if self.finished else self._matcher.buffered(self._id)),
+            unread=self._unread,
             complete=self.finished or self._until == EVER,
             keys=self._keys,
         )
@@ -323,6 +326,7 @@ def joined(parts: Iterable[Found]) -> Found:
         whole.named += part.named
         whole.holes += part.holes
         whole.undecided += part.undecided
+        whole.unread += part.unread
         whole.complete = whole.complete and part.complete
         whole.keys |= part.keys
         for name, count in part.counts.items():

@@ -65,6 +65,9 @@ def test_an_unreadable_record_before_the_first_watermark_is_a_hole() -> None:
 def test_an_unreadable_record_before_any_feed_has_spoken_was_not_judged() -> None:
     """The first of the offsets that were asked for: no feed is known yet of which a stretch could be missing."""
     assert said(None, BOTH) != 0
+    replay = Replay(SPEC, MAPPING, Stretch(), partition=0, partitions=1)
+    replay.take(None, 0, START)
+    assert joined([replay.found(), replay.found()]).unread == 2
 
 
 def test_raw_two_jumps_of_the_slot_over_an_idle_table_are_two_holes() -> None:

@@ -184,3 +184,11 @@ def test_where_a_stretch_of_the_streams_is_missing_not_every_key_was_looked_at(l
     assert run.error == "1 stretches of the streams are missing: a sweep finds what was written in them."
     assert run.counts["differences"] == int(wrong), "what was found is booked all the same"
     assert (planned(ledger, run.request["plan"]) if wrong else run.request.get("plan")) == ({2} if wrong else None)
+
+
+def test_a_record_that_could_not_be_read_may_have_held_any_key(ledger: SqlLedger) -> None:
+    rig = copied(5)
+    run = reconciled(rig, ledger, dataclasses.replace(keys(rig, 1, 2), undecided=1, unread=1), request=OFFSETS)
+    assert (run.state, run.counts["differences"]) == (RunState.INCONCLUSIVE, 0)
+    undecided = reconciled(rig, ledger, dataclasses.replace(keys(rig, 1, 2), undecided=1), request=OFFSETS)
+    assert undecided.state is RunState.SUCCEEDED, "what only waited is read in both stores"

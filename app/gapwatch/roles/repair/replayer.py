@@ -154,9 +154,10 @@ class Replayer:
 
 def _unread(found: Found) -> str:
     """Say what is missing of the streams: of the keys that were written in it nobody knows which they are."""
-    if not found.holes:
+    missing = len(found.holes) + found.unread
+    if not missing:
         return ""
-    return f"{len(found.holes)} stretches of the streams are missing: a sweep finds what was written in them."
+    return f"{missing} stretches of the streams are missing: a sweep finds what was written in them."
 
 
 def _proofs(found: Found) -> dict[Key, Suspect]:
