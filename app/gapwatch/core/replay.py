@@ -124,6 +124,14 @@ class Found:
     keys: set[bytes] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class Room:
+    """What all partitions of one question name and collect together: they are replayed by turns."""
+
+    named: int = 0
+    keys: int = 0
+
+
 class Replay:
     """Drives the matcher of one partition over records that were read again.
 
@@ -138,7 +146,8 @@ class Replay:
         whole: The source's log is read from its first record, so that every story begins in what is read.
         led_in: Records from before the stretch are read, so that every feed has spoken by then: of one whose first word comes
             later, what lies before it is missing, and not merely left out.
-        keys_max: How many keys of the stretch are collected at most; 0: none are.
+        keys_max: How many keys of the stretch are collected at most, of all partitions; 0: none are.
+        room: That of all partitions; None: this is the only one.
     """
 
     def __init__(
@@ -154,6 +163,7 @@ class Replay:
         whole: bool = False,
         led_in: bool = False,
         keys_max: int = 0,
+        room: Room | None = None,
     ) -> None:
         self._id = spec.id
         self._stretch = stretch
@@ -162,6 +172,7 @@ class Replay:
         self._whole = whole
         self._led_in = led_in
         self._keys_max = keys_max
+        self._room = room or Room()
         start = 0 if whole else 1  # what has no beginning in what is read is no baseline's: it is unknown
         self._matcher = KeyMatcher(
             partition, partitions, {spec.id: spec}, fingerprints={spec.id: fingerprint}, life="replay", start=start
@@ -255,7 +266,8 @@ class Replay:
             return
         story_is_short = opening.side == Side.OBSERVED and suspect.newest_expected is None and not self._whole
         named = Named(suspect=suspect, unknown=story_is_short or suspect.reason in BLIND)
-        if len(self._named) >= NAMED_MAX:
+        self._room.named += 1
+        if self._room.named > NAMED_MAX:
             raise UsageError(f"More than {NAMED_MAX:,} writes are late in this range.", remedy="Ask for a shorter one, or sweep.")
         self._named[suspect.key, opening.side, (opening.epoch, opening.major, opening.minor)] = named
         self._unshown.setdefault(suspect.key, []).append(named)
@@ -289,11 +301,13 @@ class Replay:
     def _collect(self, sections: Sequence[PackedSection]) -> None:
         if not self._keys_max:
             return
+        known = len(self._keys)
         for section in sections:
             chosen = self._stretch.chosen(section)
             chosen &= np.frombuffer(section.operations, np.uint8) != Operation.SNAPSHOT
             self._keys.update(section.keys[number] for number in np.flatnonzero(chosen).tolist())
-        if len(self._keys) > self._keys_max:
+        self._room.keys += len(self._keys) - known
+        if self._room.keys > self._keys_max:
             raise UsageError(
                 f"More than {self._keys_max:,} keys were written in this range.",
                 remedy="Reconcile a shorter one, or start a sweep.",

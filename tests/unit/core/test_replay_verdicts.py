@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from gapwatch.core.replay import Verdict
+import pytest
+
+from gapwatch.core import replay
+from gapwatch.core.replay import Replay, Room, Stretch, Verdict
+from gapwatch.errors import UsageError
 from gapwatch.model.stream import FORMAT, NO_DELIVERY, Batch, Control, FeedState, Letter, Operation, PipelineTimes, Side
 from gapwatch.model.suspect import Reason
 from tests.property.test_replay import first_of, live, replayed
-from tests.simulation.world import GRACE_MS, PIPELINE, START, pipeline
+from tests.simulation.world import GRACE_MS, MAPPING, PIPELINE, START, pipeline
 from tests.unit.core.test_replay_unjudged import SOURCE, SPEC, TARGET, section
 
 
@@ -74,3 +78,18 @@ def test_a_key_whose_story_begins_before_what_is_read_is_unknown_however_early_i
     assert [named.verdict for named in part.named] == [Verdict.UNKNOWN]
     assert replayed(log, SPEC, partition=(0, 1)).named == []
     assert live(log, SPEC) == {}
+
+
+def test_the_partitions_of_one_question_share_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight partitions would hold eight times as many keys as a reconciliation may have."""
+    room = Room()
+    one, other = (Replay(SPEC, MAPPING, Stretch(), partition=number, partitions=2, keys_max=3, room=room) for number in (0, 1))
+    one.take(written(0, b"a", b"b"), 0, START)
+    one.take(written(2, b"a"), 1, START)
+    other.take(written(0, b"c"), 0, START)
+    with pytest.raises(UsageError, match="More than 3 keys were written"):
+        other.take(written(1, b"d"), 1, START)
+    monkeypatch.setattr(replay, "NAMED_MAX", 1)
+    one.take(control(START + 100, 3, 0), 2, START)
+    with pytest.raises(UsageError, match="More than 1 writes are late"):
+        one.take(control(START + 5 * GRACE_MS, 3, 0), 3, START)

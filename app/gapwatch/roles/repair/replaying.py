@@ -14,7 +14,7 @@ from gapwatch.core.batches import read
 from gapwatch.core.envelopes import Marker
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.rawreplay import RawFeed, RawReader, time_of_loss
-from gapwatch.core.replay import EVER, LEAD_GRACES, Found, Replay, Stretch, as_asked, joined
+from gapwatch.core.replay import EVER, LEAD_GRACES, Found, Replay, Room, Stretch, as_asked, joined
 from gapwatch.errors import NotFoundError, RecordError, UsageError
 from gapwatch.kafka.clients import Partition, RawConsumer
 from gapwatch.kafka.topics import TopicAdmin, TopicFacts
@@ -98,7 +98,7 @@ class ReplayReader:
             await reading.check_begin(spans, question.time_from, graces.lead_in, from_the_start=True)
             await reading.reach_back(spans, question.time_from - graces.lead_in)
             stretch = Stretch(time_from=question.time_from, time_to=question.time_to)
-        fingerprint = CompiledMapping(spec).fingerprint
+        fingerprint, room = CompiledMapping(spec).fingerprint, Room()
         replays = {
             at: Replay(
                 spec,
@@ -111,6 +111,7 @@ class ReplayReader:
                 whole=span.start == span.log_start == 0,
                 led_in=not question.by_offsets,
                 keys_max=question.keys_max,
+                room=room,
             )
             for at, span in spans.items()
         }
