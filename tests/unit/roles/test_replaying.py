@@ -18,7 +18,7 @@ from gapwatch.core.replay import Found, Stretch
 from gapwatch.errors import GapwatchError, HistoryLost, NotFoundError, UsageError
 from gapwatch.kafka.clients import Partition
 from gapwatch.kafka.topics import TopicAdmin
-from gapwatch.model.pipeline import FeedKind, FeedSpec, Settings, TopicsSpec
+from gapwatch.model.pipeline import FeedKind, FeedSpec, PipelineSpec, Settings, TopicsSpec
 from gapwatch.model.stream import FORMAT, Control
 from gapwatch.roles.repair.questions import Question, check, chosen_by, question_of
 from gapwatch.roles.repair.replaying import ReplayReader
@@ -73,7 +73,7 @@ class Topics:
             self.broker.append(EVENTS, None, pack(record), time=append_time + silence[1] * (number >= silence[0]))
         self._begins = {EVENTS: begins}
 
-    def ask(self, question: Question, consumer: type[Consumer] | None = None) -> Found:
+    def ask(self, question: Question, consumer: type[Consumer] | None = None, spec: PipelineSpec | None = None) -> Found:
         settings = Settings(bootstrap_servers="nowhere", topics=TopicsSpec(partitions=1))
         clock = VirtualClock()
         clock._ms = NOW
@@ -84,7 +84,7 @@ class Topics:
             clock,
         )
         self.shares: list[float] = []
-        return asyncio.run(reader.answer(question, pipeline(), lambda share, _: self.shares.append(share)))
+        return asyncio.run(reader.answer(question, spec or pipeline(), lambda share, _: self.shares.append(share)))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -325,3 +325,15 @@ def test_a_range_within_an_outage_of_the_service_is_answered_by_what_it_caught_u
     fell_silent = topics.log[4][1]
     found = topics.ask(Question(time_from=fell_silent + 600_000, time_to=fell_silent + 1_200_000))
     assert (found.complete, found.holes, found.undecided) == (True, [], 0)
+
+
+@pytest.mark.parametrize("of", ["events", "raw"])
+def test_where_the_target_has_no_feed_the_streams_say_of_no_write_that_it_arrived(of: str) -> None:
+    """Each write would be called open: live, each is read in both stores once it is due."""
+    topics = Topics(World(1, SHAPE))
+    spec = pipeline(target=dataclasses.replace(pipeline().target, feed=FeedSpec(kind=FeedKind.NONE)))
+    question = question_of("0:0", "0:5", of=of)
+    with pytest.raises(UsageError, match="has no feed: its writes are in no topic"):
+        topics.ask(question, spec=spec)
+    if of == "events":
+        assert topics.ask(dataclasses.replace(question, keys_max=100), spec=spec).complete, "its keys can be reconciled"

@@ -18,7 +18,7 @@ from gapwatch.core.replay import EVER, LEAD_GRACES, Found, Replay, Room, Stretch
 from gapwatch.errors import NotFoundError, RecordError, UsageError
 from gapwatch.kafka.clients import Partition, RawConsumer
 from gapwatch.kafka.topics import TopicAdmin, TopicFacts
-from gapwatch.model.pipeline import MARKED, PipelineSpec, Settings
+from gapwatch.model.pipeline import MARKED, FeedKind, PipelineSpec, Settings
 from gapwatch.model.stream import Control, PackedBatch, Side
 from gapwatch.model.suspect import Hole
 from gapwatch.ports import Clock
@@ -55,6 +55,11 @@ class ReplayReader:
     async def answer(self, question: Question, pipeline: PipelineSpec, on_progress: OnProgress) -> Found:
         """Read what the question asks for of a resolved pipeline; return what it says."""
         check(question, self._clock.now_ms())
+        if pipeline.target.feed.kind is FeedKind.NONE and (question.of == RAW or not question.keys_max):
+            raise UsageError(
+                f"The target of {pipeline.id} has no feed: its writes are in no topic.",
+                remedy="Reconcile the range of events, or start a sweep: they read both stores.",
+            )
         spec = as_asked(pipeline, grace_ms=question.grace_ms, tolerances=question.tolerances, recompiled=question.of == RAW)
         longest = max(pipeline.grace_seconds, spec.grace_seconds)
         lead_in, lead_out = (LEAD_GRACES * int(seconds * 1000) for seconds in (pipeline.grace_seconds, longest))
@@ -131,8 +136,6 @@ class ReplayReader:
 
     async def _raw(self, reading: Rereading, question: Question, spec: PipelineSpec, graces: _Graces, show: OnProgress) -> Found:
         bindings = self._bindings(spec)
-        if Side.OBSERVED not in {binding.side for binding in bindings}:
-            raise UsageError(f"The target of {spec.id} has no feed: its writes are in no topic.", remedy="Start a sweep instead.")
         if spec.grace_least_seconds is not None and question.grace_ms is None and not question.keys_max:
             raise UsageError(
                 f"Raw topics do not say which grace was in force, and that of {spec.id} is auto.", remedy="Give one: --grace 30s."
