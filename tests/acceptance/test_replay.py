@@ -25,6 +25,7 @@ from tests.acceptance.shared import at, create_database, falsify, gaps_of, late,
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
 GRACE = 2.0
+SKEW = 2.0  # clock_skew_max
 LATE = 5.0
 LARGER = 7.0
 SOURCES = ("events", "raw")
@@ -70,7 +71,7 @@ def bug(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Itera
         scene.copier.rules[before] = lose
         for key in (before, deleted):
             scene.insert(key, key)
-        wait_for(lambda: now() > healthy + timedelta(seconds=2 * GRACE + 3), "the events to begin before the lead-in", 20)
+        wait_for(lambda: now() > healthy + timedelta(seconds=2 * GRACE + SKEW + 3), "the events to begin before the lead-in", 20)
         begin = now()
         scene.copier.rules |= dict.fromkeys(lost, lose) | {wrong: falsify(v="wrong"), delayed: late(LATE), ("d", deleted): lose}
         scene.copier.rules[bent] = falsify(amount=Decimal128("1.50"))
@@ -292,7 +293,7 @@ def test_reconcile_opens_gaps_for_what_is_still_wrong_and_its_plan_repairs_it(bu
 
 def test_a_range_that_is_no_longer_in_the_log_says_from_where_on_it_is(bug: Bug) -> None:
     admin = AdminClient({"bootstrap.servers": bug.scene.stack.kafka.bootstrap_servers})
-    cut = at(bug.time_from) - timedelta(seconds=2 * GRACE + 2)
+    cut = at(bug.time_from) - timedelta(seconds=2 * GRACE + SKEW + 2)
     wanted = OffsetSpec.for_timestamp(int(cut.timestamp() * 1000))
     places = [TopicPartition(f"gw-{bug.scene.database}.events", partition) for partition in range(2)]
     for place, offset in admin.list_offsets(dict.fromkeys(places, wanted)).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
@@ -61,7 +61,7 @@ def verdicts(
             time_to=to_text,
             of=of,
             grace_seconds=_seconds(grace),
-            tolerances=dict(_tolerance(text) for text in tolerance or ()),
+            tolerances=_tolerances(tolerance or ()),
             on_progress=progress.show,
         )
     single = output is Output.JSON
@@ -135,6 +135,14 @@ def _seconds(text: str) -> float | None:
         return float(seconds(text))
     except (TypeError, ValueError) as error:
         raise UsageError(f"{text!r} is not a length of time.", remedy="Write it like 30s, 500ms or 5m.") from error
+
+
+def _tolerances(texts: Sequence[str]) -> dict[str, Decimal]:
+    pairs = [_tolerance(text) for text in texts]
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise UsageError("A field is given two tolerances.", remedy="Give one for each field.")
+    return found
 
 
 def _tolerance(text: str) -> tuple[str, Decimal]:

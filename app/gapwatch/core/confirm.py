@@ -144,6 +144,8 @@ Judgement = Cleared | Difference | WaitAndReadAgain | Retry | Superseded | Unver
 def satisfied(reads: Reads, match: Match) -> bool:
     """Whether the target, as read, satisfies the source as read last."""
     source, target = reads.after.presence, reads.target.presence
+    if Presence.UNREAD in (source, target):
+        return False  # two sides without a field that differs, as one was not read, do not agree
     if Presence.EXEMPT in (source, target):
         return True
     if source is Presence.ABSENT or target is Presence.ABSENT:

@@ -52,6 +52,7 @@ class KeyMatcher:
         pipelines: Resolved pipelines by id.
         fingerprints: Fingerprint of each pipeline's mapping.
         life: Names this life of the matcher; part of its records' names, so that no other one writes them.
+        start: The time (ms) before which what the target shows is the baseline's; 0: the source's first watermark.
         event_by_event: Take every event by itself: the reference for taking them together.
     """
 
@@ -63,6 +64,7 @@ class KeyMatcher:
         *,
         fingerprints: Mapping[str, int],
         life: str,
+        start: int = 0,
         event_by_event: bool = False,
     ) -> None:
         self._partition = partition
@@ -76,6 +78,7 @@ class KeyMatcher:
                 spec = pipelines[name]
                 cell = Cell(_limits(spec, partitions), parts=_parts(spec), prefix=f"{name}/{life}")
                 self._pipelines[name] = PipelineState(spec, fingerprints[name], cell, self._times)
+                self._pipelines[name].start = start
         self._judges = {name: Judge(pipeline, partition, self._times) for name, pipeline in self._pipelines.items()}
         self._restored: Said = []
         self._waiting: list[str] = []  # names of the records that hold what waits
@@ -240,6 +243,10 @@ class KeyMatcher:
     def shown_at(self, pipeline: str, key: bytes) -> int | None:
         """Return the event time of the target's newest write of a key, where it shows what was expected last; else None."""
         return self._pipelines[pipeline].shown_at(key)
+
+    def knows(self, pipeline: str, key: bytes) -> bool:
+        """Whether it is known what the source wrote last of a key: it did not make room for others."""
+        return self._pipelines[pipeline].cell.state(key).expected is not None
 
     # state
 

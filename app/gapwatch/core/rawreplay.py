@@ -111,13 +111,17 @@ class Columns(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawFeed:
-    """One topic of one side. ``starts``: from where its partitions are read. ``by_markers``: as :class:`FeedProgress`."""
+    """One topic of one side. ``starts``: from where its partitions are read. ``by_markers``: as :class:`FeedProgress`.
+
+    ``by_append``: its records have no time but that of their append; what was appended up to a time was written by then.
+    """
 
     side: Side
     topic: str
     decoder: Columns
     starts: Mapping[int, int]
     by_markers: bool = False
+    by_append: bool = False
     compacted: bool = False
 
 
@@ -228,8 +232,11 @@ class RawReader:
     def _control(self, clock: int) -> Control:
         states = []
         for (topic, _), progress in self._progress.items():
-            side = self._feeds[topic].side
+            feed = self._feeds[topic]
+            side = feed.side
             proven = self._rows.proven if side is Side.EXPECTED else 0
+            if feed.by_append:
+                proven = clock - progress.disorder_ms
             progress.check(Check(end=progress.position, clock=clock, proven=proven))
             states.append(progress.state(self.spec.id, side, delivery=NO_DELIVERY, delivery_clock=0))
             progress.lost.clear()

@@ -22,7 +22,7 @@ from gapwatch.core.keys import KeyCodec
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.core.reports import SCHEMA_VERSION, key_text, plain
 from gapwatch.errors import UsageError
-from gapwatch.model.pipeline import PipelineSpec
+from gapwatch.model.pipeline import FieldSpec, Match, PipelineSpec
 from gapwatch.model.stream import (
     FORMAT,
     Batch,
@@ -111,15 +111,25 @@ class Found:
     """What a replay said, of one partition or of all.
 
     ``counts`` are of everything that was read, lead-in and lead-out too: ``expected = settled + superseded + closed + waiting``.
-    ``undecided``: keys of the stretch that could not be judged before the log ended. ``complete``: time passed the lead-out.
+    ``undecided``: keys of the stretch that could not be judged before the log ended, and records that could not be read before
+    any feed had spoken (``unread``): no hole stands for them. ``complete``: time passed the lead-out.
     """
 
     named: list[Named] = field(default_factory=list)
     holes: list[Hole] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     undecided: int = 0
+    unread: int = 0
     complete: bool = True
     keys: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Room:
+    """What all partitions of one question name and collect together: they are replayed by turns."""
+
+    named: int = 0
+    keys: int = 0
 
 
 class Replay:
@@ -134,7 +144,10 @@ class Replay:
         grace_ms: The grace of a what-if; None: what the records say was in force.
         until: The time (ms) that both watermarks must pass before nothing more is read; EVER: the caller says when.
         whole: The source's log is read from its first record, so that every story begins in what is read.
-        keys_max: How many keys of the stretch are collected at most; 0: none are.
+        led_in: Records from before the stretch are read, so that every feed has spoken by then: of one whose first word comes
+            later, what lies before it is missing, and not merely left out.
+        keys_max: How many keys of the stretch are collected at most, of all partitions; 0: none are.
+        room: That of all partitions; None: this is the only one.
     """
 
     def __init__(
@@ -148,15 +161,22 @@ class Replay:
         grace_ms: int | None = None,
         until: int = EVER,
         whole: bool = False,
+        led_in: bool = False,
         keys_max: int = 0,
+        room: Room | None = None,
     ) -> None:
         self._id = spec.id
         self._stretch = stretch
         self._grace_ms = grace_ms
         self._until = until
         self._whole = whole
+        self._led_in = led_in
         self._keys_max = keys_max
-        self._matcher = KeyMatcher(partition, partitions, {spec.id: spec}, fingerprints={spec.id: fingerprint}, life="replay")
+        self._room = room or Room()
+        start = 0 if whole else 1  # what has no beginning in what is read is no baseline's: it is unknown
+        self._matcher = KeyMatcher(
+            partition, partitions, {spec.id: spec}, fingerprints={spec.id: fingerprint}, life="replay", start=start
+        )
         self._named: dict[tuple[bytes, int, tuple[int, int, int]], Named] = {}
         self._unshown: dict[bytes, list[Named]] = {}
         self._holes: dict[str, Hole] = {}
@@ -164,6 +184,7 @@ class Replay:
         self._keys: set[bytes] = set()
         self._last = -1
         self._applied = -1
+        self._unread = 0  # records of the stretch before which no feed had spoken: of none is it said that they are missing
         self.finished = False
 
     def take(self, record: PackedBatch | Batch | Control | None, offset: int, append_time: int) -> None:
@@ -179,13 +200,15 @@ class Replay:
             batch = packed(record) if isinstance(record, Batch) else record
             sections = [section for section in batch.sections if section.pipeline == self._id]
             self._collect(sections)
-            self._apply(PackedBatch(FORMAT, sections, []), passed_over, append_time)
+            letters = [letter for letter in batch.letters if letter.pipeline == self._id]
+            self._apply(PackedBatch(FORMAT, sections, [], letters), passed_over, append_time)
             self._see_shown(key for section in sections for key in section.keys)
             self._note(batch.verdicts)
 
     def found(self) -> Found:
         """Return what was said so far."""
         self._see_shown(list(self._unshown))
+        self._see_forgotten()
         (status,) = self._matcher.status("replay", 0)
         counters = status.counters
         return Found(
@@ -199,7 +222,8 @@ class Replay:
                 "closed": counters.cleared,
                 "waiting": self._matcher.open_writes(self._id),
             },
-            undecided=self._waiting() + (0 if self.finished else self._matcher.buffered(self._id)),
+            undecided=self._waiting() + self._unread + (0 if self.finished else self._matcher.buffered(self._id)),
+            unread=self._unread,
             complete=self.finished or self._until == EVER,
             keys=self._keys,
         )
@@ -213,12 +237,17 @@ class Replay:
     def _apply(self, record: PackedBatch | Control | None, passed_over: int, append_time: int) -> None:
         self._applied += 1 + passed_over
         suspects: list[Suspect] = []
+        told = False
         for one in self._matcher.apply(record, self._applied, append_time):
             if isinstance(one, Suspect):
                 self._name(one)
                 suspects.append(one)
-            elif isinstance(one, Hole) and self._stretch.touches(one) and not self._is_the_beginning(one):
-                self._holes[one.id] = one
+            elif isinstance(one, Hole):
+                told = True
+                if self._stretch.touches(one) and (self._led_in or not self._is_the_beginning(one)):
+                    self._holes[one.id] = one
+        if record is None and not told and append_time >= self._stretch.time_from:
+            self._unread += 1
         if suspects:
             self._applied += 1
             self._matcher.apply(PackedBatch(FORMAT, [], [_closing(self._id, suspects)]), self._applied, append_time)
@@ -237,7 +266,8 @@ class Replay:
             return
         story_is_short = opening.side == Side.OBSERVED and suspect.newest_expected is None and not self._whole
         named = Named(suspect=suspect, unknown=story_is_short or suspect.reason in BLIND)
-        if len(self._named) >= NAMED_MAX:
+        self._room.named += 1
+        if self._room.named > NAMED_MAX:
             raise UsageError(f"More than {NAMED_MAX:,} writes are late in this range.", remedy="Ask for a shorter one, or sweep.")
         self._named[suspect.key, opening.side, (opening.epoch, opening.major, opening.minor)] = named
         self._unshown.setdefault(suspect.key, []).append(named)
@@ -252,6 +282,13 @@ class Replay:
                 for named in self._unshown.pop(key):
                     named.shown_at = shown_at
 
+    def _see_forgotten(self) -> None:
+        """Of a key that made room for others (`settled_keys_max`) nobody has seen whether the target showed it later."""
+        for key, some in self._unshown.items():
+            for named in some:
+                if named.suspect.newest_expected is not None and not self._matcher.knows(self._id, key):
+                    named.unknown = True
+
     def _note(self, sections: Sequence[VerdictSection]) -> None:
         for section in sections:
             if section.pipeline != self._id:
@@ -264,11 +301,13 @@ class Replay:
     def _collect(self, sections: Sequence[PackedSection]) -> None:
         if not self._keys_max:
             return
+        known = len(self._keys)
         for section in sections:
             chosen = self._stretch.chosen(section)
             chosen &= np.frombuffer(section.operations, np.uint8) != Operation.SNAPSHOT
             self._keys.update(section.keys[number] for number in np.flatnonzero(chosen).tolist())
-        if len(self._keys) > self._keys_max:
+        self._room.keys += len(self._keys) - known
+        if self._room.keys > self._keys_max:
             raise UsageError(
                 f"More than {self._keys_max:,} keys were written in this range.",
                 remedy="Reconcile a shorter one, or start a sweep.",
@@ -301,6 +340,7 @@ def joined(parts: Iterable[Found]) -> Found:
         whole.named += part.named
         whole.holes += part.holes
         whole.undecided += part.undecided
+        whole.unread += part.unread
         whole.complete = whole.complete and part.complete
         whole.keys |= part.keys
         for name, count in part.counts.items():
@@ -315,26 +355,30 @@ def as_asked(
 ) -> PipelineSpec:
     """Return the pipeline with what a what-if changes. ``recompiled``: digests are made anew, so that any field may be changed.
 
-    Raises UsageError for a field that does not exist, or that the records hold as a digest only.
+    Raises UsageError for a field that does not exist, is not compared, or that the records hold as a digest only.
     """
     wanted = dict(tolerances or {})
-    fields = []
-    for one in spec.fields:
-        tolerance = wanted.pop(one.target, None)
-        if tolerance is None:
-            fields.append(one)
-        elif one.tolerance is None and not recompiled:
+    known = {one.target: one for one in spec.fields}
+    if unknown := wanted.keys() - known.keys():
+        raise UsageError(f"Pipeline {spec.id} maps no field {min(unknown)!r}.", remedy=f"Fields: {', '.join(known)}.")
+    if wanted and spec.match is not Match.DIGEST:
+        raise UsageError(
+            f"Pipeline {spec.id} matches by {spec.match.value}: no field is compared, and a tolerance changes nothing.",
+            remedy="Leave --tolerance out.",
+        )
+    for name in sorted(wanted):
+        if known[name].tolerance is None and not recompiled:
             raise UsageError(
-                f"Field {one.target} has no tolerance in the configuration: the events hold its digest, not its value.",
+                f"Field {name} has no tolerance in the configuration: the events hold its digest, not its value.",
                 remedy="Replay the raw topics: --of raw.",
             )
-        else:
-            fields.append(replace(one, tolerance=tolerance))
-    if wanted:
-        known = ", ".join(one.target for one in spec.fields)
-        raise UsageError(f"Pipeline {spec.id} maps no field {min(wanted)!r}.", remedy=f"Fields: {known}.")
+
+    def as_wanted(fields: Iterable[FieldSpec]) -> tuple[FieldSpec, ...]:
+        return tuple(replace(one, tolerance=wanted.get(one.target, one.tolerance)) for one in fields)
+
+    tables = tuple(replace(table, fields=as_wanted(table.fields)) for table in spec.source.tables)
     seconds = spec.grace_seconds if grace_ms is None else grace_ms / 1000
-    return replace(spec, fields=tuple(fields), grace_seconds=seconds)
+    return replace(spec, fields=as_wanted(spec.fields), source=replace(spec.source, tables=tables), grace_seconds=seconds)
 
 
 # what is shown

@@ -52,6 +52,10 @@ def test_0_is_said_only_when_all_was_read_and_in_time(record: Any, code: int, sa
         (["orders", "--from", "0:1", "--to", "0:2", "--grace", "soon"], "'soon' is not a length of time."),
         (["orders", "--from", "0:1", "--to", "0:2", "--tolerance", "total"], "'total' is not a tolerance."),
         (["orders", "--from", "0:1", "--to", "0:2", "--tolerance", "total=-1"], "'total=-1' is not a tolerance."),
+        (
+            ["orders", "--from", "0:1", "--to", "0:2", "--tolerance", "total=1", "--tolerance", "total=2"],
+            "A field is given two tolerances.",
+        ),
         (["orders", "--from", "0:1"], "Missing option '--to'"),
     ],
 )

@@ -23,6 +23,7 @@ from gapwatch.core.confirm import (
     equals_identity,
     judge,
     last_covered,
+    satisfied,
 )
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.gap import Cause, Kind
@@ -382,3 +383,11 @@ def test_reads_hold_the_version_of_both_sides() -> None:
     source, _ = source_reading(mapping, row)
     target, _ = target_reading(mapping, StoredRecord(key=b"k", fields={"_id": 1, "total": 3, "rev": 6}))
     assert (source.version, target.version) == (7, 6)
+
+
+@pytest.mark.parametrize("match", list(Match))
+def test_what_was_not_read_agrees_with_nothing(match: Match) -> None:
+    """Neither side has a field that differs then: that must not count as agreement."""
+    exempt = Reading(presence=Presence.EXEMPT)
+    for source, target in ((present(A), UNREAD), (UNREAD, present(A)), (UNREAD, UNREAD), (exempt, UNREAD), (UNREAD, exempt)):
+        assert not satisfied(reads(source, target), match)

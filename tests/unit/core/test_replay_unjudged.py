@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from gapwatch.cli.replay import exit_code
 from gapwatch.core.keys import KeyCodec
-from gapwatch.core.rawreplay import RawFeed, RawReader
+from gapwatch.core.rawreplay import RawFeed, RawReader, Slot
 from gapwatch.core.replay import Replay, Stretch, found_record, joined
 from gapwatch.model.pipeline import KeyColumn, KeyType
-from gapwatch.model.stream import FORMAT, Batch, Section, Side
+from gapwatch.model.stream import FORMAT, Batch, Control, Section, Side
 from tests.simulation.world import MAPPING, PIPELINE, START, pipeline
 
 CODEC = KeyCodec([KeyColumn(path="id", type=KeyType.BYTES)])
@@ -62,10 +62,17 @@ def test_an_unreadable_record_before_the_first_watermark_is_a_hole() -> None:
     assert said(BOTH, None, BOTH) != 0
 
 
+def test_an_unreadable_record_before_any_feed_has_spoken_was_not_judged() -> None:
+    """The first of the offsets that were asked for: no feed is known yet of which a stretch could be missing."""
+    assert said(None, BOTH) != 0
+    replay = Replay(SPEC, MAPPING, Stretch(), partition=0, partitions=1)
+    replay.take(None, 0, START)
+    assert joined([replay.found(), replay.found()]).unread == 2
+
+
 def test_raw_two_jumps_of_the_slot_over_an_idle_table_are_two_holes() -> None:
     """`_lose_history` says [p, p) each time; FeedTimes takes the second for a repetition of the first (offset_to <= lost_to)."""
     from gapwatch.core.matching import KeyMatcher
-    from gapwatch.core.rawreplay import Slot
     from gapwatch.model.suspect import Hole
 
     feeds = [
@@ -83,3 +90,19 @@ def test_raw_two_jumps_of_the_slot_over_an_idle_table_are_two_holes() -> None:
                 one for one in matcher.apply(record, matcher.applied + 1, START + 100_000 * (number + 1)) if isinstance(one, Hole)
             ]
     assert [one.time_from for one in holes if one.reason == "slot_jumped"] == [START + 200_000, START + 400_000], holes
+
+
+def test_what_only_the_target_showed_of_a_key_was_not_judged() -> None:
+    """Its write of the source lies before the offsets that were asked for, or there is none: nobody can tell."""
+    assert said(Batch(FORMAT, [section(Side.OBSERVED, TARGET, 0, 1, [b"a"])], [])) != 0
+
+
+def test_raw_a_plain_topic_that_is_quiet_has_the_time_up_to_which_it_was_read() -> None:
+    """As an ingester says it; else a replay of the time after its last record would never end."""
+    feeds = [
+        RawFeed(side=Side.EXPECTED, topic=SOURCE, decoder=None, starts={0: 7}),  # type: ignore[arg-type]
+        RawFeed(side=Side.OBSERVED, topic=TARGET, decoder=None, starts={0: 7}, by_append=True),  # type: ignore[arg-type]
+    ]
+    (said_then,) = RawReader(SPEC, MAPPING, feeds).read(Slot(end=START, runs={}))
+    assert isinstance(said_then, Control)
+    assert {one.feed: one.watermark for one in said_then.feeds} == {SOURCE: 0, TARGET: START - 200}

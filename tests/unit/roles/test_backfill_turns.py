@@ -209,3 +209,24 @@ def test_ids_of_audit_rows_come_in_the_order_of_their_times(ledger: SqlLedger) -
     assert len({row.at for row in rows}) > 1
     assert [row.at for row in sorted(rows, key=lambda row: row.id)] == sorted(row.at for row in rows)
     assert {len(row.id) for row in rows} == {len("aud_") + 32}
+
+
+class Silent:
+    """Implements :class:`gapwatch.roles.repair.resending.Resender`: nothing is delivered, and the target goes away."""
+
+    def __init__(self, story: Story) -> None:
+        self._rig = story.rig
+
+    async def ask(self, requests: Sequence[ResendRequest], *, run_id: str) -> Sequence[str]:
+        self._rig.away.add(Side.OBSERVED)
+        return [""] * len(requests)
+
+    async def close(self) -> None: ...
+
+
+def test_what_was_asked_for_and_not_read_since_is_neither_written_nor_resolved(ledger: SqlLedger) -> None:
+    story = missing(ledger, 7, repair=replace(AUTO, modes=(RepairMode.REPUBLISH,)))
+    run = story.carry_out(resender=lambda stores, mode: Silent(story))
+    assert (run.counts["written"], run.counts["verified"], run.counts.get("unread")) == (0, 0, 1)
+    assert (run.state, run.counts["open_gaps_left"]) == (RunState.INCONCLUSIVE, 1)
+    assert [(gap.state, gap.resolution) for gap in story.gaps()] == [(State.OPEN, None)]

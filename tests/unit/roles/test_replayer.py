@@ -15,6 +15,7 @@ from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Cause, Detector, Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
+from gapwatch.model.suspect import Hole
 from gapwatch.ports import GapFilter
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.questions import Question
@@ -170,3 +171,24 @@ def test_a_store_that_is_away_is_inconclusive(ledger: SqlLedger) -> None:
     run = reconciled(rig, ledger, keys(rig, 2))
     assert run.state is RunState.INCONCLUSIVE
     assert gaps(ledger) == {}
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_where_a_stretch_of_the_streams_is_missing_not_every_key_was_looked_at(ledger: SqlLedger, *, wrong: bool) -> None:
+    rig = copied(5)
+    if wrong:
+        rig.stranger_writes(2, None)
+    hole = Hole(id="h", pipeline=rig.spec.id, side=0, feed="src", feed_partition=0, time_from=1, time_to=2, reason="ingest_hole")
+    run = reconciled(rig, ledger, dataclasses.replace(keys(rig, 1, 2), holes=[hole]))
+    assert run.state is RunState.INCONCLUSIVE
+    assert run.error == "1 stretches of the streams are missing: a sweep finds what was written in them."
+    assert run.counts["differences"] == int(wrong), "what was found is booked all the same"
+    assert (planned(ledger, run.request["plan"]) if wrong else run.request.get("plan")) == ({2} if wrong else None)
+
+
+def test_a_record_that_could_not_be_read_may_have_held_any_key(ledger: SqlLedger) -> None:
+    rig = copied(5)
+    run = reconciled(rig, ledger, dataclasses.replace(keys(rig, 1, 2), undecided=1, unread=1), request=OFFSETS)
+    assert (run.state, run.counts["differences"]) == (RunState.INCONCLUSIVE, 0)
+    undecided = reconciled(rig, ledger, dataclasses.replace(keys(rig, 1, 2), undecided=1), request=OFFSETS)
+    assert undecided.state is RunState.SUCCEEDED, "what only waited is read in both stores"

@@ -45,13 +45,15 @@ class Asked:
     """Keys that somebody else found, to be judged instead of a scan.
 
     ``keys``: with what a stream says of each, where that may serve as a proof. ``share``: of the whole work that was done to find
-    them. ``conclude``: called before the run ends, with its counts; returns what is to be stored.
+    them. ``conclude``: called before the run ends, with its counts; returns what is to be stored. ``unread``: in a sentence, what
+    kept them from finding all keys; the run is inconclusive with it, whatever comes of those that were found.
     """
 
     keys: Mapping[Key, Suspect | None]
     detector: Detector
     share: float
     conclude: Callable[[Run], Awaitable[Run]]
+    unread: str = ""
 
 
 class Case(Struct, kw_only=True):

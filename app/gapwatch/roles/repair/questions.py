@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
@@ -16,6 +16,7 @@ from gapwatch.kafka.options import Partition
 EVENTS, RAW = "events", "raw"
 OWN: Final = ""  # of a place that names no topic: gapwatch.events, or the source's only raw topic
 _PLACE: Final = r"(?:[A-Za-z0-9._-]{1,249}/)?[0-9]{1,9}:[0-9]{1,18}"
+EARLIEST, LATEST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)  # that can be said in any zone
 OFFSETS: Final = re.compile(f"{_PLACE}(,{_PLACE})*", re.ASCII)
 
 Place = tuple[str, int]  # topic, partition
@@ -72,7 +73,7 @@ def _time(text: str, option: str) -> int:
         time = datetime.fromisoformat(text)
     except ValueError:
         time = None
-    if time is None or time.tzinfo is None:
+    if time is None or time.tzinfo is None or not EARLIEST <= time <= LATEST:
         raise UsageError(
             f"{option} must be a time in RFC 3339 with its zone, or offsets, and not {text!r}.",
             remedy="Write 2026-11-24T10:00:00Z, or PARTITION:OFFSET,PARTITION:OFFSET.",

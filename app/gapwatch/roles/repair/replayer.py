@@ -3,7 +3,8 @@
 1. the range is read again; every key that was written in it, on either side, is collected;
 2. each is judged as a sweep judges what it found: source, target, source, with grace and deliveries waited for. A write that the
    events name as open is a suspect as any other, and needs no wait while the source still holds just that write;
-3. what differs is booked as a gap, what agrees ends its gap, and a plan names those of them that a backfill would write.
+3. what differs is booked as a gap, what agrees ends its gap, and a plan names those of them that a backfill would write;
+4. where stretches of the streams are missing, not every key is known that was written: then it is inconclusive all the same.
 
 Whoever takes the run over begins anew: nothing is done twice by that.
 """
@@ -98,6 +99,7 @@ class Replayer:
             detector=Detector.REPLAY,
             share=READING_SHARE,
             conclude=lambda ending: self._conclude(ending, stores.spec, found.keys),
+            unread=_unread(found),
         )
         run = replace(run, counts=counts)
         since = last_full_started if question.by_offsets else time_of(question.time_from)
@@ -148,6 +150,14 @@ class Replayer:
         log.info("backfill_planned", pipeline=spec.id, run=run.id, plan=made.id, planned=made.counts["planned"])
         counts["planned"] = made.counts["planned"]
         return replace(run, request=dict(run.request) | {"plan": made.id}, counts=counts)
+
+
+def _unread(found: Found) -> str:
+    """Say what is missing of the streams: of the keys that were written in it nobody knows which they are."""
+    missing = len(found.holes) + found.unread
+    if not missing:
+        return ""
+    return f"{missing} stretches of the streams are missing: a sweep finds what was written in them."
 
 
 def _proofs(found: Found) -> dict[Key, Suspect]:

@@ -5,6 +5,7 @@ Every question has a consumer of its own (``rereading``).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,12 +14,13 @@ from gapwatch.core.batches import read
 from gapwatch.core.envelopes import Marker
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.rawreplay import RawFeed, RawReader, time_of_loss
-from gapwatch.core.replay import EVER, LEAD_GRACES, Found, Replay, Stretch, as_asked, joined
+from gapwatch.core.replay import EVER, LEAD_GRACES, Found, Replay, Room, Stretch, as_asked, joined
 from gapwatch.errors import NotFoundError, RecordError, UsageError
 from gapwatch.kafka.clients import Partition, RawConsumer
 from gapwatch.kafka.topics import TopicAdmin, TopicFacts
-from gapwatch.model.pipeline import MARKED, PipelineSpec, Settings
+from gapwatch.model.pipeline import MARKED, FeedKind, PipelineSpec, Settings
 from gapwatch.model.stream import Control, PackedBatch, Side
+from gapwatch.model.suspect import Hole
 from gapwatch.ports import Clock
 from gapwatch.roles.ingest.bindings import Binding, bindings_of, heartbeat_topics, republished_topics
 from gapwatch.roles.repair.questions import RAW, Question, check, chosen_by
@@ -53,9 +55,16 @@ class ReplayReader:
     async def answer(self, question: Question, pipeline: PipelineSpec, on_progress: OnProgress) -> Found:
         """Read what the question asks for of a resolved pipeline; return what it says."""
         check(question, self._clock.now_ms())
+        if pipeline.target.feed.kind is FeedKind.NONE and (question.of == RAW or not question.keys_max):
+            raise UsageError(
+                f"The target of {pipeline.id} has no feed: its writes are in no topic.",
+                remedy="Reconcile the range of events, or start a sweep: they read both stores.",
+            )
         spec = as_asked(pipeline, grace_ms=question.grace_ms, tolerances=question.tolerances, recompiled=question.of == RAW)
         longest = max(pipeline.grace_seconds, spec.grace_seconds)
-        graces = _Graces(*(LEAD_GRACES * int(seconds * 1000) for seconds in (pipeline.grace_seconds, longest)))
+        lead_in, lead_out = (LEAD_GRACES * int(seconds * 1000) for seconds in (pipeline.grace_seconds, longest))
+        skew = int(pipeline.clock_skew_max_seconds * 1000)  # a log is searched by Kafka's clock, and writes have the store's
+        graces = _Graces(lead_in + skew, lead_out)
         async with self._reading() as reading:
             read_again = self._raw if question.of == RAW else self._events
             return await read_again(reading, question, spec, graces, on_progress)
@@ -92,8 +101,9 @@ class ReplayReader:
             until = question.time_to + graces.lead_out
             spans = await reading.by_times(places, question.time_from - graces.lead_in, until)
             await reading.check_begin(spans, question.time_from, graces.lead_in, from_the_start=True)
+            await reading.reach_back(spans, question.time_from - graces.lead_in)
             stretch = Stretch(time_from=question.time_from, time_to=question.time_to)
-        fingerprint = CompiledMapping(spec).fingerprint
+        fingerprint, room = CompiledMapping(spec).fingerprint, Room()
         replays = {
             at: Replay(
                 spec,
@@ -104,7 +114,9 @@ class ReplayReader:
                 grace_ms=question.grace_ms,
                 until=until,
                 whole=span.start == span.log_start == 0,
+                led_in=not question.by_offsets,
                 keys_max=question.keys_max,
+                room=room,
             )
             for at, span in spans.items()
         }
@@ -118,14 +130,16 @@ class ReplayReader:
             return False
 
         await reading.run(spans, take, on_progress)
-        return joined(replay.found() for replay in replays.values())
+        return await asyncio.to_thread(lambda: joined(replay.found() for replay in replays.values()))
 
     # raw topics
 
     async def _raw(self, reading: Rereading, question: Question, spec: PipelineSpec, graces: _Graces, show: OnProgress) -> Found:
         bindings = self._bindings(spec)
-        if Side.OBSERVED not in {binding.side for binding in bindings}:
-            raise UsageError(f"The target of {spec.id} has no feed: its writes are in no topic.", remedy="Start a sweep instead.")
+        if spec.grace_least_seconds is not None and question.grace_ms is None and not question.keys_max:
+            raise UsageError(
+                f"Raw topics do not say which grace was in force, and that of {spec.id} is auto.", remedy="Give one: --grace 30s."
+            )
         topics = [binding.topic for binding in bindings]
         facts = await self._facts(topics, spec.id)
         sources = [feed.topic for feed in spec.source.feeds]
@@ -149,6 +163,7 @@ class ReplayReader:
                 decoder=binding.decoder,
                 starts={at.partition: span.start for at, span in spans.items() if at.topic == binding.topic},
                 by_markers=binding.kind in MARKED,
+                by_append=binding.by_append,
                 compacted=binding.topic in compacted,
             )
             for binding in bindings
@@ -159,10 +174,11 @@ class ReplayReader:
         if known:
             rows = [Partition(beats, number) for number in range(known[beats].partitions)]
             spans |= await reading.by_times(rows, stretch.time_from - graces.lead_in, until)
+        unknown = [] if question.by_offsets else await _not_yet_recorded(reading, spec, stretch, spans)
         fingerprint = bindings[0].fingerprint
         replay = Replay(spec, fingerprint, stretch, until=until, whole=whole, keys_max=question.keys_max)
         await Merging(reading, RawReader(spec, fingerprint, feeds, beats), replay, spans).run(show)
-        return joined([replay.found()])
+        return await asyncio.to_thread(lambda: joined([replay.found(), Found(holes=unknown)]))
 
     def _bindings(self, spec: PipelineSpec) -> list[Binding]:
         passed_over = republished_topics(self._settings.pipelines)
@@ -193,6 +209,32 @@ class ReplayReader:
 
     def _heartbeats(self, spec: PipelineSpec) -> str:
         return heartbeat_topics({spec.id: spec}, self._settings.stores).get(spec.source.feeds[0].topic, "")
+
+
+async def _not_yet_recorded(
+    reading: Rereading, spec: PipelineSpec, stretch: Stretch, spans: Mapping[Partition, Span]
+) -> list[Hole]:
+    """Return what nobody can judge as a topic of the source began later: its table had no write before, or nobody captured it."""
+    holes = []
+    for topic in (feed.topic for feed in spec.source.feeds):
+        of_topic = {at: span for at, span in spans.items() if at.topic == topic}
+        begins = await reading.begin_of(of_topic)
+        if begins <= stretch.time_from:
+            continue
+        holes += [
+            Hole(
+                id=f"before {at.topic}/{at.partition}",
+                pipeline=spec.id,
+                side=int(Side.EXPECTED),
+                feed=at.topic,
+                feed_partition=at.partition,
+                time_from=stretch.time_from,
+                time_to=min(begins, stretch.time_to),
+                reason="ingest_hole",
+            )
+            for at in of_topic
+        ]
+    return holes
 
 
 def _record(value: bytes | None) -> PackedBatch | Control | None:

@@ -24,6 +24,8 @@ RECORDS_PER_READ: Final = 1_000
 READ_SECONDS: Final = 0.5
 SILENCE_SECONDS: Final = 60.0  # without a record, or the end of a log
 HELD_MAX: Final = 50_000  # raw records of a partition that wait for the others; it is not read on meanwhile
+SILENT_MS: Final = 1_000  # without a record of a log into which somebody writes four times a second
+LAST_WORDS_MS: Final = 15_000  # of all who wrote into it before it fell silent
 
 OnProgress = Callable[[float, Mapping[str, int]], None]
 
@@ -70,19 +72,20 @@ class Rereading:
         return spans
 
     async def by_times(self, places: Sequence[Partition], since: int, until: int) -> dict[Partition, Span]:
-        """Return, per partition, what was appended since then, up to the log's end now."""
-        ranges = {at: await self.consumer.log_range(at) for at in places}
+        """Return, per partition, what was appended since then, up to the log's end now.
+
+        Where logs begin is asked last: of what retention removes meanwhile the search would say that it was never there.
+        """
+        highs = {at: (await self.consumer.log_range(at))[1] for at in places}
         starts = await self.consumer.offsets_at(places, max(0, since))
         ends = await self.consumer.offsets_at(places, until)
-        return {
-            at: Span(
-                start=max(low, high if (start := starts[at]) is None else start),
-                end=high,
-                log_start=low,
-                likely_end=high if (end := ends[at]) is None else end,
-            )
-            for at, (low, high) in ranges.items()
-        }
+        lows = {at: (await self.consumer.log_range(at))[0] for at in places}
+        spans = {}
+        for at, high in highs.items():
+            start, end = (high if found is None else found for found in (starts[at], ends[at]))
+            start = max(lows[at], start)
+            spans[at] = Span(start=start, end=high, log_start=lows[at], likely_end=max(start, end))
+        return spans
 
     async def check_begin(self, spans: Mapping[Partition, Span], time_from: int, lead_in: int, *, from_the_start: bool) -> None:
         """Raise HistoryLost where the logs begin after what is to be read of them.
@@ -107,6 +110,36 @@ class Rereading:
             f"The range is not in {where} (any more): what it holds answers for writes from {rfc3339(time_of(begin))} on.",
             remedy="Ask from then on; a sweep compares what is older.",
         )
+
+    async def begin_of(self, spans: Mapping[Partition, Span]) -> int:
+        """Return the append time at which the first of these logs begins; 0: before what is read of it, EVER: all are empty."""
+        begins = EVER
+        for at, span in spans.items():
+            first = await self._first(at, span) if span.start == span.log_start else 0
+            begins = min(begins, EVER if first is None else first)
+        return begins
+
+    async def reach_back(self, spans: Mapping[Partition, Span], since: int) -> None:
+        """Where nobody wrote just before a span, begin it with what was said last before: what goes on then is no beginning."""
+        before = {at: span.start - 1 for at, span in spans.items() if span.start > span.log_start}
+        for at, time in (await self._times_at(before)).items():
+            if since - time > SILENT_MS:
+                (start,) = (await self.consumer.offsets_at([at], max(0, time - LAST_WORDS_MS))).values()
+                spans[at].start = min(spans[at].start, max(spans[at].log_start, before[at] if start is None else start))
+
+    async def _times_at(self, offsets: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Return the append times of the records there, or of those that come next; a log may end before."""
+        found: dict[Partition, int] = {}
+        left = set(offsets)
+        if left:
+            await self.consumer.assign(offsets)
+            self._heard = self._clock.monotonic()
+        while left:
+            polled = await self.poll()
+            for at, messages in polled.runs.items():
+                found.setdefault(at, int(messages[0].timestamp()[1]))
+            left -= polled.runs.keys() | polled.ends.keys()
+        return found
 
     async def _first(self, at: Partition, span: Span) -> int | None:
         """Return the append time of a log's first record; None where it holds none."""

@@ -1,28 +1,31 @@
 """Buckets of keys that spill to disk: for sweeps whose two sides do not come in one order.
 
-What was added is held in memory up to a limit, then appended to one file a bucket and side in a directory of our own, readable
-by nobody else, which goes with the sweep. A bucket is compared alone, so that memory stays the same whatever the size.
+What was added is held in memory up to a limit, then appended to one file without a name, which nobody else can open and which is
+gone with the process, however that ends. A bucket is compared alone, so that memory stays the same whatever the size.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import msgspec
 import numpy as np
 
 from gapwatch.core.sweep_buckets import Block, Bucket, Stretch, compare_bucket, keys_of_block, scatter
 from gapwatch.core.sweep_sets import DIGEST, Array, Differing, KeyForm, objects
+from gapwatch.errors import StoreRefused
 from gapwatch.model.stream import Side
 
 HELD_BYTES_MAX: Final = 48 << 20
 STRETCH_BYTES: Final = 500  # of its three arrays themselves
 OBJECT_WORDS: Final = 40  # of a content object with its values, eight bytes each
+REMEDY: Final = "Make room where role repair keeps temporary files, or name another place for them (TMPDIR)."
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 # On disk, per stretch: hashes, keys and their layout, and the contents: none, their digests, or (identity, values) of each.
@@ -46,7 +49,9 @@ class Spool:
         self._held: dict[tuple[Bucket, int], list[Stretch]] = {}
         self._buckets: set[Bucket] = set()
         self._bytes = 0
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._extents: dict[tuple[Bucket, int], list[tuple[int, int]]] = {}  # in the file: where, and how many bytes
+        self._end = 0
         self._closed = False
         self.counts = [0, 0]
         self._lock = threading.Lock()  # either side adds from a thread of its own
@@ -57,8 +62,8 @@ class Spool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._lock:  # a thread of a sweep that was cancelled may still be adding
             self._closed = True
-            if self._directory is not None:
-                self._directory.cleanup()
+            if self._file is not None:
+                self._file.close()
 
     def add(self, side: Side, blocks: Iterable[Block], contents: Array | None) -> None:
         """Take keys of a side, in any order; ``contents`` are those of all the blocks' keys, as these came."""
@@ -73,22 +78,29 @@ class Spool:
                     self._bytes += _size(stretch)
                 self.counts[side] += len(block.keys)
                 if self._bytes > self._held_bytes_max:
-                    self._spill()
+                    self._put_on_disk()
+
+    def _put_on_disk(self) -> None:
+        try:
+            self._spill()
+        except OSError as error:
+            self._closed = True  # what is on disk and what is held overlap now: nobody may go on with it
+            reason = error.strerror or type(error).__name__
+            raise StoreRefused(f"The keys of a sweep cannot be kept on disk: {reason}.", remedy=REMEDY) from error
 
     def _spill(self) -> None:
-        if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="gapwatch-sweep-")
-        for (bucket, side), stretches in self._held.items():
-            with self._file(bucket, side).open("ab") as file:
-                for stretch in stretches:
-                    payload = _encode(_frame(stretch))
-                    file.write(len(payload).to_bytes(4, "big") + payload)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="gapwatch-sweep-", buffering=0)  # noqa: SIM115 - closed with the spool
+        for place, stretches in self._held.items():
+            frames = [_encode(_frame(stretch)) for stretch in stretches]
+            payload = b"".join([len(frame).to_bytes(4, "big") + frame for frame in frames])
+            written = 0
+            while written < len(payload):
+                written += os.pwrite(self._file.fileno(), memoryview(payload)[written:], self._end + written)
+            self._extents.setdefault(place, []).append((self._end, len(payload)))
+            self._end += len(payload)
         self._held.clear()
         self._bytes = 0
-
-    def _file(self, bucket: Bucket, side: int) -> Path:
-        assert self._directory is not None
-        return Path(self._directory.name) / f"{bucket[0]}-{bucket[1]}-{side}"
 
     def differences(self) -> Iterator[Differing]:
         """Yield each bucket's differences."""
@@ -113,11 +125,21 @@ class Spool:
         )
 
     def _read(self, bucket: Bucket, side: Side) -> Iterator[Stretch]:
-        if self._directory is None or not self._file(bucket, int(side)).exists():
-            return
-        with self._file(bucket, int(side)).open("rb") as file:
-            while size := file.read(4):
-                yield _stretch(_decode(file.read(int.from_bytes(size, "big"))))
+        for start, size in self._extents.get((bucket, int(side)), ()):
+            payload = memoryview(self._payload(start, size))
+            while payload:
+                end = 4 + int.from_bytes(payload[:4], "big")
+                yield _stretch(_decode(payload[4:end]))
+                payload = payload[end:]
+
+    def _payload(self, start: int, size: int) -> bytes:
+        with self._lock:
+            if self._closed or self._file is None:
+                return b""  # the sweep was cancelled: nobody looks at what comes of it
+            payload = os.pread(self._file.fileno(), size, start)
+        if len(payload) < size:
+            raise OSError(errno.EIO, f"The spool of a sweep holds {len(payload)} of {size} bytes at {start}.")
+        return payload
 
 
 def _size(stretch: Stretch) -> int:

@@ -186,11 +186,13 @@ class _Sweep:
             return await self._end(RunState.INCONCLUSIVE, error=str(error))
         self._counts["undecided"] = undecided
         reasons = [scan.reason for scan in self._scanning.sides.values() if scan.reason]
-        said = " ".join([outcome.reason(), *reasons[:1]]).strip()
+        unread = self._asked.unread if self._asked is not None else ""
+        said = " ".join(filter(None, [outcome.reason(), unread, *reasons[:1]]))
         if self._asked is not None:
             self._run = await self._asked.conclude(replace(self._run, counts=dict(self._counts)))
             self._counts.update(self._run.counts)
-        ended = await self._end(RunState.SUCCEEDED if outcome.conclusive else RunState.INCONCLUSIVE, error=said or None)
+        conclusive = outcome.conclusive and not unread
+        ended = await self._end(RunState.SUCCEEDED if conclusive else RunState.INCONCLUSIVE, error=said or None)
         self._log("ended", state=ended.state.value, **self._counts)
         return ended
 

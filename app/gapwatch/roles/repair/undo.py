@@ -62,21 +62,41 @@ class UndoFile:
 
     def _append(self, lines: bytes) -> None:
         folder = self._path.parent
-        if not self._path.exists():
+        begins = not self._path.exists()
+        if begins:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room(folder)
             log.info("undo_file", pipeline=self._run.pipeline, run=self._run.id, path=str(self._path))
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
+            if _is_torn(handle):
+                lines = b"\n" + lines
             left = memoryview(lines)
             while left:
                 left = left[os.write(handle, left) :]
             os.fsync(handle)
         finally:
             os.close(handle)
+        if begins:
+            for made in (folder, folder.parent):  # else the file itself may be gone after a power cut
+                _sync(made)
 
     def _make_room(self, folder: Path) -> None:
         known = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
         for path in known[: max(0, len(known) - FILES_MAX + 1)]:
             path.unlink(missing_ok=True)
             log.warning("undo_file_removed", pipeline=self._run.pipeline, path=str(path), kept=FILES_MAX)
+
+
+def _is_torn(handle: int) -> bool:
+    """Whether a file ends within a line: whoever held the run before us was killed, or the disk was full."""
+    size = os.fstat(handle).st_size
+    return size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
