@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
+
+NO_KEY: Final = b"{}"  # of a change whose key nobody can write down: ingest cannot read it, which is a hole of one record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeEvent:
-    """One change from a change stream, for the feed topic. ``value`` None: delete. ``token`` is the resume token after it."""
+    """One change of a stream, for the feed topic. ``value`` empty: no document. ``token`` is the resume token after it."""
 
     key: bytes
     value: bytes

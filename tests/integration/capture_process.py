@@ -59,6 +59,7 @@ async def main(given: bytes, name: str, when: str) -> None:
             settings, transactional_id=settings.topics.transactional_id(topic), client_id=f"{topic}-{name}"
         ),
         partitions={topic: 2},
+        count=lambda: asyncio.sleep(0, {topic: 2}),
         streams=[capture.Stream(pipeline=spec, topic=topic, open=partial(MongoChangeStream, spec, uri))],
         beats=[],
         clock=SystemClock(),

@@ -139,14 +139,19 @@ class Parts:
                         every_seconds=store.heartbeat.every_seconds,
                         open=partial(_heartbeat, connector, store.name, store.url, database),
                     )
-        facts = await TopicAdmin(settings).describe([stream.topic for stream in streams])
+        topics, names = TopicAdmin(settings), [stream.topic for stream in streams]
+
+        async def count() -> Mapping[str, int]:
+            return {topic: fact.partitions for topic, fact in (await topics.describe(names)).items()}
+
         role = CaptureRole(
             CaptureDependencies(
                 settings=settings,
                 ledger=self.ledger,
                 producer=self.producer("capture"),
                 feed_producer=self._feed_producer,
-                partitions={topic: fact.partitions for topic, fact in facts.items()},
+                partitions=await count(),
+                count=count,
                 streams=streams,
                 beats=list(beats.values()),
                 clock=self.clock,

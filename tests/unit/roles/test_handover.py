@@ -482,6 +482,7 @@ def capturing(
         producer=marks(broker),  # type: ignore[arg-type]
         feed_producer=lambda topic: producer(broker, topic),  # type: ignore[arg-type,return-value]
         partitions={TARGET: 2},
+        count=lambda: asyncio.sleep(0, {TARGET: 2}),
         streams=[Stream(pipeline=spec, topic=TARGET, open=store.open)],
         beats=[],
         clock=broker.clock,

@@ -10,7 +10,8 @@ One process reads a feed at a time, under a lease; taking it over goes in this o
 Then for every batch: the events, and behind them the watermark for every partition of the feed topic, are one transaction, or
 several where they are large; when the last one is committed, the resume token is stored under the lease's number. A process that
 was frozen anywhere in between can neither write events nor store its token. A restart from the stored token repeats some events,
-which their positions tell; it loses none.
+which their positions tell; it loses none. No watermark is written before the first token is stored: without one a stream begins
+from now, and what was promised would be passed over. While a store takes its time for a batch, the lease is renewed.
 
 A batch without events is a watermark alone, and written without a transaction. It says that all before its time lies before it
 in its partition, which was committed by then: that stays true however late it is written, and whoever wrote the topic meanwhile.
@@ -19,18 +20,18 @@ in its partition, which was committed by then: that stays true however late it i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import xxhash
 
 from gapwatch.core.gaps import gap_id, time_of
-from gapwatch.errors import ConflictError, HistoryLost, StoreError
-from gapwatch.feed_ports import ChangeEvent, FeedReader, HeartbeatWriter, StreamBatch
+from gapwatch.errors import ConflictError, GapwatchError, HistoryLost, StoreError, StoreUnreachable
+from gapwatch.feed_ports import NO_KEY, ChangeEvent, FeedReader, HeartbeatWriter, StreamBatch
 from gapwatch.kafka.clients import AckedProducer
 from gapwatch.kafka.fenced import FencedProducer, Outgoing
 from gapwatch.kafka.producer import CONTENT_BYTES_MAX
@@ -40,13 +41,15 @@ from gapwatch.ports import Clock, Lease, Ledger
 from gapwatch.roles.together import Together, renewals_together
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 1.0
+FAILED_SECONDS = 10.0  # after what nobody foresaw, which may come again at once
 _NOTHING: Mapping[str, Any] = {}
 TOKEN_SECONDS = 5.0  # how often the position of a quiet stream is stored
-NO_KEY = b"{}"  # which ingest cannot read: a hole of one record
+RECOUNT_SECONDS = 30.0
 TRANSACTION_BYTES = 8 * 1024 * 1024  # of events in one transaction: it has to be written within its time-out on a slow line, too
 
 
@@ -84,7 +87,8 @@ class CaptureDependencies:
     ledger: Ledger
     producer: AckedProducer  # of watermarks alone
     feed_producer: Callable[[str], FencedProducer]  # makes that of one feed topic
-    partitions: Mapping[str, int]  # feed topic → partitions
+    partitions: Mapping[str, int]  # feed topic → partitions, as the role begins …
+    count: Callable[[], Awaitable[Mapping[str, int]]]  # … and as they are later: somebody may add some
     streams: Sequence[Stream]
     beats: Sequence[Beat]
     clock: Clock
@@ -104,6 +108,8 @@ class CaptureRole:
             async with asyncio.TaskGroup() as tasks:
                 for stream in self._on.streams:
                     tasks.create_task(self._keep(f"capture/{stream.topic}", stop, partial(self._read, stream, stop)))
+                if self._on.streams:
+                    tasks.create_task(self._recount(stop))
                 for beat in self._on.beats:
                     tasks.create_task(self._keep(beat.lease, stop, partial(self._beat, beat, stop)))
         finally:
@@ -129,10 +135,27 @@ class CaptureRole:
                 if self._on.producer.failure is not None:
                     raise
                 await self._on.clock.sleep(RETRY_SECONDS)
+            except GapwatchError:
+                raise
+            except Exception as error:  # a bug that one feed meets: the others go on, and its pipeline is UNKNOWN by its age
+                log.error("capture_failed", lease=name, exc_info=error)
+                await self._on.clock.sleep(FAILED_SECONDS)
             finally:
                 await asyncio.to_thread(self._on.ledger.release_lease, held.lease)
 
     # change streams
+
+    async def _recount(self, stop: asyncio.Event) -> None:
+        """End the role where partitions were added: begun anew, it tells them the time. Until then their pipeline is UNKNOWN."""
+        while not await _stopped(stop, RECOUNT_SECONDS):
+            try:
+                found = await self._on.count()
+            except StoreError as error:
+                log.warning("partitions_not_counted", reason=str(error))
+                continue
+            for topic, before in self._on.partitions.items():
+                if found.get(topic, 0) > before:
+                    raise StoreUnreachable(f"Topic {topic} has {found[topic]} partitions; it had {before}.", store="kafka")
 
     async def _read(self, stream: Stream, stop: asyncio.Event, held: _Held) -> None:
         producer = self._on.feed_producer(stream.topic)
@@ -151,19 +174,22 @@ class CaptureRole:
         try:
             token = stored["token"].encode() if "token" in stored else None
             async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
-                watermark, kept = 0, -1
-                async for batch in batches:
+                watermark, kept, placed = 0, -1, token is not None
+                while (batch := await held.during(_next(batches))) is not None:
                     self._on.on_requests(stream.store, "capture", stream.pipeline.id, batch.requests)
                     if lost:  # the hole ends where reading has begun, not where it ended
                         await held.renew(at_once=True)
                         await self._lost(stream, f"{lost} Reading began anew.", since_ms=proven)
                         lost = ""
+                    if not placed:  # whoever began once more would begin from now, behind a time that was told already
+                        batch = replace(batch, watermark=0)
                     await self._send(stream, batch, producer, held, after=watermark)
                     watermark = max(watermark, batch.watermark)
                     turn = int(self._on.clock.monotonic() / TOKEN_SECONDS)
                     if batch.events or turn != kept:
                         kept = turn
                         await self._store(fact, _position(batch, max(proven, watermark)), held)
+                        placed = True
                     await held.renew()
                     if stop.is_set():
                         return
@@ -262,6 +288,18 @@ def _position(batch: StreamBatch, watermark: int) -> dict[str, Any]:
     return {"token": batch.token.decode(), "watermark": watermark}
 
 
+async def _stopped(stop: asyncio.Event, seconds: float) -> bool:
+    """Return whether it is set: after so long, or once it is."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    return stop.is_set()
+
+
+async def _next(batches: AsyncIterator[StreamBatch]) -> StreamBatch | None:
+    return await anext(batches, None)
+
+
 class _Held:
     """A lease that is renewed every two seconds while its work goes on."""
 
@@ -281,6 +319,17 @@ class _Held:
             raise ConflictError(f"The lease {self.lease.name} was lost.")
         self.lease = renewed
         self._renewed = turn
+
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what some work returns, however long it takes. It ends with the lease: then ConflictError is raised."""
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=RENEW_SECONDS))[0]:
+                await self.renew()
+            return task.result()
+        finally:
+            task.cancel()  # where it is not done
+            await asyncio.gather(task, return_exceptions=True)
 
     def _turn(self) -> int:
         """Return a number that is the same for all leases, so that they are renewed together."""
