@@ -510,3 +510,21 @@ async def test_the_tail_goes_on_when_a_replica_takes_over(made: list[Any], uniqu
 def _primaries(node: OpenSearchPart, index: str) -> set[str]:
     shards: Sequence[dict[str, str]] = node.get(f"/_cat/shards/{index}?format=json&h=prirep,state,node")
     return {shard["node"] for shard in shards if shard["prirep"] == "p" and shard["state"] == "STARTED"}
+
+
+async def test_half_of_a_surrogate_pair_blocks_neither_the_tail_nor_those_who_read_beside_it(
+    node: OpenSearchPart, index: str, made: list[Any]
+) -> None:
+    """A client cut a text in the middle of a sign, and the index kept it: every answer that held it was unreadable, for ever."""
+    made += [OpenSearchTail(tail_spec(index), address_of(node)), OpenSearchReader(spec_of(index), address_of(node))]
+    follower = Followed(made[0], None)
+    await follower.until(lambda: follower.batches > 0)
+    ask("PUT", f"{node.url}/{index}/_doc/1", b'{"customer": "a\\ud83d"}')
+    put(node, index, 2, {"customer": "b"})
+    await follower.until(lambda: len(follower.seen) == 2)
+    await follower.stop()
+    found = await made[1].fetch([key(1), key(2), key(3)])
+    assert [one.fields.get("customer") for one in (found[key(1)], found[key(2)])] == ["a\ud83d", "b"]
+    assert found[key(3)] is ABSENT
+    chunks = [chunk async for chunk in made[1].scan(content=True)]
+    assert (sum(len(chunk.records) for chunk in chunks), chunks[-1].complete) == (2, True)

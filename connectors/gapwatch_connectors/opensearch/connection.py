@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -49,7 +51,24 @@ class ExactJson(JSONSerializer):
 
     def loads(self, s: str) -> Any:
         wanted = _WANTED.get()
-        return parse_json(s) if wanted is None else wanted.decode(s)
+        if wanted is not None:
+            return wanted.decode(s)
+        try:
+            return parse_json(s)
+        except ValueError:  # half of a surrogate pair? An index keeps what it was sent
+            return _lenient(s)
+
+
+def _lenient(text: str) -> Any:
+    """Return the value of JSON text whose strings may be no Unicode; ValueError where it is none."""
+    try:
+        return json.loads(text, parse_float=Decimal, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON.")
 
 
 def path(*parts: str) -> str:

@@ -9,16 +9,17 @@ from typing import Any, Final
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.seqno import NOTHING, Position, Window
-from gapwatch.errors import StoreUnreachable
+from gapwatch.errors import StoreBusy, StoreUnreachable
 from gapwatch.feed_ports import ChangeEvent, StreamBatch
 from gapwatch.model.pipeline import FieldType, PipelineSpec
 from gapwatch.ports import Clock
 from gapwatch_connectors.opensearch.connection import Json, Search, encode, path
-from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset
+from gapwatch_connectors.opensearch.index import IN_ORDER, PRIMARY, Dataset, Index
 from gapwatch_connectors.opensearch.keys import ID
 from gapwatch_connectors.opensearch.reader import VERSION
 
 EVENTS_PER_BATCH: Final = 1_000
+FEWER: Final = 10  # by how much a page shrinks that its node has no room for
 ROUND_SECONDS_MIN: Final = 0.5  # each round with new writes refreshes the index, which costs its writers a little
 STATS: Final = ",".join(
     ("indices.*.uuid", *(f"indices.*.shards.*.{part}" for part in ("routing", "seq_no", "commit.user_data.history_uuid")))
@@ -42,7 +43,7 @@ class OpenSearchTail:
 
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._name = pipeline.target.collection
-        self._index = self._name  # the concrete one, as of the round: an alias may route searches
+        self._index: Index | None = None  # the concrete one, as of the round: an alias may lead to another one at any time
         self._search = Search(pipeline.target.store, url)
         self._dataset = Dataset(self._search, self._name)
         self._clock = clock or SystemClock()
@@ -96,17 +97,19 @@ class OpenSearchTail:
             int(shard): copy
             for shard, copies in found.get("shards", {}).items()
             for copy in copies
-            if copy["routing"]["primary"] and copy["routing"]["state"] == "STARTED"
+            if copy["routing"]["primary"]
+            and copy["routing"]["state"] == "STARTED"
+            and {"seq_no", "commit"} <= copy.keys()  # one that is just being closed says nothing of itself
         }
         shards = {shard: int(copy["seq_no"]["global_checkpoint"]) for shard, copy in primaries.items()}
         if len(shards) != index.shards or min(shards.values()) < NOTHING:
             raise self._away(f"{len(shards)} of {index.shards} primaries are there")
-        self._index = index.name
+        self._index = index
         histories = {shard: str(copy["commit"]["user_data"]["history_uuid"]) for shard, copy in primaries.items()}
         return Checkpoints(uuid=str(found["uuid"]), shards=shards, histories=histories)
 
     async def _refresh(self) -> None:
-        await self._dataset.refresh(await self._dataset.resolve())
+        await self._dataset.refresh(self._index or await self._dataset.resolve())
 
     async def _pages(self, window: Window) -> AsyncIterator[Sequence[Json]]:
         """Yield the documents of a window, ascending. One that changes meanwhile leaves it, and comes in a later one."""
@@ -115,10 +118,12 @@ class OpenSearchTail:
             "allow_partial_search_results": False,
             "request_cache": False,
         }
-        after = window.after
+        assert self._index is not None, "a window comes of its checkpoints"
+        where = path(self._index.name, "_search")
+        after, size = window.after, EVENTS_PER_BATCH
         while after < window.through:
             body: dict[str, Any] = {
-                "size": EVENTS_PER_BATCH,
+                "size": size,
                 "query": {"range": {"_seq_no": {"gt": after, "lte": window.through}}},
                 "sort": IN_ORDER,
                 "seq_no_primary_term": True,
@@ -126,14 +131,20 @@ class OpenSearchTail:
                 "track_total_hits": False,
                 "_source": self._source,
             }
-            answer = await self._search.request("POST", path(self._index, "_search"), params=params, body=body)
+            try:
+                answer = await self._search.request("POST", where, params=params, body=body)
+            except StoreBusy:  # it may have no room for so many documents: asked for again as they are, they never came
+                if size == 1:
+                    raise
+                size = max(1, size // FEWER)
+                continue
             shards, hits = answer["_shards"], answer["hits"]["hits"]
             if answer["timed_out"] or shards["failed"] or shards["successful"] != 1:
                 raise self._away(f"shard {window.shard} did not answer whole")
             if hits:
                 after = hits[-1]["_seq_no"]
                 yield hits
-            if len(hits) < EVENTS_PER_BATCH:
+            if len(hits) < size:
                 return
 
     def _away(self, reason: str) -> StoreUnreachable:
@@ -143,6 +154,11 @@ class OpenSearchTail:
 
 
 def _event(hit: Json, shard: int, number: int, time_ms: int) -> ChangeEvent:
+    """Return a document, without its content where that is no Unicode: half of a surrogate pair, which an index keeps."""
+    try:
+        value = encode(hit.get("_source", {}))
+    except UnicodeEncodeError:
+        value = b""
     headers = [
         ("gapwatch-op", b"index"),
         ("gapwatch-time", str(time_ms).encode()),
@@ -150,6 +166,5 @@ def _event(hit: Json, shard: int, number: int, time_ms: int) -> ChangeEvent:
         ("gapwatch-version", str(hit[VERSION]).encode()),
         ("gapwatch-shard", f"{shard}:{hit['_primary_term']}:{hit['_seq_no']}".encode()),
     ]
-    return ChangeEvent(
-        key=encode({ID: hit["_id"]}), value=encode(hit.get("_source", {})), headers=headers, event_time=time_ms, token=b""
-    )
+    event = ChangeEvent(key=encode({ID: hit["_id"]}), value=value, headers=headers, event_time=time_ms, token=b"")
+    return event if value else event.touched()

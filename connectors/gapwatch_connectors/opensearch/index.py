@@ -60,7 +60,8 @@ class Dataset:
     async def refresh(self, index: Index) -> None:
         """Make what was written before this call visible to searches. Raises StoreUnreachable where a shard failed to."""
         answer = await self.search.request("POST", path(index.name, "_refresh"))
-        if answer["_shards"]["failed"]:
+        shards = answer["_shards"]
+        if shards["failed"] or shards["successful"] < index.shards:  # a primary that is away is no failure to it
             raise self._away("not every shard could be refreshed")
 
     async def count(self, index: Index) -> int:
