@@ -34,6 +34,8 @@ T = TypeVar("T")
 Document = dict[str, Any]
 SELECTION_MILLISECONDS = 5_000
 SOCKET_MILLISECONDS = 10_000  # a server that was stopped closes nothing
+PATIENT_MILLISECONDS = 600_000  # until a server has found a change in its oplog, of which it reads some 400,000 entries a second
+PATIENCE_SECONDS = 10.0  # between two looks whether such a server still lives
 AUTHENTICATION = frozenset({8000, 18, 11})
 RIGHT = frozenset({13})
 # Where a position lies outside the oplog, or is none of this cluster's: by code, never by text.
@@ -122,16 +124,21 @@ def _looked_at(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()  # by loop and uri
+_Name = tuple[str, bool]  # the uri, and whether it is patient
+_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Name, _Shared]] = WeakKeyDictionary()  # by loop
 
 
 class Mongo:
-    """A user of a store's client, opened at the first use inside a loop: a wrong address is then an answer like any other."""
+    """A user of a store's client, opened at the first use inside a loop: a wrong address is then an answer like any other.
 
-    def __init__(self, store: str, uri: str) -> None:
+    ``patient``: it waits for minutes for a server that answers nothing: to be used inside another one's :meth:`patiently` only.
+    """
+
+    def __init__(self, store: str, uri: str, *, patient: bool = False) -> None:
         self.store = store
         self._uri = uri
-        self._clients: dict[str, _Shared] = {}  # those of our loop, once one is in use
+        self._client = uri, patient
+        self._clients: dict[_Name, _Shared] = {}  # those of our loop, once one is in use
         self._asked = _Count()
 
     def asked(self) -> int:
@@ -144,11 +151,11 @@ class Mongo:
         """The client: gives up within seconds. Raises StoreRefused for a wrong address."""
         if not self._clients:
             clients = _SHARED.setdefault(asyncio.get_running_loop(), {})
-            if self._uri not in clients:
-                clients[self._uri] = _Shared(client=self._open())
-            clients[self._uri].users += 1
+            if self._client not in clients:
+                clients[self._client] = _Shared(client=self._open())
+            clients[self._client].users += 1
             self._clients = clients
-        return self._clients[self._uri].client
+        return self._clients[self._client].client
 
     def _open(self) -> AsyncMongoClient[Document]:
         try:
@@ -156,7 +163,7 @@ class Mongo:
                 self._uri,
                 serverSelectionTimeoutMS=SELECTION_MILLISECONDS,
                 connectTimeoutMS=SELECTION_MILLISECONDS,
-                socketTimeoutMS=SOCKET_MILLISECONDS,
+                socketTimeoutMS=PATIENT_MILLISECONDS if self._client[1] else SOCKET_MILLISECONDS,
                 tz_aware=True,
                 retryReads=True,
                 retryWrites=True,
@@ -184,12 +191,31 @@ class Mongo:
             said = await client.admin.command("appendOplogNote", 1, data={"gapwatch": "marker"})
             return Note(clock_ms=clock_ms, cluster_time=u64(said["operationTime"]), at=at)
 
-        return await self._clients[self._uri].answer("note", write, clock, newer_than=newer_than)
+        return await self._clients[self._client].answer("note", write, clock, newer_than=newer_than)
 
     async def of_cluster(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], clock: Clock, *, seconds: float) -> T:
         """Return what the cluster says to everybody alike, asked for at most so long ago by whichever user of the client."""
         _ = self.client
-        return await self._clients[self._uri].answer(name, ask, clock, newer_than=clock.monotonic() - seconds)
+        return await self._clients[self._client].answer(name, ask, clock, newer_than=clock.monotonic() - seconds)
+
+    async def patiently(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what some work with a patient client returns: however long it takes, while the primary lives and is the same.
+
+        Raises StoreUnreachable when it does not.
+        """
+        primary, task = await self.client.primary, asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=PATIENCE_SECONDS))[0]:
+                with self.wrapped():
+                    await self.client.admin.command("ping")
+                if await self.client.primary != primary:
+                    raise StoreUnreachable(f"MongoDB store {self.store} has another primary now.", store=self.store)
+            return task.result()
+        finally:
+            if not task.done():
+                task.add_done_callback(_looked_at)
+                task.cancel()
+                await asyncio.wait({task}, timeout=PATIENCE_SECONDS)  # it may wish to close what answers no more
 
     def database(self, name: str) -> AsyncDatabase[Document]:
         return self.client[name]
@@ -220,11 +246,13 @@ class Mongo:
         if not self._clients:
             return
         clients, self._clients = self._clients, {}
-        shared = clients[self._uri]
+        shared = clients[self._client]
         shared.users -= 1
         if not shared.users:
-            del clients[self._uri]
-            await shared.close()
+            del clients[self._client]
+            closing = asyncio.create_task(shared.close())
+            closing.add_done_callback(_looked_at)
+            await asyncio.wait({closing}, timeout=PATIENCE_SECONDS)  # it takes leave of a server that may answer no more
 
 
 def u64(stamp: Timestamp) -> int:

@@ -12,20 +12,26 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
+import bson
+import structlog
 from bson import Timestamp
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
+from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.errors import OperationFailure
 
 from gapwatch.clock import SystemClock
 from gapwatch.errors import HistoryLost, StoreRefused
-from gapwatch.feed_ports import ChangeEvent, StreamBatch
+from gapwatch.feed_ports import NO_KEY, ChangeEvent, StreamBatch
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock
-from gapwatch_connectors.mongodb.connection import Document, Mongo, Note, u64
+from gapwatch_connectors.mongodb.anchor import FIELD, Anchor
+from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo, Note, u64
 from gapwatch_connectors.mongodb.tokens import cluster_time, operation_index
+
+log = structlog.get_logger(__name__)
 
 EVENTS_PER_BATCH: Final = 1_000
 BYTES_PER_BATCH: Final = 16 * 1024 * 1024  # the change that reaches it is the batch's last
@@ -42,6 +48,7 @@ ENDED: Final = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
 OPERATIONS: Final = {"insert": "insert", "replace": "replace", "delete": "delete"}
 NOT_ALLOWED: Final = frozenset({13, 59, 115, 8000})  # unauthorized, no such command, not supported, not on this service
 EXACT: Final = CANONICAL_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+RAW: Final = OPTIONS.with_options(document_class=RawBSONDocument)
 
 
 class MongoChangeStream:
@@ -53,9 +60,11 @@ class MongoChangeStream:
         self._pulse = pipeline.pulse_seconds
         self._quiet_seconds = min(QUIET_SECONDS, pipeline.stall_after_seconds / LOOKS_PER_STALL)
         self._mongo = Mongo(self._store, url)
+        self._patient = Mongo(self._store, url, patient=True)  # of the stream itself
         self._clock = clock or SystemClock()
         self._may_note = True
         self._may_mark = True
+        self._anchor = Anchor(self._mongo, self._name, self._clock)
         self._markers: deque[tuple[int, int]] = deque(maxlen=MARKERS_MAX)  # our clock, cluster time of the marker
         self._next_marker = 0.0
         self._stirred = self._clock.monotonic()  # when the newest event came, or the stream began
@@ -65,21 +74,26 @@ class MongoChangeStream:
 
     async def close(self) -> None:
         await self._mongo.close()
+        await self._patient.close()
 
     async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
         images = await self._post_images()
-        stream = await self._watch(token, images=images)
+        begun = self._resumed(token) if token is not None else None
+        if begun is not None:
+            await self._anchor.must_hold(cluster_time(begun))
+        stream = await self._mongo.patiently(self._watch(begun, images=images))
         self._opened = self._clock.monotonic()
         async with stream:
             while True:
-                events, ended = await self._read(stream, images=images)
+                events, ended = await self._mongo.patiently(self._read(stream, images=images))
                 position = stream.resume_token
                 if events and ended:
                     position = loads(events[-1].token.decode())  # what comes after them is said below
                 if position is not None:
+                    await self._anchor.hold(cluster_time(position))
                     yield StreamBatch(
                         events=events,
-                        token=_encoded(position),
+                        token=_encoded({**position, FIELD: self._anchor.time}),
                         watermark=self._proven(position),
                         requests=self._mongo.asked(),
                     )
@@ -93,16 +107,17 @@ class MongoChangeStream:
                     await self._rest()
                 await self._mark()  # not before the first batch: a watermark must come after a position to go on from
 
-    async def _watch(self, token: bytes | None, *, images: bool) -> AsyncChangeStream[Document]:
+    async def _watch(self, position: Document | None, *, images: bool) -> AsyncChangeStream[RawBSONDocument]:
         options: dict[str, Any] = {
             "full_document": "whenAvailable" if images else "updateLookup",
             "max_await_time_ms": AWAIT_MILLISECONDS,
             "batch_size": EVENTS_PER_BATCH,
         }
-        if token is not None:
-            options["resume_after"] = self._resumed(token)
+        if position is not None:
+            options["resume_after"] = position
         with self._mongo.wrapped():
-            return await self._mongo.collection(self._name).watch([WITHOUT_DESCRIPTION], **options)
+            collection = self._patient.collection(self._name).with_options(codec_options=RAW)
+            return await collection.watch([WITHOUT_DESCRIPTION], **options)
 
     def _resumed(self, token: bytes) -> Document:
         try:
@@ -113,9 +128,10 @@ class MongoChangeStream:
             raise HistoryLost(
                 f"The stored position of {self._name} is no resume token.", remedy="A sweep covers what was missed."
             )
+        self._anchor.time = int(found.pop(FIELD, 0))  # positions that older releases stored have none
         return found
 
-    async def _read(self, stream: AsyncChangeStream[Document], *, images: bool) -> tuple[list[ChangeEvent], str]:
+    async def _read(self, stream: AsyncChangeStream[RawBSONDocument], *, images: bool) -> tuple[list[ChangeEvent], str]:
         """Return the changes that are there now, and the kind of the one that ends the stream, if it came."""
         events: list[ChangeEvent] = []
         size = 0
@@ -137,9 +153,11 @@ class MongoChangeStream:
             found = await (await self._mongo.database(database).list_collections(filter={"name": name})).to_list()
         return bool(found and found[0].get("options", {}).get("changeStreamPreAndPostImages", {}).get("enabled"))
 
-    def _event(self, change: Document, *, images: bool) -> ChangeEvent:
+    def _event(self, change: RawBSONDocument, *, images: bool) -> ChangeEvent:
+        """Return a change. It goes without what cannot be decoded: MongoDB keeps what a driver sends as text, whatever it is."""
         kind = change["operationType"]
-        document = change.get("fullDocument")
+        document, readable = _decoded(change.get("fullDocument"))
+        key, known = _decoded(change["documentKey"])
         if kind == "update":
             operation = "update_touched" if document is None else ("update" if images else "update_lookup")
         else:
@@ -151,15 +169,19 @@ class MongoChangeStream:
             ("gapwatch-time", str(time_ms).encode()),
             ("gapwatch-position", f"{u64(cluster)}:{self._minor(cluster, change['_id'])}".encode()),
         ]
-        return ChangeEvent(
-            key=_encoded(change["documentKey"]),
+        event = ChangeEvent(
+            key=_encoded(key) if known else NO_KEY,
             value=_encoded(document) if document is not None else b"",
             headers=headers,
             event_time=time_ms,
             token=_encoded(change["_id"]),
         )
+        if readable and known:
+            return event
+        log.warning("change_unreadable", collection=self._name)
+        return event.touched()
 
-    def _minor(self, cluster: Timestamp, token: Document) -> int:
+    def _minor(self, cluster: Timestamp, token: Mapping[str, Any]) -> int:
         """Return the event's place among those of one cluster time: operations of a transaction share theirs.
 
         The token says it, so that a stream resumed inside a transaction numbers on. Of an unknown layout, arrival has to do.
@@ -251,6 +273,14 @@ async def first_batch(stream: MongoChangeStream, token: bytes | None = None) -> 
     """Open a stream, from now where no token is given, and return its first batch: a change stream can be read."""
     async with aclosing(stream.open(token)) as batches:  # type: ignore[type-var]
         return await anext(batches)
+
+
+def _decoded(raw: RawBSONDocument | None) -> tuple[Document | None, bool]:
+    """Return a document, None where there is none, and whether it could be decoded."""
+    try:
+        return (bson.decode(raw.raw, OPTIONS) if raw is not None else None), True
+    except BSONError:
+        return None, False
 
 
 def _encoded(value: Any) -> bytes:

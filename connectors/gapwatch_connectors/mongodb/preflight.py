@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -14,13 +15,15 @@ from gapwatch.clock import SystemClock
 from gapwatch.core.envelopes import HEARTBEAT_COLLECTION
 from gapwatch.errors import HistoryLost, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import FeedKind, HeartbeatSpec, PipelineSpec
-from gapwatch_connectors.mongodb.connection import RIGHT, Document, Mongo
+from gapwatch_connectors.mongodb.anchor import NO_OPLOG
+from gapwatch_connectors.mongodb.connection import Document, Mongo
 from gapwatch_connectors.mongodb.feed import STEP_SECONDS, MongoChangeStream, first_batch
 from gapwatch_connectors.mongodb.keys import DocumentKeys
 from gapwatch_connectors.mongodb.reader import MongoReader
 
 ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
 SAMPLE = 10
+RESUME_SECONDS = 5.0
 WINDOW_SECONDS_MIN = 3_600  # an outage of capture that lasts longer than the oplog's window loses the stream
 WINDOW_FRESH_SECONDS = 4.0  # all pipelines of a cluster ask for it every five
 FULL_SHARE = 0.9  # before an oplog is that full its window still grows
@@ -165,10 +168,14 @@ class MongoPreflight:
             return []
         stream = MongoChangeStream(self._pipeline, self._url)
         try:
-            await first_batch(stream, self._position)
+            async with asyncio.timeout(RESUME_SECONDS):
+                await first_batch(stream, self._position)
         except HistoryLost as error:
             remedy = "Start all the same: a sweep covers what was missed, by itself. A larger oplog outlasts a longer outage."
             return [self._advice("error", error.message, remedy, "history_lost")]
+        except TimeoutError:
+            message = f"To go on with {self._name} takes its server more than {RESUME_SECONDS:g} s: it looks through its oplog."
+            return [self._advice("warning", message, "Start all the same: role capture waits for it.")]
         except StoreRefused:
             return []  # said already
         finally:
@@ -198,7 +205,7 @@ class MongoPreflight:
                 full = stats.get("size", 0) >= FULL_SHARE * stats.get("maxSize", 0)
                 ends = [await oplog.find_one({}, {"ts": 1}, sort=[("$natural", direction)]) for direction in (1, -1)]
             except OperationFailure as error:
-                if error.code not in RIGHT:
+                if error.code not in NO_OPLOG:
                     raise
                 return None
         first, last = ends

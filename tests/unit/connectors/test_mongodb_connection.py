@@ -11,7 +11,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import AutoReconnect, OperationFailure
 from pymongo.monitoring import CommandStartedEvent
 
-from gapwatch.errors import StoreRefused
+from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch_connectors.mongodb import connection
 from gapwatch_connectors.mongodb.connection import Document, Mongo
 from tests.simulation.stores import VirtualClock
@@ -171,3 +171,81 @@ async def test_a_cluster_that_is_away_keeps_its_streams_waiting_together(monkeyp
     assert len(asked) == 2, "a failure is no answer: whoever comes later asks anew"
     for user in users:
         await user.close()
+
+
+class Member:
+    """A cluster whose primary answers pings."""
+
+    def __init__(self) -> None:
+        self.pings = 0
+        self.name = ("one", 27017)
+        self.last = 10**9  # ping that is answered, and by the same primary
+        self.answered = asyncio.Event()  # some of them
+
+    @property
+    def admin(self) -> Member:
+        return self
+
+    @property
+    async def primary(self) -> tuple[str, int]:
+        return self.name
+
+    async def command(self, name: str) -> None:
+        assert name == "ping"
+        self.pings += 1
+        if self.pings == 5:
+            self.answered.set()
+        if self.pings > self.last:
+            self.passes_away()
+
+    def passes_away(self) -> None:
+        raise AutoReconnect("nobody there")
+
+    async def close(self) -> None: ...
+
+
+class Succeeded(Member):
+    def passes_away(self) -> None:
+        self.name = ("two", 27017)
+
+
+@pytest.mark.parametrize("kind", [Member, Succeeded], ids=["it is frozen", "it is primary no more"])
+async def test_a_server_that_takes_long_is_waited_for_as_long_as_it_lives(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Member]
+) -> None:
+    """A change stream that goes on after an outage answers once the server has found a change in all that was written."""
+    member, ended, enough = kind(), list[str](), asyncio.Event()
+    monkeypatch.setattr(Mongo, "_open", lambda _: member)
+    monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0.01)
+    store = Mongo("crm", URI)
+
+    async def work() -> str:
+        try:
+            await enough.wait()
+        finally:
+            ended.append("work")
+        return "found"
+
+    waiting = asyncio.create_task(store.patiently(work()))
+    await member.answered.wait()
+    enough.set()
+    assert await waiting == "found"
+    enough.clear()
+    member.last = member.pings + 2
+    with pytest.raises(StoreUnreachable):
+        await store.patiently(work())
+    assert ended == ["work", "work"]
+    await store.close()
+
+
+async def test_nobody_waits_long_to_take_leave_of_a_server_that_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen(Member):
+        async def close(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(Mongo, "_open", lambda _: Frozen())
+    monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0.01)
+    store = Mongo("crm", URI, patient=True)
+    assert store.client is not None
+    async with asyncio.timeout(10):
+        await store.close()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from unittest import mock
 
 import pytest
+from pymongo.errors import OperationFailure
 
 from gapwatch.errors import StoreUnreachable
-from gapwatch.model.pipeline import HeartbeatSpec
+from gapwatch.model.pipeline import FeedKind, FeedSpec, HeartbeatSpec
 from gapwatch_connectors.mongodb import MongoPreflight
+from gapwatch_connectors.mongodb import preflight as mongodb_preflight
 from tests.unit.core.samples import pipeline
 
 
@@ -79,3 +82,38 @@ async def test_what_the_connector_captures_is_unknown_while_kafka_connect_is_awa
     advice = await preflight._captured(connector)
     await preflight.close()
     assert [one.level for one in advice] == ["unknown"]
+
+
+class Local:
+    """The database ``local``, of which nothing is to be had."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __getitem__(self, name: str) -> None:
+        assert name == "oplog.rs"
+
+    async def command(self, *_: str) -> None:
+        raise OperationFailure("Can't use 'local' database through mongos", self.code)
+
+
+@pytest.mark.parametrize("code", [13, 20, 26, 8000], ids=["no right", "mongos", "no oplog", "hosted"])
+async def test_where_no_oplog_is_to_be_seen_its_window_is_not_known_and_the_check_has_looked(code: int) -> None:
+    """Through mongos the check failed each time: after stall_after the pipelines of every sharded cluster were UNKNOWN."""
+    spec = pipeline(target_feed=FeedSpec(kind=FeedKind.CHANGE_STREAM, topic="t"))
+    preflight = MongoPreflight(spec, f"mongodb://localhost:{code + 1}")
+    with mock.patch.object(preflight._mongo, "database", return_value=Local(code)):
+        assert await preflight.watch() == []
+    await preflight.close()
+
+
+async def test_a_stream_that_goes_on_slowly_is_named_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def long(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(mongodb_preflight, "first_batch", long)
+    monkeypatch.setattr(mongodb_preflight, "RESUME_SECONDS", 0.01)
+    preflight = MongoPreflight(pipeline(), "mongodb://localhost:1", b"a position")
+    [advice] = await preflight._resumable()
+    await preflight.close()
+    assert (advice.level, advice.finding) == ("warning", "")
