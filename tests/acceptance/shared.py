@@ -19,10 +19,11 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change, Operation, fields_of
 from tests.acceptance.scenery import TABLE, Scene
 from tests.acceptance.service import Service, wait_for
+from tests.stack import BESIDE_SECONDS, PATIENCE_SECONDS
 
 # W + P as in the product's features, for a grace of two seconds: grace, `disorder`, a little skew; a second, two heartbeats and
 # `settle`, the sink's commit, and two seconds of reads.
-FOUND_WITHIN_SECONDS = (2 + 0.2 + 0.1) + (1 + 2 * 0.25 + 1 + 0.5 + 2)
+FOUND_WITHIN_SECONDS = (2 + 0.2 + 0.1) + (1 + 2 * 0.25 + 1 + 0.5 + 2) + BESIDE_SECONDS
 _NUMBERS = itertools.count(1_000_000)
 
 
@@ -135,12 +136,19 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, int | str | bool) else str(value)
 
 
+def is_at_rest(service: Service, pipeline: str = "orders") -> bool:
+    """Whether a pipeline is HEALTHY without a gap, and nothing of an earlier test is on its way or under judgement."""
+    service.check_alive()
+    view = service.view(pipeline)
+    unsettled = view["status"] != "HEALTHY" or view["pending_keys"] or view["in_transit_keys"]
+    return not unsettled and service.gaps(pipeline) == []
+
+
 @contextmanager
 def clean(scene: Scene, pipeline: str = "orders") -> Iterator[Scene]:
     """Yield the scene when it is HEALTHY without a gap; afterwards undo what is wrong at the target."""
     scene.copier.rules.clear()
-    scene.service.wait_healthy(pipeline)
-    assert scene.service.gaps(pipeline) == []
+    wait_for(lambda: is_at_rest(scene.service, pipeline), f"pipeline {pipeline} to be HEALTHY and at rest", 150)
     try:
         yield scene
     finally:
@@ -155,11 +163,22 @@ def record_at(servers: str, row: Mapping[str, Any]) -> Message:
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "tests", "enable.auto.commit": False})
     try:
         consumer.assign([TopicPartition(row["topic"], row["partition"], row["offset"])])
-        (message,) = consumer.consume(1, timeout=20)
+        (message,) = consumer.consume(1, timeout=PATIENCE_SECONDS)
         assert (message.error(), message.offset()) == (None, row["offset"])
         return message
     finally:
         consumer.close()
+
+
+def shown_by(stream: Any, least: int = 0) -> list[Any]:
+    """Return what a change stream shows until nothing more comes, `least` changes or more: it comes behind the writes."""
+    found, end = list[Any](), time.monotonic() + PATIENCE_SECONDS
+    while True:
+        change = stream.try_next()
+        if change is not None:
+            found.append(change)
+        elif len(found) >= least or time.monotonic() > end:
+            return found
 
 
 def judged_after(gap: Mapping[str, Any]) -> float:

@@ -21,8 +21,9 @@ from gapwatch.embedded import EmbeddedStack
 from gapwatch.errors import ConflictError
 from gapwatch.ledger import open_ledger
 from tests.acceptance.scenery import TABLE, Scene, watched
-from tests.acceptance.service import EVERY_ROLE, Service, free_port, wait_for
+from tests.acceptance.service import EVERY_ROLE, Service, wait_for
 from tests.acceptance.shared import at, clean, create_database, gaps_of, lose, number
+from tests.stack import free_port
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
 
