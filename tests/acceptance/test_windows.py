@@ -356,14 +356,13 @@ def test_m19_lag_is_never_loss(scene: Scene, request: pytest.FixtureRequest) -> 
 
     def all_in_transit() -> bool:
         look()
-        return transit[-1] == len(keys)
+        status, lagging = statuses[-1]
+        return transit[-1] == len(keys) and status == "WARNING" and bool(lagging)
 
     during(seconds, look)
     writer.join()  # on a busy machine it takes its time
-    wait_for(all_in_transit, "all to be in transit", 20)
+    wait_for(all_in_transit, "all to be in transit, and a WARNING of it", 20)
     assert transit == sorted(transit)
-    assert statuses[-1][0] == "WARNING"
-    assert statuses[-1][1]
     assert at(through[-1]) < begun[1], "beyond the first write, which the sink has not reached"
     assert len(set(through[-20:])) == 1, "consistent-through moved although the sink stood still"
     scene.copier.resume()
