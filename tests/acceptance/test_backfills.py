@@ -19,7 +19,7 @@ from gapwatch.errors import ConflictError, GapwatchError
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
-from tests.acceptance.shared import at, clean, create_database, falsify, found, now, number, shown_by
+from tests.acceptance.shared import at, clean, create_database, falsify, found, is_at_rest, now, number, shown_by
 from tests.acceptance.shop import Shop, differing
 from tests.stack import BESIDE_SECONDS, until
 
@@ -52,7 +52,7 @@ def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def scene(built: Scene) -> Iterator[Scene]:
-    built.service.wait_healthy("slow")
+    wait_for(lambda: is_at_rest(built.service, "slow"), "pipeline slow to be at rest", 150)
     with clean(built) as scene:
         wait_for(lambda: not sweeps(built, "queued,running"), "sweeps that nobody asked for to end", 60)
         yield scene
