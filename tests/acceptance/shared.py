@@ -87,14 +87,17 @@ def during(seconds: float, look: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
-def caught_up(service: Service, pipeline: str = "orders") -> dict[str, Any]:
-    """Wait until everything that was written before now is settled and counted; return the pipeline's view then."""
+def caught_up(service: Service, pipeline: str = "orders", *, both: bool = False) -> dict[str, Any]:
+    """Wait until everything that was written before now is settled and counted; return the pipeline's view then.
+
+    ``both``: also what was written at the target, and settles nothing.
+    """
     started = now()
 
     def look() -> dict[str, Any] | None:
         view = service.view(pipeline)
-        through = view["consistent_through"]
-        return view if through is not None and at(through) > started else None
+        times = [view["consistent_through"], *([view.get("target_watermark")] if both else [])]
+        return view if all(time is not None and at(time) > started for time in times) else None
 
     return wait_for(look, "everything before to be settled", 30)
 
@@ -142,6 +145,12 @@ def is_at_rest(service: Service, pipeline: str = "orders") -> bool:
     view = service.view(pipeline)
     unsettled = view["status"] != "HEALTHY" or view["pending_keys"] or view["in_transit_keys"]
     return not unsettled and service.gaps(pipeline) == []
+
+
+def is_swept(service: Service, pipeline: str = "orders") -> bool:
+    """Whether no hole waits for a sweep, and none is under way: what is lost now, no sweep finds before the stream does."""
+    active = service.api.get("/api/v1/sweeps", pipeline=pipeline, state="queued,running")["sweeps"]
+    return not active and not service.api.get("/api/v1/findings", pipeline=pipeline)["findings"]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.background import Background
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import FOUND_WITHIN_SECONDS, at, caught_up, is_at_rest, judged_after, now, number
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, at, caught_up, is_at_rest, is_swept, judged_after, now, number
 from tests.stack import captured, execute, until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -549,11 +549,6 @@ def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself
     service.wait_healthy("tables")
     service.wait_healthy("collections")
 
-
-def is_swept(service: Service, pipeline: str) -> bool:
-    """Whether no hole waits for a sweep, and none is under way."""
-    active = service.api.get("/api/v1/sweeps", pipeline=pipeline, state="queued,running")["sweeps"]
-    return not active and not service.api.get("/api/v1/findings", pipeline=pipeline)["findings"]
 
 
 def followed(service: Service, run: str, seen: list[dict[str, Any]]) -> bool:
