@@ -98,7 +98,7 @@ class Copier(Background):
         self._running.clear()
         self._idle.clear()
         if self._thread is not None and self._thread.is_alive():
-            assert self._idle.wait(30), "The copier did not pause within 30 s."
+            assert self._idle.wait(90), "The copier did not pause within 90 s."
 
     def resume(self) -> None:
         self._running.set()
