@@ -49,7 +49,7 @@ class Mirror(Background):
         self._producer.produce(
             topic, value or message.value(), message.key(), partition, headers=[*(message.headers() or ()), AGAIN]
         )
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(60) == 0
 
     def _run(self) -> None:
         consumer = Consumer(

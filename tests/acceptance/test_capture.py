@@ -412,7 +412,7 @@ def _produce(world: World, topic: str, value: bytes, key: bytes = b'{"id": 7}') 
     options = {"message.max.bytes": 16 << 20, "compression.type": "lz4"}
     producer = Producer({"bootstrap.servers": world.scene.stack.kafka.bootstrap_servers, **options})
     producer.produce(topic, value, key, 0, on_delivery=lambda _, sent: places.append((sent.partition() or 0, sent.offset() or 0)))
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     return places[0]
 
 

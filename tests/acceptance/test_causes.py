@@ -200,7 +200,7 @@ def _told_late(scene: Scene, letters: str, key: int) -> None:
     place = {"topic": written["topic"], "partition": written["partition"], "offset": written["offset"]}
     headers = [(f"__connect.errors.{name}", str(value).encode()) for name, value in place.items()]
     producer.produce(letters, record.value(), record.key(), headers=headers)
-    producer.flush(10)
+    producer.flush(60)
     wait_for(lambda: [one["cause"] for one in scene.service.gaps("sunk")] == ["dead_lettered"], "its cause", 30)
     known = _dead_lettered(scene, key)
     assert (known["id"], known["occurrences"], known["first_seen"]) == (shown["id"], 1, shown["first_seen"])

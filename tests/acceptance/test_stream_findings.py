@@ -386,7 +386,7 @@ def test_a_connector_that_failed_itself(stack: EmbeddedStack, postgres_database:
         missing = {"properties": config | {"name": name, "connector.class": "io.debezium.connector.gone.GoneConnector"}}
         producer = Producer({"bootstrap.servers": stack.kafka.bootstrap_servers})
         producer.produce("_connect_config", json.dumps(missing).encode(), key=f"connector-{name}".encode())
-        producer.flush(10)
+        producer.flush(60)
         until(lambda: stack.connect.client.status(name)["connector"]["state"] == "FAILED", "the connector to fail")
         found = finding(scene, "connector_failed")
         assert name in found["message"]
@@ -420,7 +420,7 @@ def test_dead_letters_of_the_sink(stack: EmbeddedStack, postgres_database: str, 
             stack.connect.client.wait_running(f"sink-{scene.database}")
             producer = Producer({"bootstrap.servers": stack.kafka.bootstrap_servers})
             producer.produce(topic_of(scene), b"not JSON", key=b"neither")
-            producer.flush(10)
+            producer.flush(60)
             found = finding(scene, "dlq_growing")
         finally:
             stack.connect.client.delete(f"sink-{scene.database}")
