@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.http_harness import Service, service
+
+expect.set_options(timeout=30_000)  # the page asks every two seconds; a machine that is busy answers when it can
 
 
 def chromium() -> str:
