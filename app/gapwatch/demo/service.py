@@ -109,4 +109,3 @@ def _configuration(stack: EmbeddedStack, pipeline: Pipeline, directory: Path, po
             }
         },
     }
-
