@@ -163,7 +163,7 @@ class Service:
 
     def lines(self, role: str, event: str) -> list[dict[str, Any]]:
         """Return the lines of a role's log with this event."""
-        written = self.log(role).read_text(errors="replace").splitlines()
+        written = self.log(role).read_text(errors="replace").split("\n")[:-1]  # the last one is not written to its end
         return [json.loads(line) for line in written if line.startswith("{") and f'"event": "{event}"' in line]
 
     def view(self, pipeline: str = "orders") -> dict[str, Any]:
