@@ -17,7 +17,7 @@ from tests.acceptance.service import wait_for
 from tests.acceptance.shared import at, clean, create_database, during, falsify, lose, number, shown_by
 from tests.stack import BESIDE_SECONDS
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROWS = 40
 REPAIR = {"missing": "auto", "stale": "auto", "mismatch": "auto", "backoff": "1s", "max_attempts": 2}

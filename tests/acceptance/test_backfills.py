@@ -23,7 +23,7 @@ from tests.acceptance.shared import at, clean, create_database, falsify, found, 
 from tests.acceptance.shop import Shop, differing
 from tests.stack import BESIDE_SECONDS, until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROWS = 1_967
 LOST = 117

@@ -35,7 +35,7 @@ from tests.acceptance.shared import (
 )
 from tests.stack import BESIDE_SECONDS, captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 ELSEWHERE = "public.elsewhere"
 PIPELINES = ("orders", "twice", "shuffled", "elsewhere")

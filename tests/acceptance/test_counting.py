@@ -17,7 +17,7 @@ from tests.acceptance.scenery import FIELDS, TABLE, Scene, configuration, watche
 from tests.acceptance.service import wait_for
 from tests.acceptance.shared import caught_up, create_database, during, found, gaps_of, is_at_rest, lose, number
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 GRACE, SKEW, KEPT = 2.0, 1.0, 20.0
 COUNTED = ("live", "sold")

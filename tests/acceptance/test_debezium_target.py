@@ -18,7 +18,7 @@ from tests.acceptance.service import wait_for
 from tests.acceptance.shared import found, is_swept, lose
 from tests.stack import read_topic
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 BEHIND = timedelta(seconds=12)  # heartbeats of a second twice, settle, and times of whole seconds; on a machine that is busy
 

@@ -26,7 +26,7 @@ from gapwatch.api_client import Api
 from gapwatch.embedded.watchdog import descendants
 from tests.stack import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 GRACE_SECONDS = 5
 CONTRACT = {

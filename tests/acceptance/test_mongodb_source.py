@@ -20,7 +20,7 @@ from tests.acceptance.shared import caught_up, during, is_at_rest, is_swept, num
 from tests.acceptance.test_opensearch import node as node
 from tests.stack import ask
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 COUNTED = ("live", "sold")
 

@@ -25,7 +25,7 @@ from tests.acceptance.service import ANSWER_SECONDS, EVERY_ROLE, Service, wait_f
 from tests.acceptance.shared import at, clean, create_database, gaps_of, lose, number
 from tests.stack import free_port
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from tests.acceptance.shared import (
 )
 from tests.stack import ask, captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROWS = 200
 SETTINGS = {"number_of_shards": 3, "number_of_replicas": 0}

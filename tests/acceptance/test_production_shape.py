@@ -30,7 +30,7 @@ from gapwatch.embedded.cache import wheel
 from gapwatch.errors import GapwatchError
 from tests.stack import free_port, until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"

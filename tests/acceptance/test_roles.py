@@ -24,7 +24,7 @@ from tests.acceptance.service import EVERY_ROLE, wait_for
 from tests.acceptance.shared import at, caught_up, clean, create_database, during, gaps_of, lose, now, number, resumed
 from tests.stack import BESIDE_SECONDS
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 Places = set[tuple[str, int]]
 

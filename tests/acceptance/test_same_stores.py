@@ -24,7 +24,7 @@ from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import FOUND_WITHIN_SECONDS, at, caught_up, is_at_rest, is_swept, judged_after, now, number
 from tests.stack import captured, execute, until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 TABLE = "public.orders"
 COLUMNS = "(id bigint PRIMARY KEY, seq bigint NOT NULL, amount numeric(12,2), placed timestamptz, tags text[], big text)"

@@ -22,7 +22,7 @@ from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import create_database, number
 from tests.stack import captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 TABLE = "public.things"
 TICKS = "public.ticks"

@@ -18,7 +18,7 @@ from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import found, is_swept
 from tests.stack import captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 def ended(service: Service, run: dict[str, Any], seconds: float = 60.0) -> dict[str, Any]:

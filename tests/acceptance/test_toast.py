@@ -31,7 +31,7 @@ from tests.acceptance.shared import (
 )
 from tests.stack import captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 BIG = 20_000
 OLDER = range(1, 6)  # rows from before the capture: the stream never showed their big column

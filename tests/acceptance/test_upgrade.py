@@ -13,7 +13,7 @@ from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import caught_up
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 ANY_STATE = "open,acknowledged,snoozed,repairing,resolved"
 FIELDS: dict[str, Any] = {"seq": "seq", "v": "v"}

@@ -29,7 +29,7 @@ from gapwatch_connectors.mongodb.feed import MongoChangeStream, first_batch
 from tests.stack import until
 from tests.unit.core.samples import field, pipeline
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 PARTITIONS = 2
 

@@ -17,7 +17,7 @@ from gapwatch.model.pipeline import FieldType, PipelineSpec
 from gapwatch_connectors.mongodb.feed import BYTES_PER_BATCH, MongoChangeStream, first_batch
 from tests.unit.core.samples import field, pipeline
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 Database = Any
 

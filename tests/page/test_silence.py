@@ -18,7 +18,7 @@ from tests.acceptance.service import EVERY_ROLE, wait_for
 from tests.acceptance.shared import create_database, number
 from tests.acceptance.silence import is_stale, no_heartbeats, unread_partitions
 
-pytestmark = [pytest.mark.page, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.page, pytest.mark.integration, pytest.mark.timeout(600)]
 
 STALL_AFTER = 5.0
 PROMPT = 5.0  # one refresh of the page, a status record that was a second old, and what a machine takes that is not alone
