@@ -102,7 +102,7 @@ def read_topic(stack: EmbeddedStack, topic: str, count: int, seconds: float = 60
     try:
 
         def partitions() -> list[int]:
-            metadata = consumer.list_topics(topic, timeout=5).topics[topic]
+            metadata = consumer.list_topics(topic, timeout=30).topics[topic]
             return sorted(metadata.partitions) if metadata.error is None else []
 
         numbers = until(partitions, f"topic {topic}", seconds)

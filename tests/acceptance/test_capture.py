@@ -424,7 +424,7 @@ def _reader(world: World) -> Consumer:
 def _end(world: World, topic: str, partition: int) -> int:
     consumer = _reader(world)
     try:
-        return int(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1])
+        return int(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)[1])
     finally:
         consumer.close()
 
@@ -451,8 +451,8 @@ def _produce_what_is_not_read(world: World, topic: str) -> dict[tuple[str, str],
 def _dead_letters(world: World) -> list[dict[str, Any]]:
     topic, consumer, letters = f"gw-{world.scene.database}.dlq", _reader(world), list[dict[str, Any]]()
     try:
-        places = [TopicPartition(topic, number, 0) for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
-        waiting = sum(consumer.get_watermark_offsets(place, timeout=10)[1] for place in places)
+        places = [TopicPartition(topic, number, 0) for number in consumer.list_topics(topic, timeout=30).topics[topic].partitions]
+        waiting = sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
         consumer.assign(places)
         while len(letters) < waiting:
             for message in consumer.consume(100, timeout=5):

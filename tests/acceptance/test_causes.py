@@ -226,5 +226,5 @@ def _make_anew(stack: EmbeddedStack, topic: str) -> None:
     admin = AdminClient({"bootstrap.servers": stack.kafka.bootstrap_servers})
     for future in admin.delete_topics([topic]).values():
         future.result(30)
-    until(lambda: topic not in admin.list_topics(timeout=10).topics, "the topic to go")
+    until(lambda: topic not in admin.list_topics(timeout=30).topics, "the topic to go")
     create_topic(stack.kafka.bootstrap_servers, topic, 1)

@@ -95,9 +95,9 @@ class Search:
         group, topic = self.indexers[pipeline].group, self.indexers[pipeline].topic
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": group, "enable.auto.commit": False})
         try:
-            partitions = [TopicPartition(topic, one) for one in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
-            committed = consumer.committed(partitions, timeout=10)
-            ends = [consumer.get_watermark_offsets(one, timeout=10)[1] for one in partitions]
+            partitions = [TopicPartition(topic, one) for one in consumer.list_topics(topic, timeout=30).topics[topic].partitions]
+            committed = consumer.committed(partitions, timeout=30)
+            ends = [consumer.get_watermark_offsets(one, timeout=30)[1] for one in partitions]
             return sum(ends), sum(max(0, one.offset) for one in committed)
         finally:
             consumer.close()

@@ -85,7 +85,7 @@ class Shop:
         topic, found = f"gw-{self.database}.events", list[tuple[int, bytes]]()
         consumer = Consumer({"bootstrap.servers": self.stack.kafka.bootstrap_servers, "group.id": "tests"})
         try:
-            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            numbers = consumer.list_topics(topic, timeout=30).topics[topic].partitions
             ends = {number: consumer.get_watermark_offsets(TopicPartition(topic, number))[1] for number in numbers}
             consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
             while ends:

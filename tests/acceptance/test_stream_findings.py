@@ -113,7 +113,7 @@ def change_and_delete(scene: Scene) -> None:
 def wait_until_sent(scene: Scene, client: AdminClient) -> list[int]:
     """Return the topic's partitions once the connector has sent what :func:`change_and_delete` wrote."""
     topic = topic_of(scene)
-    numbers = sorted(client.list_topics(topic, timeout=10).topics[topic].partitions)
+    numbers = sorted(client.list_topics(topic, timeout=30).topics[topic].partitions)
 
     def sent() -> bool:
         asked = {TopicPartition(topic, number): OffsetSpec.latest() for number in numbers}
