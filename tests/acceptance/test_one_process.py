@@ -52,9 +52,9 @@ def pid(scene: Scene) -> int:
 def children(parent: int) -> dict[int, str]:
     """Return the processes that one started, with their command lines."""
     found = {}
-    for number in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+    for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         with suppress(OSError):  # it ends just now
-            found[int(number)] = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found[int(one)] = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return found
 
 

@@ -550,7 +550,6 @@ def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself
     service.wait_healthy("collections")
 
 
-
 def followed(service: Service, run: str, seen: list[dict[str, Any]]) -> bool:
     """Note a backfill's record while it goes on, and its last one; return whether it has ended."""
     if not seen or seen[-1]["ended_at"] is None:
