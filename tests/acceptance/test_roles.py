@@ -177,7 +177,8 @@ def test_m22_in_a_maintenance_window_nothing_opens_and_when_it_ends_a_sweep_look
         refused = service.command("sweep", "start", "orders")
         assert refused.returncode == 2
         assert "Pipeline orders is left alone now: maintenance until" in refused.stderr
-        through = [at(view["consistent_through"])]
+        known = wait_for(lambda: service.view()["consistent_through"], "the API to have read the statuses", WINDOW_SECONDS)
+        through = [at(known)]
         while True:
             view, found = service.view(), gaps_of(service, lost, right, state="")
             if now() >= ends:  # the answers may be of after it
