@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from gapwatch.embedded import EmbeddedStack
 
 os.environ.setdefault("GAPWATCH_NATIVE", "0")  # the twin in Python, whatever is installed; `make native` tests the module
-settings.register_profile("ours", deadline=None)  # two busy cores say nothing about a property
+# Two busy cores say nothing about a property.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN

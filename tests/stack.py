@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,25 @@ import psycopg
 from confluent_kafka import Consumer, TopicPartition
 
 from gapwatch.embedded import EmbeddedStack, postgres_source_config
+from gapwatch.embedded.ports import Port
 from gapwatch.errors import GapwatchError
+
+# What any wait may take longer than it should: three workers share two cores, and how soon something comes is its own question.
+PATIENCE_SECONDS = 60.0
+# A promise of how soon is one of a machine that does nothing else; beside other tests so much is added to it.
+BESIDE_SECONDS = 20.0 if "PYTEST_XDIST_WORKER" in os.environ else 0.0
+_CLAIMED: list[Port] = []
+
+
+def free_port() -> int:
+    """Return a port that no other test, and no part of any stack, takes as long as this process lives."""
+    _CLAIMED.append(Port())
+    return _CLAIMED[-1].number
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """Return the condition's first true value; fail with `what` when there is none in time."""
+    """Return the condition's first true value; fail with `what` where there is none in time, or long after."""
+    seconds += PATIENCE_SECONDS
     end = time.monotonic() + seconds
     while True:
         value = condition()
@@ -80,14 +95,14 @@ def drop_slot(stack: EmbeddedStack, slot: str) -> bool:
     return True
 
 
-def read_topic(stack: EmbeddedStack, topic: str, count: int, seconds: float = 30.0) -> list[Any]:
+def read_topic(stack: EmbeddedStack, topic: str, count: int, seconds: float = 60.0) -> list[Any]:
     """Return the first `count` records of a topic with a value, as decoded JSON in order of partition and offset."""
     consumer = Consumer({"bootstrap.servers": stack.kafka.bootstrap_servers, "group.id": "tests", "enable.auto.commit": False})
     found: list[Any] = []
     try:
 
         def partitions() -> list[int]:
-            metadata = consumer.list_topics(topic, timeout=5).topics[topic]
+            metadata = consumer.list_topics(topic, timeout=30).topics[topic]
             return sorted(metadata.partitions) if metadata.error is None else []
 
         numbers = until(partitions, f"topic {topic}", seconds)

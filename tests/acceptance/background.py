@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-READY_SECONDS = 60
-END_SECONDS = 30
+READY_SECONDS = 120
+END_SECONDS = 90
 
 
 @dataclass

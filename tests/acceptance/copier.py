@@ -85,6 +85,7 @@ class Copier(Background):
     _idle: threading.Event = field(default_factory=threading.Event)
     _delayed: list[tuple[float, int, Operation]] = field(default_factory=list)
     _number: int = 0
+    _released: int = 0  # the newest number that is delayed no more
     _copied: dict[tuple[str, int], int] = field(default_factory=dict)  # up to where all is applied, and not yet committed
     _asked: float = 0.0  # since when an answer to a commit is waited for; 0: none is
 
@@ -97,10 +98,14 @@ class Copier(Background):
         self._running.clear()
         self._idle.clear()
         if self._thread is not None and self._thread.is_alive():
-            assert self._idle.wait(30), "The copier did not pause within 30 s."
+            assert self._idle.wait(90), "The copier did not pause within 90 s."
 
     def resume(self) -> None:
         self._running.set()
+
+    def release(self) -> None:
+        """Write now what was read until now, and was to be written later."""
+        self._released = self._number
 
     def stop(self) -> None:
         self._stop.set()
@@ -187,7 +192,7 @@ class Copier(Background):
                     heapq.heappush(self._delayed, (time.monotonic() + delay, self._number, operation))
                 else:
                     operations.append(operation)
-        while self._delayed and self._delayed[0][0] <= time.monotonic():
+        while self._delayed and (self._delayed[0][0] <= time.monotonic() or self._delayed[0][1] <= self._released):
             operations.append(heapq.heappop(self._delayed)[2])
         if operations:
             self._write(client, operations)

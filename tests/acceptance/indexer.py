@@ -175,7 +175,7 @@ class Indexer(Background):
     def _send(self, producer: Producer, records: Sequence[tuple[bytes, bytes]]) -> None:
         for key, value in records:
             producer.produce(self.acks_topic, value, key or None, partition=0)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
 
 def _document(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Mirror(Background):
         self._producer.produce(
             topic, value or message.value(), message.key(), partition, headers=[*(message.headers() or ()), AGAIN]
         )
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(60) == 0
 
     def _run(self) -> None:
         consumer = Consumer(
@@ -72,7 +72,7 @@ class Mirror(Background):
 
     def _places(self, consumer: Consumer) -> list[TopicPartition]:
         def found() -> list[TopicPartition]:
-            topics = consumer.list_topics(timeout=10).topics
+            topics = consumer.list_topics(timeout=30).topics
             if not self.routes.keys() <= topics.keys():
                 return []
             return [TopicPartition(topic, number, 0) for topic in self.routes for number in topics[topic].partitions]

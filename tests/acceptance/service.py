@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,9 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from gapwatch.api_client import Api
 from gapwatch.errors import GapwatchError
 from gapwatch.parent import tied_to_us
+from tests.stack import BESIDE_SECONDS, PATIENCE_SECONDS, free_port
 
 T = TypeVar("T")
 OPEN_STATES = "open,acknowledged,snoozed,repairing"
+ANSWER_SECONDS = 30.0
+STOP_SECONDS = 20.0  # which the product promises
 EVERY_ROLE = ("capture", "ingest", "match", "repair", "api")
 
 
@@ -33,7 +35,8 @@ _RUNNING: WeakSet[Service] = WeakSet()
 
 
 def wait_for(condition: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
-    """Return the condition's first true value; fail with `what`, and what runs says of itself, when there is none in time."""
+    """Return the condition's first true value; fail with `what`, and what runs says of itself, where there is none in time."""
+    seconds += PATIENCE_SECONDS
     until = time.monotonic() + seconds
     while True:
         value = condition()
@@ -43,12 +46,6 @@ def wait_for(condition: Callable[[], T | None], what: str, seconds: float = 60.0
             said = "\n".join(service.said() for service in list(_RUNNING) if service.processes)
             raise AssertionError(f"Waited {seconds:.0f} s for {what}, in vain.\n{said}")
         time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(eq=False)
@@ -91,7 +88,7 @@ class Service:
     def kill(self, role: str, how: signal.Signals = signal.SIGKILL) -> None:
         process = self.processes.pop(role)
         process.send_signal(how)
-        process.wait(30)
+        process.wait(STOP_SECONDS + PATIENCE_SECONDS)
 
     def restart(self, role: str, how: signal.Signals = signal.SIGKILL) -> None:
         self.kill(role, how)
@@ -102,11 +99,12 @@ class Service:
             process.terminate()
         for role, process in self.processes.items():
             try:
-                process.wait(20)
+                process.wait(STOP_SECONDS + BESIDE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                raise AssertionError(f"Role {role} did not end within 20 s of SIGTERM:\n{self.tail(role)}") from None
+                late = f"Role {role} did not end within {STOP_SECONDS:.0f} s of SIGTERM"
+                raise AssertionError(f"{late}:\n{self.tail(role)}") from None
         self.processes.clear()
 
     def log(self, role: str) -> Path:
@@ -118,7 +116,7 @@ class Service:
     def ready(self) -> tuple[int, str]:
         """Return status and text of ``/readyz?verbose``; status 0 while nothing answers."""
         try:
-            with urllib.request.urlopen(f"{self.api.url}/readyz?verbose", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.api.url}/readyz?verbose", timeout=ANSWER_SECONDS) as answer:
                 return int(answer.status), answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -140,7 +138,7 @@ class Service:
 
     def scrape(self) -> list[tuple[str, dict[str, str], float]]:
         """Return name, labels and value of everything that ``/metrics`` shows at one moment."""
-        with urllib.request.urlopen(f"{self.api.url}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.api.url}/metrics", timeout=ANSWER_SECONDS) as answer:
             text = answer.read().decode()
         samples = [sample for one in text_string_to_metric_families(text) for sample in one.samples]
         return [(sample.name, dict(sample.labels), float(sample.value)) for sample in samples]
@@ -165,7 +163,7 @@ class Service:
 
     def lines(self, role: str, event: str) -> list[dict[str, Any]]:
         """Return the lines of a role's log with this event."""
-        written = self.log(role).read_text(errors="replace").splitlines()
+        written = self.log(role).read_text(errors="replace").split("\n")[:-1]  # the last one is not written to its end
         return [json.loads(line) for line in written if line.startswith("{") and f'"event": "{event}"' in line]
 
     def view(self, pipeline: str = "orders") -> dict[str, Any]:

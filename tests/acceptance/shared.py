@@ -19,10 +19,11 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Change, Operation, fields_of
 from tests.acceptance.scenery import TABLE, Scene
 from tests.acceptance.service import Service, wait_for
+from tests.stack import BESIDE_SECONDS, PATIENCE_SECONDS
 
 # W + P as in the product's features, for a grace of two seconds: grace, `disorder`, a little skew; a second, two heartbeats and
 # `settle`, the sink's commit, and two seconds of reads.
-FOUND_WITHIN_SECONDS = (2 + 0.2 + 0.1) + (1 + 2 * 0.25 + 1 + 0.5 + 2)
+FOUND_WITHIN_SECONDS = (2 + 0.2 + 0.1) + (1 + 2 * 0.25 + 1 + 0.5 + 2) + BESIDE_SECONDS
 _NUMBERS = itertools.count(1_000_000)
 
 
@@ -86,14 +87,17 @@ def during(seconds: float, look: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
-def caught_up(service: Service, pipeline: str = "orders") -> dict[str, Any]:
-    """Wait until everything that was written before now is settled and counted; return the pipeline's view then."""
+def caught_up(service: Service, pipeline: str = "orders", *, both: bool = False) -> dict[str, Any]:
+    """Wait until everything that was written before now is settled and counted; return the pipeline's view then.
+
+    ``both``: also what was written at the target, and settles nothing.
+    """
     started = now()
 
     def look() -> dict[str, Any] | None:
         view = service.view(pipeline)
-        through = view["consistent_through"]
-        return view if through is not None and at(through) > started else None
+        times = [view["consistent_through"], *([view.get("target_watermark")] if both else [])]
+        return view if all(time is not None and at(time) > started for time in times) else None
 
     return wait_for(look, "everything before to be settled", 30)
 
@@ -135,12 +139,25 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, int | str | bool) else str(value)
 
 
+def is_at_rest(service: Service, pipeline: str = "orders") -> bool:
+    """Whether a pipeline is HEALTHY without a gap, and nothing of an earlier test is on its way or under judgement."""
+    service.check_alive()
+    view = service.view(pipeline)
+    unsettled = view["status"] != "HEALTHY" or view["pending_keys"] or view["in_transit_keys"]
+    return not unsettled and service.gaps(pipeline) == []
+
+
+def is_swept(service: Service, pipeline: str = "orders") -> bool:
+    """Whether no hole waits for a sweep, and none is under way: what is lost now, no sweep finds before the stream does."""
+    active = service.api.get("/api/v1/sweeps", pipeline=pipeline, state="queued,running")["sweeps"]
+    return not active and not service.api.get("/api/v1/findings", pipeline=pipeline)["findings"]
+
+
 @contextmanager
 def clean(scene: Scene, pipeline: str = "orders") -> Iterator[Scene]:
     """Yield the scene when it is HEALTHY without a gap; afterwards undo what is wrong at the target."""
     scene.copier.rules.clear()
-    scene.service.wait_healthy(pipeline)
-    assert scene.service.gaps(pipeline) == []
+    wait_for(lambda: is_at_rest(scene.service, pipeline), f"pipeline {pipeline} to be HEALTHY and at rest", 150)
     try:
         yield scene
     finally:
@@ -155,11 +172,22 @@ def record_at(servers: str, row: Mapping[str, Any]) -> Message:
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "tests", "enable.auto.commit": False})
     try:
         consumer.assign([TopicPartition(row["topic"], row["partition"], row["offset"])])
-        (message,) = consumer.consume(1, timeout=20)
+        (message,) = consumer.consume(1, timeout=PATIENCE_SECONDS)
         assert (message.error(), message.offset()) == (None, row["offset"])
         return message
     finally:
         consumer.close()
+
+
+def shown_by(stream: Any, least: int = 0) -> list[Any]:
+    """Return what a change stream shows until nothing more comes, `least` changes or more: it comes behind the writes."""
+    found, end = list[Any](), time.monotonic() + PATIENCE_SECONDS
+    while True:
+        change = stream.try_next()
+        if change is not None:
+            found.append(change)
+        elif len(found) >= least or time.monotonic() > end:
+            return found
 
 
 def judged_after(gap: Mapping[str, Any]) -> float:

@@ -26,7 +26,7 @@ from gapwatch.model.pipeline import FeedKind, FeedSpec
 from gapwatch.model.stream import Side
 from tests.acceptance.oplog import roll_over, small_oplog
 from tests.acceptance.scenery import CREATE, TABLE, configuration
-from tests.stack import captured, execute, until
+from tests.stack import captured, execute, read_topic, until
 from tests.unit.core.samples import field, pipeline
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
@@ -208,6 +208,7 @@ def test_a6_bad_input_one_topic_for_several_tables(doctor: Doctor, stack: Embedd
 
 def judged(stack: EmbeddedStack, topic: str, count: int) -> Counter[str]:
     """Return what the decoder of the pipeline's source makes of a topic's records: ids of keys, or why they are refused."""
+    read_topic(stack, topic, count)  # they have come
     spec = pipeline(field("v"), source_feed=FeedSpec(kind=FeedKind.DEBEZIUM, topic=topic))
     mapping, said = CompiledMapping(spec), Counter[str]()
     decoder = decoder_for(spec, Side.EXPECTED, mapping)
@@ -217,8 +218,9 @@ def judged(stack: EmbeddedStack, topic: str, count: int) -> Counter[str]:
     try:
         consumer.subscribe([topic])
         for _ in range(count):
-            message = consumer.poll(30)
+            message = consumer.poll(90)
             assert message is not None
+            assert message.error() is None, message.error()
             try:
                 events = decoder.decode(RawRecord.of(message))
                 said.update(str(mapping.source.codec.decode(event.key)[0]) for event in events if isinstance(event, Event))

@@ -19,10 +19,23 @@ from tests.acceptance.copier import Copier
 from tests.acceptance.mirror import Mirror, Place, create_topic, key_of
 from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import at, caught_up, create_database, during, falsify, gaps_of, heal, lose, now, number
-from tests.stack import captured, execute
+from tests.acceptance.shared import (
+    at,
+    caught_up,
+    create_database,
+    during,
+    falsify,
+    gaps_of,
+    heal,
+    is_at_rest,
+    is_swept,
+    lose,
+    now,
+    number,
+)
+from tests.stack import BESIDE_SECONDS, captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 ELSEWHERE = "public.elsewhere"
 PIPELINES = ("orders", "twice", "shuffled", "elsewhere")
@@ -120,10 +133,9 @@ def built(stack: EmbeddedStack, second: EmbeddedStack, tmp_path_factory: pytest.
 
 @pytest.fixture
 def world(built: World) -> Iterator[World]:
-    """All four pipelines HEALTHY, without a gap; afterwards both targets are made right again."""
+    """All four pipelines HEALTHY and at rest, without a gap; afterwards both targets are made right again."""
     for pipeline in PIPELINES:
-        built.service.wait_healthy(pipeline)
-        assert built.service.gaps(pipeline) == []
+        wait_for(partial(is_at_rest, built.service, pipeline), f"pipeline {pipeline} to be at rest", 150)
     try:
         yield built
     finally:
@@ -154,7 +166,12 @@ def test_a6_malformed_event_goes_to_the_dead_letters(world: World) -> None:
 
     totals = wait_for(settled, "99 settled writes", 30)
     assert totals["expected"] - before["expected"] == 99
-    letters = {(one["__connect.errors.partition"], one["__connect.errors.offset"]): one for one in _dead_letters(world)}
+
+    def told() -> dict[tuple[str, str], dict[str, Any]] | None:
+        found = {(one["__connect.errors.partition"], one["__connect.errors.offset"]): one for one in _dead_letters(world)}
+        return found if {(str(partition), str(offset)), *not_read} <= found.keys() else None
+
+    letters = wait_for(told, "all dead letters", 20)
     letter = letters[str(partition), str(offset)]
     assert (letter["value"], letter["__connect.errors.topic"]) == (broken, topic)
     assert letter["gapwatch-reason"]
@@ -192,7 +209,7 @@ def test_a7_everything_delivered_twice_changes_nothing(world: World) -> None:
     scene, names = world.scene, ("orders", "twice")
     keys = [number() for _ in range(40)]
     lost, false, left = keys[0], keys[1], keys[2]
-    before = {name: caught_up(world.service, name)["totals"] for name in names}
+    before = {name: caught_up(world.service, name, both=True)["totals"] for name in names}
     scene.copier.rules |= {lost: lose, false: falsify(v="false"), ("d", left): lose}
     scene.sql(*(f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES ({key}, {key}, 'a', 1.50)" for key in keys))
     updated = [(key, number()) for key in keys[10:30]]
@@ -258,13 +275,21 @@ def test_a10_only_the_pipeline_whose_target_is_down_is_unknown(world: World, req
     try:
         world.insert_elsewhere(*keys)
         wait_for(lambda: service.view("elsewhere")["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 5)
+        others: list[bool] = []
+
+        def are_healthy() -> bool:
+            return all(service.view(name)["status"] == "HEALTHY" for name in PIPELINES[:3])
 
         def look() -> None:
             assert service.view("elsewhere")["status"] == "UNKNOWN"
-            assert {name: service.view(name)["status"] for name in PIPELINES[:3]} == dict.fromkeys(PIPELINES[:3], "HEALTHY")
             assert service.gaps("elsewhere") == []
+            others.append(are_healthy())
 
         during(down - (time.monotonic() - stopped), look)
+        # A machine that is busy may make anybody's status old for a moment; what hangs with the target stays so.
+        assert sum(others) >= 0.8 * len(others)
+        wait_for(are_healthy, "the others to be HEALTHY", 20)
+        assert service.view("elsewhere")["status"] == "UNKNOWN"
     finally:
         world.second.mongodb.resume()
     service.wait_healthy("elsewhere")
@@ -304,7 +329,7 @@ def test_truncate_is_a_finding_and_its_sweep_names_every_document(world: World) 
     world.scene.sql(f"TRUNCATE {ELSEWHERE}")
     begun = time.monotonic()
     wait_for(lambda: len(service.gaps("elsewhere")) >= len(left), "every document that was left over", 60)
-    assert time.monotonic() - begun <= 60
+    assert time.monotonic() - begun <= 60 + BESIDE_SECONDS
     gaps = service.gaps("elsewhere")
     assert {gap["key"]["id"] for gap in gaps} == left
     assert {gap["kind"] for gap in gaps} <= {"extra", "undeleted"}
@@ -331,6 +356,7 @@ def test_m3_a_watched_collection_that_is_dropped_is_a_hole_and_is_read_on(world:
         client[world.scene.database].elsewhere.drop()
     finally:
         client.close()
+    dropped = now()
     wait_for(lambda: {gap["key"]["id"] for gap in service.gaps("elsewhere")} == gone, "every document that went with it", 60)
     assert {gap["kind"] for gap in service.gaps("elsewhere")} == {"missing"}
 
@@ -341,10 +367,11 @@ def test_m3_a_watched_collection_that_is_dropped_is_a_hole_and_is_read_on(world:
 
     findings = wait_for(covered, "the findings to be covered by a sweep", 30)
     assert all("ended with drop" in found["message"] for found in findings)
-    assert min(at(found["time_from"]) for found in findings) <= begun + timedelta(seconds=1)
+    assert min(at(found["time_from"]) for found in findings) <= dropped
     for found in findings:
         sweep = service.api.get(f"/api/v1/sweeps/{found['covered_by']}")
         assert (sweep["state"], sweep["request"]["reason"]) == ("succeeded", "hole")
+    wait_for(lambda: is_swept(service, "elsewhere"), "no sweep to find anything", 60)
     kept, lost = number(), number()  # its successor is read, with its losses
     world.elsewhere.rules[lost] = lose
     world.insert_elsewhere(kept, lost)
@@ -385,7 +412,7 @@ def _produce(world: World, topic: str, value: bytes, key: bytes = b'{"id": 7}') 
     options = {"message.max.bytes": 16 << 20, "compression.type": "lz4"}
     producer = Producer({"bootstrap.servers": world.scene.stack.kafka.bootstrap_servers, **options})
     producer.produce(topic, value, key, 0, on_delivery=lambda _, sent: places.append((sent.partition() or 0, sent.offset() or 0)))
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     return places[0]
 
 
@@ -397,7 +424,7 @@ def _reader(world: World) -> Consumer:
 def _end(world: World, topic: str, partition: int) -> int:
     consumer = _reader(world)
     try:
-        return int(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1])
+        return int(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)[1])
     finally:
         consumer.close()
 
@@ -424,11 +451,12 @@ def _produce_what_is_not_read(world: World, topic: str) -> dict[tuple[str, str],
 def _dead_letters(world: World) -> list[dict[str, Any]]:
     topic, consumer, letters = f"gw-{world.scene.database}.dlq", _reader(world), list[dict[str, Any]]()
     try:
-        places = [TopicPartition(topic, number, 0) for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
-        waiting = sum(consumer.get_watermark_offsets(place, timeout=10)[1] for place in places)
+        places = [TopicPartition(topic, number, 0) for number in consumer.list_topics(topic, timeout=30).topics[topic].partitions]
+        waiting = sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
         consumer.assign(places)
         while len(letters) < waiting:
             for message in consumer.consume(100, timeout=5):
+                assert message.error() is None, message.error()
                 headers = {name: (value or b"").decode() for name, value in message.headers() or ()}
                 letters.append({"value": message.value(), **headers})
     finally:

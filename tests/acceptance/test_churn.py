@@ -192,7 +192,8 @@ def test_l3_no_false_red_under_churn(
         sampler.stop()
         assert service.gaps(state="") == [], "gaps were opened although nothing was lost"
         assert sampler.wrong() == []
-        assert sampler.defined > length.seconds / 4, "consistent-through was hardly ever defined"
+        # A busy machine takes fewer samples than one a second.
+        assert sampler.defined > min(length.seconds, sampler.samples) / 4, "consistent-through was hardly ever defined"
         totals = view["totals"]
         closed = (
             totals["settled"] + totals["superseded"] + totals["cleared"] + totals["gap"] + sum(totals["unverifiable"].values())

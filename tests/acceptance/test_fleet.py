@@ -257,8 +257,8 @@ def _records(settings: Settings, topic: str) -> Iterator[tuple[int, int, int, by
     """Yield partition, offset, time and value of everything on a topic, partition by partition."""
     consumer = Consumer({"bootstrap.servers": settings.bootstrap_servers, "group.id": "fleet-test", "enable.auto.commit": False})
     try:
-        for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions:
-            first, end = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
+        for number in consumer.list_topics(topic, timeout=30).topics[topic].partitions:
+            first, end = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)
             consumer.assign([TopicPartition(topic, number, first)])
             position = first
             while position < end:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,8 @@ def test_m22_while_it_is_paused_nothing_opens_and_nothing_is_lost(
         scene.insert(101, 501)
         wait_for(service.gaps, "the gap", 30)
         scene.insert(102, 502)
-        assert service.command("pipelines", "pause", "orders", "--reason", "the target moves").returncode == 0
+        # At once: a command takes its time to begin, and what is lost is late soon.
+        service.api.post("/api/v1/pipelines/orders/pause", {"reason": "the target moves"})
         since = datetime.now(UTC)
         scene.insert(103, 503)
         scene.insert(104, 504)
@@ -182,6 +185,9 @@ def test_m6_i2_ten_thousand_writes_of_known_classes_are_counted_exactly_and_add_
         insert(9, 1)
         oldest = "gapwatch_oldest_in_transit_timestamp_seconds"
         wait_for(lambda: service.metric(oldest, pipeline="orders"), "a write to be in transit", 30)
+        asked = "gapwatch_store_requests_total"
+        for store in ("shop", "catalog"):
+            wait_for(partial(service.metric, asked, store=store, purpose="recheck"), "the gap to be read again", 20)
         before = lasting(service)
         scene.copier.resume()  # the one that was on its way is one of the rest
         both, dropped, rest = BOTH, DROPPED, REST
@@ -196,7 +202,6 @@ def test_m6_i2_ten_thousand_writes_of_known_classes_are_counted_exactly_and_add_
 
 
 REST_SECONDS = 8.0
-PINGS = REST_SECONDS / 5 + 1
 
 
 def test_m25_watching_costs_the_stores_what_the_budget_says(stack: EmbeddedStack, postgres_database: str, tmp_path: Path) -> None:
@@ -207,18 +212,19 @@ def test_m25_watching_costs_the_stores_what_the_budget_says(stack: EmbeddedStack
         def asked() -> dict[tuple[str, str, str], float]:
             return requests_of(service)
 
-        before = asked()
+        begun, before = time.monotonic(), asked()
         during(REST_SECONDS, service.check_alive)
         rest = spent(before, asked())
+        seconds = time.monotonic() - begun  # at least: a busy machine takes longer
         assert set(rest) == {
             ("shop", "heartbeat", ""),
             ("shop", "watch", "orders"),
             ("catalog", "capture", "orders"),
             ("catalog", "watch", "orders"),
         }
-        assert 1 <= rest["shop", "heartbeat", ""] <= REST_SECONDS / 0.25 + 1
-        assert 1 <= rest["catalog", "capture", "orders"] <= REST_SECONDS * (4 + 4) * 1.5
-        assert max(rest["shop", "watch", "orders"], rest["catalog", "watch", "orders"]) <= 2 * PINGS
+        assert 1 <= rest["shop", "heartbeat", ""] <= seconds / 0.25 + 1
+        assert 1 <= rest["catalog", "capture", "orders"] <= seconds * (4 + 4) * 1.5
+        assert max(rest["shop", "watch", "orders"], rest["catalog", "watch", "orders"]) <= 2 * (seconds / 5 + 1)
         before = asked()
         scene.copier.rules[7] = nothing
         scene.insert(1, 7)

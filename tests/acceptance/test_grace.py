@@ -89,7 +89,7 @@ def _graces(scene: Scene) -> set[int]:
         {"bootstrap.servers": scene.stack.kafka.bootstrap_servers, "group.id": "looks", "enable.auto.commit": False}
     )
     try:
-        _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=10)
+        _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=30)
         consumer.assign([TopicPartition(topic, 0, max(0, end - 20))])
         records = [unpack(value) for message in consumer.consume(20, 5) if (value := message.value())]
         return {times.grace for record in records if isinstance(record, Control) for times in record.pipelines}

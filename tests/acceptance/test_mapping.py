@@ -18,7 +18,7 @@ from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import create_database, during, number
 from tests.stack import captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROWS = 300
 WRONG = {"seq": "seq", "v": "v", "amount": {"from": "seq", "type": "decimal", "scale": 2}, "big": "big"}

@@ -16,7 +16,7 @@ from tests.acceptance.scenery import TABLE, Scene, watched
 from tests.acceptance.service import wait_for
 from tests.acceptance.shared import caught_up, clean, create_database, found, lose, number
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 LOST = 117
 MODES = ["direct", "debezium", "republish"]

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +21,11 @@ from gapwatch.embedded import EmbeddedStack
 from gapwatch.errors import ConflictError
 from gapwatch.ledger import open_ledger
 from tests.acceptance.scenery import TABLE, Scene, watched
-from tests.acceptance.service import EVERY_ROLE, Service, free_port, wait_for
+from tests.acceptance.service import ANSWER_SECONDS, EVERY_ROLE, Service, wait_for
 from tests.acceptance.shared import at, clean, create_database, gaps_of, lose, number
+from tests.stack import free_port
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,11 @@ def pid(scene: Scene) -> int:
 
 def children(parent: int) -> dict[int, str]:
     """Return the processes that one started, with their command lines."""
-    numbers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return {int(n): Path(f"/proc/{n}/cmdline").read_bytes().replace(b"\0", b" ").decode() for n in numbers}
+    found = {}
+    for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with suppress(OSError):  # it ends just now
+            found[int(one)] = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
 
 
 def matcher(scene: Scene) -> int:
@@ -69,9 +73,9 @@ def ups(scene: Scene) -> dict[str, float | None]:
 def test_k2_one_command_plays_every_role(scene: Scene) -> None:
     """A loss is captured, ingested, matched, confirmed, swept, repaired and shown by one `gapwatch run`."""
     assert list(scene.service.processes) == ["all"]
-    assert ups(scene) == dict.fromkeys(EVERY_ROLE, 1.0)
-    status, said = scene.service.ready()
+    status, said = wait_for(lambda: found if (found := scene.service.ready())[0] == 200 else None, "200", 60)
     assert status == 200
+    assert ups(scene) == dict.fromkeys(EVERY_ROLE, 1.0)
     assert {line for line in said.splitlines() if line.startswith("[")} == {f"[+]{role} ok" for role in (*EVERY_ROLE, "kafka")}
     lost, extra = number(), number()
     scene.copier.rules[lost] = lose
@@ -123,8 +127,13 @@ def test_f3_of_two_services_that_are_asked_at_once_one_sweeps_and_both_name_it(s
             wait_for(lambda one=one, path=path: one.api.get(path)["state"] == "succeeded", "the sweep", 40)  # type: ignore[misc]
             sweeps = one.api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]
             assert {found["id"] for found in sweeps} - before == {run}
-        ended = [line for one, role in ((service, "all"), (other, "repair")) for line in one.lines(role, "sweep_ended")]
-        assert [line["run"] for line in ended].count(run) == 1, "one of the two has carried it out"
+
+        def carried_out() -> int:
+            ended = [line for one, role in ((service, "all"), (other, "repair")) for line in one.lines(role, "sweep_ended")]
+            return [line["run"] for line in ended].count(run)
+
+        wait_for(carried_out, "the line of who has carried it out", 20)  # it comes behind the record
+        assert carried_out() == 1, "one of the two has carried it out"
     finally:
         other.stop()
 
@@ -154,7 +163,7 @@ def test_k4_kafka_down_at_start_and_at_the_end(scene: Scene) -> None:
         service.start()
         wait_for(lambda: service.ready()[0] == 503, "503", 20)
         assert service.view()["status"] == "UNKNOWN"
-        assert service.api.alive()
+        assert service.api.alive(ANSWER_SECONDS)
     finally:
         scene.stack.kafka.start()
     started = pid(scene)

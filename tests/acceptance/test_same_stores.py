@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -20,10 +21,10 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.background import Background
 from tests.acceptance.copier import PLACEHOLDER
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import FOUND_WITHIN_SECONDS, at, judged_after, now, number
+from tests.acceptance.shared import FOUND_WITHIN_SECONDS, at, caught_up, is_at_rest, is_swept, judged_after, now, number
 from tests.stack import captured, execute, until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 TABLE = "public.orders"
 COLUMNS = "(id bigint PRIMARY KEY, seq bigint NOT NULL, amount numeric(12,2), placed timestamptz, tags text[], big text)"
@@ -32,6 +33,7 @@ SCHEMALESS = {
     for part in ("key", "value")
     for option, value in {"": "org.apache.kafka.connect.json.JsonConverter", ".schemas.enable": "false"}.items()
 }
+GRACE = 2.0
 LARGE = 9 << 20  # bytes: above what a record may hold, and twice of it above what a change may
 BIG = "repeat(md5(random()::text), 400)"  # kept out of line: an update that leaves it alone does not carry it
 
@@ -101,9 +103,10 @@ class CollectionSink(Sink):
 
     uri: str = ""
     database: str = ""
+    late: dict[Any, float] = field(default_factory=dict)  # how many seconds it took to copy a document, at most
 
     def _run(self) -> None:
-        client: MongoClient[dict[str, Any]] = MongoClient(self.uri)
+        client: MongoClient[dict[str, Any]] = MongoClient(self.uri, tz_aware=True)
         copies = client[self.database].copies
         try:
             shown = [{"$project": {"updateDescription": 0}}]
@@ -118,6 +121,8 @@ class CollectionSink(Sink):
                         copies.delete_one(where)
                     else:
                         copies.replace_one(where, {**document, "copied": True}, upsert=True)
+                    took = (now() - change["wallTime"]).total_seconds()
+                    self.late[where["_id"]] = max(took, self.late.get(where["_id"], 0.0))
         finally:
             client.close()
 
@@ -149,8 +154,18 @@ class World:
             return connection.execute("SELECT id, seq, amount, placed, tags, md5(big) FROM orders ORDER BY id").fetchall()
 
 
+@pytest.fixture
+def world(built: World) -> World:
+    """Both pipelines that every test leaves as they were are at rest, and nothing is swept."""
+    service = built.service
+    for pipeline in ("tables", "collections"):
+        wait_for(partial(is_at_rest, service, pipeline), f"pipeline {pipeline} to be at rest", 120)
+    wait_for(lambda: not service.api.get("/api/v1/sweeps", state="queued,running")["sweeps"], "sweeps to end", 60)
+    return built
+
+
 @pytest.fixture(scope="module")
-def world(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     name = f"same{number()}"
     source, target = f"{name}s", f"{name}t"
     with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
@@ -264,7 +279,7 @@ def test_b1_a_row_that_was_lost_between_two_tables_is_found_and_repaired_as_it_i
     insert(world, 1, 2, 3, 4)
     assert wait_for(lambda: world.gaps("tables"), "the gap", 40) == {3: ("missing", "never_written")}
     assert world.repaired("tables", "missing")["verified"] == 1
-    assert world.table(world.target) == world.table(world.source)
+    wait_for(lambda: world.table(world.target) == world.table(world.source), "the others", 20)
     world.service.wait_healthy("tables")
     world.rows.lost.clear()
 
@@ -274,16 +289,14 @@ def test_m5_an_update_that_leaves_a_large_column_alone_is_no_gap_on_either_side(
     wait_for(lambda: len(world.table(world.target)) == len(world.table(world.source)), "the rows")
     execute(world.source, "UPDATE orders SET seq = seq + 1 WHERE id IN (11, 12)")
     wait_for(lambda: world.table(world.target) == world.table(world.source), "the updates")
-    before = world.service.view("tables")["consistent_through"]
-    wait_for(lambda: (world.service.view("tables")["consistent_through"] or "") > before, "the time to move on")
-    wait_for(lambda: not world.service.view("tables")["pending_keys"], "the keys to be settled")
+    caught_up(world.service, "tables")
     assert not [gap for gap in world.service.gaps("tables", state="") if gap["key"]["id"] in (11, 12)]
 
 
 def test_m13_a_write_of_somebody_else_to_the_target_table_is_out_of_band(world: World) -> None:
     insert(world, 21)
     wait_for(lambda: world.table(world.target) == world.table(world.source), "the row")
-    world.service.wait_healthy("tables")
+    caught_up(world.service, "tables")  # or the streams may show both writes before they show the row's own
     execute(world.target, "UPDATE orders SET amount = 99 WHERE id = 21")
     assert wait_for(lambda: world.gaps("tables"), "the gap", 40) == {21: ("mismatch", "out_of_band")}
     [gap] = world.service.gaps("tables")
@@ -335,7 +348,8 @@ def test_b1_documents_between_two_collections_are_copied_back_with_their_own_typ
                 "ship": {"city": "Wien", "zip": "1010"},
             }
         )
-    assert wait_for(lambda: world.gaps("collections"), "the gap", 40) == {2: ("missing", "never_written")}
+    expected = {2: ("missing", "never_written")}  # without a delivery what is merely late is a gap as well, for a moment
+    wait_for(lambda: world.gaps("collections") == expected, f"gaps {expected}", 40)
     assert world.repaired("collections", "missing")["verified"] == 1
     written = world.mongo[world.database].copies.find_one({"_id": 2})
     source = world.mongo[world.database].orders.find_one({"_id": 2})
@@ -349,7 +363,8 @@ def test_a5_and_m13_hold_between_two_collections(world: World) -> None:
     orders, copies = world.mongo[world.database].orders, world.mongo[world.database].copies
     orders.insert_many([{"_id": each, "amount": each} for each in (11, 12)])
     wait_for(lambda: copies.count_documents({"_id": {"$in": [11, 12]}}) == 2, "the documents")
-    world.service.wait_healthy("collections")
+    wait_for(lambda: not world.gaps("collections"), "no gap of what was late", 40)
+    caught_up(world.service, "collections")
     world.documents.lost.add(11)
     orders.delete_one({"_id": 11})
     copies.update_one({"_id": 12}, {"$set": {"amount": 13}})
@@ -371,20 +386,26 @@ def test_trap_46_documents_and_changes_above_every_limit_are_read_by_their_keys(
     begun, large = now(), "x" * LARGE
     world.documents.lost.add(42)
     orders.insert_many([{"_id": key, "amount": key, "blob": large} for key in (41, 42, 43)])
-    gaps = wait_for(lambda: world.gaps("collections"), "the gap", 40)
-    assert [(key, kind) for key, (kind, _) in gaps.items()] == [(42, "missing")]
-    assert [gap["detector"] for gap in service.gaps("collections")] == ["stream"]
+    wait_for(lambda: world.gaps("collections").keys() == {42}, "the gap", 40)
+    assert [(gap["kind"], gap["detector"]) for gap in service.gaps("collections")] == [("missing", "stream")]
     assert world.repaired("collections", "missing")["verified"] == 1
     assert copies.find_one({"_id": 42}) == {"_id": 42, "amount": 42}
-    assert len([line for line in service.lines("all", "change_too_large") if at(line["timestamp"]) > begun]) >= 5
+
+    def named() -> bool:
+        return len([line for line in service.lines("all", "change_too_large") if at(line["timestamp"]) > begun]) >= 5
+
+    wait_for(named, "both streams to have named what is too large", 30)
     world.documents.lost.add(43)
     orders.update_many({"_id": {"$in": [41, 43]}}, {"$set": {"amount": 44, "blob": large.swapcase()}})
-    gaps = wait_for(lambda: world.gaps("collections"), "the gap", 40)
-    assert [(key, kind in ("stale", "mismatch")) for key, (kind, _) in gaps.items()] == [(43, True)]
+    wait_for(lambda: world.gaps("collections").keys() == {43}, "the gap", 40)
+    assert world.gaps("collections")[43][0] in ("stale", "mismatch")
     assert world.repaired("collections", "stale", "mismatch")["verified"] == 1
     wait_for(lambda: not world.gaps("collections"), "no gap")
-    assert at(service.wait_healthy("collections")["consistent_through"]) > begun
-    assert [gap for gap in service.gaps("collections", state="") if gap["key"]["_id"] == 41] == []
+    service.wait_healthy("collections")
+    wait_for(lambda: at(service.view("collections")["consistent_through"]) > begun, "the time to move on", 30)
+    late = [gap for gap in service.gaps("collections", state="") if gap["key"]["_id"] == 41]
+    assert late == [] or world.documents.late[41] > GRACE, "delivery: none: what the sink copied later than grace was a gap"
+    assert {gap["resolution"] for gap in late} <= {"late_arrival"}
 
 
 def documents_of(gap: Mapping[str, Any]) -> list[Any]:
@@ -409,7 +430,9 @@ def test_b7_the_stream_finds_a_second_document_of_a_key_and_names_both(world: Wo
     parts, there = world.mongo[world.database].parts, world.mongo[world.database].stocked
     both = ["1-eu", "1-us"]
     # A delete of the test before may have asked for a sweep (its event has no key of ours), and that one would find this as well.
-    wait_for(lambda: not world.service.api.get("/api/v1/findings", pipeline="regions")["findings"], "no hole", 60)
+    wait_for(lambda: world.service.view("regions")["baseline"] and is_swept(world.service, "regions"), "no hole", 90)
+    if 100 not in world.gaps("regions"):  # somebody has deleted a document
+        caught_up(world.service, "regions")  # which nothing is while a hole waits for its sweep
     parts.insert_one({"_id": 1, "amount": 1})
     there.insert_one(stocked(1, "eu"))
     wait_for(lambda: world.service.view("regions")["totals"]["settled"], "the key to be settled")
@@ -486,7 +509,7 @@ def test_d8_lesson_22_a_row_without_its_parent_is_refused_by_name_and_written_on
 def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself_and_a_failed_row_fails_its_own(
     world: World,
 ) -> None:
-    service, keys = world.service, range(51, 59)
+    service, keys = world.service, range(51, 75)
     execute(world.target, "ALTER TABLE orders ADD CONSTRAINT not_53 CHECK (id <> 53)")
     try:
         world.rows.lost |= set(keys)
@@ -503,7 +526,7 @@ def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself
             progress = [one["progress"] or 0.0 for one in seen[pipeline]]
             assert progress == sorted(progress)
             assert progress[-1] == 1.0
-            assert {0.25, 0.5, 0.75} & set(progress), "told as it came on, two documents of eight at a time"
+            assert any(0 < one < 1 for one in progress), "told as it came on, two documents of twenty-four at a time"
             rows = service.api.get("/api/v1/audit", run_id=run, limit=500)["audit"]
             done = {next(iter(row["key"].values())) for row in rows if row["action"] == "backfill_write"}
             assert (done, {row["pipeline"] for row in rows}) == (set(keys), {pipeline})
@@ -512,7 +535,7 @@ def test_d18_lesson_7_lesson_36_backfills_of_two_sources_come_on_each_for_itself
             assert {one["pipeline"] for one in newest} == {pipeline}
         ends = {pipeline: seen[pipeline][-1] for pipeline in runs}
         told = {pipeline: (end["state"], end["counts"]["written"], end["counts"]["failed"]) for pipeline, end in ends.items()}
-        assert told == {"tables": ("failed", 7, 1), "collections": ("succeeded", 8, 0)}
+        assert told == {"tables": ("failed", len(keys) - 1, 1), "collections": ("succeeded", len(keys), 0)}
         assert ends["tables"]["error"] == "1 documents failed. Most often: CheckViolation: constraint not_53"
         assert ends["collections"]["error"] is None
         assert world.gaps("tables").keys() == {53}

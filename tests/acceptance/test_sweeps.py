@@ -15,10 +15,10 @@ from gapwatch.embedded import EmbeddedStack
 from gapwatch.ledger import open_ledger
 from tests.acceptance.scenery import TABLE, Scene, configuration, watched
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import found
+from tests.acceptance.shared import found, is_swept
 from tests.stack import captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 def ended(service: Service, run: dict[str, Any], seconds: float = 60.0) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_d13_lesson_36_workers_share_a_sweep_and_one_of_them_is_killed(
         counts = record["counts"]
         assert (counts["source_keys"], counts["target_keys"], counts["parts"]) == (rows, rows - len(lost), 4)
         assert found(scene) == dict.fromkeys(lost, "missing")
-        assert "sweep_part_ended" in scene.service.log(other).read_text()
+        wait_for(lambda: "sweep_part_ended" in scene.service.log(other).read_text(), "the line of the other one", 20)
 
 
 def holder_of(service: Service, run: dict[str, Any]) -> tuple[str, str] | None:
@@ -154,7 +154,7 @@ def test_trap_25_keys_that_both_stores_sort_differently_are_compared_as_sets(
             try:
                 wait_for(lambda: service.view()["status"], "the API to answer", 60)
                 wait_for(lambda: len(service.gaps()) >= 3, "what the first sweep finds", 60)
-                last = service.view()["last_sweep"]
+                last = wait_for(lambda: one if (one := service.view()["last_sweep"])["ended_at"] else None, "its end", 60)
                 assert (last["state"], last["counts"]["source_keys"]) == ("succeeded", len(names)), last
                 found = service.gaps()
                 assert {gap["key"]["id"]: gap["kind"] for gap in found} == {
@@ -189,6 +189,7 @@ def test_d12_lesson_36_sweeps_of_what_changed_lately_of_named_keys_and_of_a_rang
             stack, postgres_database, tmp_path, before=before, grace="1s", delivery="none", wait=False, **pipeline
         ) as scene:
             wait_for(lambda: scene.service.view().get("baseline"), "the baseline", 90)
+            wait_for(lambda: is_swept(scene.service), "no sweep of everything to come", 60)
 
             def sweep(*options: str) -> dict[str, Any]:
                 def start() -> dict[str, Any] | None:

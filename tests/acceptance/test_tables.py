@@ -16,7 +16,7 @@ from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import during, gaps_of, lose
 from tests.stack import captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 EU, US, ASIA = TABLES = ("public.orders_eu", "public.orders_us", "public.orders_asia")
 COLUMNS = "(id bigint PRIMARY KEY, seq bigint NOT NULL, v text)"

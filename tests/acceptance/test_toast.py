@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +16,22 @@ from gapwatch.errors import ConflictError
 from tests.acceptance.copier import PLACEHOLDER, Change, Copier, Operation, fields_of
 from tests.acceptance.scenery import CREATE, TABLE, Scene, configuration
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import at, create_database, during, gaps_of, heal, lose, now, number
+from tests.acceptance.shared import (
+    at,
+    caught_up,
+    create_database,
+    during,
+    gaps_of,
+    heal,
+    is_at_rest,
+    is_swept,
+    lose,
+    now,
+    number,
+)
 from tests.stack import captured, execute
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 BIG = 20_000
 OLDER = range(1, 6)  # rows from before the capture: the stream never showed their big column
@@ -111,7 +123,7 @@ def built(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture
 def world(built: World) -> Iterator[World]:
     for name in NAMES:
-        built.service.wait_healthy(name)
+        wait_for(partial(is_at_rest, built.service, name), f"pipeline {name} to be at rest", 150)
     try:
         yield built
     finally:
@@ -154,14 +166,15 @@ def test_m5_a_sink_that_overwrites_is_found_to_the_document(world: World) -> Non
     service, keys = world.service, [number() for _ in range(12)]
     world.insert(*keys)
     wait_for(lambda: set(keys) <= world.documents("sunk").keys(), "the documents", 30)
+    caught_up(service, "sunk", both=True)  # the streams have shown them whole
     for key in keys[:7]:
         world.update(key, number())
     world.scene.sql(f"UPDATE {TABLE} SET v = 'c', big = {_big(7)} WHERE id = {keys[7]}")  # this event carries all
-    overwritten = wait_for(lambda: _overwritten(world, 7), "the sink to have overwritten", 30)
+    overwritten = wait_for(lambda: _overwritten(world, keys, 7), "the sink to have overwritten", 30)
     assert overwritten == set(keys[:7])
     wait_for(lambda: len(gaps_of(service, *keys, pipeline="sunk")) >= 7, "the gaps", 30)
     during(GRACE + 2, lambda: None)
-    gaps = service.gaps("sunk")
+    gaps = gaps_of(service, *keys, pipeline="sunk")
     assert {gap["key"]["id"] for gap in gaps} == overwritten
     assert {(gap["kind"], gap["cause"], *gap["fields"]) for gap in gaps} == {("mismatch", "overwritten", "big")}
     assert service.gaps("orders") == []
@@ -169,11 +182,13 @@ def test_m5_a_sink_that_overwrites_is_found_to_the_document(world: World) -> Non
 
 def test_m5_a_blanked_column_is_named_by_coverage_and_found_by_the_content_sweep(world: World) -> None:
     service, key = world.service, 3
-    seq, before = number(), service.view()["totals"]["masked"]
+    wait_for(lambda: is_swept(service), "no sweep to prove anything", 60)
+    wait_for(lambda: _masked(service, 0), "nothing to be left of other tests", 20)
+    seq = number()
     world.scene.copier.rules[seq] = _blank
     world.update(key, seq)
     wait_for(lambda: world.documents("orders")[key].get("big") == "", "the blanked column", 20)
-    view = wait_for(lambda: _masked(service, before + 1), "coverage to name it", 20)
+    view = wait_for(lambda: _masked(service, 1), "coverage to name it", 20)
     assert view["coverage"] < 1
     assert [reason for reason in view["reasons"] if "1 writes had fields that no event carried" in reason]
     during(GRACE + 2, lambda: _no_gaps(service, key))  # the stream cannot know
@@ -197,8 +212,8 @@ def _there(world: World, collection: str, keys: set[int]) -> bool:
     return keys <= world.documents(collection).keys()
 
 
-def _overwritten(world: World, count: int) -> set[int] | None:
-    found = {key for key, document in world.documents("sunk").items() if document.get("big") == PLACEHOLDER}
+def _overwritten(world: World, keys: Sequence[int], count: int) -> set[int] | None:
+    found = {key for key, document in world.documents("sunk").items() if key in keys and document.get("big") == PLACEHOLDER}
     return found if len(found) >= count else None
 
 

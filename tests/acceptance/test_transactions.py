@@ -15,7 +15,7 @@ from tests.acceptance.service import wait_for
 from tests.acceptance.shared import during
 from tests.acceptance.test_tables import COLUMNS, EU, US, copied, insert
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(600)]
 
 OTHER = "public.other"
 METADATA = {"provide.transaction.metadata": "true"}

@@ -20,9 +20,9 @@ from gapwatch.embedded import EmbeddedStack
 from tests.acceptance.copier import Copier
 from tests.acceptance.scenery import CREATE, FIELDS, TABLE, Scene, configuration
 from tests.acceptance.service import Service, wait_for
-from tests.acceptance.shared import at, clean, create_database, during, falsify, gaps_of, lose, now, number
+from tests.acceptance.shared import at, clean, create_database, during, falsify, gaps_of, late, lose, now, number
 from tests.acceptance.silence import is_stale, no_heartbeats, unread_partitions
-from tests.stack import captured, execute
+from tests.stack import BESIDE_SECONDS, captured, execute
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.integration]
 
@@ -140,7 +140,7 @@ def test_a5_a_deleted_key_that_is_still_there(scene: Scene) -> None:
     scene.sql(f"DELETE FROM {TABLE} WHERE id IN ({kept}, {gone})")
     gaps = wait_for(scene.service.gaps, "the gap", 30)
     assert [(gap["key"], gap["kind"], gap["cause"]) for gap in gaps] == [({"id": kept}, "undeleted", "never_written")]
-    assert gone not in scene.documents()
+    wait_for(lambda: gone not in scene.documents(), "the other one to go", 20)
     during(WINDOW, lambda: _none(gaps_of(scene.service, gone)))
 
 
@@ -151,7 +151,7 @@ def test_b2_expiry_without_traffic(scene: Scene) -> None:
     written = now()  # and from here on silence
     gaps = wait_for(scene.service.gaps, "the gap", 30)
     assert [(gap["key"], gap["kind"]) for gap in gaps] == [({"id": key}, "missing")]
-    assert at(gaps[0]["first_seen"]) - written <= timedelta(seconds=WINDOW + PROMPT)
+    assert at(gaps[0]["first_seen"]) - written <= timedelta(seconds=WINDOW + PROMPT + BESIDE_SECONDS)
     assert at(gaps[0]["first_seen"]) - at(gaps[0]["event_time"]) >= timedelta(seconds=GRACE)
     source = next(row for row in gaps[0]["evidence"] if row["side"] == "expected")
     assert source["topic"] == f"{scene.database}.{TABLE}"
@@ -160,16 +160,18 @@ def test_b2_expiry_without_traffic(scene: Scene) -> None:
 
 
 def test_b3_a_late_write_resolves(scene: Scene) -> None:
-    key, delay = number(), 9.0
-    scene.copier.rules[key] = lambda change: [(delay, change.applied())]
+    key, began = number(), now()
+    scene.copier.rules[key] = late(600)
     scene.insert(key, key)
-    gaps = wait_for(lambda: gaps_of(scene.service, key), "the gap", 8)
+    gaps = wait_for(lambda: gaps_of(scene.service, key), "the gap", 30)
     assert sum(scene.service.view()["gaps_open"].values()) == 1
+    written = now()
+    scene.copier.release()
     resolved = wait_for(lambda: gaps_of(scene.service, key, state="resolved"), "the late write", 30)
     assert [gap["id"] for gap in resolved] == [gap["id"] for gap in gaps]
     assert resolved[0]["resolution"] == "late_arrival"
-    took = at(resolved[0]["resolved_at"]) - at(resolved[0]["event_time"])
-    assert timedelta(seconds=delay) <= took <= timedelta(seconds=delay + 5)
+    assert began - timedelta(milliseconds=1) <= at(resolved[0]["event_time"]) <= written, "when it was written, not when it came"
+    assert written <= at(resolved[0]["resolved_at"]) <= written + timedelta(seconds=5 + BESIDE_SECONDS)
     assert sum(scene.service.view()["gaps_open"].values()) == 0
 
 
@@ -279,8 +281,7 @@ def test_m1_consistent_through_stands_below_the_lost_write(stage: Stage, scene: 
 
     wait_for(verified, f"backfill {run['id']}", 30)
     assert gaps_of(scene.service, key, state="resolved")[0]["resolution"] == "backfilled"
-    wait_for(lambda: _recent(scene), f"consistent-through within {GRACE + 2:.0f} s of now", 20)
-    during(3, lambda: _assert_recent(scene))
+    wait_for(lambda: _recent_for(scene, 3), f"consistent-through within {GRACE + 2:.0f} s of now", 60)
     wait_for(lambda: _shown_everywhere(scene), "metric and command line to say the same", 20)
 
 
@@ -293,13 +294,14 @@ def story(scene: Scene, key: int) -> dict[str, Any]:
 
 
 def test_m20_the_story_of_one_key_that_is_a_gap_in_transit_and_right(scene: Scene) -> None:
-    lost, late, right = number(), number(), number()
+    lost, waits, right = number(), number(), number()
     scene.copier.rules[lost] = lose
     for key in (right, lost):
         scene.insert(key, key)
     gap = wait_for(lambda: gaps_of(scene.service, lost), "the gap", 30)[0]
 
-    told = story(scene, lost)
+    # Its verdict comes back on the stream once the gap is stored.
+    told = wait_for(lambda: found if (found := story(scene, lost))["stream"]["verdicts"] else None, "its verdict", 20)
     assert told["verdict"] == f"A gap: missing, cause never_written, since {gap['event_time']}."
     assert (told["stores"]["source"]["read"], told["stores"]["target"]["read"]) == ("present", "absent")
     source = next(row for row in gap["evidence"] if row["side"] == "expected")
@@ -318,14 +320,14 @@ def test_m20_the_story_of_one_key_that_is_a_gap_in_transit_and_right(scene: Scen
 
     told = story(scene, right)
     assert told["stream"]["state"] == "settled"
-    assert [row["side"] for row in told["stream"]["events"]] == ["observed", "expected"]
+    assert sorted(row["side"] for row in told["stream"]["events"]) == ["expected", "observed"]  # read in one go, in any order
     assert told["verdict"] == "No gap: the target holds what the source holds."
     assert (told["gaps"], told["stream"]["verdicts"]) == ([], [])
 
     scene.copier.pause()
-    scene.insert(late, late)
+    scene.insert(waits, waits)
     shown(scene, in_transit_keys=1)
-    told = story(scene, late)
+    told = story(scene, waits)
     assert told["stream"]["state"] == "in_transit"
     (event,) = told["stream"]["events"]
     place_text = f"{event['topic']}[{event['partition']}] offset {event['offset']}"
@@ -340,8 +342,8 @@ def test_m19_lag_is_never_loss(scene: Scene, request: pytest.FixtureRequest) -> 
     keys = [number() for _ in range(8 * seconds)]
     shown(scene, in_transit_keys=0)  # of the test before
     scene.copier.pause()
-    begin = now()
-    writer = threading.Thread(target=_write_slowly, args=(scene, keys, 0.1))
+    begun: list[datetime] = []  # when each write was begun
+    writer = threading.Thread(target=_write_slowly, args=(scene, keys, 0.1, begun))
     writer.start()
     transit, statuses, through = [], [], []
 
@@ -352,29 +354,29 @@ def test_m19_lag_is_never_loss(scene: Scene, request: pytest.FixtureRequest) -> 
         statuses.append((view["status"], [reason for reason in view["reasons"] if "sink_lagging" in reason]))
         through.append(view["consistent_through"])
 
+    def all_in_transit() -> bool:
+        look()
+        status, lagging = statuses[-1]
+        return transit[-1] == len(keys) and status == "WARNING" and bool(lagging)
+
     during(seconds, look)
-    writer.join()
-    assert transit[-1] == len(keys)
+    writer.join()  # on a busy machine it takes its time
+    wait_for(all_in_transit, "all to be in transit, and a WARNING of it", 20)
     assert transit == sorted(transit)
-    assert statuses[-1][0] == "WARNING"
-    assert statuses[-1][1]
-    assert at(through[-1]) < begin + timedelta(seconds=1)
+    assert at(through[-1]) < begun[1], "beyond the first write, which the sink has not reached"
     assert len(set(through[-20:])) == 1, "consistent-through moved although the sink stood still"
     scene.copier.resume()
-    scene.service.wait_healthy(seconds=40)
+    scene.service.wait_healthy()
     shown(scene, in_transit_keys=0)
     assert gaps_of(scene.service, *keys, state="") == []
-    assert at(scene.service.view()["consistent_through"]) > begin
+    wait_for(lambda: at(scene.service.view()["consistent_through"]) > begun[-1], "consistent-through to pass the last write", 30)
 
 
 @pytest.mark.parametrize("role", ["match", "ingest", "capture"])
 def test_b16_a_dead_role_is_unknown_and_never_the_last_green(scene: Scene, role: str) -> None:
     scene.service.kill(role, signal.SIGKILL)
-    killed = time.monotonic()
     try:
-        wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
-        assert time.monotonic() - killed <= STALL_AFTER + 1
-        during(STALL_AFTER, lambda: _unknown(scene))
+        unknown_in_time(scene, now())
     finally:
         scene.service.start([role])
     scene.service.wait_healthy()
@@ -384,8 +386,8 @@ def test_b16_a_dead_role_is_unknown_and_never_the_last_green(scene: Scene, role:
 def test_b16_a_raw_partition_that_nobody_reads_is_unknown(scene: Scene) -> None:
     with unread_partitions(scene) as stolen:
         assert stolen
-        wait_for(lambda: is_stale(scene), "UNKNOWN", STALL_AFTER + 2)
-        during(STALL_AFTER, lambda: _unknown(scene))
+        unknown_in_time(scene, now())
+        assert is_stale(scene)
     scene.service.wait_healthy()
     assert scene.service.gaps() == []
 
@@ -393,10 +395,7 @@ def test_b16_a_raw_partition_that_nobody_reads_is_unknown(scene: Scene) -> None:
 def test_b16_trap_11_heartbeat_rows_that_stop_are_unknown(scene: Scene) -> None:
     begun = now()
     with no_heartbeats(scene):
-        stopped = time.monotonic()
-        wait_for(lambda: scene.service.view()["status"] == "UNKNOWN", "UNKNOWN", STALL_AFTER + 2)
-        assert time.monotonic() - stopped <= STALL_AFTER + 1
-        during(STALL_AFTER, lambda: _unknown(scene))
+        unknown_in_time(scene, now())
         assert any("source watermark" in reason for reason in scene.service.view()["reasons"])
         (finding,) = wait_for(lambda: _stalled(scene, begun), "the finding", 20)
         assert (finding["side"], finding["is_hole"]) == ("expected", False)
@@ -467,16 +466,30 @@ def _through(scene: Scene) -> float:
     return at(scene.service.view()["consistent_through"]).timestamp()
 
 
-def _assert_recent(scene: Scene) -> None:
-    assert _age(scene) <= GRACE + 2
+def _recent_for(scene: Scene, seconds: float) -> bool:
+    """Whether consistent-through follows now at that distance for so long: a machine that is busy may stand still itself."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not _recent(scene):
+            return False
+        time.sleep(0.2)
+    return True
 
 
-def _unknown(scene: Scene) -> None:
-    assert scene.service.view()["status"] == "UNKNOWN"
+def unknown_in_time(scene: Scene, silent: datetime) -> None:
+    """Look for twice ``stall_after``: every view that is made a second after the first of them, or later, is UNKNOWN."""
+    due = silent + timedelta(seconds=STALL_AFTER + 1)
+    made = silent  # by the API's own clock: its answer may come late
+    while made < due + timedelta(seconds=STALL_AFTER):
+        time.sleep(0.2)
+        view = scene.service.view()
+        made = at(view["read_at"])
+        assert view["status"] == "UNKNOWN" or made < due, view
 
 
-def _write_slowly(scene: Scene, keys: list[int], pause: float) -> None:
+def _write_slowly(scene: Scene, keys: list[int], pause: float, begun: list[datetime]) -> None:
     with psycopg.connect(scene.dsn, autocommit=True) as connection:
         for key in keys:
+            begun.append(now())
             connection.execute(f"INSERT INTO {TABLE} (id, seq, v, amount) VALUES (%s, %s, 'a', 1)", (key, key))
             time.sleep(pause)

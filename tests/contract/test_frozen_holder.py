@@ -37,7 +37,7 @@ def test_f4_lesson_40_a_holder_frozen_between_check_and_write_writes_only_what_i
             assert other is not None
             assert other.fencing == 2
         os.kill(child.pid, signal.SIGCONT)
-        said = json.loads(child.communicate(timeout=60)[0].splitlines()[-1])
+        said = json.loads(child.communicate(timeout=120)[0].splitlines()[-1])
     finally:
         child.kill()
         child.wait()

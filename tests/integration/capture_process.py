@@ -24,7 +24,7 @@ from gapwatch.roles.capture import role as capture
 from gapwatch_connectors.mongodb.feed import MongoChangeStream
 
 FROZEN_AT = 2  # the document's id
-capture.LEASE_SECONDS, capture.RENEW_SECONDS = 2.0, 0.4
+capture.LEASE_SECONDS, capture.RENEW_SECONDS = 5.0, 0.5  # a holder on a busy machine must not lose it by itself
 
 
 class Freezing(FencedProducer):

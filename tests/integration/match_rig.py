@@ -64,7 +64,7 @@ class Rig:
         """SIGTERM, and return the exit code once the worker has drained."""
         process = self.workers.pop(name)
         process.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(process.wait, 30)
+        return await asyncio.to_thread(process.wait, 90)
 
     def freeze(self, name: str) -> None:
         """Stop the process where it stands; the group gives its partitions away."""

@@ -29,7 +29,7 @@ from gapwatch_connectors.mongodb.feed import MongoChangeStream, first_batch
 from tests.stack import until
 from tests.unit.core.samples import field, pipeline
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 PARTITIONS = 2
 
@@ -81,7 +81,7 @@ class Feed:
         ends: dict[Partition, int] = {}
         try:
             await consumer.assign(dict.fromkeys(places, 0))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while any(ends.get(at, -1) < end for at, end in wanted.items()):
                     polled = await consumer.consume(1000)
                     assert not polled.faults
@@ -143,13 +143,13 @@ def test_lesson_40_what_a_frozen_holder_writes_late_is_refused_by_kafka_and_its_
     assert second.poll() is None
     kept = feed.ledger.fact(f"resume/{feed.topic}") or {}
     first.send_signal(signal.SIGCONT)
-    until(lambda: "lease_lost" in feed.said("first"), "the first to notice")
-    assert ("producer_fenced" in feed.said("first")) == (when == "before")
-    assert ("was taken by another" in feed.said("first")) == (when == "after")
+    why, other = ("producer_fenced", "was taken by another")[:: 1 if when == "before" else -1]
+    until(lambda: all(word in feed.said("first") for word in ("lease_lost", why)), "the first to notice")
+    assert other not in feed.said("first")
     assert (feed.ledger.fact(f"resume/{feed.topic}") or {})["watermark"] >= kept["watermark"]
     assert "lease_lost" not in feed.said("second")
     second.send_signal(signal.SIGTERM)
-    assert second.wait(20) == 0
+    assert second.wait(80) == 0
     feed.insert(5)  # the first, which was there all the time, goes on where the second was
     until(lambda: feed.events()[5] == 1, "what comes after")
     assert feed.events() == {1: 1, 2: repeated, 3: 1, 4: 1, 5: 1}

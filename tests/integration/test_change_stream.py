@@ -23,7 +23,7 @@ from gapwatch_connectors.mongodb import connection, feed
 from gapwatch_connectors.mongodb.feed import BYTES_PER_BATCH, MongoChangeStream, first_batch
 from tests.unit.core.samples import field, pipeline
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 Database = Any
 

@@ -370,7 +370,7 @@ class Followed:
         with suppress(StoreUnreachable, StoreRefused):
             await self.stop()
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 if self._task.done():

@@ -22,7 +22,7 @@ from tests.contract.test_targets import address_of
 from tests.integration.test_opensearch import Followed, put, tail_spec
 from tests.stack import ask, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 WRITERS = 8
 PER_BULK = 100

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.http_harness import Service, service
+from tests.stack import free_port
+
+expect.set_options(timeout=30_000)  # the page asks every two seconds; a machine that is busy answers when it can
 
 
 def chromium() -> str:
@@ -32,7 +35,7 @@ class Visit:
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Service]:
-    async with service(tmp_path) as running:
+    async with service(tmp_path, port=free_port()) as running:  # one that may be listened on again
         yield running
 
 

@@ -22,7 +22,7 @@ class Stop:
 set_up_logs()
 service.DRAIN_SECONDS = service.CLOSE_SECONDS = 0.2
 service._begin_to_end(Stop())
-time.sleep(30)  # something waits for a store
+time.sleep(100)  # something waits for a store
 os._exit(77)
 """
 
@@ -42,7 +42,7 @@ def test_it_ends_whoever_reads_what_it_says(reader: str, tmp_path: Path) -> None
     try:
         running = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=sending, stderr=sending, cwd=tmp_path)
         try:
-            assert running.wait(20) == 0
+            assert running.wait(90) == 0
         finally:
             running.kill()
             running.wait()

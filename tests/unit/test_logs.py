@@ -58,7 +58,7 @@ async def main():
     tasks = [Supervised(name="ingest", make=lambda: role)]
     supervisor = Supervisor(tasks=tasks, clock=SystemClock(), on_up=lambda *_: None, on_failure=lambda *_: None)
     running = asyncio.create_task(supervisor.run(asyncio.Event()))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await again.wait()
 
 set_up_logs()
@@ -71,7 +71,7 @@ def test_a_log_that_cannot_be_written_keeps_no_role_from_beginning_anew() -> Non
     receiving, sending = os.pipe()
     os.close(receiving)
     try:
-        ended = subprocess.run([sys.executable, "-c", PROGRAM], stderr=sending, timeout=60, check=False)
+        ended = subprocess.run([sys.executable, "-c", PROGRAM], stderr=sending, timeout=120, check=False)
     finally:
         os.close(sending)
     assert ended.returncode == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from gapwatch.api_client import Api
 from gapwatch.demo.load import TABLE
 from gapwatch.demo.pipeline import COLLECTION, DATABASE, SINK_GROUP, TOPIC, Pipeline
 from gapwatch.embedded import EmbeddedStack
+from gapwatch.embedded.ports import Port
 from gapwatch.errors import GapwatchError
 
 GRACE_SECONDS = 5
@@ -31,7 +31,8 @@ class Service:
         self._directory = stack.directory / "gapwatch"
         self._directory.mkdir()
         self._log = self._directory / "gapwatch.log"
-        port = _free_port()
+        self._port = Port()  # claimed: what is only found free, another stack may take before it is listened on
+        port = self._port.number
         file = self._directory / "gapwatch.yaml"
         file.write_text(yaml.safe_dump(_configuration(stack, pipeline, self._directory, port), sort_keys=False))
         self.api = Api(f"http://127.0.0.1:{port}")
@@ -73,6 +74,7 @@ class Service:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._port.close()
 
 
 def _configuration(stack: EmbeddedStack, pipeline: Pipeline, directory: Path, port: int) -> dict[str, Any]:
@@ -107,9 +109,3 @@ def _configuration(stack: EmbeddedStack, pipeline: Pipeline, directory: Path, po
             }
         },
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

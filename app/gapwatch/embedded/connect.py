@@ -18,7 +18,8 @@ from gapwatch.errors import GapwatchError
 if TYPE_CHECKING:
     from gapwatch.embedded.parts import MongoPart, PostgresPart
 
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 45.0
+REBALANCE_SECONDS, REBALANCE_PAUSE_SECONDS = 60.0, 0.5  # a worker on a busy machine takes its time to join
 Config = dict[str, str]
 
 
@@ -60,7 +61,7 @@ class ConnectClient:
     def delete(self, name: str) -> None:
         self._request("DELETE", f"/connectors/{quote(name, safe='')}")
 
-    def wait_running(self, name: str, timeout_seconds: float = 60.0) -> None:
+    def wait_running(self, name: str, timeout_seconds: float = 150.0) -> None:
         """Return when the connector and at least one task run. Raises with the trace of a failed task."""
         until = time.monotonic() + timeout_seconds
         last: Any = None
@@ -82,7 +83,8 @@ class ConnectClient:
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = json.dumps(body).encode() if body is not None else None
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        for attempt in range(20):
+        attempts = int(REBALANCE_SECONDS / REBALANCE_PAUSE_SECONDS)
+        for attempt in range(attempts):
             request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
@@ -90,8 +92,8 @@ class ConnectClient:
             except urllib.error.HTTPError as error:
                 with error:
                     text = error.read().decode(errors="replace")
-                if error.code == 409 and attempt < 19:  # the worker is rebalancing
-                    time.sleep(0.5)
+                if error.code == 409 and attempt < attempts - 1:  # the worker is rebalancing
+                    time.sleep(REBALANCE_PAUSE_SECONDS)
                     continue
                 raise GapwatchError(f"Kafka Connect refused {method} {path}: {text}") from error
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:

@@ -35,7 +35,7 @@ def good(tmp_path: Path) -> str:
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_every_noun_has_a_module_and_every_module_is_a_noun() -> None:

@@ -50,7 +50,7 @@ async def test_metrics_are_shown_while_a_ledger_that_is_frozen_keeps_all_threads
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
     waiting = asyncio.create_task(asyncio.to_thread(thaws.wait))
     try:
-        async with asyncio.timeout(20), client.get("/metrics") as response:
+        async with asyncio.timeout(60), client.get("/metrics") as response:
             assert await response.read() == b"gapwatch_up 1\n"
         assert not waiting.done()
     finally:

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.stack import until
+from tests.stack import free_port, until
 
 CONFIG = """\
 kafka: {{ bootstrap_servers: "127.0.0.1:{nowhere}" }}
@@ -38,12 +38,6 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -71,7 +65,7 @@ def role(name: str, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]
 
 def answer(port: int, path: str) -> tuple[int, str]:
     try:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
             return response.status, response.read().decode()
     except HTTPError as error:
         with error:
@@ -91,7 +85,7 @@ def test_a_role_without_an_api_answers_probes_and_only_those(name: str, tmp_path
         assert f'gapwatch_up{{role="{name}"}}' in exposition
         assert {answer(port, path)[0] for path in ("/", "/api/v1/pipelines", "/openapi.json")} == {404}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
 
 
 def test_an_address_in_use_is_a_sentence(tmp_path: Path) -> None:
@@ -99,7 +93,7 @@ def test_an_address_in_use_is_a_sentence(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with role("repair", tmp_path, taken.getsockname()[1]) as process:
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=90)
             assert process.returncode == 2
     assert b"The probes cannot listen on 127.0.0.1:" in said
     assert b"GAPWATCH_PROBES__LISTEN" in said

@@ -17,12 +17,13 @@ class Closing:
     """librdkafka's consumer as far as closing it goes."""
 
     def __init__(self, *, error: Exception | None = None) -> None:
-        self.let_go, self.closed = threading.Event(), threading.Event()
+        self.begun, self.let_go, self.closed = threading.Event(), threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
         self._error = error
 
     def close(self) -> None:
         self.thread = threading.current_thread()
+        self.begun.set()
         self.let_go.wait()
         if self._error is not None:
             raise self._error
@@ -40,10 +41,11 @@ async def test_a_client_that_does_not_close_is_left_behind(monkeypatch: pytest.M
     monkeypatch.setattr(clients, "CLOSE_SECONDS", 0.2)
     client = Closing()
     await consumer_with(client).close()
+    assert await asyncio.to_thread(client.begun.wait, 60)
     assert client.thread is not None
     assert client.thread.daemon, "no exit of the process may wait for it"
     client.let_go.set()
-    client.thread.join(5)
+    client.thread.join(60)
 
 
 async def test_what_goes_wrong_while_it_closes_is_raised() -> None:
@@ -60,7 +62,7 @@ async def test_it_closes_although_whoever_asked_stops_waiting() -> None:
     closing.cancel()
     await asyncio.gather(closing, return_exceptions=True)
     client.let_go.set()
-    assert await asyncio.to_thread(client.closed.wait, 5)
+    assert await asyncio.to_thread(client.closed.wait, 60)
 
 
 class Member(Closing):

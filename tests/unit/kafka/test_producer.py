@@ -25,7 +25,7 @@ async def test_a_callback_that_raises_ends_the_producer_and_not_only_its_thread(
     try:
         await producer.send("t", None, b"x")
         with pytest.raises(ProtocolError, match="OSError"):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await producer.flush()
         assert producer._thread is not None
         assert producer._thread.is_alive()

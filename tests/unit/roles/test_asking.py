@@ -105,6 +105,7 @@ async def test_an_empty_outbox_is_left_alone_until_this_process_has_stored_a_gap
     assert watched.asked["outbox"] == 1
     ledger.store_gaps([opening(gap(1)), opening(gap(2))])
     await until(lambda: len(sink.published) == 2)
+    await until(lambda: watched.asked["outbox"] == 3)
     await asyncio.sleep(3 * outbox.IDLE_SECONDS)
     stop.set()
     await running
@@ -118,6 +119,7 @@ async def test_an_empty_queue_is_left_alone_until_this_process_has_queued_a_run(
     stop, watched = asyncio.Event(), Watched(ledger)
     on = SimpleNamespace(ledger=watched, clock=SystemClock(), holder="me", pipelines={})
     running = asyncio.create_task(RunRunner(cast(RunnerDependencies, on)).run(stop))
+    await until(lambda: (watched.asked["take_run"], watched.asked["take_part"]) == (len(LEASE_SECONDS), 1))
     await asyncio.sleep(3 * runner.TAKE_SECONDS)
     assert (watched.asked["take_run"], watched.asked["take_part"]) == (len(LEASE_SECONDS), 1)
     for number, kind in enumerate(LEASE_SECONDS, start=1):
@@ -144,8 +146,8 @@ async def test_what_another_process_has_written_is_seen_all_the_same(ledger: Sql
 
 
 async def until(done: Callable[[], bool]) -> None:
-    for _ in range(1_000):
+    for _ in range(6_000):
         if done():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("nothing came of it within ten seconds")
+    raise AssertionError("nothing came of it within a minute")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -380,15 +380,18 @@ async def test_a_check_that_fails_in_its_own_way_is_blind_and_ends_nothing_else(
     assert why == ("broken failed (ValueError); the log says where." if isinstance(error, ValueError) else str(error))
 
 
-async def run_for_a_moment(world: World, *checks: Any, until: int) -> list[Sequence[str]]:
-    """Return what the first reports of a role that has just begun said: at most so many."""
-    spec, told, stop = replace(SPEC, stall_after_seconds=0.8), list[Sequence[str]](), asyncio.Event()
+async def run_for_a_moment(
+    world: World, *checks: Any, until: int, stall_after: float = 0.8, on_told: Callable[[], None] = lambda: None
+) -> list[Sequence[str]]:
+    """Return what the first reports of a role that has just begun said: at most so many. ``on_told`` is called after each."""
+    spec, told, stop = replace(SPEC, stall_after_seconds=stall_after), list[Sequence[str]](), asyncio.Event()
     clock = HastyClock(speed=10)
     facts = world.ledger.set_facts
 
     def kept(values: Any) -> None:
         told.extend(fact["unlooked"] for fact in values.values())
         facts(values)
+        on_told()
         if len(told) >= until:
             stop.set()
 
@@ -398,7 +401,7 @@ async def run_for_a_moment(world: World, *checks: Any, until: int) -> list[Seque
     on |= {"checks": lambda _: checks, "undecided": lambda _: 0, "process": "here", "on_finding": lambda *_: None}
     watcher = Watcher(WatcherDependencies(**on), FindingBook(world.ledger, clock, on["on_finding"]))
     setattr(watcher, "_unreadable", readable)  # noqa: B010
-    await asyncio.wait_for(watcher.run(stop), 30)
+    await asyncio.wait_for(watcher.run(stop), 60)
     return told
 
 
@@ -414,20 +417,24 @@ async def test_a_healthy_start_shows_nothing_as_unlooked(world: World) -> None:
                 raise StoreUnreachable("The status records have not been read yet.", store="kafka")
             return ()
 
-    told = await run_for_a_moment(world, Other("connect"), Later("later"), until=3)
+    # The first report waits for the looks as long as a busy machine may take for them.
+    told = await run_for_a_moment(world, Other("connect"), Later("later"), until=3, stall_after=40.0)
     assert told == [[]] * len(told)
 
 
 async def test_a_start_that_sees_nothing_says_so_and_takes_it_back_at_once(world: World) -> None:
-    waits = asyncio.Event()
+    waits, loop = asyncio.Event(), asyncio.get_running_loop()
 
     class Hanging(Other):
         async def watch(self) -> Sequence[Advice]:
             await waits.wait()
             return ()
 
-    asyncio.get_running_loop().call_later(0.7, waits.set)
-    told = await run_for_a_moment(world, Other("connect"), Hanging("hanging"), until=6)
+    def soon() -> None:
+        """Let it look once somebody has said that it does not; a report is made by a thread."""
+        loop.call_soon_threadsafe(waits.set)
+
+    told = await run_for_a_moment(world, Other("connect"), Hanging("hanging"), until=6, on_told=soon)
     assert told[0] == ["hanging: nobody has looked since role repair began."]
     assert told[-1] == []
 

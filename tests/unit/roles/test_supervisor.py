@@ -53,7 +53,7 @@ async def forever(stop: asyncio.Event) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + 60
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.005)
@@ -130,7 +130,7 @@ async def test_f7_a_role_that_cannot_drain_does_not_keep_the_process() -> None:
 
     running = asyncio.create_task(supervised(seen, ingest=hangs, api=forever).run(stop))
     await stop_when(lambda: "ingest" in seen.starts, stop)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await running
     assert seen.starts.keys() == {"ingest", "api"}, "it ended although one of them never does"
 
