@@ -4,7 +4,7 @@ use crate::json::{string_of, whole, Scan};
 
 const INFINITE_DAYS: i64 = 2_147_400_000;
 const DAY_SECONDS: i64 = 86_400;
-const EXACT_DOUBLE: i64 = 1 << 53;
+const EXACT_DOUBLE: u64 = 1 << 53;
 
 #[derive(Clone, Copy)]
 pub struct Unit {
@@ -282,7 +282,7 @@ fn write_unscaled(text: &[u8], scale: i64, out: &mut Vec<u8>) -> bool {
 
 fn write_float(raw: &[u8], out: &mut Vec<u8>) -> bool {
     if let Ok(number) = whole(raw) {
-        if number.abs() > EXACT_DOUBLE {
+        if number.unsigned_abs() > EXACT_DOUBLE {
             return false;
         }
         write_whole(number, out);

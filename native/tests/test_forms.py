@@ -243,3 +243,11 @@ def test_usual_documents_are_read_by_the_module(kind: KeyType, schemas: bool, op
 def test_a_plan_that_makes_no_sense_is_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match="The plan has no names"):
         gapwatch_native.Loop({})
+
+
+@pytest.mark.parametrize("number", [2**53, 2**53 + 1, 2**63 - 1, -(2**53) - 1, -(2**63), -(2**63) - 1, 2**64])
+def test_whole_numbers_in_a_field_of_floats_are_read_alike(number: int) -> None:
+    """The least one has no positive counterpart: it was taken for a small one, and written digit by digit."""
+    usual = rows(12, KeyType.INT, schemas=False)
+    made = recorded([({**value, "after": {**value["after"], "score": number}}, key) for value, key in usual])
+    assert_read_alike(spec_of(KeyType.INT), Side.EXPECTED, made)

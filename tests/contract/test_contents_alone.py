@@ -63,7 +63,7 @@ COLUMNS: dict[str, Sequence[str]] = {
     "text[]": ('{"a","b c",NULL}', "{{a,b},{c,d}}"),
     "numeric[]": ("{1.50,NaN}",),
     "timestamptz[]": ("{2026-01-02 03:04:05+00,infinity}",),
-    "inet": ("10.0.0.1", "10.0.0.0/8"),
+    "inet": ("10.0.0.1", "10.0.0.0/8", "::ffff:10.0.0.1"),
     "cidr": ("10.0.0.0/8",),
     "bit(4)": ("1010",),
     "int4range": ("[1,5)", "empty"),

@@ -89,7 +89,8 @@ WIRES: list[tuple[FieldType, dict[str, Any], st.SearchStrategy[Any]]] = [
     (FieldType.DECIMAL, {"wire": "base64_unscaled", "wire_scale": 3}, UNSCALED),
     (FieldType.DECIMAL, {"wire": "base64_unscaled", "wire_scale": 3, "scale": 2}, UNSCALED),
     (FieldType.DECIMAL, {}, st.floats(allow_nan=False, allow_infinity=False) | INTS),
-    (FieldType.FLOAT, {}, st.floats(allow_nan=False, allow_infinity=False)),
+    (FieldType.FLOAT, {}, st.floats(allow_nan=False, allow_infinity=False) | INTS),
+    (FieldType.FLOAT, {"wire": "base64_unscaled", "wire_scale": 3}, UNSCALED),
     *[
         (FieldType.TIMESTAMP, {"wire": wire, "precision": precision, "rounding": rounding}, INTS)
         for wire in ("epoch_ms", "epoch_us")
@@ -101,11 +102,14 @@ WIRES: list[tuple[FieldType, dict[str, Any], st.SearchStrategy[Any]]] = [
     (FieldType.TIMESTAMP, {"wire": "iso", "precision": "us"}, MOMENTS),
     (FieldType.TIMESTAMP, {"wire": "iso", "rounding": Rounding.ROUND}, MOMENTS),
     (FieldType.DATE, {"wire": "epoch_days"}, st.integers(-(10**6), 10**6) | INTS),
+    (FieldType.DATE, {"wire": "epoch_us"}, st.integers(-(10**6), 10**6).map(lambda days: days * 86_400_000_000) | INTS),
+    (FieldType.TIMESTAMP, {"wire": "epoch_days"}, st.integers(-(10**6), 10**6) | INTS),
     (FieldType.TIME, {"wire": "time_us"}, st.integers(0, 86_400_000_000)),
     (FieldType.BOOL, {}, st.booleans()),
     (FieldType.UUID, {}, st.uuids().map(str)),
     (FieldType.BYTES, {"wire": "base64"}, st.binary(max_size=9).map(lambda raw: base64.b64encode(raw).decode())),
     (FieldType.JSON, {"wire": "json_text"}, ANYTHING.map(json.dumps)),
+    (FieldType.JSON, {"wire": "text"}, ANYTHING.map(json.dumps) | TEXTS),
     (FieldType.ARRAY, {"wire": "items:int:"}, st.lists(INTS | st.none(), max_size=4)),
     (FieldType.INFERRED, {}, ANYTHING),
 ]

@@ -4,7 +4,7 @@ Null, absent and empty are three values. A value that its type cannot read is no
 it keeps a form of its own, equal to the same odd value only. Wire names of :class:`FieldSpec`, in Debezium's encodings:
 
 ===================  ==========================================================================================================
-``""``, ``text``     by value: JSON number, boolean or text
+``""``, ``text``     by value: JSON number, boolean or text; of a JSON field in a row: JSON as text
 ``epoch_s|ms|us|ns``  whole number, zone-less wall clock as if UTC (moments in a target document)
 ``epoch_days``       whole number of days
 ``time_ms|us|ns``    whole number since midnight
@@ -35,8 +35,9 @@ from uuid import UUID
 
 import msgspec
 
+from gapwatch.core.exact_json import parse_json as parse_json
 from gapwatch.core.keys import DECIMAL_TEXT, OBJECTID_TEXT, UUID_TEXT, decimal_text
-from gapwatch.core.temporal import PER_SECOND, moment_reader, read_days, read_time, rescale
+from gapwatch.core.temporal import PER_SECOND, midnight_reader, moment_reader, read_days, read_time, rescale
 from gapwatch.core.values import MISSING, Instant, JsonText, ObjectIdValue, Other
 from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import FieldSpec, FieldType, Rounding
@@ -53,9 +54,11 @@ Form = Callable[[Any], bytes]
 Payload = Callable[[Any], bytes | None]  # None: the type cannot read this value
 
 SMALL: Final = 10**18
+SINGLE_DIGITS: Final = 9  # tell any two numbers of single precision apart
+ENCODED_NUMBERS: Final = frozenset({"base64_unscaled", "variable_scale"})
+EPOCHS: Final = frozenset({"epoch_s", "epoch_ms", "epoch_us", "epoch_ns"})
 _PLAIN_TEXT: Final = (UUID, ObjectIdValue, IPv4Address, IPv6Address, IPv4Network, IPv6Network)  # interfaces are addresses
 _EXACT: Final = Context(prec=1_000_000, Emax=MAX_EMAX, Emin=MIN_EMIN)
-_JSON: Final = msgspec.json.Decoder(float_hook=Decimal)
 _SPECIAL: Final = {
     "nan": "NaN",
     "inf": "Infinity",
@@ -100,7 +103,7 @@ def _payload(spec: FieldSpec, wire: str, *, event: bool, json_text: bool) -> Pay
         case FieldType.INT | FieldType.DECIMAL:
             return _number_payload(spec, wire if event else "")
         case FieldType.FLOAT:
-            return _float_payload(spec, wire)
+            return _float_payload(spec, wire, event=event)
         case FieldType.TEXT:
             return _text_payload(spec, wire, event=event)
         case FieldType.BOOL:
@@ -108,7 +111,7 @@ def _payload(spec: FieldSpec, wire: str, *, event: bool, json_text: bool) -> Pay
         case FieldType.TIMESTAMP:
             return _timestamp_payload(spec, wire, event=event)
         case FieldType.DATE:
-            return _date
+            return _date_payload(wire, event=event)
         case FieldType.TIME:
             return _time_payload(spec, wire)
         case FieldType.UUID:
@@ -118,9 +121,10 @@ def _payload(spec: FieldSpec, wire: str, *, event: bool, json_text: bool) -> Pay
         case FieldType.BYTES:
             return _bytes_payload(wire)
         case FieldType.JSON:
-            return _json_payload(event=event, json_text=json_text)
+            by_text = spec.wire == "text"  # a column of text, which need not hold JSON
+            return _json_payload(event=event and not by_text, json_text=json_text or by_text)
         case FieldType.ARRAY:
-            return _array_payload(spec, wire, event=event)
+            return _array_payload(spec, wire, event=event, json_text=json_text)
         case _:
             return generic
 
@@ -206,7 +210,7 @@ def quantize(number: Decimal, scale: int, rounding: Rounding) -> Decimal:
 
 
 def _number_payload(spec: FieldSpec, wire: str) -> Payload:
-    scale, rounding, encoded = spec.scale, spec.rounding, wire in ("base64_unscaled", "variable_scale")
+    scale, rounding, encoded = spec.scale, spec.rounding, wire in ENCODED_NUMBERS
     wire_scale = spec.wire_scale
 
     def payload(value: Any) -> bytes | None:
@@ -224,21 +228,20 @@ def _number_payload(spec: FieldSpec, wire: str) -> Payload:
     return payload
 
 
-def _float_payload(spec: FieldSpec, wire: str) -> Payload:
-    digits = spec.digits
+def _float_payload(spec: FieldSpec, wire: str, *, event: bool) -> Payload:
+    digits, single, encoded = spec.digits, wire == "float32", event and wire in ENCODED_NUMBERS
 
     def payload(value: Any) -> bytes | None:
-        exact = read_number(value)
+        exact = read_number(wire_number(value, wire, spec.wire_scale) if encoded else value)
         if exact is None or isinstance(exact, str):
             return None if exact is None else exact.encode()
         number = float(exact)
         if number in (float("inf"), float("-inf")) or (isinstance(value, int) and Decimal(number) != exact):
             return decimal_text(exact).encode()  # no double at all: never equal to one
-        if wire == "float32":
+        if single:
             number = _single(number)
-            return number_text(f"{number:.9g}").encode()  # type: ignore[union-attr] # a float's text is a number
-        text = repr(number) if digits is None else f"{number:.{digits}g}"
-        return number_text(text).encode()  # type: ignore[union-attr]
+        text = repr(number) if digits is None and not single else f"{number:.{digits or SINGLE_DIGITS}g}"
+        return number_text(text).encode()  # type: ignore[union-attr] # a float's text is a number
 
     return payload
 
@@ -263,6 +266,8 @@ def _text_payload(spec: FieldSpec, wire: str, *, event: bool) -> Payload:
             text = value
         elif isinstance(value, _PLAIN_TEXT):
             text = str(value)
+        elif _is_uuid(value):
+            text = str(UUID(bytes=bytes(value)))
         elif bits == 1 and isinstance(value, bool):
             text = "1" if value else "0"
         else:
@@ -283,6 +288,10 @@ def _bits(value: str | bytes, count: int) -> str:
 def _bool(value: Any) -> bytes | None:
     if isinstance(value, str):
         return {"true": b"t", "t": b"t", "false": b"f", "f": b"f"}.get(value.lower())
+    if callable(convert := getattr(value, "to_decimal", None)):  # bson.Decimal128
+        value = convert()
+    if isinstance(value, Decimal) and not value.is_finite():
+        return None
     if isinstance(value, bool | int | float | Decimal) and value in (0, 1):
         return b"t" if value else b"f"
     return None
@@ -302,6 +311,8 @@ def read_bytes(value: Any, wire: str) -> bytes | None:
     """Return bytes, also out of their text form (base64 unless `wire` says otherwise); None where there are none."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
+    if isinstance(value, UUID):  # what extended JSON makes of binary data that holds one
+        return value.bytes
     if wire == "hex" and isinstance(value, str):
         try:
             return bytes.fromhex(value)
@@ -322,6 +333,11 @@ def _uuid(value: Any) -> bytes | None:
     return bytes(value) if isinstance(value, bytes) and len(value) == 16 else None
 
 
+def _is_uuid(value: Any) -> bool:
+    """Whether it is a bson.Binary that holds a UUID."""
+    return getattr(value, "subtype", 0) == 4 and isinstance(value, bytes) and len(value) == 16
+
+
 def _objectid(value: Any) -> bytes | None:
     if isinstance(value, str):
         return bytes.fromhex(value) if OBJECTID_TEXT.fullmatch(value) else None
@@ -333,8 +349,10 @@ def _objectid(value: Any) -> bytes | None:
 
 
 def _timestamp_payload(spec: FieldSpec, wire: str, *, event: bool) -> Payload:
-    ints = PER_SECOND[wire.removeprefix("epoch_")] if wire in ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns") else 1_000
+    ints = PER_SECOND[wire.removeprefix("epoch_")] if wire in EPOCHS else 1_000
     read = moment_reader(spec.timezone, ints_per_second=ints, ints_zoneless=event)
+    if wire == "epoch_days":
+        read = midnight_reader(spec.timezone, read)
     wanted, rounding = PER_SECOND[spec.precision], spec.rounding
 
     def payload(value: Any) -> bytes | None:
@@ -346,9 +364,16 @@ def _timestamp_payload(spec: FieldSpec, wire: str, *, event: bool) -> Payload:
     return payload
 
 
-def _date(value: Any) -> bytes | None:
-    days = read_days(value)
-    return None if days is None else str(days).encode()
+def _date_payload(wire: str, *, event: bool) -> Payload:
+    moment = None
+    if wire in EPOCHS:  # of a timestamp that is compared as a date
+        moment = moment_reader("UTC", ints_per_second=PER_SECOND[wire.removeprefix("epoch_")], ints_zoneless=event)
+
+    def payload(value: Any) -> bytes | None:
+        days = read_days(value if moment is None or not isinstance(value, int) else moment(value))
+        return None if days is None else str(days).encode()
+
+    return payload
 
 
 def _time_payload(spec: FieldSpec, wire: str) -> Payload:
@@ -365,14 +390,6 @@ def _time_payload(spec: FieldSpec, wire: str) -> Payload:
 # ── JSON, arrays, anything ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Return the value of JSON text with exact numbers; ValueError where it is none."""
-    try:
-        return _JSON.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-
-
 def _json_payload(*, event: bool, json_text: bool) -> Payload:
     def payload(value: Any) -> bytes | None:
         if isinstance(value, JsonText):
@@ -385,7 +402,9 @@ def _json_payload(*, event: bool, json_text: bool) -> Payload:
             return generic(value)
         try:
             return generic(parse_json(value))
-        except ValueError:
+        except ValueError as error:
+            if isinstance(error.__cause__, RecursionError):  # how deep the reader comes depends on where it is called
+                raise RecordError("too_deep", f"JSON is nested deeper than {DEPTH_MAX} levels.") from error
             return None if must else generic(value)
 
     return payload
@@ -397,8 +416,8 @@ def item_spec(spec: FieldSpec, wire: str) -> FieldSpec:
     return replace(spec, type=FieldType(kind), wire=rest, absent_is_null=False)
 
 
-def _array_payload(spec: FieldSpec, wire: str, *, event: bool) -> Payload:
-    element = compile_form(item_spec(spec, wire), event=event)
+def _array_payload(spec: FieldSpec, wire: str, *, event: bool, json_text: bool) -> Payload:
+    element = compile_form(item_spec(spec, wire), event=event, json_text=json_text)
     multiset = spec.multiset
 
     def encode(items: Any, depth: int) -> bytes:
@@ -435,7 +454,7 @@ def generic(value: Any, depth: int = 0) -> bytes:
 
 def _generic_other(value: Any, depth: int) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
-        if getattr(value, "subtype", 0) == 4 and len(value) == 16:  # bson.Binary holding a UUID
+        if _is_uuid(value):
             return b"u" + bytes(value)
         return b"b%d:%b" % (len(value), bytes(value))
     if isinstance(value, UUID):
@@ -460,8 +479,6 @@ def _generic_other(value: Any, depth: int) -> bytes:
 
 
 _ANY_MOMENT: Final = moment_reader("UTC", ints_per_second=1_000, ints_zoneless=False)
-
-
 _REGEX_FLAGS: Final = (("i", 2), ("l", 4), ("m", 8), ("s", 16), ("u", 32), ("x", 64))  # Python's, in BSON's letters
 
 
@@ -471,9 +488,7 @@ def _driver_kind(value: Any) -> bytes:
     if name == "Timestamp":
         return _kind("timestamp", f"{value.time}:{value.inc}")
     if name == "Regex":
-        flags = "".join(
-            letter for letter, bit in (("i", 2), ("l", 4), ("m", 8), ("s", 16), ("u", 32), ("x", 64)) if value.flags & bit
-        )
+        flags = "".join(letter for letter, bit in _REGEX_FLAGS if value.flags & bit)
         return _kind("regex", f"{value.pattern}/{flags}")
     if name in ("MinKey", "MaxKey"):
         return _kind(name.lower(), "")

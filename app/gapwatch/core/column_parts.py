@@ -19,7 +19,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from gapwatch.core.canonical import ABSENT, NULL, SMALL, VALUE, Form, small_int
+from gapwatch.core.canonical import ABSENT, EPOCHS, NULL, SMALL, VALUE, Form, small_int
 from gapwatch.core.envelopes.compiled.numbers import decimal_of, fractions, further_digits, second_of
 from gapwatch.core.envelopes.compiled.numbers import thousandths as thousandths_of_second
 from gapwatch.core.temporal import EPOCH, EPOCH_ORDINAL, INFINITE_FROM, INFINITE_TO, MICROS, NAIVE_EPOCH, PER_SECOND
@@ -41,7 +41,6 @@ INFINITE: Final = float("inf")
 EXACT_BELOW: Final = 10.0**12  # with three decimal places: fifteen digits
 THOUSANDTH_PLACES: Final = 3
 UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Z"})
-EPOCHS: Final = frozenset({"epoch_s", "epoch_ms", "epoch_us", "epoch_ns"})
 _WORD: Final = struct.Struct("<I").pack
 _MISSING: Final = type(MISSING)
 
@@ -329,10 +328,12 @@ class ColumnParts:
 
         return self._led_by(payloads)
 
-    def moments(self) -> Encoder:
+    def moments(self) -> Encoder | None:
         """Whole numbers, in the unit that the column has."""
         spec, leads = self._spec, self._leads
         given = self._handed.moments
+        if given is None and spec.wire == "epoch_days":
+            return None
         if given is None:
             given = Moments(per_second=PER_SECOND[spec.wire.removeprefix("epoch_")] if spec.wire in EPOCHS else 1_000)
         wanted, offset, per_second = PER_SECOND[spec.precision], given.offset, given.per_second

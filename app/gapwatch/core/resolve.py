@@ -46,14 +46,18 @@ class Dataset(Protocol):
 
 
 class Encoding(NamedTuple):
-    """What a column is, and how Debezium writes it."""
+    """What a column is, and how Debezium writes it.
+
+    ``certain``: what it writes says all; of ``bit varying`` it leaves out how long a value is, and zeros in front are lost.
+    """
 
     type: FieldType
     wire: str = ""
     scale: int | None = None
+    certain: bool = True
 
 
-_TYPE: Final = re.compile(r"(?P<name>[^(\[]+?)\s*(?:\((?P<arguments>[0-9, -]+)\))?(?P<rest>\s[^\[]+)?(?P<array>(?:\[\])*)")
+_TYPE: Final = re.compile(r"(?P<name>[^(\[]+?)\s*(?:\((?P<arguments>[0-9, -]+)\))?(?P<rest>\s[^(\[]+)?(?P<array>(?:\[\])*)")
 _PLAIN: Final = {
     "smallint": FieldType.INT,
     "integer": FieldType.INT,
@@ -94,6 +98,8 @@ _NOT_INFERRED: Final = frozenset(
     }
 )
 _IN_ARRAYS: Final = _PLAIN.keys() - {"citext", "ltree"} | {"numeric", "decimal", "real", "json", "jsonb", "bytea", "date"}
+_ZONED: Final = frozenset({"timestamp with time zone", "timestamptz", "time with time zone", "timetz"})
+_TEMPORAL: Final = _ZONED | {"timestamp without time zone", "timestamp", "time without time zone", "time"}
 _TIMESTAMP_WIRE: Final = {"connect": "epoch_ms", "isostring": "iso", "nanoseconds": "epoch_ns"}
 _TIME_WIRE: Final = {"connect": "time_ms", "isostring": "iso", "nanoseconds": "time_ns"}
 _BINARY_WIRE: Final = {"bytes": "base64", "base64": "base64", "base64-url-safe": "base64url", "hex": "hex"}
@@ -255,7 +261,7 @@ def _field(
         problems.append(_no_column(place, spec.source, pipeline.source.table))
         return spec
     found = encoding_of(column, config)
-    if spec.type is FieldType.INFERRED and found is None:
+    if spec.type is FieldType.INFERRED and (found is None or not found.certain):
         problems.append(
             ConfigProblem(
                 place,
@@ -269,7 +275,8 @@ def _field(
     if found is None:
         return replace(spec, maskable=maskable)
     kind = found.type if spec.type is FieldType.INFERRED else spec.type
-    return replace(spec, type=kind, maskable=maskable, wire=spec.wire or found.wire, wire_scale=_scale(spec, found))
+    wire = "text" if kind is FieldType.JSON and found.type is FieldType.TEXT else found.wire  # no column of JSON: its text
+    return replace(spec, type=kind, maskable=maskable, wire=spec.wire or wire, wire_scale=_scale(spec, found))
 
 
 def _where_field(
@@ -341,20 +348,25 @@ def _no_column(place: str, name: str, table: str) -> ConfigProblem:
 def encoding_of(column: Column, config: Mapping[str, str]) -> Encoding | None:
     """Return what a Postgres column is and how Debezium's connector writes it; None where a person has to say."""
     found = _TYPE.fullmatch(column.type_name.strip())
-    if found is None:
-        return Encoding(FieldType.TEXT)
+    if found is None:  # as geometry(Point,4326)
+        return None if _not_inferred(column.type_name.partition("(")[0]) else Encoding(FieldType.TEXT)
     arguments = [int(item) for item in (found["arguments"] or "").split(",") if item.strip()]
     name = f"{found['name']}{found['rest'] or ''}".strip().lower()
     element = _scalar(name, arguments, column, config)
     if element is None or not found["array"]:
         return element
-    if name not in _IN_ARRAYS and not name.startswith("time"):
+    if name not in _IN_ARRAYS and name not in _TEMPORAL:
         return None  # a driver shows the whole array of an enum or an extension's type as one text
     return Encoding(FieldType.ARRAY, f"items:{element.type.value}:{element.wire}", element.scale)
 
 
+def _not_inferred(name: str) -> bool:
+    """Whether a type has to be declared, in whichever schema its extension lies."""
+    return name.strip().lower().rpartition(".")[2] in _NOT_INFERRED
+
+
 def _scalar(name: str, arguments: Sequence[int], column: Column, config: Mapping[str, str]) -> Encoding | None:
-    if name in _NOT_INFERRED:
+    if _not_inferred(name):
         return None
     if name in ("numeric", "decimal"):
         return _numeric(arguments, column, config)
@@ -365,10 +377,10 @@ def _scalar(name: str, arguments: Sequence[int], column: Column, config: Mapping
     if name == "bytea":
         return Encoding(FieldType.BYTES, _BINARY_WIRE.get(config.get("binary.handling.mode", "bytes"), "base64"))
     if name in ("bit", "bit varying"):
-        return Encoding(FieldType.TEXT, "bits", arguments[0] if arguments else 1)
+        return Encoding(FieldType.TEXT, "bits", arguments[0] if arguments else 1, certain=name == "bit")
     if name == "date":
         return Encoding(FieldType.DATE, "iso" if config.get("time.precision.mode") == "isostring" else "epoch_days")
-    if name.startswith("time"):
+    if name in _TEMPORAL:
         return _temporal(name, arguments, config)
     return Encoding(_PLAIN.get(name, FieldType.TEXT))  # anything else is an enum or a domain: both sides show its text
 
@@ -384,14 +396,11 @@ def _numeric(arguments: Sequence[int], column: Column, config: Mapping[str, str]
     return Encoding(FieldType.DECIMAL, "variable_scale")
 
 
-def _temporal(name: str, arguments: Sequence[int], config: Mapping[str, str]) -> Encoding | None:
+def _temporal(name: str, arguments: Sequence[int], config: Mapping[str, str]) -> Encoding:
     mode = config.get("time.precision.mode", "adaptive")
-    zoned = name.endswith("with time zone") or name in ("timestamptz", "timetz")
     fine = not arguments or arguments[0] > 3  # Debezium's adaptive modes: three digits fit milliseconds
     if name.startswith("timestamp"):
         wire = _TIMESTAMP_WIRE.get(mode) or ("epoch_us" if fine or mode == "microseconds" else "epoch_ms")
-        return Encoding(FieldType.TIMESTAMP, "iso" if zoned else wire)
-    if name in ("time", "time without time zone", "time with time zone", "timetz"):
-        wire = _TIME_WIRE.get(mode) or ("time_us" if fine or mode != "adaptive" else "time_ms")
-        return Encoding(FieldType.TIME, "iso" if zoned else wire)
-    return Encoding(FieldType.TEXT)
+        return Encoding(FieldType.TIMESTAMP, "iso" if name in _ZONED else wire)
+    wire = _TIME_WIRE.get(mode) or ("time_us" if fine or mode != "adaptive" else "time_ms")
+    return Encoding(FieldType.TIME, "iso" if name in _ZONED else wire)

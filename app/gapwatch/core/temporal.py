@@ -82,7 +82,7 @@ def moment_reader(timezone: str, *, ints_per_second: int, ints_zoneless: bool) -
         ints_zoneless: Whether whole numbers are wall-clock readings written as if they were UTC (Debezium's for
             ``timestamp without time zone``) rather than moments.
     """
-    zone = None if timezone in ("UTC", "Etc/UTC", "Z") else ZoneInfo(timezone)
+    zone = _zone(timezone)
 
     def read(value: Any) -> Instant | str | None:
         if isinstance(value, datetime):
@@ -102,6 +102,23 @@ def moment_reader(timezone: str, *, ints_per_second: int, ints_zoneless: bool) -
         return None
 
     return read
+
+
+def midnight_reader(timezone: str, otherwise: Callable[[Any], Instant | str | None]) -> Callable[[Any], Instant | str | None]:
+    """Build a reader of timestamps of which whole numbers are days: midnight in the zone, as `moment_reader` reads dates."""
+    zone = _zone(timezone)
+
+    def read(value: Any) -> Instant | str | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return otherwise(value)
+        days = read_days(value)
+        return _localised(days * DAY_SECONDS, 1, zone) if isinstance(days, int) else days
+
+    return read
+
+
+def _zone(timezone: str) -> ZoneInfo | None:
+    return None if timezone in ("UTC", "Etc/UTC", "Z") else ZoneInfo(timezone)
 
 
 def _from_datetime(value: datetime, zone: ZoneInfo | None) -> Instant:

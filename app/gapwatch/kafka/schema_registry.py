@@ -22,6 +22,7 @@ from confluent_kafka import Message
 
 from gapwatch.check_ports import Advice
 from gapwatch.core.connect_schemas import AvroSchema, of_json_schema, plain_avro, unreadable
+from gapwatch.core.envelopes.records import UNFORESEEN
 from gapwatch.errors import EnvironmentLacks, RecordError, StoreError, StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import SchemaRegistrySpec
 from gapwatch.ports import Clock
@@ -136,7 +137,7 @@ class SchemaRegistry:
         if failed is not None and self._clock.monotonic() < failed[1]:
             raise failed[0]
         try:
-            made = self._formats[name] = self._make(name)
+            made = self._formats[name] = self._made(name)
         except RecordError as error:
             log.warning("schema_unreadable", schema=name, registry=self._where, reason=str(error))
             if len(self._failed) >= FAILED_MAX:
@@ -144,6 +145,12 @@ class SchemaRegistry:
             self._failed[name] = (error, self._clock.monotonic() + ASK_AGAIN_SECONDS)
             raise
         return made
+
+    def _made(self, name: Name) -> Format:
+        try:
+            return self._make(name)
+        except UNFORESEEN as error:  # one schema must not end every reader that comes to it
+            raise unreadable(f"Schema {name} is not as converters write it: {type(error).__name__}.") from error
 
     def _make(self, name: Name) -> Format:
         found = self._ask(
@@ -195,11 +202,12 @@ class SchemaRegistry:
             stream = io.BytesIO(raw)
             try:
                 value = read(stream, parsed, None)
+                said = msgspec.json.encode(value if change is None else change(value))
             except Exception as error:  # noqa: BLE001 - as above; and its text may hold some of the record
                 raise unreadable(f"The record was not written with its schema: {type(error).__name__}.") from None
             if stream.tell() != len(raw):
                 raise unreadable("The record goes on behind what its schema describes.")
-            return b"%b%b}" % (before, msgspec.json.encode(value if change is None else change(value)))
+            return b"%b%b}" % (before, said)
 
         return format_
 

@@ -192,8 +192,7 @@ def _json(spec: FieldSpec, text: str) -> Any:
 
     try:
         read: Mapping[str, Any] | Any = json.loads(text, parse_int=whole, parse_float=broken)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(
-            "unrepresentable", f"{spec.target}: the column holds no JSON, or one that is nested too deep."
-        ) from error
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        said = "the column holds no JSON, or one that is nested too deep or has a number beyond all decimals"
+        raise RecordError("unrepresentable", f"{spec.target}: {said}.") from error
     return read

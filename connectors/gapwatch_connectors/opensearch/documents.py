@@ -129,9 +129,9 @@ def _number(spec: FieldSpec, value: int | Decimal | float) -> Any:
 
 def _parsed(spec: FieldSpec, text: str) -> Any:
     try:
-        return parse_json(text)
+        return parse_json(text, strict=True)
     except ValueError as error:
-        raise RecordError("unrepresentable", f"{spec.target}: the column holds no JSON.") from error
+        raise RecordError("unrepresentable", f"{spec.target}: the column holds no JSON, or a number beyond decimals.") from error
 
 
 def _moment(spec: FieldSpec, value: Any) -> str:

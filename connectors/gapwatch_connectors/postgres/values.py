@@ -1,7 +1,8 @@
 """How Postgres' values come out of the driver: exactly, or as text where Python has no such value.
 
 Timestamps, dates and times that Python cannot hold (infinities, years before 1 or after 9999, 24:00:00) come as ISO text, which
-the core reads; JSON as :class:`JsonText`; intervals and ranges as Postgres writes them.
+the core reads; JSON as :class:`JsonText`; intervals, ranges and network addresses as Postgres writes them, and so
+Debezium: Python spells ``::ffff:10.0.0.1`` otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from psycopg.types.string import TextLoader
 from gapwatch.core.values import JsonText
 
 AS_TEXT: Final = (
-    *("interval", "money", "int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
+    *("interval", "money", "inet", "cidr"),
+    *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
     *("int4multirange", "int8multirange", "nummultirange", "tsmultirange", "tstzmultirange", "datemultirange"),
 )
 # Types whose binary form the driver reads exactly, and faster than the text.

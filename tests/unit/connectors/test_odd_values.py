@@ -66,6 +66,7 @@ def test_a_date_that_python_has_is_written_as_one() -> None:
         (FieldType.JSON, JsonText(f"[{'9' * 5_000}]")),
         (FieldType.JSON, JsonText("[" * DEEP + "]" * DEEP)),
         (FieldType.JSON, JsonText("{")),
+        (FieldType.JSON, JsonText("[1e99999999999999999999]")),
         (FieldType.INT, Decimal("1E+5000")),
         (FieldType.INT, 2**63),
     ],

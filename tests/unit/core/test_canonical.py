@@ -12,7 +12,7 @@ from bson import Binary, Decimal128, Int64, MaxKey, ObjectId, Regex, Timestamp
 from bson.datetime_ms import DatetimeMS
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps
 
-from gapwatch.core.canonical import ABSENT, NULL, ODD, compile_form
+from gapwatch.core.canonical import ABSENT, NULL, ODD, compile_form, parse_json
 from gapwatch.core.envelopes.extjson import decode_document
 from gapwatch.core.values import MISSING, Instant, JsonText
 from gapwatch.errors import RecordError
@@ -303,3 +303,51 @@ def test_nesting_has_a_limit() -> None:
         with pytest.raises(RecordError) as caught:
             form(kind, deep)
         assert caught.value.reason == "too_deep"
+
+
+BEYOND = "1e99999999999999999999"  # JSON knows no limits, and a column of type json keeps what was written into it
+
+
+def test_trap_21_a_number_beyond_all_decimals_is_a_value_of_its_own() -> None:
+    """It raised what nobody catches: one row ended ingest, each sweep and each confirmation, again and again."""
+    wire = f'{{"a": {BEYOND}, "b": 1.50}}'
+    expected = form(FieldType.JSON, wire, event=True)
+    assert expected == form(FieldType.JSON, JsonText(wire)) == form(FieldType.JSON, wire, json_text=True)
+    for other in (f'{{"a": -{BEYOND}, "b": 1.50}}', f'{{"a": "{BEYOND}", "b": 1.50}}', f'{{"a": {BEYOND}, "b": 1.51}}'):
+        assert form(FieldType.JSON, other, event=True) != expected
+    assert form(FieldType.DECIMAL, parse_json(BEYOND))[:1] == ODD
+    assert parse_json("[1.50]", strict=True) == [Decimal("1.5")]
+    with pytest.raises(ValueError, match="beyond all decimals"):
+        parse_json(BEYOND, strict=True)
+
+
+@pytest.mark.parametrize("levels", [300, 5_000])
+@pytest.mark.parametrize("as_json_text", [False, True])
+def test_json_text_that_is_too_deep_is_refused_however_deep_it_is(levels: int, *, as_json_text: bool) -> None:
+    """How far the reader comes depends on where it is called: the same text was now a value, now none."""
+    text = "[" * levels + "]" * levels
+    with pytest.raises(RecordError) as caught:
+        form(FieldType.JSON, JsonText(text) if as_json_text else text, event=True)
+    assert caught.value.reason == "too_deep"
+
+
+@pytest.mark.parametrize("kind", [FieldType.UUID, FieldType.TEXT, FieldType.BYTES, FieldType.INFERRED])
+def test_binary_data_that_holds_a_uuid_reads_the_same_from_the_driver_and_as_extended_json(kind: FieldType) -> None:
+    """What the stream called equal, a sweep called a mismatch, or the other way round."""
+    one = UUID("8c1a9f10-0b0e-4c3a-9d52-0a8b8f3f7a11")
+    driver = Binary(one.bytes, 4)
+    read = decode_document(dumps({"v": driver}, json_options=CANONICAL_JSON_OPTIONS))["v"]
+    assert form(kind, read) == form(kind, driver)
+    meant: dict[FieldType, Any] = {FieldType.TEXT: str(one), FieldType.BYTES: one.bytes}
+    assert form(kind, driver) == form(kind, meant.get(kind, one))
+
+
+@pytest.mark.parametrize(("text", "meant"), [("1", True), ("0.00", False), ("2", None), ("NaN", None), ("sNaN", None)])
+def test_a_decimal_as_a_boolean_reads_the_same_from_the_driver_and_as_extended_json(text: str, meant: bool | None) -> None:
+    driver = Decimal128(text)
+    read = decode_document(f'{{"v": {{"$numberDecimal": "{text}"}}}}')["v"]
+    assert form(FieldType.BOOL, read) == form(FieldType.BOOL, driver)
+    if meant is None:
+        assert form(FieldType.BOOL, driver)[:1] == ODD
+    else:
+        assert form(FieldType.BOOL, driver) == form(FieldType.BOOL, meant)

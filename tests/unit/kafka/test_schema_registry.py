@@ -27,6 +27,7 @@ VALUE: dict[str, Any] = {
     "name": "Value",
     "fields": [{"name": "id", "type": "long"}, {"name": "raw", "type": ["null", "bytes"]}, {"name": "share", "type": "double"}],
 }
+INDEXED = {"type": "object", "properties": {"a": {"type": "string", "connect.index": "first"}}}
 NOT_FOUND = SchemaRegistryError(404, 40403, "Schema not found")
 
 
@@ -194,6 +195,10 @@ def test_schemas_of_other_subjects_are_fetched_before_it() -> None:
         pytest.param({1: schema("syntax = proto3", "PROTOBUF")}, b"\0\0\0\0\x01\0\x08\x01", id="Protobuf"),
         pytest.param({1: Schema("{", "AVRO")}, avro(KEY, 1, {"id": 1}), id="a schema that is none"),
         pytest.param({1: schema(["int", "string"])}, b"\0\0\0\0\x01\0\x02", id="a union"),
+        pytest.param(
+            {1: schema({"type": "record", "name": "A", "fields": ["id"]})}, avro(KEY, 1, {"id": 1}), id="fields that are none"
+        ),
+        pytest.param({1: schema(INDEXED, "JSON")}, b'\0\0\0\0\x01{"a": "b"}', id="an index that is no number"),
         pytest.param({1: schema(KEY)}, b"\0\0\0\0\x01\xff", id="cut off"),
         pytest.param({1: schema(KEY)}, avro(KEY, 1, {"id": 1}) + b"x", id="too long"),
     ],

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from gapwatch.core.envelopes.columns import Columns, EventColumns, Refused, Shape, fits, out_of_range
 from gapwatch.core.envelopes.compiled.loop import UNUSUAL, Loop
 from gapwatch.core.envelopes.compiled.native import NativeReading
-from gapwatch.core.envelopes.records import Decoder, Event, Message, RawRecord
+from gapwatch.core.envelopes.records import UNFORESEEN, Decoder, Event, Message, RawRecord, refusal
 from gapwatch.errors import RecordError
 
 CHUNK: Final = 500  # messages that are decoded before the first of them is read: few enough to stay in the processor's cache
@@ -93,8 +93,8 @@ class BatchDecoder:
     def _one(self, record: RawRecord, columns: Columns) -> None:
         try:
             decoded = self._decoder.decode(record)
-        except RecordError as error:
-            columns.others.append((record.offset, Refused(record, error)))
+        except (RecordError, *UNFORESEEN) as error:
+            columns.others.append((record.offset, Refused(record, refusal(error))))
             return
         if not all(map(fits, decoded)):
             columns.others.append((record.offset, Refused(record, out_of_range())))

@@ -42,6 +42,7 @@ from gapwatch.model.stream import Operation, Side
 
 SCHEMAS_MAX: Final = 64  # distinct schemas kept, of one feed
 OPERATIONS: Final = {"c": Operation.UPSERT, "u": Operation.UPSERT, "d": Operation.DELETE, "r": Operation.SNAPSHOT}
+PRECISIONS: Final = frozenset({"", "float32", "items:float:", "items:float:float32"})  # the pair's, not one side's
 _UNDECLARED: Final = FieldSpec(target="", source="")
 _Named = tuple[Sequence[Any], tuple[Callable[[Any], Any], ...]]  # a key's values as they came, and how they are read
 UNWRAPPED: Final = "unwrapped"  # FeedSpec.format: every tombstone is a delete that must have been announced
@@ -262,7 +263,7 @@ class DebeziumDecoder:
     def _read_added(self, raw: bytes) -> _Added:
         try:
             return self._added.decode(raw)
-        except msgspec.ValidationError as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise RecordError("added_fields_missing", f"The fields added to the row cannot be read: {error}. {REMEDY}") from error
 
     def _tombstone(self, record: RawRecord) -> Sequence[Event]:
@@ -451,7 +452,10 @@ def specs_of(mapping: CompiledMapping, side: Side) -> tuple[FieldSpec, ...]:
     wires = mapping.pipeline.target.wires
     if side is Side.EXPECTED or not wires:
         return mapping.fields
-    return tuple(replace(spec, wire=wire, wire_scale=scale) for spec, (wire, scale) in zip(mapping.fields, wires, strict=True))
+    return tuple(
+        spec if PRECISIONS.issuperset((spec.wire, wire)) else replace(spec, wire=wire, wire_scale=scale)
+        for spec, (wire, scale) in zip(mapping.fields, wires, strict=True)
+    )
 
 
 def _is_wrapped(key: bytes) -> bool:

@@ -93,6 +93,7 @@ _FLAT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # JSON inside a text, and its numbers are texts again: this decoder takes those for numbers.
 SEQUENCE: Final = msgspec.json.Decoder(tuple[int | None, int | None], strict=False)
 _LATER: Final = frozenset({"none", "false"})
+_TRANSACTION: Final = frozenset({"status", "id", "event_count", "data_collections", "ts_ms", "ts_us", "ts_ns"})
 
 
 def frame_of(value: bytes) -> Frame | None:
@@ -117,6 +118,8 @@ def _cloud_event(value: bytes) -> Frame | None:
         data = _MESSAGE.decode(event.data)
     except msgspec.ValidationError:
         return None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:  # behind the member at which the first reader stopped
+        raise not_json(value, error) from error
     names = ("connector", "ts_ms", "snapshot", "sequence", "lsn", "ord", "txn_number")
     source = Source(**{name: getattr(event, name) for name in names})
     schema = bytes(data.schema)
@@ -208,4 +211,4 @@ def is_other(columns: dict[str, Any]) -> bool:
     names = columns.keys()
     if names == {"ts_ms"} or names == {"ts_ms", "ts_us", "ts_ns"}:
         return True
-    return "status" in names and "id" in names and bytes(columns["status"]) in (b'"BEGIN"', b'"END"') and "event_count" in names
+    return names <= _TRANSACTION and "event_count" in names and bytes(columns.get("status", b"")) in (b'"BEGIN"', b'"END"')

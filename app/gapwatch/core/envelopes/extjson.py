@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 
+from gapwatch.core.canonical import DEPTH_MAX
 from gapwatch.core.temporal import MICROS, moment_reader
 from gapwatch.core.values import Instant, ObjectIdValue, Other
 from gapwatch.errors import RecordError
@@ -45,18 +46,21 @@ def decode_document(data: bytes | str, names: Collection[str] | None = None) -> 
     return {name: unwrap(decode(members[name])) for name in wanted}
 
 
-def unwrap(value: Any) -> Any:
-    """Turn parsed extended JSON into values; RecordError where a wrapper holds what it cannot hold."""
+def unwrap(value: Any, depth: int = 0) -> Any:
+    """Turn parsed extended JSON into values; RecordError where a wrapper holds what it cannot hold, or it is nested too deep."""
+    if depth > DEPTH_MAX:
+        raise RecordError("too_deep", f"A document is nested deeper than {DEPTH_MAX} levels.")
     if isinstance(value, dict):
         first = next(iter(value), "")
-        if first[:1] == "$" and (reader := _WRAPPERS.get(first)) is not None and len(value) <= 2:
+        alone = len(value) == 1 or (len(value) == 2 and _BESIDE.get(first) in value)
+        if alone and first[:1] == "$" and (reader := _WRAPPERS.get(first)) is not None:
             try:
                 return reader(value)
             except (ValueError, TypeError, KeyError, AttributeError, InvalidOperation, binascii.Error) as error:
                 raise RecordError("unparsable_document", f"Extended JSON {first} is malformed.") from error
-        return {name: unwrap(item) for name, item in value.items()}
+        return {name: unwrap(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list):
-        return [unwrap(item) for item in value]
+        return [unwrap(item, depth + 1) for item in value]
     return value
 
 
@@ -101,6 +105,8 @@ def _pointer(value: dict[str, Any]) -> Any:
     return {name: unwrap(item) for name, item in value.items()}  # a DBRef is a document like any other
 
 
+# What may stand beside a wrapper; with anything else it is a document, whose names somebody began with a dollar.
+_BESIDE: Final = {"$binary": "$type", "$regex": "$options", "$code": "$scope"}
 _WRAPPERS: Final[Mapping[str, Callable[[dict[str, Any]], Any]]] = {
     "$oid": _object_id,
     "$numberInt": lambda value: int(value["$numberInt"]),

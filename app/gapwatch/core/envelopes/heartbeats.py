@@ -17,7 +17,7 @@ import msgspec
 from gapwatch.core.envelopes import extjson
 from gapwatch.core.envelopes.columns import EARLIEST, LATEST, out_of_range
 from gapwatch.core.envelopes.debezium_parts import NULL, Envelope, cluster_position, frame_of, is_snapshot, sequence_of
-from gapwatch.core.envelopes.records import HeartbeatRow, RawRecord
+from gapwatch.core.envelopes.records import UNFORESEEN, HeartbeatRow, RawRecord, refusal
 from gapwatch.errors import RecordError
 
 PREFIX: Final = "gapwatch"  # of our logical messages
@@ -43,6 +43,13 @@ def heartbeat_row(record: RawRecord) -> HeartbeatRow | None:
     Raises:
         RecordError: It should be a heartbeat row and cannot be read.
     """
+    try:
+        return _row(record)
+    except UNFORESEEN as error:
+        raise refusal(error) from error
+
+
+def _row(record: RawRecord) -> HeartbeatRow | None:
     if not record.value:
         return None
     frame = frame_of(record.value)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from gapwatch.core.envelopes.records import Decoder, Event, RawRecord
+from gapwatch.core.envelopes.columns import LATEST, fits, out_of_range
+from gapwatch.core.envelopes.records import UNFORESEEN, Decoder, Event, RawRecord, refusal
 from gapwatch.core.envelopes.search import object_of, whole
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import RecordError
@@ -22,6 +23,7 @@ OFFSET: Final = "__connect.errors.offset"
 STAGE: Final = "__connect.errors.stage"
 EXCEPTION: Final = "__connect.errors.exception.class.name"
 REASON_CHARACTERS_MAX: Final = 200
+DIGITS_MAX: Final = 19  # fewer are a number of 64 bits
 
 
 class LetterDecoder(Protocol):
@@ -68,15 +70,14 @@ class DeadLetterDecoder:
                 time=event.event_time,
                 reason=_reason(headers),
             )
-            for event in decoder.decode(source)
-            if isinstance(event, Event)
+            for event in _events(decoder, source)
         ]
 
     def _origin(self, record: RawRecord, headers: Mapping[str, bytes]) -> RawRecord:
         """Return the record as it lay in the source's topic."""
         topic = headers.get(TOPIC, b"").decode("utf-8", "replace")
         partition, offset = headers.get(PARTITION, b""), headers.get(OFFSET, b"")
-        if topic and partition.isdigit() and offset.isdigit():
+        if topic and _is_place(partition) and _is_place(offset):
             return record._replace(topic=topic, partition=int(partition), offset=int(offset))
         if topic and topic not in self._sources:
             return record._replace(topic=topic)
@@ -100,6 +101,9 @@ class RejectedDecoder:
         identifier = ack.get("id")
         if ack.get("op") != "rejected" or not isinstance(identifier, str):
             return ()
+        time = whole(ack, "time")
+        if time > LATEST:
+            raise out_of_range()
         said = [str(ack[name]) for name in ("status", "error") if ack.get(name) is not None]
         letter = Letter(
             pipeline=self._pipeline,
@@ -110,10 +114,24 @@ class RejectedDecoder:
             offset=record.offset,
             major=0,
             minor=0,
-            time=whole(ack, "time"),
+            time=time,
             reason=" ".join(said)[:REASON_CHARACTERS_MAX],
         )
         return (letter,)
+
+
+def _is_place(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) < DIGITS_MAX
+
+
+def _events(decoder: Decoder, record: RawRecord) -> Sequence[Event]:
+    try:
+        said = decoder.decode(record)
+    except UNFORESEEN as error:
+        raise refusal(error) from error
+    if not all(map(fits, said)):
+        raise out_of_range()
+    return [event for event in said if isinstance(event, Event)]
 
 
 def _reason(headers: Mapping[str, bytes]) -> str:

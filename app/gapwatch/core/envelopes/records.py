@@ -6,7 +6,22 @@ Times are milliseconds since the epoch, UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from gapwatch.errors import RecordError
+
+# What reading a record may raise that nobody foresaw; a decoder's own refusals are RecordErrors.
+UNFORESEEN: Final = (
+    msgspec.MsgspecError,
+    ValueError,  # UnicodeError, binascii.Error and a key that does not fit are such
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 class Message(Protocol):
@@ -99,3 +114,10 @@ class Decoder(Protocol):
         Raises:
             RecordError: It cannot be understood; ``reason`` is a short stable label. (KeyMisfit: its key does not fit.)
         """
+
+
+def refusal(error: Exception) -> RecordError:
+    """Return why a record is refused at which its reading stopped: one record must not end its reader again and again."""
+    if isinstance(error, RecordError):
+        return error
+    return RecordError("undecodable", f"Reading the record raises {type(error).__name__}.")

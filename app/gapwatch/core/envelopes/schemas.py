@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gapwatch.core.canonical import read_bytes, wire_number
+from gapwatch.core.canonical import item_spec, read_bytes, wire_number
 from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import FieldSpec, FieldType, KeyType
 
@@ -71,18 +71,38 @@ def parse(raw: bytes) -> Schema:
 
 
 def columns(schema: Schema, image: str | None = None) -> dict[str, Schema]:
-    """Return the column schemas of a row: of the `image` (``after``) inside an envelope, or of a flat record."""
-    fields = schema.get("fields") or ()
-    if image is not None:
-        inside: Schema = next((field for field in fields if field.get("field") == image), {})
-        fields = inside.get("fields") or ()
-    return {str(field.get("field")): field for field in fields}
+    """Return the column schemas of a row: of the `image` (``after``) inside an envelope, or of a flat record.
+
+    Raises RecordError where it is none of Connect's.
+    """
+    try:
+        fields = schema.get("fields") or ()
+        if image is not None:
+            inside: Schema = next((field for field in fields if field.get("field") == image), {})
+            fields = inside.get("fields") or ()
+        return {str(field.get("field")): field for field in fields}
+    except (TypeError, AttributeError) as error:
+        raise _no_schema() from error
 
 
 def wire_of(schema: Schema | None, declared: FieldSpec) -> tuple[str, int | None]:
-    """Return how a column is encoded, and its scale: what its schema says, else what the catalogue said."""
+    """Return how a column is encoded, and its scale: what its schema says, else what the catalogue said.
+
+    Raises RecordError where the schema is none of Connect's.
+    """
     if schema is None:
         return declared.wire, declared.wire_scale
+    try:
+        return _described(schema, declared)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise _no_schema() from error
+
+
+def _no_schema() -> RecordError:
+    return RecordError("unparsable_schema", "The record's schema is none of Connect's.")
+
+
+def _described(schema: Schema, declared: FieldSpec) -> tuple[str, int | None]:
     name, kind = schema.get("name") or "", schema.get("type")
     parameters = schema.get("parameters") or {}
     if name in _WIRES:
@@ -90,8 +110,10 @@ def wire_of(schema: Schema | None, declared: FieldSpec) -> tuple[str, int | None
         return _WIRES[name], None if size is None else int(size)
     if kind == "array":
         element = schema.get("items") or {}
-        wire, scale = wire_of(element, FieldSpec(target="", source=""))
+        wire, scale = _described(element, item_spec(declared, declared.wire))
         return f"items:{_element_type(element, wire, declared).value}:{wire}", scale
+    if kind in ("float", "double") and declared.type is FieldType.FLOAT:
+        return declared.wire if declared.wire == "float32" else "", None  # single precision is the pair's, not one side's
     if kind == "float":
         return "float32", None
     if kind == "bytes":

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from gapwatch.core.canonical import parse_json
 from gapwatch.core.envelopes.change_stream import OP, POSITION, TIME, WATERMARK
-from gapwatch.core.envelopes.columns import Shape
+from gapwatch.core.envelopes.columns import LATEST, MOST, Shape, out_of_range
 from gapwatch.core.envelopes.compiled.loop import Loop
 from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
@@ -101,13 +101,12 @@ class AcksDecoder:
         ack = object_of(record.value)
         if "heartbeat" in ack:
             return self._heartbeat(record.partition, ack)
-        operation = OPERATIONS.get(ack.get("op", ""))
+        op = ack.get("op")
+        operation = OPERATIONS.get(op) if isinstance(op, str) else None
         if operation is None:
-            if ack.get("op") == "rejected":
+            if op == "rejected":
                 return ()
-            raise RecordError(
-                "unknown_operation", f"An ack's op is {ack.get('op')!r:.40}: none of {', '.join(OPERATIONS)}, rejected."
-            )
+            raise RecordError("unknown_operation", f"An ack's op is {op!r:.40}: none of {', '.join(OPERATIONS)}, rejected.")
         identifier = ack.get("id")
         if not isinstance(identifier, str):
             raise RecordError("key_missing", "An ack has no text in `id`.")
@@ -122,12 +121,14 @@ class AcksDecoder:
 
     def _heartbeat(self, partition: int, ack: Mapping[str, Any]) -> Sequence[Marker]:
         """All indexers must have told: the time of the one that is furthest behind holds. Of those that are gone, none counts."""
-        of = whole(ack, "of") if "of" in ack else 1
-        heard = self._heard.setdefault(partition, {})
-        name = str(ack.get("indexer", ""))
-        heard[name] = max(heard.get(name, 0), whole(ack, "heartbeat"))
+        of, told = whole(ack, "of") if "of" in ack else 1, whole(ack, "heartbeat")
         if not 1 <= of <= INDEXERS_MAX:
             raise RecordError("unreadable_ack", f"A heartbeat speaks of {of} indexers: it must be 1 to {INDEXERS_MAX}.")
+        if told > LATEST:  # kept, it would let this indexer count as through with everything for ever
+            raise out_of_range()
+        heard = self._heard.setdefault(partition, {})
+        name = str(ack.get("indexer", ""))
+        heard[name] = max(heard.get(name, 0), told)
         newest = sorted(heard.values(), reverse=True)[:of]
         if len(heard) > 2 * INDEXERS_MAX:
             self._heard[partition] = {indexer: time for indexer, time in heard.items() if time >= newest[-1]}
@@ -139,6 +140,9 @@ def delivered_of(value: bytes) -> tuple[int, Mapping[tuple[str, int], int]]:
     said = object_of(value)
     if "heartbeat" not in said:
         return 0, {}
+    told = whole(said, "heartbeat")
+    if told > LATEST:  # nothing that this indexer says later would count
+        raise out_of_range()
     topics = said.get("delivered", {})
     if not isinstance(topics, Mapping) or not all(isinstance(places, Mapping) for places in topics.values()):
         raise RecordError("unreadable_ack", "A heartbeat's `delivered` does not hold offsets by topic and partition.")
@@ -146,7 +150,7 @@ def delivered_of(value: bytes) -> tuple[int, Mapping[tuple[str, int], int]]:
     for topic, places in topics.items():
         for partition in places:
             found[topic, _digits("delivered", partition.encode())] = whole(places, partition)
-    return whole(said, "heartbeat"), found
+    return told, found
 
 
 def object_of(raw: bytes) -> Mapping[str, Any]:
@@ -169,6 +173,6 @@ def _digits(header: str, value: bytes) -> int:
 def whole(ack: Mapping[str, Any], name: str) -> int:
     """Return a whole number of an ack; raises RecordError where there is none."""
     value = ack.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
         raise RecordError("unreadable_ack", f"An ack holds no whole number in `{name}`.")
     return value

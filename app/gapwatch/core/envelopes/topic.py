@@ -8,6 +8,7 @@ Producers of one topic may wrap their documents: ``{"transaction": {…}}`` is o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 from gapwatch.core.canonical import parse_json
@@ -18,6 +19,7 @@ from gapwatch.core.envelopes.documents import DocumentEvents
 from gapwatch.core.envelopes.records import Event, Marker, RawRecord, Truncate
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import ConfigError, ConfigProblem, RecordError
+from gapwatch.model.pipeline import KeyType
 from gapwatch.model.stream import Operation, Side
 
 DOCUMENTS_PER_RECORD_MAX: Final = 1_000  # one record of gapwatch.events can hold them all: one offset is never cut in two
@@ -81,13 +83,22 @@ class TopicDecoder:
         return self._events.events(operation, identifier, document, major=record.offset, minor=minor, event_time=record.timestamp)
 
     def _identifier(self, key: bytes) -> Mapping[str, Any]:
+        """Return what the record's key says of the key columns; nothing where it is no text: two of these would look alike."""
         try:
-            value = _payload(parse_json(key))
+            text = key.decode()
+        except UnicodeDecodeError:
+            return {}
+        try:
+            written = parse_json(text)
         except ValueError:
-            value = key.decode("utf-8", "replace")  # a text key, written without quotes
+            written = text  # a text key, written without quotes
+        value = _payload(written)
         if isinstance(value, Mapping):
             return value
-        return {self._columns[0].path: value} if len(self._columns) == 1 else {}
+        if len(self._columns) > 1:
+            return {}
+        unquoted = isinstance(written, bool | int | Decimal) and self._columns[0].type is KeyType.TEXT
+        return {self._columns[0].path: text if unquoted else value}
 
 
 def _json(value: bytes) -> Any:

@@ -512,6 +512,20 @@ def test_a_dead_letter_of_a_plain_topic_keeps_its_original_position_and_needs_it
     assert caught.value.reason == "origin_unknown"
 
 
+@pytest.mark.parametrize("source", [{"ts_ms": 10**16}, {"sequence": '["1","99999999999999999999"]'}])
+def test_a_dead_letter_whose_numbers_cannot_be_kept_is_refused(source: Any) -> None:
+    with pytest.raises(RecordError) as caught:
+        letters_of().decode(record(change("c", after=ROW, **source), topic=LETTERS, headers=ORIGIN))
+    assert caught.value.reason == "out_of_range"
+
+
+def test_a_dead_letter_at_no_possible_offset_does_not_say_where_it_came_from() -> None:
+    decoder = letters_of(FeedSpec(kind=FeedKind.TOPIC, topic=TOPIC, format="json"))
+    headers = ORIGIN | {"__connect.errors.offset": "9" * 5_000}
+    with pytest.raises(RecordError, match="does not say where it came from"):
+        decoder.decode(record({"id": 1, "customer": "a", "amount": 1}, topic=LETTERS, headers=headers))
+
+
 def test_a_feed_without_a_decoder_is_refused() -> None:
     spec = pipeline(*FIELDS, target_feed=FeedSpec(kind=FeedKind.NONE))
     with pytest.raises(ConfigError, match="cannot be decoded"):

@@ -15,8 +15,8 @@ from gapwatch.core.envelopes.extjson import decode_document
 from gapwatch.core.envelopes.topic import DOCUMENTS_PER_RECORD_MAX
 from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import CompiledMapping
-from gapwatch.errors import ConfigError, RecordError
-from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldSpec, FieldType, KeyColumn, KeyType
+from gapwatch.errors import ConfigError, KeyMisfit, RecordError
+from gapwatch.model.pipeline import FeedKind, FeedSpec, FieldSpec, FieldType, KeyColumn, KeyType, PipelineSpec
 from gapwatch.model.stream import Operation, Side
 from tests.unit.core.samples import APPENDED, COMMITTED, change, field, mongo_change, pipeline, record, with_schema
 
@@ -156,6 +156,38 @@ def test_an_empty_value_on_a_plain_topic_is_a_delete() -> None:
         decoder.decode(record(None))
     with pytest.raises(RecordError):
         decoder.decode(record(b"[1]", key={"id": 1}))
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [(b"a b", "a b"), (b"1001", "1001"), (b"1.50", "1.50"), (b"true", "true"), (b'"7"', "7")]
+)
+def test_a_text_key_may_be_written_without_quotes(key: bytes, meant: str) -> None:
+    """Also one that happens to be JSON: such a delete was refused, and a hole."""
+    spec = texts()
+    decoder = decoder_for(spec, Side.EXPECTED, CompiledMapping(spec))
+    expected = KeyCodec(spec.source.key).encode([meant])
+    for raw in (record(None, key=key), record(None, key={"schema": None, "payload": meant})):
+        (event,) = decoder.decode(raw)
+        assert isinstance(event, Event)
+        assert (event.key, event.operation) == (expected, Operation.DELETE)
+
+
+def test_keys_that_are_no_text_are_never_taken_for_each_other() -> None:
+    """Each of them was the same replacement characters: the delete of one row was that of another."""
+    spec = texts()
+    decoder = decoder_for(spec, Side.EXPECTED, CompiledMapping(spec))
+    for key in (b"\xff", b"\xfe"):
+        with pytest.raises(KeyMisfit):
+            decoder.decode(record(None, key=key))
+        (event,) = decoder.decode(record({"id": "a", "customer": "b"}, key=key))
+        assert isinstance(event, Event)
+        assert event.key == KeyCodec(spec.source.key).encode(["a"])
+
+
+def texts() -> PipelineSpec:
+    key = [KeyColumn(path="id", type=KeyType.TEXT)]
+    feed = FeedSpec(kind=FeedKind.TOPIC, topic="orders", format="json")
+    return pipeline(field("customer"), source_key=key, target_key=key, source_feed=feed)
 
 
 PAYMENT = {"id": 1, "customer": "a", "total": 1.50}

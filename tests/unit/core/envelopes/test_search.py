@@ -210,3 +210,24 @@ def test_a_refused_item_of_a_bulk_is_a_letter_with_status_and_error_and_no_obser
         "400 mapper_parsing_exception",
     )
     assert [event.key for event in decoded(FeedKind.ACKS, records[0])] == []
+
+
+@pytest.mark.parametrize("time", [1_726_000_000_123_000, 2**63, 10**30])
+def test_a_heartbeat_of_another_unit_is_refused_and_forgotten(time: int) -> None:
+    """Kept, its indexer counted as through with everything for ever: the other one alone moved the watermark."""
+    spec = pipeline(*FIELDS, target_feed=FeedSpec(kind=FeedKind.ACKS, topic="t"))
+    decoder = decoder_for(spec, Side.OBSERVED, CompiledMapping(spec))
+    beat = json.dumps({"heartbeat": time, "indexer": "a", "of": 2, "delivered": {"t": {"0": 5}}}).encode()
+    for read in (lambda: decoder.decode(ack(beat)), lambda: delivered_of(beat)):
+        with pytest.raises(RecordError):
+            read()
+    assert decoder.decode(ack(heartbeat(200, "b", of=2))) == ()
+    assert decoder.decode(ack(heartbeat(100, "a", of=2))) == (Marker(100),)
+
+
+@pytest.mark.parametrize("time", [1_726_000_000_123_000, 10**30])
+def test_a_refused_item_at_a_time_that_there_cannot_be_is_no_letter(time: int) -> None:
+    """What cannot be kept of it would end ingest where it is sent, again and again."""
+    spec = pipeline(*FIELDS, target_feed=FeedSpec(kind=FeedKind.ACKS, topic="t"))
+    with pytest.raises(RecordError):
+        letter_decoders_for(spec)["t"].decode(ack({"op": "rejected", "id": "42", "time": time}))

@@ -13,24 +13,14 @@ from gapwatch.core.envelopes.columns import EventColumns, Shape
 from gapwatch.core.envelopes.compiled.code import Code
 from gapwatch.core.envelopes.compiled.content import Content
 from gapwatch.core.envelopes.compiled.readings import Odd
-from gapwatch.core.envelopes.records import Message
+from gapwatch.core.envelopes.records import UNFORESEEN, Message
 from gapwatch.errors import RecordError
 
 # messages, the columns to append to, and who takes a message that is not usual
 Loop = Callable[[Sequence[Message], EventColumns, Callable[[Message], None]], None]
 
 # Whatever reading an unusual record may raise. Which of these it is does not matter: the general decoder judges the record.
-UNUSUAL: Final = (
-    Odd,
-    RecordError,
-    msgspec.MsgspecError,
-    ValueError,  # UnicodeError, binascii.Error and a key that does not fit are such
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RecursionError,
-)
+UNUSUAL: Final = (Odd, RecordError, *UNFORESEEN)
 VALUES: Final = "[message.value() for message in messages]"
 KEYS: Final = "[message.key() for message in messages]"
 _COLUMNS: Final = ("keys", "operations", "offsets", "majors", "minors", "event_times", "append_times", "digests")

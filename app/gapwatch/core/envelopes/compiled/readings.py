@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gapwatch.core.canonical import EPOCHS as EPOCHS
 from gapwatch.core.canonical import VALUE, Form
 from gapwatch.core.digests import framed
 from gapwatch.core.envelopes import extjson
@@ -22,7 +23,6 @@ from gapwatch.core.envelopes.compiled.code import Code
 from gapwatch.core.temporal import INFINITE_DAYS, INFINITE_FROM, INFINITE_TO, PER_SECOND
 from gapwatch.model.pipeline import FieldSpec, FieldType, Rounding
 
-EPOCHS: Final = ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns")
 TIMES: Final = ("time_ms", "time_us", "time_ns")
 UTC: Final = ("UTC", "Etc/UTC", "Z")
 FRACTION_PLACES_MAX: Final = 3
