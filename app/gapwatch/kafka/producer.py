@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 IN_FLIGHT_RECORDS_MAX: Final = 20_000
 IN_FLIGHT_KIBIBYTES_MAX: Final = 128 * 1024
+CALLBACKS_MAX: Final = 20  # that may raise while a producer is closed
 POLL_SECONDS: Final = 0.2  # how long a stopping producer thread may still sit in librdkafka
 COPIED_BYTES_MAX: Final = 8 * 1024 * 1024  # of a record that holds what somebody else wrote: a captured change, a dead letter
 CONTENT_BYTES_MAX: Final = COPIED_BYTES_MAX - 64 * 1024  # of its key and value; the rest is for headers and Kafka's own frame
@@ -184,7 +185,12 @@ class AckedProducer:
 
     def _purge(self, producer: Producer) -> None:
         producer.purge(in_queue=True, in_flight=True)
-        producer.flush(5)
+        for _ in range(CALLBACKS_MAX):  # one that raises keeps the answers behind it from being served
+            try:
+                producer.flush(5)
+                return
+            except Exception as error:  # noqa: BLE001 - of a callback, and of no account any more
+                log.warning("kafka_producer_callback_failed", client=self._client_id, error=type(error).__name__)
 
     def _on_delivery(self, future: asyncio.Future[Delivered], error: KafkaError | None, message: Message) -> None:
         """Called in the poll thread: collect, and wake the loop once for many."""
