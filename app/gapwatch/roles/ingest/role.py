@@ -7,6 +7,7 @@ A delivery error ends the role before its next control record. What is repeated 
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import structlog
 
@@ -19,9 +20,11 @@ from gapwatch.roles.ingest.outlet import Outlet
 from gapwatch.roles.ingest.ownership import Ownership
 from gapwatch.roles.ingest.parts import IngestDependencies as IngestDependencies
 from gapwatch.roles.ingest.parts import Shared
-from gapwatch.roles.ingest.polling import POLL_SECONDS, Polling
 
 log = structlog.get_logger(__name__)
+
+RECORDS_PER_POLL: Final = 5_000  # some 15 ms of work for one turn of the event loop
+POLL_SECONDS: Final = 0.08  # a fuller record costs match no more than an empty one
 
 
 class IngestRole:
@@ -32,7 +35,7 @@ class IngestRole:
         self._intake = Intake(self._shared, self._outlet)
         self._ownership = Ownership(self._shared, self._outlet)
         self._beside = Beside(self._shared)
-        self._polling = Polling()
+        self._idle = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ingest until `stop` is set. Raises what makes going on unsafe."""
@@ -75,9 +78,9 @@ class IngestRole:
 
     async def _poll(self, idle_seconds: float) -> None:
         """Read and pass on what arrives; while nothing does, wait for the first message, at most so long."""
-        limit, seconds = self._polling.next(idle_seconds)
+        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, POLL_SECONDS)
         polled = await self._on.consumer.consume(limit, seconds=seconds)
-        self._polling.brought([len(run) for run in polled.runs.values()])
+        self._idle = not polled.runs
         for where, fault in polled.faults:
             self._fault(where, fault)
         for at, messages in polled.runs.items():
