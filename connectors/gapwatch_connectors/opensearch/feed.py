@@ -44,6 +44,7 @@ class OpenSearchTail:
     def __init__(self, pipeline: PipelineSpec, url: str, *, clock: Clock | None = None) -> None:
         self._name = pipeline.target.collection
         self._index: Index | None = None  # the concrete one, as of the round: an alias may lead to another one at any time
+        self._copies = 0  # of its shards, replicas too, that were started then
         self._search = Search(pipeline.target.store, url)
         self._dataset = Dataset(self._search, self._name)
         self._clock = clock or SystemClock()
@@ -105,11 +106,16 @@ class OpenSearchTail:
         if len(shards) != index.shards or min(shards.values()) < NOTHING:
             raise self._away(f"{len(shards)} of {index.shards} primaries are there")
         self._index = index
+        self._copies = sum(copy["routing"]["state"] == "STARTED" for copies in found["shards"].values() for copy in copies)
         histories = {shard: str(copy["commit"]["user_data"]["history_uuid"]) for shard, copy in primaries.items()}
         return Checkpoints(uuid=str(found["uuid"]), shards=shards, histories=histories)
 
     async def _refresh(self) -> None:
-        await self._dataset.refresh(self._index or await self._dataset.resolve())
+        """Make what was written before the checkpoints visible, in every copy that was there then.
+
+        Counted by shards alone, replicas of others would make up for a primary that went away since.
+        """
+        await self._dataset.refresh(self._index or await self._dataset.resolve(), copies=self._copies)
 
     async def _pages(self, window: Window) -> AsyncIterator[Sequence[Json]]:
         """Yield the documents of a window, ascending. One that changes meanwhile leaves it, and comes in a later one."""

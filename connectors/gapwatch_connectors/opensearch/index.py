@@ -57,11 +57,14 @@ class Dataset:
             )
         return Index(name=name, uuid=settings["uuid"], shards=int(settings["number_of_shards"]), settings=settings)
 
-    async def refresh(self, index: Index) -> None:
-        """Make what was written before this call visible to searches. Raises StoreUnreachable where a shard failed to."""
+    async def refresh(self, index: Index, *, copies: int = 0) -> None:
+        """Make what was written before this call visible to searches. Raises StoreUnreachable where a shard failed to.
+
+        ``copies``: how many copies of shards, replicas too, are known to be there; one of each shard are in any case.
+        """
         answer = await self.search.request("POST", path(index.name, "_refresh"))
         shards = answer["_shards"]
-        if shards["failed"] or shards["successful"] < index.shards:  # a primary that is away is no failure to it
+        if shards["failed"] or shards["successful"] < max(index.shards, copies):  # a primary that is away is no failure to it
             raise self._away("not every shard could be refreshed")
 
     async def count(self, index: Index) -> int:

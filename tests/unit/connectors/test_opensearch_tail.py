@@ -30,6 +30,7 @@ class Node:
         self.meant = "first"
         self.documents = [DOCUMENT]
         self.checkpoint = -1
+        self.replicas = 0  # that are started
         self.says_nothing = False  # of its shard's numbers: it is being closed
         self.refreshes = {"total": 1, "successful": 1, "failed": 0}
         self.refreshed = set[str]()
@@ -50,7 +51,8 @@ class Node:
                 shard["seq_no"] = {"global_checkpoint": self.checkpoint}
                 shard["commit"] = {"user_data": {"history_uuid": f"history of {name}"}}
             self.meant = "second" if self.moves_after_stats else self.meant
-            return {"indices": {name: {"uuid": name, "shards": {"0": [shard]}}}}
+            copies = [{"routing": {"primary": False, "state": "STARTED"}}] * self.replicas
+            return {"indices": {name: {"uuid": name, "shards": {"0": [shard, *copies]}}}}
         if asked == "_refresh":
             self.refreshed |= {name} if self.refreshes["successful"] else set()
             return {"_shards": self.refreshes}
@@ -104,6 +106,20 @@ async def test_a_primary_that_says_nothing_of_its_numbers_is_away(tail: OpenSear
 async def test_a_refresh_that_found_no_primary_is_none(tail: OpenSearchTail, node: Node) -> None:
     """OpenSearch counts it neither as done nor as failed; the tail went on, and what it should have shown was passed over."""
     node.refreshes = {"total": 2, "successful": 0, "failed": 0}
+    with pytest.raises(StoreUnreachable, match="refreshed"):
+        await read(tail, node, 1)
+
+
+@pytest.mark.parametrize(("replicas", "refreshed", "is_done"), [(2, 3, True), (2, 2, False), (0, 2, True)])
+async def test_as_many_copies_are_refreshed_as_there_were(
+    tail: OpenSearchTail, node: Node, replicas: int, refreshed: int, is_done: bool
+) -> None:
+    """Counted by shards alone, replicas of one made up for another's primary that had just gone. One may come meanwhile."""
+    node.replicas = replicas
+    node.refreshes = {"total": 4, "successful": refreshed, "failed": 0}
+    if is_done:
+        assert (await read(tail, node, 1))[0].events
+        return
     with pytest.raises(StoreUnreachable, match="refreshed"):
         await read(tail, node, 1)
 
