@@ -221,6 +221,44 @@ def test_together_and_one_by_one_end_alike_and_say_the_same(name: str, story: li
         assert shown(fast.matcher) == shown(slow.matcher)
 
 
+UPDATE = st.tuples(
+    KEYS,
+    st.sampled_from([Operation.UPSERT] * 6 + [Operation.DELETE]),
+    st.just(1),
+    st.integers(0, 6),
+    st.sampled_from([3] * 6 + [1]),
+)
+ROUND = st.lists(UPDATE, min_size=1, max_size=12, unique_by=lambda event: event[0])
+
+
+@pytest.mark.parametrize(("name", "history"), [("plain", 64), ("plain", 3), ("masks", 64)])
+@OFTEN
+@given(st.lists(ROUND, min_size=2, max_size=14), st.data())
+def test_updates_together_and_one_by_one_end_alike(name: str, history: int, rounds: list[Any], data: st.DataObject) -> None:
+    """Whoever was settled is written anew, and the target mostly follows: at once, later, with something else, or not at all."""
+    spec = dataclasses.replace(SPECS[name], history=history)
+    teller = Teller(sum(field.maskable for field in spec.fields))
+    fast, slow = Life(spec, event_by_event=False), Life(spec, event_by_event=True)
+    steps: list[Any] = [0]
+    for events in rounds:
+        shows = data.draw(st.sampled_from(["follows"] * 4 + ["another", "nothing", "twice"]))
+        steps.append([(Side.EXPECTED, False, events)])
+        answers = [(*event[:3], 5, event[4]) if shows == "another" and not at else event for at, event in enumerate(events)]
+        steps += [[(Side.OBSERVED, False, answers)]] * {"nothing": 0, "twice": 2}.get(shows, 1)
+        steps += data.draw(st.sampled_from([[], [], [500], [None], [5_000]]))
+    for offset, step in enumerate([*steps, None, 60_000, 1]):
+        if step is None:
+            fast.restart()
+            slow.restart()
+            assert told(fast.matcher.advance()) == told(slow.matcher.advance())
+            continue
+        record = teller.record(step)
+        said = fast.matcher.apply(record, offset, START + offset)
+        assert told(said) == told(slow.matcher.apply(record, offset, START + offset))
+        assert keys_of(fast.matcher) == keys_of(slow.matcher)
+        assert shown(fast.matcher) == shown(slow.matcher)
+
+
 @OFTEN
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 1, 2, None])), max_size=12), st.randoms(use_true_random=False))
 def test_b7_documents_of_one_key_by_several_partitions_end_alike_in_any_order(
