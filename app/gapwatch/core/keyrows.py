@@ -137,9 +137,9 @@ class KeyRows:
         self._write_bytes = self.words.data.cast("B")
         self._shown_bytes = self.shown.data.cast("B")
         self._older_bytes = self.older.data.cast("B")
-        self._olders_at = self.olders.data
+        self._olders_at, self._due_at = self.olders.data, self.block_due.data
         # One at a time, items of a view are Python numbers, at half the cost of an array's.
-        self._place_at, self._order_at, self._segment_at = self.place.data, self.order.data, self.segment.data
+        self.place_at, self._order_at, self._segment_at = self.place.data, self.order.data, self.segment.data
 
     @property
     def size(self) -> int:
@@ -240,16 +240,16 @@ class KeyRows:
         row = self.at.get(key)
         if row is None:
             return None, False
-        place = self._place_at[row]
+        place = self.place_at[row]
         if place in _LONG:
             return self.long[key], place == OPEN
-        write = self._write(row)
+        write = self.write_at(row)
         if place in (PENDING, PARKED):
             return write, True
         if LONE[place]:
             return alone_state(write), True
-        head = self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES].tobytes()
-        older = self._older_of(row)
+        head = self.head_at(row)
+        older = self.older_at(row)
         if place == SETTLED:
             return write + head + older, False
         return update_state(write, head, older, 16 * self.parts), True
@@ -259,12 +259,15 @@ class KeyRows:
         held, is_open = self.held(key)
         return held if is_open else None
 
-    def _write(self, row: int) -> bytes:
+    def write_at(self, row: int) -> bytes:
         start = row * self.type.itemsize
         parts = self._write_bytes[start + 4]
         return self._write_bytes[start : start + HEAD_BYTES + 16 * parts].tobytes()
 
-    def _older_of(self, row: int) -> bytes:
+    def head_at(self, row: int) -> bytes:
+        return self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES].tobytes()
+
+    def older_at(self, row: int) -> bytes:
         start = row * OLDER_MAX * 16 * self.parts
         return self._older_bytes[start : start + 16 * self.parts * self._olders_at[row]].tobytes()
 
@@ -285,15 +288,52 @@ class KeyRows:
         else:
             lengthened = key not in self.long
             self.long[key] = held
-            self._place_at[row] = OPEN if is_open else CLOSED
-        self._segment_at[row] = UNSAVED
-        self._order_at[row] = self.clock
-        self.clock += 1
+            self.place_at[row] = OPEN if is_open else CLOSED
+        self._changed(row)
         if is_open:
             self.open += 1
         else:
             self.settled += 1
         return lengthened
+
+    def _changed(self, row: int) -> None:
+        self._segment_at[row] = UNSAVED
+        self._order_at[row] = self.clock
+        self.clock += 1
+
+    def enter(self, key: bytes, write: bytes, place: int) -> None:
+        """File a key that is not known as pending or alone; the caller has checked that it fits."""
+        row = self.at[key] = self.reserve(1)
+        self.keys.append(key)
+        self._place(row, place, write, b"", b"")
+        self._changed(row)
+        self.open += 1
+
+    def settle_one(self, row: int, head: bytes) -> None:
+        """As :meth:`settle`, and :meth:`settle_again`."""
+        if self._olders_at[row]:
+            known = self._write_bytes[row * self.type.itemsize + 4]
+            self._olders_at[row] = min(self._olders_at[row], OLDER_WHEN_SETTLED) if known else 0
+        self.place_at[row] = SETTLED
+        self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES] = head
+        self._changed(row)
+        self.open -= 1
+        self.settled += 1
+
+    def join_one(self, row: int, write: bytes) -> None:
+        """As :meth:`join`."""
+        head = self.write_at(row)[:HEAD_BYTES]
+        self._place(row, SETTLED, write, head, b"")
+        self.settle_one(row, head)
+
+    def reopen_one(self, row: int, write: bytes, history: int) -> None:
+        """As :meth:`reopen`."""
+        identity, size = self.write_at(row)[HEAD_BYTES:], 16 * self.parts
+        older = (identity + self.older_at(row))[: size * min(history, OLDER_MAX)]
+        self._place(row, UPDATED, write, b"", older)
+        self._changed(row)
+        self.open += 1
+        self.settled -= 1
 
     def _short_form(self, held: Held, *, is_open: bool) -> tuple[int, bytes, bytes, bytes] | None:
         """Return what a row holds of the key: place, write, head of what is shown, older identities; None: it has to be long."""
@@ -321,10 +361,11 @@ class KeyRows:
     def _place(self, row: int, place: int, write: bytes, head: bytes, older: bytes) -> None:
         start = row * self.type.itemsize
         self._write_bytes[start : start + self.type.itemsize] = write.ljust(self.type.itemsize, b"\0")
-        self._place_at[row] = place
+        self.place_at[row] = place
         if place != SETTLED:
-            block = row >> BLOCK_BITS
-            self.block_due[block] = min(int(self.block_due[block]), due_of(write))
+            block, due = row >> BLOCK_BITS, due_of(write)
+            if due < self._due_at[block]:
+                self._due_at[block] = due
         if head:
             self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES] = head
         self._olders_at[row] = len(older) // (16 * self.parts)
@@ -333,7 +374,7 @@ class KeyRows:
             self._older_bytes[start : start + len(older)] = older
 
     def _uncount(self, row: int) -> None:
-        if self._place_at[row] in (SETTLED, CLOSED):
+        if self.place_at[row] in (SETTLED, CLOSED):
             self.settled -= 1
         else:
             self.open -= 1
@@ -341,8 +382,8 @@ class KeyRows:
     def park(self, key: bytes) -> None:
         """Keep a key out of :meth:`due` from now on: the time to look at it is kept elsewhere."""
         row = self.at[key]
-        place = self._place_at[row]
-        self._place_at[row] = _PARKED.get(place, place)
+        place = self.place_at[row]
+        self.place_at[row] = _PARKED.get(place, place)
 
     def drop(self, key: bytes) -> None:
         """Forget a key."""

@@ -4,6 +4,7 @@ from typing import NoReturn
 
 import pytest
 
+from gapwatch.core import fewevents
 from gapwatch.core.keyrules import KeyRules
 from gapwatch.model.stream import Operation, Side
 from tests.property.test_hotpath import SPECS, Life, Teller
@@ -51,7 +52,10 @@ def test_every_key_of_a_record_has_its_events_in_their_order() -> None:
     assert len(rows.long) == 1
 
 
-def test_updates_and_their_answers_need_nothing_but_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, fewevents.FEW])
+def test_updates_and_their_answers_need_nothing_but_rows(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fewevents, "FEW", few)
+
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("an event was taken by itself")
 
