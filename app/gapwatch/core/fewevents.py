@@ -67,7 +67,7 @@ def _expect(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Event
             rows.enter(key, write, PENDING)
         elif updates and rows.place_at[row] == SETTLED and _updates(rows, row, write):
             rows.reopen_one(row, write, rules.history)
-        elif joins and LONE[rows.place_at[row]] and _answers(rows.write_at(row), write):
+        elif joins and rows.place_at[row] in LONE and _answers(rows.write_at(row), write):
             rows.join_one(row, write)
             cell.counters.settled += 1
             cell.counters.expected += 1
@@ -93,7 +93,7 @@ def _observe(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Even
             rows.enter(key, write, ALONE)
             cell.counters.observed += 1
             pipeline.survey.low = min(pipeline.survey.low, event_time_of(write))
-        elif AWAITED[rows.place_at[row]] and _answers(held := rows.write_at(row), write) and _follows(rows, row, write):
+        elif rows.place_at[row] in AWAITED and _answers(held := rows.write_at(row), write) and _follows(rows, row, write):
             rows.settle_one(row, write[:HEAD_BYTES])
             cell.counters.observed += 1
             cell.counters.settled += 1
@@ -114,7 +114,7 @@ def _answers(held: Write, write: Write) -> bool:
 
 def _follows(rows: KeyRows, row: int, write: Write) -> bool:
     """Whether the target has shown nothing newer of the key."""
-    if not REOPENED[rows.place_at[row]]:
+    if rows.place_at[row] not in REOPENED:
         return True
     head = rows.head_at(row)
     return not head[0] or token_of(write) > token_of(head)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gapwatch.core.batches import NO_VERSION
 from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
-from gapwatch.core.keyrows import ALONE, AWAITED, LONE, OLDER_MAX, REOPENED, SETTLED, Columns, Rows, row_type
+from gapwatch.core.keyrows import ALONE, OLDER_MAX, SETTLED, UPDATED, Columns, Flags, Rows, are_awaited, are_lone, row_type
 from gapwatch.core.keystate import BLANK, EXTRA, HEAD_BYTES, UNKNOWN_MAPPING, Write, with_tail
 from gapwatch.core.pipelinestate import PipelineState
 from gapwatch.model.pipeline import Match
@@ -30,7 +30,6 @@ _BOUNDS: Final = np.array(DELAY_BOUNDS_MS, np.int64)
 _HEAD_WORDS: Final = HEAD_BYTES // 8
 _HEAD: Final = row_type(0)
 
-Flags = npt.NDArray[np.bool_]
 Events = Iterator[tuple[bytes, Write]]
 NOTHING: Final[Events] = iter(())
 
@@ -105,8 +104,8 @@ def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> E
     at = np.fromiter(map(rows.at.get, keys, repeat(-1)), np.int64, count)
     held = rows.writes.take(at, mode="clip") if rows.size else block
     places = rows.place.take(at, mode="clip")
-    fast = AWAITED[places] & _answers(held, block) & (at >= 0) & _once(at)
-    reopened = np.flatnonzero(fast & REOPENED[places])
+    fast = are_awaited(places) & _answers(held, block) & (at >= 0) & _once(at)
+    reopened = np.flatnonzero(fast & (places >= UPDATED))
     if len(reopened):
         newer = _is_newer(block.take(reopened), rows.shown[at[reopened]].view(_HEAD).ravel())
         fast[reopened[~newer]] = False
@@ -127,7 +126,7 @@ def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> E
 def _join(pipeline: PipelineState, at: Rows, among: Flags, block: Columns) -> Flags:
     """Settle the keys, `among` these events, of which the target alone has shown just what is expected now; return which."""
     rows, counters = pipeline.cell.rows, pipeline.cell.counters
-    joined = among & LONE[rows.place.take(at)]
+    joined = among & are_lone(rows.place.take(at))
     if not joined.any() or not pipeline.rules.comparison.by_identity:
         return np.zeros_like(joined)
     joined &= _once(at)

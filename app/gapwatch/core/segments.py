@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gapwatch.core.keyrows import CLOSED, FREE, LONE, OLDER_MAX, OPEN, SETTLED, SHOWN, UNSAVED, KeyRows, Rows
+from gapwatch.core.keyrows import CLOSED, FREE, LONE, OLDER_MAX, OPEN, REOPENED, SETTLED, UNSAVED, KeyRows, Rows, are_shown
 from gapwatch.core.keystate import HEAD_BYTES, KeyState, alone_state, update_state
 from gapwatch.errors import ProtocolError
 
@@ -154,7 +154,7 @@ class SegmentLog:
             lengths=np.fromiter(map(len, keys), "<u4", len(keys)).tobytes(),
             keys=b"".join(keys),
             words=_planes(words),
-            shown=_planes(rows.shown.take(at[SHOWN[places]], axis=0)),
+            shown=_planes(rows.shown.take(at[are_shown(places)], axis=0)),
             olders=olders.tobytes() if len(with_older) else b"",
             older=rows.older[at[with_older]][_taken(olders[with_older])].tobytes() if len(with_older) else b"",
         )
@@ -206,7 +206,7 @@ class SegmentLog:
         rows.words[first:end] = words[:, :-1]
         rows.order[first:end] = words[:, -1].view(np.int64)
         rows.segment[first:end] = body.number
-        shown = first + np.flatnonzero(SHOWN[rows.place[first:end]])
+        shown = first + np.flatnonzero(are_shown(rows.place[first:end]))
         rows.shown[shown] = _unplaned(body.shown, rows.shown.shape[1])
         if body.olders:
             rows.olders[first:end] = np.frombuffer(body.olders, np.uint8)
@@ -298,9 +298,9 @@ def _lengthened(body: _Body, keys: Sequence[bytes]) -> list[LongItem]:
         older, at = body.older[at : at + size * olders], at + size * olders
         if place == SETTLED:
             held += next(shown).tobytes() + older
-        elif SHOWN[place]:
+        elif place in REOPENED:
             held = update_state(write, next(shown).tobytes(), older, size).packed()
-        elif LONE[place]:
+        elif place in LONE:
             held = alone_state(write).packed()
         items.append((key, place != SETTLED, int(row[width]), held))
     return items
