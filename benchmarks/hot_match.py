@@ -3,13 +3,18 @@
 The real matcher, its records and its checkpoints, fed from memory with the work of reference's shape: records of so many events,
 both sides interleaved, the target 2,000 events behind, control records every 250 ms of event time, a checkpoint after so many
 records. Only what the stage does is measured, not the making of its input.
+
+``--updates N``: every key is written N times more, as soon as all have been written, each time with something else.
+``--pipelines N``: what row 16 has instead, small sections: a record holds so many events of each side of each pipeline, in so
+many sections. One clock for all, as reading it costs as much as a small section.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import msgspec
@@ -37,6 +42,7 @@ LAG_EVENTS = 2_000
 PULSE_MS = 250
 MAPPING = 7
 RECORDS_PER_CHECKPOINT = 100
+RECORDS_PER_CONTROL = 4
 STAGES = ("read", "expected", "observed", "judge", "status", "records", "marker")
 
 
@@ -44,7 +50,7 @@ def _key(number: int) -> bytes:
     return b"\x01" + number.to_bytes(6, "big")
 
 
-def _section(side: Side, numbers: range, part: int, parts: int) -> Section:
+def _section(side: Side, numbers: range, part: int, parts: int, cycle: int, pipeline: str = "orders") -> Section:
     later = 0 if side is Side.EXPECTED else 300
     topic = work.SOURCE if side is Side.EXPECTED else work.TARGET
     mine = [number for number in numbers if number % parts == part]
@@ -52,7 +58,7 @@ def _section(side: Side, numbers: range, part: int, parts: int) -> Section:
     wrong = {number for number in kept if side is Side.OBSERVED and number % work.WRONG_EVERY == 700}
     times = [work.START_MS + number * 1_000 // work.PER_SECOND + later for number in kept]
     return Section(
-        pipeline="orders",
+        pipeline=pipeline,
         side=int(side),
         feed=topic,
         feed_partition=part,
@@ -60,7 +66,7 @@ def _section(side: Side, numbers: range, part: int, parts: int) -> Section:
         mapping=MAPPING,
         offset_from=numbers.start,
         offset_to=numbers.stop,
-        keys=[_key(number) for number in kept],
+        keys=[_key(number % cycle) for number in kept],
         operations=bytes([Operation.UPSERT]) * len(kept),
         offsets=kept,
         majors=[10_000_000 + number * 100 - 50 for number in kept],
@@ -71,10 +77,10 @@ def _section(side: Side, numbers: range, part: int, parts: int) -> Section:
     )
 
 
-def _control(expected: int, observed: int, clock: int, parts: int) -> Control:
+def _control(expected: int, observed: int, clock: int, parts: int, pipelines: Sequence[str] = ("orders",)) -> Control:
     states = [
         FeedState(
-            pipeline="orders",
+            pipeline=pipeline,
             side=int(side),
             feed=topic,
             feed_partition=part,
@@ -90,19 +96,21 @@ def _control(expected: int, observed: int, clock: int, parts: int) -> Control:
         )
         for side, topic, reached in ((Side.EXPECTED, work.SOURCE, expected), (Side.OBSERVED, work.TARGET, observed))
         for part in range(parts)
+        for pipeline in pipelines
     ]
-    return Control(FORMAT, "bench", clock, states, [PipelineTimes("orders", 0, 1_000)])
+    return Control(FORMAT, "bench", clock, states, [PipelineTimes(pipeline, 0, 1_000) for pipeline in pipelines])
 
 
-def records(keys: int, events: int, parts: int) -> Iterator[bytes]:
+def records(keys: int, events: int, parts: int, updates: int = 0) -> Iterator[bytes]:
     """Yield the records of one partition of ``gapwatch.events``."""
+    cycle, keys = keys, keys * (1 + updates)
     yield pack(_control(0, 0, work.START_MS, parts))
     spoke = work.START_MS
     for start in range(0, keys + LAG_EVENTS, events):
         for side, first in ((Side.EXPECTED, start), (Side.OBSERVED, start - LAG_EVENTS)):
             numbers = range(max(0, first), max(0, min(keys, first + events)))
             if numbers:
-                yield pack(Batch(FORMAT, [_section(side, numbers, part, parts) for part in range(parts)], []))
+                yield pack(Batch(FORMAT, [_section(side, numbers, part, parts, cycle) for part in range(parts)], []))
         expected, observed = min(keys, start + events), max(0, min(keys, start + events - LAG_EVENTS))
         clock = work.START_MS + observed * 1_000 // work.PER_SECOND
         if clock - spoke >= PULSE_MS:
@@ -111,9 +119,40 @@ def records(keys: int, events: int, parts: int) -> Iterator[bytes]:
     yield pack(_control(keys, keys, work.end_time(keys) + 60_000, parts))
 
 
-def _matcher() -> KeyMatcher:
+def small_records(keys: int, events: int, parts: int, updates: int, pipelines: Sequence[str]) -> Iterator[bytes]:
+    """Yield records with `events` of each side of each pipeline."""
+    cycle, keys = keys, keys * (1 + updates)
+    yield pack(_control(0, 0, work.START_MS, parts, pipelines))
+    lag = min(LAG_EVENTS, cycle // 2) // events * events
+    for number, start in enumerate(range(0, keys + lag, events)):
+        sections = [
+            _section(side, numbers, part, parts, cycle, pipeline)
+            for pipeline in pipelines
+            for side, first in ((Side.EXPECTED, start), (Side.OBSERVED, start - lag))
+            if (numbers := range(max(0, first), max(0, min(keys, first + events))))
+            for part in range(parts)
+        ]
+        yield pack(Batch(FORMAT, sections, []))
+        if number % RECORDS_PER_CONTROL == RECORDS_PER_CONTROL - 1:
+            expected, observed = min(keys, start + events), max(0, min(keys, start + events - lag))
+            yield pack(_control(expected, observed, work.START_MS + observed * 1_000 // work.PER_SECOND, parts, pipelines))
+    yield pack(_control(keys, keys, work.end_time(keys) + 60_000, parts, pipelines))
+
+
+def _matcher(pipelines: Sequence[str] = ("orders",)) -> KeyMatcher:
     spec = work.settings("", "").pipelines["orders"]
-    return KeyMatcher(0, 1, {"orders": spec}, fingerprints={"orders": MAPPING}, life="bench")
+    specs = {name: dataclasses.replace(spec, id=name) for name in pipelines}
+    return KeyMatcher(0, 1, specs, fingerprints=dict.fromkeys(specs, MAPPING), life="bench")
+
+
+def run_small(log: list[bytes], pipelines: Sequence[str]) -> tuple[float, int]:
+    """Match everything; return CPU seconds, and how many suspects there were."""
+    matcher, suspects = _matcher(pipelines), 0
+    began = time.process_time()
+    for offset, value in enumerate(log):
+        said = matcher.apply(read(value), offset, work.START_MS)
+        suspects += sum(isinstance(one, Suspect) for one in said)
+    return time.process_time() - began, suspects
 
 
 def run(log: list[bytes], every: int) -> tuple[dict[str, float], dict[str, int]]:
@@ -155,16 +194,37 @@ def _checkpoint(matcher: KeyMatcher, journal: Journal, offset: int, used: dict[s
     used["marker"] += clock() - cut
 
 
+def small(options: argparse.Namespace) -> None:
+    """Print what small sections cost."""
+    pipelines = [f"orders{number}" for number in range(options.pipelines)]
+    log = list(small_records(options.keys, options.events, options.sections, options.updates, pipelines))
+    found = [read(value) for value in log]
+    sections = [section for record in found if isinstance(record, PackedBatch) for section in record.sections]
+    count = sum(len(section.keys) for section in sections)
+    rounds = [run_small(log, pipelines) for _ in range(options.rounds)]
+    total = median(seconds for seconds, _ in rounds)
+    each = count / len(sections)
+    print(f"{1e6 * total / count:.2f} µs per event, {1e6 * total / len(sections):.2f} µs per section of {each:.1f} events")
+    print(f"{rounds[0][1]} suspects")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hot_match", description=__doc__)
     parser.add_argument("--keys", type=int, default=200_000)
     parser.add_argument("--events", type=int, default=500, help="events in a record")
     parser.add_argument("--sections", type=int, default=1, help="sections in a record, each of a feed partition")
+    parser.add_argument("--updates", type=int, default=0, help="writes of a key after its first")
+    parser.add_argument(
+        "--pipelines", type=int, default=0, help="of which every record holds small sections; 0: the stages of one"
+    )
     parser.add_argument("--every", type=int, default=RECORDS_PER_CHECKPOINT, help="records between two checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    log = list(records(options.keys, options.events, options.sections))
-    count = work.records(options.keys)
+    if options.pipelines:
+        small(options)
+        return
+    log = list(records(options.keys, options.events, options.sections, options.updates))
+    count = work.records(options.keys * (1 + options.updates))
     rounds = [run(log, options.every) for _ in range(options.rounds)]
     for stage in STAGES:
         print(f"{stage:10} {1e6 * median(used[stage] for used, _ in rounds) / count:8.3f} µs per event")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gapwatch.core import fewevents
 from gapwatch.core.keystate import HEAD_BYTES
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.pipeline import FieldSpec, FieldType, Match, PipelineSpec
@@ -198,6 +200,15 @@ def told(said: Any) -> list[bytes]:
     return sorted(msgspec.json.encode(one) for one in said)
 
 
+@pytest.fixture(autouse=True, scope="module", params=["columns", "few"])
+def the_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Stories are short: by columns, and as the handfuls that they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "columns":
+            patch.setattr(fewevents, "FEW", 0)
+        yield
+
+
 @pytest.mark.parametrize("name", sorted(SPECS))
 @OFTEN
 @given(story=STORIES)
@@ -217,6 +228,46 @@ def test_together_and_one_by_one_end_alike_and_say_the_same(name: str, story: li
         said = fast.matcher.apply(record, offset, START + offset)
         assert told(said) == told(slow.matcher.apply(record, offset, START + offset))
         teller.raised.update({one.key: one for one in said if isinstance(one, Suspect)})
+        assert keys_of(fast.matcher) == keys_of(slow.matcher)
+        assert shown(fast.matcher) == shown(slow.matcher)
+
+
+UPDATE = st.tuples(
+    KEYS,
+    st.sampled_from([Operation.UPSERT] * 6 + [Operation.DELETE]),
+    st.sampled_from([1] * 9 + [-25]),  # newer than what was before, or older than that
+    st.integers(0, 6),
+    st.sampled_from([3] * 6 + [1]),
+)
+ROUND = st.one_of(
+    st.lists(UPDATE, min_size=1, max_size=12, unique_by=lambda event: event[0]), st.lists(UPDATE, min_size=1, max_size=12)
+)
+
+
+@pytest.mark.parametrize(("name", "history"), [("plain", 64), ("plain", 3), ("masks", 64)])
+@OFTEN
+@given(st.lists(ROUND, min_size=2, max_size=14), st.data())
+def test_updates_together_and_one_by_one_end_alike(name: str, history: int, rounds: list[Any], data: st.DataObject) -> None:
+    """Whoever was settled is written anew, and the target mostly follows: at once, later, with something else, or not at all."""
+    spec = dataclasses.replace(SPECS[name], history=history)
+    teller = Teller(sum(field.maskable for field in spec.fields))
+    fast, slow = Life(spec, event_by_event=False), Life(spec, event_by_event=True)
+    steps: list[Any] = [0]
+    for events in rounds:
+        shows = data.draw(st.sampled_from(["follows"] * 4 + ["another", "nothing", "twice"]))
+        steps.append([(Side.EXPECTED, False, events)])
+        answers = [(*event[:3], 5, event[4]) if shows == "another" and not at else event for at, event in enumerate(events)]
+        steps += [[(Side.OBSERVED, False, answers)]] * {"nothing": 0, "twice": 2}.get(shows, 1)
+        steps += data.draw(st.sampled_from([[], [], [500], [None], [5_000]]))
+    for offset, step in enumerate([*steps, None, 60_000, 1]):
+        if step is None:
+            fast.restart()
+            slow.restart()
+            assert told(fast.matcher.advance()) == told(slow.matcher.advance())
+            continue
+        record = teller.record(step)
+        said = fast.matcher.apply(record, offset, START + offset)
+        assert told(said) == told(slow.matcher.apply(record, offset, START + offset))
         assert keys_of(fast.matcher) == keys_of(slow.matcher)
         assert shown(fast.matcher) == shown(slow.matcher)
 

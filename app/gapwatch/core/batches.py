@@ -69,15 +69,17 @@ def unpack(data: bytes) -> Batch | Control:
 
 def _check(section: PackedSection) -> None:
     count = len(section.keys)
-    optional = (section.masks, section.values, section.target_ids)
-    numbers = (section.offsets, section.majors, section.minors, section.event_times, section.append_times)
+    numbers = 8 * count
     if (
         len(section.operations) != count
         or len(section.contents) != count
         or len(section.digests) != DIGEST_BYTES * count
-        or any(len(column) != 8 * count for column in numbers)
-        or (section.versions is not None and len(section.versions) != 8 * count)
-        or any(len(column) != count for column in optional if column is not None)
+        or not len(section.offsets) == len(section.majors) == len(section.minors) == numbers
+        or not len(section.event_times) == len(section.append_times) == numbers
+        or (section.versions is not None and len(section.versions) != numbers)
+        or (section.masks is not None and len(section.masks) != count)
+        or (section.values is not None and len(section.values) != count)
+        or (section.target_ids is not None and len(section.target_ids) != count)
     ):
         raise RecordError("unreadable_batch", f"A section of {section.pipeline} has columns of unequal length.")
 

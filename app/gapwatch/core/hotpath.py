@@ -1,5 +1,6 @@
-"""Whole sections at once: a key's first write, and the answer to it, as columns; the answer may also come before what it answers,
-where the target's topic is read ahead of the source's. Everything else is handed back, event by event.
+"""Whole sections at once: a key's first write, a settled key's next one, and the answer to either, as columns; the first answer
+may also come before what it answers, where the target's topic is read ahead of the source's. All else is handed back, event by
+event.
 
 It decides what ``core/keyrules`` would: a property test holds the two against each other. Only the order of *different* keys
 within one record is its own; that of one key's events is kept, since all of a key's events in a record go the same way
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from gapwatch.core.batches import NO_VERSION
 from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
-from gapwatch.core.keyrows import ALONE, PARKED, PENDING, Columns, Rows, row_type
+from gapwatch.core.keyrows import ALONE, OLDER_MAX, SETTLED, UPDATED, Columns, Flags, Rows, are_awaited, are_lone, row_type
 from gapwatch.core.keystate import BLANK, EXTRA, HEAD_BYTES, UNKNOWN_MAPPING, Write, with_tail
 from gapwatch.core.pipelinestate import PipelineState
 from gapwatch.model.pipeline import Match
@@ -27,6 +28,7 @@ from gapwatch.model.stream import Operation, PackedSection
 LAST_PLAIN: Final = int(Operation.DELETE)  # UPSERT and DELETE
 _BOUNDS: Final = np.array(DELAY_BOUNDS_MS, np.int64)
 _HEAD_WORDS: Final = HEAD_BYTES // 8
+_HEAD: Final = row_type(0)
 
 Events = Iterator[tuple[bytes, Write]]
 NOTHING: Final[Events] = iter(())
@@ -73,19 +75,20 @@ def expect_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Ev
     slow = NOTHING
     if not (fresh.all() and plain.all()):
         fast = fresh & plain
-        joined = _join(pipeline, found, ~fresh & plain, block)
-        slow = _events(_chosen(keys, ~fast & ~joined), block[~fast & ~joined])
+        taken = fast | _join(pipeline, found, ~fresh & plain, block) | _update(pipeline, found, ~fresh & plain, block)
+        slow = _events(_chosen(keys, ~taken), block[~taken]) if not taken.all() else NOTHING
         for key in _chosen(keys, fresh & ~plain):
             del rows.at[key]
         keys = _chosen(keys, fast)
         count = len(keys)
+        if not count:
+            return slow
         block[:count] = block.take(np.flatnonzero(fast))
         rows.at.update(zip(keys, range(first, first + count), strict=True))
         block = block[:count]
-    if count:
-        rows.added(keys, first, block["due"])
-        cell.counters.expected += count
-        pipeline.survey.low = min(pipeline.survey.low, int(block["event_time"].min()))
+    rows.added(keys, first, block["due"])
+    cell.counters.expected += count
+    pipeline.survey.low = min(pipeline.survey.low, int(block["event_time"].min()))
     return slow
 
 
@@ -100,11 +103,18 @@ def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> E
         return _events(keys, block)
     at = np.fromiter(map(rows.at.get, keys, repeat(-1)), np.int64, count)
     held = rows.writes.take(at, mode="clip") if rows.size else block
-    fast = _answers(rows.place.take(at, mode="clip"), PENDING, held, block) & (at >= 0) & _once(at)
+    places = rows.place.take(at, mode="clip")
+    fast = are_awaited(places) & _answers(held, block) & (at >= 0) & _once(at)
+    reopened = np.flatnonzero(fast & (places >= UPDATED))
+    if len(reopened):
+        newer = _is_newer(block.take(reopened), rows.shown[at[reopened]].view(_HEAD).ravel())
+        fast[reopened[~newer]] = False
+        rows.settle_again(at[reopened[newer]])
     slow = NOTHING
     if not fast.all():
         alone = _alone(pipeline, keys, at, block)
-        slow = _events(_chosen(keys, ~fast & ~alone), block[~fast & ~alone])
+        taken = fast | alone
+        slow = _events(_chosen(keys, ~taken), block[~taken])
         chosen = np.flatnonzero(fast)
         unknown, shown = _chosen(keys, alone), block[alone]
         at, held, block = at.take(chosen), held.take(chosen), block.take(chosen)
@@ -113,14 +123,15 @@ def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> E
     return slow
 
 
-def _join(pipeline: PipelineState, at: Rows, among: npt.NDArray[np.bool_], block: Columns) -> npt.NDArray[np.bool_]:
+def _join(pipeline: PipelineState, at: Rows, among: Flags, block: Columns) -> Flags:
     """Settle the keys, `among` these events, of which the target alone has shown just what is expected now; return which."""
     rows, counters = pipeline.cell.rows, pipeline.cell.counters
-    joined = among & _once(at)
-    chosen = np.flatnonzero(joined)
-    if not len(chosen) or not pipeline.rules.comparison.by_identity:
+    joined = among & are_lone(rows.place.take(at))
+    if not joined.any() or not pipeline.rules.comparison.by_identity:
         return np.zeros_like(joined)
-    right = _answers(rows.place[at[chosen]], ALONE, rows.writes.take(at[chosen]), block.take(chosen))
+    joined &= _once(at)
+    chosen = np.flatnonzero(joined)
+    right = _answers(rows.writes.take(at[chosen]), block.take(chosen))
     joined[chosen[~right]] = False
     chosen = chosen[right]
     if len(chosen):
@@ -130,17 +141,83 @@ def _join(pipeline: PipelineState, at: Rows, among: npt.NDArray[np.bool_], block
     return joined
 
 
-def _once(at: Rows) -> npt.NDArray[np.bool_]:
+def _update(pipeline: PipelineState, at: Rows, among: Flags, block: Columns) -> Flags:
+    """Open the settled keys, `among` these events, of which something new is expected now that the target does not show; return
+    which.
+    """
+    rows, rules = pipeline.cell.rows, pipeline.rules
+    updated: Flags = among & (rows.place.take(at) == SETTLED)
+    if not updated.any() or rules.several or not rules.comparison.by_identity:
+        return np.zeros_like(updated)
+    updated &= _once(at)
+    chosen = np.flatnonzero(updated)
+    new, held = block.take(chosen), rows.writes.take(at[chosen])
+    right = _is_newer(new, held) & _is_whole(new) & ~_might_show(rows.shown[at[chosen]].view(_HEAD).ravel(), held, new)
+    right &= ~_is_remembered(pipeline, at[chosen], held["identity"])
+    updated[chosen[~right]] = False
+    chosen = chosen[right]
+    if len(chosen):
+        words = block.take(chosen)
+        rows.reopen(at[chosen], words.view(np.uint64).reshape(len(chosen), -1), rules.history)
+        pipeline.cell.counters.expected += len(chosen)
+        pipeline.survey.low = min(pipeline.survey.low, int(words["event_time"].min()))
+    return updated
+
+
+def _is_newer(new: Columns, known: Columns) -> Flags:
+    """Whether each write has a higher token than the other one, which may be blank."""
+    newer: Flags = new["minor"] > known["minor"]
+    for name in ("major", "epoch"):
+        newer &= new[name] == known[name]
+        newer |= new[name] > known[name]
+    found: Flags = newer | (known["operation"] == 0)
+    return found
+
+
+def _is_whole(new: Columns) -> Flags:
+    """Whether each is a delete, or leaves no field out."""
+    identity = new["identity"]
+    whole: Flags = new["parts"] > 0
+    for part in range(2, identity.shape[1], 2):
+        whole &= (identity[:, part] != 0) | (identity[:, part + 1] != 0)
+    whole |= (new["operation"] == Operation.DELETE) & (new["parts"] == 0)
+    return whole
+
+
+def _might_show(shown: Columns, held: Columns, new: Columns) -> Flags:
+    """Whether what the target shows, with the content that was expected before, could be what is expected now."""
+    same: Flags = (shown["operation"] != 0) & ((shown["parts"] > 0) == (new["parts"] > 0))
+    one, other = held["identity"], new["identity"]
+    for part in range(0, one.shape[1], 2):
+        equal = (one[:, part] == other[:, part]) & (one[:, part + 1] == other[:, part + 1])
+        if part:  # a field that it does not carry says nothing
+            equal |= (one[:, part] == 0) & (one[:, part + 1] == 0)
+        same &= equal | (new["parts"] == 0)
+    return same
+
+
+def _is_remembered(pipeline: PipelineState, at: Rows, identity: npt.NDArray[np.uint64]) -> Flags:
+    """Whether a key had this content before; it would have to be moved to the front."""
+    rows = pipeline.cell.rows
+    found = np.zeros(len(at), np.bool_)
+    counts = rows.olders[at]
+    for place in range(min(int(counts.max(initial=0)), OLDER_MAX)):
+        some = np.flatnonzero(counts > place)
+        found[some] |= (rows.older[at[some], place] == identity[some]).all(axis=1)
+    return found
+
+
+def _once(at: Rows) -> Flags:
     """Whether no other event of the block is of the same row."""
     ordered = np.sort(at)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     return ~np.isin(at, repeated) if len(repeated) else np.ones(len(at), np.bool_)
 
 
-def _alone(pipeline: PipelineState, keys: Sequence[bytes], at: Rows, block: Columns) -> npt.NDArray[np.bool_]:
+def _alone(pipeline: PipelineState, keys: Sequence[bytes], at: Rows, block: Columns) -> Flags:
     """Whether an event is the only one of a key of which nothing is known, and there is room for it."""
     rows, limits = pipeline.cell.rows, pipeline.cell.limits
-    alone: npt.NDArray[np.bool_] = at < 0
+    alone: Flags = at < 0
     count = int(np.count_nonzero(alone))
     if not count or rows.open + count > limits.pending:
         return np.zeros_like(alone)
@@ -163,10 +240,10 @@ def _open_alone(pipeline: PipelineState, keys: list[bytes], shown: Columns) -> N
     pipeline.survey.low = min(pipeline.survey.low, int(shown["event_time"].min()))
 
 
-def _answers(place: npt.NDArray[np.uint8], wanted: int, held: Columns, shown: Columns) -> npt.NDArray[np.bool_]:
-    """Whether each key is in a `wanted` place, or parked there, and its one write is exactly what came, in all of its fields."""
-    same: npt.NDArray[np.bool_] = (place - np.uint8(wanted)) <= PARKED - PENDING
-    for name in ("operation", "mapping", "parts"):
+def _answers(held: Columns, shown: Columns) -> Flags:
+    """Whether each key's one write is exactly what came, in all of its fields."""
+    same: Flags = held["operation"] == shown["operation"]
+    for name in ("mapping", "parts"):
         same &= held[name] == shown[name]
     same &= (shown["operation"] <= LAST_PLAIN) & (shown["mapping"] != UNKNOWN_MAPPING)
     one, other = held["identity"], shown["identity"]
@@ -218,7 +295,7 @@ def _keys(sections: Sequence[PackedSection]) -> list[bytes]:
     return sections[0].keys if len(sections) == 1 else list(chain.from_iterable([section.keys for section in sections]))
 
 
-def _chosen(keys: Sequence[bytes], chosen: npt.NDArray[np.bool_]) -> list[bytes]:
+def _chosen(keys: Sequence[bytes], chosen: Flags) -> list[bytes]:
     return [keys[number] for number in np.flatnonzero(chosen).tolist()]
 
 

@@ -56,7 +56,7 @@ class KeyRules:
 
     def __init__(self, comparison: Comparison, history: int, *, tables: int = 1) -> None:
         self.comparison = comparison
-        self._history = max(2, history)
+        self.history = max(2, history)
         self.several = tables > 1
 
     # expected writes
@@ -89,7 +89,7 @@ class KeyRules:
         if self._was_shown(state, state.expected):
             self._settle(state, len(state.writes) - 1, cell)
             return self._after(state, opening, expected_moved=True)
-        if len(state.writes) > self._history:
+        if len(state.writes) > self.history:
             let_go = state.writes.pop(1)  # the oldest keeps its due time, the newest ones stay
             _hold(state, event_time_of(let_go))
             state.overflowed = True
@@ -114,7 +114,7 @@ class KeyRules:
             _hold(state, state.oldest_time)
         counters.superseded += len(state.writes)
         if newest is not None:
-            state.remember(identity_of(newest), self._history)
+            state.remember(identity_of(newest), self.history)
         state.expected = touched(write, due)
         state.writes = [state.expected]
         state.overflowed, state.raised, state.raised_on = False, 0, None
@@ -145,7 +145,7 @@ class KeyRules:
 
     def _know(self, state: KeyState, write: Write) -> None:
         if state.expected is not None:
-            state.remember(identity_of(state.expected), self._history)
+            state.remember(identity_of(state.expected), self.history)
         state.expected = write
 
     def _refresh_expected(self, state: KeyState, write: Write) -> Effect:
@@ -224,7 +224,7 @@ class KeyRules:
             return Effect.CHANGED
         if state.observed is not None and (state.odd or state.shown):
             state.shown.append(state.observed)
-            del state.shown[: -self._history]
+            del state.shown[: -self.history]
         state.observed = write
         state.odd = not at_newest
         if state.odd and state.writes and matched is None:

@@ -323,6 +323,31 @@ def alone_state(write: Write) -> KeyState:
     return state
 
 
+def is_update(state: KeyState, size: int, older_max: int) -> bool:
+    """Whether an open key is a settled one with one newer expected write; identities have so many bytes."""
+    if len(state.writes) != 1 or state.expected != state.writes[0] or state.odd or state.raised or state.raised_on is not None:
+        return False
+    if state.overflowed or state.floor or state.shown or state.given_up is not None or state.ids is not None:
+        return False
+    if len(state.older) > older_max or any(len(identity) != size for identity in state.older):
+        return False
+    observed = state.observed
+    if observed is None:
+        return True
+    # what it shows is what was expected before
+    return not observed[1] & EXTRA and (not observed[4] or state.older[:1] == [identity_of(observed)])
+
+
+def update_state(write: Write, head: bytes, older: bytes, size: int) -> KeyState:
+    """Return the key of :func:`is_update`: its expected write, the head of what is shown (zeros: nothing), older identities."""
+    state = KeyState()
+    state.writes, state.expected = [write], write
+    state.older = [older[at : at + size] for at in range(0, len(older), size)]
+    if head[0]:
+        state.observed = head + state.older[0] if head[4] else head
+    return state
+
+
 def pending_state(held: Held) -> KeyState:
     """Return an open key in its long form."""
     if isinstance(held, KeyState):

@@ -17,6 +17,7 @@ import msgspec
 from gapwatch.core.batches import packed
 from gapwatch.core.cells import Cell, Limits
 from gapwatch.core.coverage import STEP_MS
+from gapwatch.core.fewevents import are_few, begins_before, take_few
 from gapwatch.core.hotpath import expect_all, ids_of, is_plain, numbers, observe_all, one_by_one
 from gapwatch.core.judging import Judge, Said
 from gapwatch.core.pipelinestate import READABLE_FORMATS, STATE_FORMAT, PipelineState
@@ -166,6 +167,12 @@ class KeyMatcher:
             return
         side, feed, number = item.side, item.feed, item.feed_partition
         key = (item.pipeline, side, feed, number)
+        if isinstance(item, PackedSection) and self._times.follow(key, item):
+            if item.keys:
+                groups.setdefault((item.pipeline, side), []).append(item)
+            if side == Side.EXPECTED and pipeline.delivery_known:
+                pipeline.moved[feed, number] = self._times.of(key)
+            return
         admitted = self._times.admit(key, item, self._append_time, pipeline.stall_after)
         said += [pipeline.hole(side, feed, number, span, self._partition) for span in admitted.holes]
         for gone, span in admitted.gone:
@@ -191,14 +198,18 @@ class KeyMatcher:
                 end += 1
             some = sections[start:end]
             named = side == Side.OBSERVED and any(section.target_ids is not None for section in some)
-            judge.take(side, (together if plain else one_by_one)(pipeline, some), said, ids=ids_of(some) if named else None)
+            if plain and are_few(some):
+                events = take_few(pipeline, side, some)
+            else:
+                events = (together if plain else one_by_one)(pipeline, some)
+            judge.take(side, events, said, ids=ids_of(some) if named else None)
             start = end
         pipeline.leave_stale_behind()
 
     def _count_late(self, pipeline: PipelineState, section: PackedSection) -> None:
         known = self._times.of((section.pipeline, section.side, section.feed, section.feed_partition)).watermark
-        times = numbers(section.event_times)
-        if known and times.min() < known:
+        if known and begins_before(section, known):
+            times = numbers(section.event_times)
             pipeline.late += sum(
                 time < known and operation != Operation.SNAPSHOT
                 for time, operation in zip(times.tolist(), section.operations, strict=True)

@@ -32,9 +32,10 @@ from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.model.stream import NO_DELIVERY, UNKNOWN_DELIVERY, PackedSection, Side
 from gapwatch.model.suspect import Closed, Counters, FeedStatus, GivenUp, Hole, PartitionStatus
 
-STATE_FORMAT: Final = 5  # of what is stored of a partition
-# 3: keys that the target alone has shown were in the long form. 4: no key had ids of the target. Others are not read.
-READABLE_FORMATS: Final = (3, 4, 5)
+STATE_FORMAT: Final = 6  # of what is stored of a partition
+# 3: keys that the target alone has shown were in the long form. 4: no key had ids of the target. 5: keys that were updated were
+# in the long form. Others are not read.
+READABLE_FORMATS: Final = (3, 4, 5, 6)
 HOLES_MAX: Final = 50  # of one pipeline in one partition; beyond, old ones are joined
 MINUTE_MS: Final = 60_000
 SURVEY_KEYS: Final = 20_000  # above so many open keys

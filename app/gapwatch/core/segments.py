@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gapwatch.core.keyrows import ALONE, CLOSED, FREE, OPEN, SETTLED, UNSAVED, KeyRows, Rows
-from gapwatch.core.keystate import HEAD_BYTES, KeyState, alone_state
+from gapwatch.core.keyrows import CLOSED, FREE, LONE, OLDER_MAX, OPEN, REOPENED, SETTLED, UNSAVED, KeyRows, Rows, are_shown
+from gapwatch.core.keystate import HEAD_BYTES, KeyState, alone_state, update_state
 from gapwatch.errors import ProtocolError
 
 RECORD_BYTES_MAX: Final = 400 * 1024
@@ -41,7 +41,10 @@ class Segment(NamedTuple):
 
 
 class _Body(msgspec.Struct, array_like=True, gc=False):
-    """``words``: writes with the place in line as last word; ``shown``: heads of the settled ones. Both by byte plane."""
+    """``words``: writes with the place in line as last word; ``shown``: heads of what the target shows. Both by byte plane.
+
+    ``olders``: how many identities of older versions each key has, empty: none has any; ``older``: these, one after the other.
+    """
 
     number: int
     parts: int
@@ -52,6 +55,8 @@ class _Body(msgspec.Struct, array_like=True, gc=False):
     shown: bytes = b""
     long: list[LongItem] = []
     gone: list[bytes] = []
+    olders: bytes = b""
+    older: bytes = b""
 
 
 _decode: Final = msgspec.msgpack.Decoder(_Body).decode
@@ -121,6 +126,9 @@ class SegmentLog:
             yield _Body(self._number(), rows.parts, gone=gone[part]), long[:0]
         keys = _picked(rows.keys, plain)
         weights = [rows.type.itemsize + _ROW_BYTES + len(key) for key in keys]
+        olders = rows.olders[plain]
+        if olders.any():
+            weights = [weight + 1 + 16 * rows.parts * older for weight, older in zip(weights, olders.tolist(), strict=True)]
         for part in _cut(keys, weights):
             yield self._plain(plain[part], keys[part]), plain[part]
         items = [self._long_item(int(row)) for row in long]
@@ -137,6 +145,8 @@ class SegmentLog:
         words = np.empty((len(at), rows.words.shape[1] + 1), np.uint64)
         words[:, :-1] = rows.words.take(at, axis=0)
         words[:, -1] = rows.order[at].view(np.uint64)
+        olders = rows.olders[at]
+        with_older = np.flatnonzero(olders)
         return _Body(
             number=self._number(),
             parts=rows.parts,
@@ -144,7 +154,9 @@ class SegmentLog:
             lengths=np.fromiter(map(len, keys), "<u4", len(keys)).tobytes(),
             keys=b"".join(keys),
             words=_planes(words),
-            shown=_planes(rows.shown.take(at[places == SETTLED], axis=0)),
+            shown=_planes(rows.shown.take(at[are_shown(places)], axis=0)),
+            olders=olders.tobytes() if len(with_older) else b"",
+            older=rows.older[at[with_older]][_taken(olders[with_older])].tobytes() if len(with_older) else b"",
         )
 
     def _long_item(self, row: int) -> LongItem:
@@ -194,8 +206,14 @@ class SegmentLog:
         rows.words[first:end] = words[:, :-1]
         rows.order[first:end] = words[:, -1].view(np.int64)
         rows.segment[first:end] = body.number
-        settled = first + np.flatnonzero(rows.place[first:end] == SETTLED)
-        rows.shown[settled] = _unplaned(body.shown, rows.shown.shape[1])
+        shown = first + np.flatnonzero(are_shown(rows.place[first:end]))
+        rows.shown[shown] = _unplaned(body.shown, rows.shown.shape[1])
+        if body.olders:
+            rows.olders[first:end] = np.frombuffer(body.olders, np.uint8)
+            with_older = first + np.flatnonzero(rows.olders[first:end])
+            older = np.zeros((len(with_older), *rows.older.shape[1:]), np.uint64)
+            older[_taken(rows.olders[with_older])] = np.frombuffer(body.older, np.uint64).reshape(-1, older.shape[2])
+            rows.older[with_older] = older
 
     def _take_long(self, number: int, items: Sequence[LongItem]) -> None:
         rows = self._rows
@@ -216,6 +234,12 @@ class SegmentLog:
             if key is not None and rows.at.get(key) == row:
                 del rows.at[key]
                 rows.long.pop(key, None)
+
+
+def _taken(counts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return which of the places for older identities are taken."""
+    taken: npt.NDArray[np.bool_] = np.arange(OLDER_MAX) < counts[:, None]
+    return taken
 
 
 def _picked(keys: Sequence[bytes | None], rows: Rows) -> list[Any]:
@@ -266,13 +290,17 @@ def _lengthened(body: _Body, keys: Sequence[bytes]) -> list[LongItem]:
     words = _unplaned(body.words, width + 1)
     shown = iter(_unplaned(body.shown, HEAD_BYTES // 8))
     items: list[LongItem] = []
-    for key, place, row in zip(keys, body.places, words, strict=True):
+    size, at = 16 * body.parts, 0
+    for key, place, row, olders in zip(keys, body.places, words, body.olders or bytes(len(keys)), strict=True):
         write = row[:width].tobytes()
         write = write[: HEAD_BYTES + 16 * write[4]]
         held: Any = write
+        older, at = body.older[at : at + size * olders], at + size * olders
         if place == SETTLED:
-            held += next(shown).tobytes()
-        elif place >= ALONE:
+            held += next(shown).tobytes() + older
+        elif place in REOPENED:
+            held = update_state(write, next(shown).tobytes(), older, size).packed()
+        elif place in LONE:
             held = alone_state(write).packed()
         items.append((key, place != SETTLED, int(row[width]), held))
     return items

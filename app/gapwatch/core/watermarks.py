@@ -142,6 +142,19 @@ class FeedTimes:
     def side(self, pipeline: str, side: int) -> Iterator[tuple[FeedKey, FeedPartition]]:
         return iter(self._sides.get((pipeline, side), {}).items())
 
+    def follow(self, key: FeedKey, section: PackedSection) -> bool:
+        """Take a section that begins just where its feed partition was read to, as nearly all do; False: :meth:`admit` has to."""
+        feed = self.feeds.get(key)
+        if (
+            feed is None
+            or feed.waiting
+            or section.epoch != feed.epoch
+            or not feed.reached == section.offset_from < section.offset_to
+        ):
+            return False
+        feed.reached = section.offset_to
+        return True
+
     def admit(self, key: FeedKey, item: PackedSection | FeedState, append_time: int, stall_after_ms: int) -> Admitted:
         """Take a section or a feed's state; return what is in turn now.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,19 @@ def write(number: int, *, parts: int = 1, flags: int = 0, due: int = 0) -> bytes
 
 def settled(number: int, *, parts: int = 1) -> bytes:
     return write(number, parts=parts) + write(number + 1)[:HEAD_BYTES]
+
+
+def updated(number: int, *, older: int = 1, parts: int = 1) -> KeyState:
+    state = KeyState()
+    state.expected = write(number + 9, parts=parts)
+    state.writes = [state.expected]
+    state.older = [bytes([251 - at]) * (16 * parts) for at in range(older)]
+    state.observed = write(number, parts=parts)[:HEAD_BYTES] + state.older[0] if older else None
+    return state
+
+
+def settled_before(number: int) -> bytes:
+    return settled(number) + bytes(range(16)) + bytes(range(1, 17))
 
 
 def long(number: int) -> KeyState:
@@ -65,7 +79,7 @@ def known(rows: KeyRows) -> dict[bytes, tuple[object, bool, int]]:
 KEYS = st.integers(0, 9)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["open", "settle", "long", "odd", "alone", "drop"]), KEYS),
+        st.tuples(st.sampled_from(["open", "settle", "settle before", "update", "long", "odd", "alone", "drop"]), KEYS),
         st.sampled_from([("cut", 0), ("restart", 0), ("room", 4), ("gather", 0)]),
     ),
     max_size=60,
@@ -89,6 +103,10 @@ def test_whatever_happened_the_same_keys_come_back(steps: list[tuple[str, int]])
                 rows.put(key, long(number), is_open=step == "odd")
             elif step == "alone":
                 rows.put(key, alone_state(write(number)), is_open=True)
+            elif step == "update":
+                rows.put(key, updated(number, older=1 + number % 5), is_open=True)
+            elif step == "settle before":
+                rows.put(key, settled_before(number), is_open=False)
             elif step == "drop":
                 rows.drop(key)
             elif step == "room":
@@ -152,6 +170,9 @@ def test_a_mapping_with_more_maskable_fields_takes_up_the_state_of_one_with_fewe
     rows.put(b"settled", settled(2), is_open=False)
     rows.put(b"odd", long(3), is_open=True)
     rows.put(b"alone", alone_state(write(5)), is_open=True)
+    rows.put(b"updated", updated(6, older=3), is_open=True)
+    rows.put(b"settled before", settled_before(7), is_open=False)
+    assert set(rows.long) == {b"odd"}
     rows.put(b"tail", write(4, flags=EXTRA) + with_tail(("1.5",), None), is_open=True)
     disk.take(log.cut())
     again, other = restored(rows, log, disk, parts=3)
@@ -209,3 +230,25 @@ def test_the_keys_that_changed_last_stay_when_there_are_too_many() -> None:
     rows.make_room(16)
     assert rows.settled == 14
     assert set(rows.at) == {b"open", b"00", *(b"%02d" % number for number in range(19, 32))}
+
+
+def test_a_state_from_before_rows_held_updates_is_read() -> None:
+    rows, disk = KeyRows(1), Disk()
+    log = SegmentLog(rows, "0")
+    rows.put(b"open", write(1), is_open=True)
+    rows.put(b"settled", settled(2), is_open=False)
+    disk.take(log.cut())
+    disk.records = {name: msgspec.msgpack.encode(msgspec.msgpack.decode(body)[:-2]) for name, body in disk.records.items()}
+    assert known(restored(rows, log, disk)[0]) == known(rows)
+
+
+def test_an_updated_row_is_due_by_its_new_write_and_can_be_parked() -> None:
+    rows = KeyRows(1)
+    rows.put(b"key", updated(1), is_open=True)
+    assert not rows.long
+    assert rows.due(7_009) == []
+    rows.park(b"key")
+    assert rows.due(8_000) == []
+    rows.count()
+    assert rows.due(7_010) == [b"key"]
+    assert (len(rows.open_rows()), len(rows.alone_rows())) == (1, 0)

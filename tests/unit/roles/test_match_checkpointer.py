@@ -10,6 +10,7 @@ import faust
 import pytest
 
 from gapwatch.clock import SystemClock
+from gapwatch.core import segments
 from gapwatch.core.batches import pack, read
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.errors import ProtocolError, StoreUnreachable
@@ -17,6 +18,7 @@ from gapwatch.kafka.clients import Delivered
 from gapwatch.kafka.faust_safety import StateTable
 from gapwatch.model.pipeline import Settings
 from gapwatch.model.stream import Batch, Control, PackedBatch
+from gapwatch.roles.match import checkpointer as checkpointer_module
 from gapwatch.roles.match.checkpointer import Checkpointer
 from gapwatch.roles.match.held import Held
 from gapwatch.roles.match.journal import Journal, rank_of
@@ -201,3 +203,14 @@ async def test_the_state_restores_to_what_was_checkpointed() -> None:
     again.advance()
     assert again.status("w", 0)[0].pending == held.matcher.status("w", 0)[0].pending
     assert again.applied == held.applied
+
+
+async def test_only_so_much_of_the_state_is_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpointer_module, "UNDER_WAY_BYTES_MAX", 1)
+    monkeypatch.setattr(segments, "RECORD_BYTES_MAX", 1_000)
+    broker = Broker()
+    checkpointer, _, _ = rig(broker)
+    assert await checkpointer.run()
+    state = [line for line in broker.seen if line.startswith("state")]
+    assert len(state) > 4
+    assert state == ["state", "state acknowledged"] * (len(state) // 2)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
+from gapwatch.arenas import give_back
 from gapwatch.errors import ProtocolError
 from gapwatch.kafka.faust_safety import StateTable
 from gapwatch.model.suspect import PartitionStatus, Said
@@ -18,6 +20,9 @@ from gapwatch.roles.match.held import Held
 from gapwatch.roles.match.outlet import Outlet
 
 log = structlog.get_logger(__name__)
+
+UNDER_WAY_BYTES_MAX: Final = 8 * 1024 * 1024  # of the state's records that are not acknowledged
+GIVE_BACK_BYTES: Final = 1024 * 1024  # of the state's records, after which what they took is given back to the system
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +33,8 @@ class Cut:
     applied: int
     said: Sequence[Said]
     statuses: Sequence[PartitionStatus]
-    records: Sequence[tuple[str, bytes | None]]
+    records: deque[tuple[str, bytes]]
+    useless: Sequence[str]
     marker: bytes
     events: Sequence[Any]
 
@@ -114,40 +120,51 @@ class Checkpointer:
         cuts = [self._cut(held, now) for held in mine]
         await self._outlet.raise_suspects([said for cut in cuts for said in cut.said])
         await self._outlet.show_status([status for cut in cuts for status in cut.statuses])
-        changed = [cut for cut in cuts if cut.events or cut.records]
-        await self._write_state(changed)
+        changed = [cut for cut in cuts if cut.events or cut.records or cut.useless]
+        written = await self._write_state(changed)
         await self._write_markers(changed)
         for cut in changed:
             for event in cut.events:
                 event.ack()
+        if written > GIVE_BACK_BYTES:
+            give_back()
 
     def _cut(self, held: Held, now: int) -> Cut:
+        statuses, records = held.matcher.status(self._worker, now), held.matcher.state_records()
         cut = Cut(
             held=held,
             applied=held.applied,
             said=held.said,
-            statuses=held.matcher.status(self._worker, now),
-            records=held.matcher.state_records(),
+            statuses=statuses,
+            records=deque((name, payload) for name, payload in records if payload is not None),
+            useless=[name for name, payload in records if payload is None],
             marker=held.matcher.marker(),
             events=held.events,
         )
         held.said, held.events = [], []
         return cut
 
-    async def _write_state(self, cuts: Sequence[Cut]) -> None:
+    async def _write_state(self, cuts: Sequence[Cut]) -> int:
+        """Write the records, and let each go as it is sent; of what is under way there are copies. Return how many bytes."""
+        written = under_way = 0
         for cut in cuts:
             journal = cut.held.journal
-            for name, payload in cut.records:
-                if payload is not None:
-                    await self._table.put(journal.partition, *journal.record(name, cut.applied, payload))
+            while cut.records:
+                name, payload = cut.records.popleft()
+                written, under_way = written + len(payload), under_way + len(payload)
+                await self._table.put(journal.partition, *journal.record(name, cut.applied, payload))
+                if under_way > UNDER_WAY_BYTES_MAX:
+                    await self._table.barrier()
+                    under_way = 0
         await self._table.barrier()
+        return written
 
     async def _write_markers(self, cuts: Sequence[Cut]) -> None:
         """Write the markers; what they list no more is removed behind them. A crash in between leaves it to be removed later."""
         removed = []
         for cut in cuts:
             journal = cut.held.journal
-            removed += [(journal.partition, journal.removal(name)) for name, payload in cut.records if payload is None]
+            removed += [(journal.partition, journal.removal(name)) for name in cut.useless]
             await self._table.put(journal.partition, *journal.marker(cut.applied, cut.marker, topic_id=self._topic_id()))
         await self._table.barrier()
         for partition, key in removed:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from gapwatch.arenas import return_large_blocks
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.kafka.faust_safety import assert_faust_version
 from gapwatch.kafka.topics import ensure_topics
@@ -68,6 +69,7 @@ class MatchRole:
         """Match until the stop event is set. Raises StoreRefused and ConfigError; everything else is tried again."""
         assert_faust_version()
         collect_seldom()
+        return_large_blocks()
         tuning, torn = self._tuning, set[int]()
         pause = tuning.restart_seconds
         while not self._stop.is_set():
