@@ -76,9 +76,13 @@ class Source(msgspec.Struct, gc=False, kw_only=True):
     txn_number: int | None = msgspec.field(default=None, name="txnNumber")
 
 
+class Described(msgspec.Struct, gc=False):
+    """An object of which nothing is needed; anything else in its place is unusual."""
+
+
 class Envelope(msgspec.Struct, gc=False, kw_only=True):
     after: str | None = None
-    update_description: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="updateDescription")
+    update_description: Described | None = msgspec.field(default=None, name="updateDescription")
     source: Source
     op: Operations
     message: None = None
@@ -173,7 +177,7 @@ def _operation(code: Code, *, post_images: bool) -> None:
         with code.block(f"if source.snapshot not in {code.constant(LATER)}:"):
             code.line(f"operation = {int(Operation.SNAPSHOT)}")
         if not post_images:
-            with code.block("elif x == 'u' and bytes(envelope.update_description) != b'null':"):
+            with code.block("elif x == 'u' and envelope.update_description is not None:"):
                 code.line(f"operation = {looked_up}")
 
 
