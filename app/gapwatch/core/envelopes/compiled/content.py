@@ -85,44 +85,71 @@ class Content:
     def lines(self, code: Code, row: str) -> None:
         """Write the lines that leave ``digest``, ``mask``, ``fields`` (the values) and ``version`` of the object named `row`."""
         mapping = self.mapping
-        as_text = all(self.members[at].reading is not None for at in mapping.fixed_at)
         for at, member in enumerate(self.members):
             found = f"{row}.{member.attribute}" if member.within is None else f"{code.constant(member.within)}({row})"
             code.line(f"v = {found}")
-            if at in mapping.mask_at:
-                self._mask(code, member, f"m{at}")
-            elif at in mapping.value_at:
-                self._value(code, member, f"n{at}")
-            elif as_text:
-                self._text(code, member, f"p{at}", f"t{at}")
-            else:
-                self._part(code, member, f"p{at}")
-        self._digest(code, as_text)
+            self.field(code, at, str(at))
+        self._digest(code)
         if mapping.mask_at:
             code.line(f"mask = ({', '.join(f'm{at}' for at in mapping.mask_at)},)")
         if mapping.value_at:
             code.line(f"fields = ({', '.join(f'n{at}' for at in mapping.value_at)},)")
+        self.version_lines(code, row)
+
+    def field(self, code: Code, at: int, suffix: str) -> None:
+        """Write the lines that read a field's value ``v``: a mask into ``m…``, a value into ``n…``, else into ``p…``, ``t…``."""
+        member = self.members[at]
+        if at in self.mapping.mask_at:
+            self._mask(code, member, f"m{suffix}")
+        elif at in self.mapping.value_at:
+            self._value(code, member, f"n{suffix}")
+        elif self.as_text:
+            self._text(code, member, f"p{suffix}", f"t{suffix}")
+        else:
+            self._part(code, member, f"p{suffix}")
+
+    def version_lines(self, code: Code, row: str) -> None:
+        """Write the lines that leave ``version`` of the object named `row`, where there is one."""
         if self.version is not None:
             self._version(code, self.version, row)
-        elif mapping.pipeline.match is Match.VERSION:
+        elif self.mapping.pipeline.match is Match.VERSION:
             code.line(f"raise {code.constant(Odd)}")
 
-    def _digest(self, code: Code, as_text: bool) -> None:
+    @property
+    def as_text(self) -> bool:
+        """Whether every field that is no mask and no value has a reading: then they are joined as text."""
+        return all(self.members[at].reading is not None for at in self.mapping.fixed_at)
+
+    @property
+    def pieces(self) -> str:
+        """Return the arguments of :func:`wide`."""
+        return ", ".join(f"p{at}, t{at}" if at in self._free else f"'', t{at}" for at in self.mapping.fixed_at)
+
+    @property
+    def _free(self) -> set[int]:
+        return {at for at in self.mapping.fixed_at if (reading := self.members[at].reading) is not None and reading.free}
+
+    def looks_for_placeholder(self, member: Member) -> bool:
+        """Whether a fixed field's value has to be compared with the placeholder's spellings, as nothing else refuses them."""
+        reading = member.reading
+        if self.masked is None or reading is None:
+            return self.masked is not None
+        return reading.texts and not (reading.refuses and not self._spell_a_value)
+
+    def _digest(self, code: Code) -> None:
         fixed = self.mapping.fixed_at
         if not fixed:
             code.line(f"digest = {code.constant(digest(()))}")
             return
-        if not as_text:
+        if not self.as_text:
             code.line(f"digest = {code.constant(digest)}(({', '.join(f'p{at}' for at in fixed)},))")
             return
-        free = {at for at in fixed if (reading := self.members[at].reading) is not None and reading.free}
-        joined = "".join(f"{{p{at}}}{{t{at}}}" if at in free else f"{{t{at}}}" for at in fixed)
+        joined = "".join(f"{{p{at}}}{{t{at}}}" if at in self._free else f"{{t{at}}}" for at in fixed)
         code.line(f"x = f'{joined}'")
         with code.block("if x.isascii():"):
             code.line(f"digest = {code.constant(xxhash.xxh3_128_digest)}(x.encode())")
         with code.block("else:"):
-            pieces = ", ".join(f"p{at}, t{at}" if at in free else f"'', t{at}" for at in fixed)
-            code.line(f"digest = {code.constant(_wide)}(({pieces},))")
+            code.line(f"digest = {code.constant(wide)}(({self.pieces},))")
 
     def _version(self, code: Code, version: Version, row: str) -> None:
         code.line(f"version = {row}.{version.attribute}")
@@ -203,7 +230,7 @@ class Content:
             code.line(f"{part} = f'{_TAG}{{x}}'.encode({'' if member.reading.free else repr('ascii')})")
 
 
-def _wide(pieces: Sequence[str]) -> bytes:
+def wide(pieces: Sequence[str]) -> bytes:
     """Return the digest of texts that are not all short and ASCII: pairs of lead and payload; no lead: framed already."""
     parts = []
     for lead, text in zip(pieces[::2], pieces[1::2], strict=True):

@@ -15,13 +15,15 @@ import msgspec
 from gapwatch.core.canonical import ABSENT, NULL, Form
 from gapwatch.core.envelopes import extjson
 from gapwatch.core.envelopes.compiled.code import Code
+from gapwatch.core.envelopes.compiled.columnwise import append_lines, column_functions, content_lines
 from gapwatch.core.envelopes.compiled.content import Content, Member, Version, whole
-from gapwatch.core.envelopes.compiled.keys import MEMBERS, member_key_lines, struct
+from gapwatch.core.envelopes.compiled.keys import MEMBERS, column_lines, member_key_lines, struct
 from gapwatch.core.envelopes.compiled.loop import KEYS, VALUES, Loop, decoding, each_message, no_content
 from gapwatch.core.envelopes.compiled.readings import Odd, reading_of_member
 from gapwatch.core.envelopes.compiled.rows import LATER, OPERATIONS, Operations, Snapshot
 from gapwatch.core.keys import KeyCodec, dig
 from gapwatch.core.mapping import CompiledMapping
+from gapwatch.model.pipeline import KeyType
 from gapwatch.model.stream import Operation, Side
 
 # How a document, or the object that holds its id, begins when a server wrote it: then it is no wrapped value either.
@@ -74,9 +76,13 @@ class Source(msgspec.Struct, gc=False, kw_only=True):
     txn_number: int | None = msgspec.field(default=None, name="txnNumber")
 
 
+class Described(msgspec.Struct, gc=False):
+    """An object of which nothing is needed; anything else in its place is unusual."""
+
+
 class Envelope(msgspec.Struct, gc=False, kw_only=True):
     after: str | None = None
-    update_description: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="updateDescription")
+    update_description: Described | None = msgspec.field(default=None, name="updateDescription")
     source: Source
     op: Operations
     message: None = None
@@ -115,7 +121,8 @@ def debezium_mongodb_loop(
         "named": decoding(code, kind, f"[item and item{'.payload' if wrapped_key else ''}.id for item in {keys}]"),
         "row": decoding(code, document, "[item and item.after for item in all_envelope]"),
     }
-    with each_message(code, content, decoded):
+    _at_once(code, content, mapping.side(side).codec, post_images=post_images)
+    with each_message(code, content, decoded, at_once=True):
         member_key_lines(code, mapping.side(side).codec, "named")
         code.line("source = envelope.source", "event_time = source.ts_ms", "offset = message.offset()")
         code.line("major = (event_time // 1_000) << 32 | source.ord", "minor = 0 if source.txn_number is None else offset")
@@ -127,6 +134,34 @@ def debezium_mongodb_loop(
             _begins(code, BEGINNING)
             content.lines(code, "row")
     return code.function("loop")
+
+
+def _at_once(code: Code, content: Content, codec: KeyCodec, *, post_images: bool) -> None:
+    """Write the function that reads a stretch of writes of Debezium's, each with its document."""
+    column_functions(code, content)
+    odd = code.constant(Odd)
+    with code.block("def at_once(messages, out, all_envelope, all_named, all_row, CONSTANTS):"):
+        code.line("texts = [envelope.after for envelope in all_envelope]")
+        with code.block(f"if False in [text.startswith({code.constant(BEGINNING)}) for text in texts]:"):
+            code.line(f"raise {odd}")
+        content_lines(code, content, "all_row")
+        code.line("sources = [envelope.source for envelope in all_envelope]")
+        code.line("event_times = [source.ts_ms for source in sources]")
+        code.line("offsets = [message.offset() for message in messages]")
+        code.line("majors = [(source.ts_ms // 1_000) << 32 | source.ord for source in sources]")
+        code.line("minors = [0 if source.txn_number is None else offset for source, offset in zip(sources, offsets)]")
+        later = f"{code.constant(LATER)}.issuperset([source.snapshot for source in sources])"
+        with code.block(f"if {later} and {{envelope.op for envelope in all_envelope}} == {{'c'}}:"):
+            code.line(f"operations = [{int(Operation.UPSERT)}] * len(texts)")
+        with code.block("else:"):
+            code.line("operations = []")
+            with code.block("for envelope, source, text in zip(all_envelope, sources, texts):"):
+                _operation(code, post_images=post_images)  # odd for deletes, as all have a text
+                code.line("operations.append(operation)")
+        whole = codec.columns[0].type is KeyType.INT
+        code.line(*(["whole_keys = all_named"] if whole else []))
+        column_lines(code, codec, whole, lambda: member_key_lines(code, codec, "named"))
+        append_lines(code, content)
 
 
 def _operation(code: Code, *, post_images: bool) -> None:
@@ -142,7 +177,7 @@ def _operation(code: Code, *, post_images: bool) -> None:
         with code.block(f"if source.snapshot not in {code.constant(LATER)}:"):
             code.line(f"operation = {int(Operation.SNAPSHOT)}")
         if not post_images:
-            with code.block("elif x == 'u' and bytes(envelope.update_description) != b'null':"):
+            with code.block("elif x == 'u' and envelope.update_description is not None:"):
                 code.line(f"operation = {looked_up}")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from gapwatch.core.envelopes.compiled.code import Code
-from gapwatch.core.envelopes.compiled.readings import Odd, Whole
+from gapwatch.core.envelopes.compiled.readings import UNUSUAL, Odd, Whole
 from gapwatch.core.keys import KeyCodec
 from gapwatch.model.pipeline import KeyType
 
@@ -72,6 +72,27 @@ def member_key_lines(code: Code, codec: KeyCodec, source: str) -> None:
     elif kind is KeyType.OBJECTID:
         code.line("v = v.hex")
     _column(code, codec, 0, kind, "key")
+
+
+def column_lines(code: Code, codec: KeyCodec, whole: bool, each: Callable[[], None]) -> None:
+    """Write the lines that leave the keys of ``all_named`` in ``keys``; `each` writes those of one, ``named``.
+
+    `whole`: each ``named`` is the value of one column of integers, as a rule.
+    """
+    if whole:
+        with code.block("try:"):
+            encode, lengths, sizes = (code.constant(one) for one in (codec.encoder(0), _LENGTHS, _SIZES))
+            key = f"(v + {lengths}[x := v.bit_length()]).to_bytes({sizes}[x], 'big') if v >= 0 else {encode}(v)"
+            code.line(f"keys = [{key} for v in whole_keys]")
+        with code.block(f"except {code.constant(UNUSUAL)}:"):
+            code.line("keys = None")
+    else:
+        code.line("keys = None")
+    with code.block("if keys is None:"):
+        code.line("keys = []")
+        with code.block("for named in all_named:"):
+            each()
+            code.line("keys.append(key)")
 
 
 def _column(code: Code, codec: KeyCodec, at: int, kind: KeyType, key: str) -> None:

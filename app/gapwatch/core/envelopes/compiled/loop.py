@@ -11,23 +11,21 @@ import msgspec
 
 from gapwatch.core.envelopes.columns import EventColumns, Shape
 from gapwatch.core.envelopes.compiled.code import Code
+from gapwatch.core.envelopes.compiled.columnwise import Turns
 from gapwatch.core.envelopes.compiled.content import Content
-from gapwatch.core.envelopes.compiled.readings import Odd
-from gapwatch.core.envelopes.records import UNFORESEEN, Message
-from gapwatch.errors import RecordError
+from gapwatch.core.envelopes.compiled.readings import UNUSUAL as UNUSUAL
+from gapwatch.core.envelopes.records import Message
 
 # messages, the columns to append to, and who takes a message that is not usual
 Loop = Callable[[Sequence[Message], EventColumns, Callable[[Message], None]], None]
 
-# Whatever reading an unusual record may raise. Which of these it is does not matter: the general decoder judges the record.
-UNUSUAL: Final = (Odd, RecordError, *UNFORESEEN)
 VALUES: Final = "[message.value() for message in messages]"
 KEYS: Final = "[message.key() for message in messages]"
 _COLUMNS: Final = ("keys", "operations", "offsets", "majors", "minors", "event_times", "append_times", "digests")
 
 
 @contextmanager
-def each_message(code: Code, content: Content, decoded: Mapping[str, str]) -> Iterator[None]:
+def each_message(code: Code, content: Content, decoded: Mapping[str, str], *, at_once: bool = False) -> Iterator[None]:
     """Write the head of the loop; the body leaves ``key``, ``operation``, ``major``, ``minor``, ``event_time``, ``digest`` …
 
     Args:
@@ -35,14 +33,22 @@ def each_message(code: Code, content: Content, decoded: Mapping[str, str]) -> It
         content: What the body reads.
         decoded: By name of the body's variable, the expression of all its values: see :func:`decoding`. They are made before the
             loop, each in a small loop of its own, which is a tenth faster; the expression may name earlier ones as ``all_…``.
+        at_once: Whether there is a function ``at_once``: see ``columnwise``. It takes the messages, the columns, what is decoded.
     """
     shape = content.shape
     with code.block("def loop(messages, out, unusual, CONSTANTS):"):
         code.line(*(f"{column} = out.{column}" for column in (*_COLUMNS, *_optional(shape))))
         code.line(*content.setup)
         code.line(*(f"all_{name} = {values}" for name, values in decoded.items()))
-        code.line("stamps = [message.timestamp() for message in messages]")
         names, values = ", ".join(decoded), ", ".join(f"all_{name}" for name in decoded)
+        if at_once:
+            turns = code.constant(Turns())
+            with code.block(f"if {turns}.mine():"):
+                with code.block("try:"):
+                    code.line(f"at_once(messages, out, {values})", f"{turns}.succeeded()", "return")
+                with code.block(f"except {code.constant(UNUSUAL)}:"):
+                    code.line(f"{turns}.failed()")
+        code.line("stamps = [message.timestamp() for message in messages]")
         with code.block(f"for message, stamp, {names} in zip(messages, stamps, {values}):"):
             with code.block("try:"):
                 yield

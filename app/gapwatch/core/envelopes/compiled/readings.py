@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import msgspec
@@ -20,12 +21,16 @@ from gapwatch.core.digests import framed
 from gapwatch.core.envelopes import extjson
 from gapwatch.core.envelopes.compiled import numbers
 from gapwatch.core.envelopes.compiled.code import Code
+from gapwatch.core.envelopes.records import UNFORESEEN
 from gapwatch.core.temporal import INFINITE_DAYS, INFINITE_FROM, INFINITE_TO, PER_SECOND
+from gapwatch.errors import RecordError
 from gapwatch.model.pipeline import FieldSpec, FieldType, Rounding
 
 TIMES: Final = ("time_ms", "time_us", "time_ns")
 UTC: Final = ("UTC", "Etc/UTC", "Z")
 FRACTION_PLACES_MAX: Final = 3
+SECONDS_KEPT: Final = 1_024
+_ISO_LENGTH: Final = len("2026-11-27T02:44:27.441000Z")
 SMALL: Final = tuple(numbers.whole_text(number) for number in range(1_000))
 
 
@@ -40,6 +45,10 @@ LEADS: Final = tuple(
 
 class Odd(Exception):  # noqa: N818 - no error: the general decoder decides what the record means
     """A value that the compiled loop does not read."""
+
+
+# Whatever reading an unusual record may raise. Which of these it is does not matter: the general decoder judges the record.
+UNUSUAL: Final = (Odd, RecordError, *UNFORESEEN)
 
 
 class Whole(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -72,11 +81,15 @@ class Reading:
 
     `framed` does the same with the text's frame and tag in front; None: the loop puts them there. All texts but those of
     ``free`` readings are ASCII, or Odd.
+
+    `column` writes code that does so for a whole list of values, and leaves the list of their framed texts; of a ``free`` reading
+    the texts themselves. What it does not read raises, or yields a text that is not ASCII where it has to be.
     """
 
     annotation: Any
     lines: Callable[[Code, str, str], None]
     framed: Callable[[Code, str, str], None] | None = None
+    column: Callable[[Code, str, str], None] | None = None
     free: bool = False  # any characters, any length
     texts: bool = False  # values may be str: where Debezium's placeholder may stand
     refuses: bool = False  # such a placeholder is Odd to `lines`
@@ -100,11 +113,12 @@ def reading_of_column(spec: FieldSpec, form: Form, wire: str, wire_scale: int | 
     """Return how a column of Debezium's rows is read, in its encoding."""
     match spec.type:
         case FieldType.TEXT if wire != "bits":
-            return Reading(str, _text(spec), free=True, texts=True)
+            return Reading(str, _text(spec), column=_texts(spec), free=True, texts=True)
         case FieldType.INT if wire in ("", "text") and (spec.scale is None or spec.scale >= 0):
-            return Reading(int, _whole, small=SMALL)
+            return Reading(int, _whole, column=_wholes, small=SMALL)
         case FieldType.DECIMAL if wire == "text":
-            return Reading(str, _decimal(spec, form), _decimal(spec, form, lead=True), texts=True, refuses=True)
+            column = _column_spelt(spec, by_form(form))
+            return Reading(str, _decimal(spec, form), _decimal(spec, form, lead=True), column, texts=True, refuses=True)
         case FieldType.DECIMAL if wire == "base64_unscaled" and (spec.scale is None or (wire_scale or 0) <= spec.scale):
             return Reading(str, _unscaled(wire_scale or 0), texts=True)  # a placeholder in hexadecimal is base64 as well
         case FieldType.TIMESTAMP if wire in EPOCHS and spec.timezone in UTC:
@@ -125,13 +139,14 @@ def reading_of_member(spec: FieldSpec, form: Form) -> Reading | None:
     """Return how a member of a document is read from extended JSON, canonical or relaxed."""
     match spec.type:
         case FieldType.TEXT if spec.wire != "bits":
-            return Reading(str, _text(spec), free=True)
+            return Reading(str, _text(spec), column=_texts(spec), free=True)
         case FieldType.INT if spec.scale is None or spec.scale >= 0:
-            return Reading(int | Whole, _whole_member, small=SMALL)
+            return Reading(int | Whole, _whole_member, column=_wholes, small=SMALL)
         case FieldType.DECIMAL:
-            return Reading(Number | int | float | str, _decimal_member(spec, form), _decimal_member(spec, form, lead=True))
+            lines, framed_lines = _decimal_member(spec, form), _decimal_member(spec, form, lead=True)
+            return Reading(Number | int | float | str, lines, framed_lines, _decimal_members(spec, form))
         case FieldType.TIMESTAMP:
-            return Reading(Date | int | str, _date_member(spec, form))
+            return Reading(Date | int | str, _date_member(spec, form), column=_dates(spec))
         case FieldType.BOOL:
             return Reading(bool, lambda code, v, t: code.line(f"{t} = 't' if {v} else 'f'"))
         case _:
@@ -146,6 +161,21 @@ def _text(spec: FieldSpec) -> Callable[[Code, str, str], None]:
         code.line(f"{t} = {code.constant(unicodedata.normalize)}('NFC', {v})" if spec.nfc else f"{t} = {v}")
 
     return lines
+
+
+def _texts(spec: FieldSpec) -> Callable[[Code, str, str], None]:
+    def lines(code: Code, c: str, t: str) -> None:
+        code.line(f"{t} = [{code.constant(unicodedata.normalize)}('NFC', v) for v in {c}]" if spec.nfc else f"{t} = {c}")
+
+    return lines
+
+
+def _wholes(code: Code, c: str, t: str) -> None:
+    leads, whole_text = code.constant(LEADS), code.constant(numbers.whole_text)
+    pieces = code.constant(tuple(framed(VALUE + small.encode()).decode("ascii") for small in SMALL))
+    small = f"v.__class__ is int and 0 <= v < {len(SMALL)}"
+    written = f"{leads}[len(x := (str(v) if v % 10 else {whole_text}(v)))] + x"
+    code.line(f"{t} = [{pieces}[v] if {small} else {written} for v in {c}]")
 
 
 def _whole(code: Code, v: str, t: str) -> None:
@@ -167,8 +197,7 @@ def _decimal(spec: FieldSpec, form: Form, *, lead: bool = False) -> Callable[[Co
 
 def _spelt(spec: FieldSpec, general: Callable[[Any], str], *, lead: bool) -> Callable[[Code, str, str], None]:
     """A number as text: what follows its point is looked up, what stands before it is taken as it is."""
-    places = FRACTION_PLACES_MAX if spec.scale is None else min(spec.scale, FRACTION_PLACES_MAX)
-    table = numbers.fractions(places)
+    table = _fractions(spec)
 
     def lines(code: Code, v: str, t: str) -> None:
         code.line(f"y, _, x = {v}.partition('.')", f"x = {code.constant(table.get)}(x)")
@@ -180,6 +209,27 @@ def _spelt(spec: FieldSpec, general: Callable[[Any], str], *, lead: bool) -> Cal
             code.line(f"{t} = {code.constant(numbers.decimal_of)}({v}, {spec.scale}) or {code.constant(general)}({v})")
             if lead:
                 code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
+
+    return lines
+
+
+def _fractions(spec: FieldSpec) -> dict[str, str]:
+    return numbers.fractions(FRACTION_PLACES_MAX if spec.scale is None else min(spec.scale, FRACTION_PLACES_MAX))
+
+
+def _column_spelt(spec: FieldSpec, general: Callable[[Any], str]) -> Callable[[Code, str, str], None]:
+    """As :func:`_spelt` with leads."""
+    table = _fractions(spec)
+
+    def other(v: str) -> str:
+        text = numbers.decimal_of(v, spec.scale) or general(v)
+        return LEADS[len(text)] + text
+
+    def lines(code: Code, c: str, t: str) -> None:
+        leads, known = code.constant(LEADS), code.constant(table.get)
+        usual = f"(y := {known}(b)) is not None and a.isdecimal() and a[0] != '0' and (y or a[-1] != '0')"
+        written = f"f'{{{leads}[len(a) + len(y)]}}{{a}}{{y}}' if {usual} else {code.constant(other)}(v)"
+        code.line(f"x = [v.partition('.') for v in {c}]", f"{t} = [{written} for v, (a, _, b) in zip({c}, x)]")
 
     return lines
 
@@ -206,6 +256,19 @@ def _decimal_member(spec: FieldSpec, form: Form, *, lead: bool = False) -> Calla
             code.line(f"{t} = {code.constant(general)}({v})")
             if lead:
                 code.line(f"{t} = {code.constant(LEADS)}[len({t})] + {t}")
+
+    return lines
+
+
+def _decimal_members(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
+    general = by_form(form)
+    spelt = _column_spelt(spec, lambda text: general(Decimal(text)))
+
+    def lines(code: Code, c: str, t: str) -> None:
+        code.line(f"d = [v.d for v in {c} if v.i is None and v.l is None and v.f is None]")
+        with code.block(f"if len(d) != len({c}):"):
+            code.line(f"raise {code.constant(Odd)}")
+        spelt(code, "d", t)
 
     return lines
 
@@ -254,15 +317,15 @@ def _iso(spec: FieldSpec, form: Form) -> Reading:
     in_ms = spec.precision == "ms"
     further = dict.fromkeys(numbers.further_digits(), "") if in_ms else numbers.further_digits()
 
-    def writer(*, lead: bool) -> Callable[[Code, str, str], None]:
-        def read(text: str) -> str | None:
-            known = numbers.second_of(text)
-            return known if known is None or not lead else LEADS[len(known) + (3 if in_ms else 6)] + known
+    def read(text: str, *, lead: bool) -> str | None:
+        known = numbers.second_of(text)
+        return known if known is None or not lead else LEADS[len(known) + (3 if in_ms else 6)] + known
 
+    def writer(*, lead: bool) -> Callable[[Code, str, str], None]:
         def lines(code: Code, v: str, t: str) -> None:
             code.line(f"x = {v}[:19]")
             with code.block(f"if x != {last}:"):
-                code.line(f"{last} = x", f"{second} = {code.constant(read)}(x)")
+                code.line(f"{last} = x", f"{second} = {code.constant(partial(read, lead=lead))}(x)")
             with code.block("try:"):
                 first, rest = code.constant(numbers.thousandths()), code.constant(further)
                 code.line(f"{t} = {second} + {first}[{v}[19:23]] + {rest}[{v}[23:]]")
@@ -273,8 +336,21 @@ def _iso(spec: FieldSpec, form: Form) -> Reading:
 
         return lines
 
+    def column(code: Code, c: str, t: str) -> None:
+        """All with six digits and ``Z``, as Debezium writes them: looked at together, place by place."""
+        end = 23 if in_ms else 26
+        code.line(f"x = ''.join({c})", f"y = len({c})")
+        length = f"{{*map(len, {c})}} != {{{_ISO_LENGTH}}} or not x.isascii()"
+        marks = f"x[19::{_ISO_LENGTH}] != '.' * y or x[26::{_ISO_LENGTH}] != 'Z' * y"
+        digits = " + ".join(f"x[{place}::{_ISO_LENGTH}]" for place in range(20, 26))
+        with code.block(f"if {length} or {marks} or not ({digits}).isdecimal():"):
+            code.line(f"raise {code.constant(Odd)}")
+        known = code.constant(lru_cache(SECONDS_KEPT)(partial(read, lead=True)))
+        code.line(f"x = {c}[0][:19]", f"y = {known}(x)")
+        code.line(f"{t} = [(y if v.startswith(x) else {known}(v[:19])) + v[20:{end}] for v in {c}]")
+
     setup = (f"{last} = {second} = None",)
-    return Reading(str, writer(lead=False), writer(lead=True), texts=True, refuses=True, setup=setup)
+    return Reading(str, writer(lead=False), writer(lead=True), column, texts=True, refuses=True, setup=setup)
 
 
 def _date_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None]:
@@ -290,6 +366,17 @@ def _date_member(spec: FieldSpec, form: Form) -> Callable[[Code, str, str], None
                 code.line(f"{t} = {general}({code.constant(_moment)}(x))")
         with code.block("else:"):
             code.line(f"{t} = {general}({v})")
+
+    return lines
+
+
+def _dates(spec: FieldSpec) -> Callable[[Code, str, str], None]:
+    def lines(code: Code, c: str, t: str) -> None:
+        code.line(f"x = [v.d for v in {c}]")
+        with code.block("if {*map(type, x)} != {int}:"):
+            code.line(f"raise {code.constant(Odd)}")
+        text = f"str({rescaled('v', 1_000, spec)})"
+        code.line(f"{t} = [{code.constant(LEADS)}[len(y := {text})] + y for v in x]")
 
     return lines
 

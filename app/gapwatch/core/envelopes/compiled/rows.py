@@ -11,12 +11,15 @@ import msgspec
 
 from gapwatch.core.canonical import Form
 from gapwatch.core.envelopes.compiled.code import Code
+from gapwatch.core.envelopes.compiled.columnwise import append_lines, column_functions, content_lines
 from gapwatch.core.envelopes.compiled.content import Content, Member, Version, whole
-from gapwatch.core.envelopes.compiled.keys import ANNOTATIONS, row_key_lines, struct
+from gapwatch.core.envelopes.compiled.keys import ANNOTATIONS, column_lines, row_key_lines, struct
 from gapwatch.core.envelopes.compiled.loop import KEYS, VALUES, Loop, decoding, each_message, no_content
 from gapwatch.core.envelopes.compiled.readings import Odd, Reading, reading_of_column
 from gapwatch.core.envelopes.debezium_parts import SEQUENCE, sequence_of
+from gapwatch.core.keys import KeyCodec
 from gapwatch.core.mapping import MASKED_VALUE, CompiledMapping
+from gapwatch.model.pipeline import KeyType
 from gapwatch.model.stream import Operation, Side
 
 Operations = Literal["c", "u", "d", "r"]
@@ -94,11 +97,12 @@ def rows_loop(
         "envelope": decoding(code, _under_schema(envelope, encoded.schema), VALUES, exact=True),
         "named": decoding(code, _under_schema(named, encoded.key_schema, alone=True), KEYS, exact=True),
     }
-    with each_message(code, content, decoded):
+    readers = None if plain_keys else encoded.key_readers or [_itself] * len(codec.columns)
+    _at_once(code, content, encoded, codec, readers, full_before=full_before)
+    with each_message(code, content, decoded, at_once=True):
         _without_schema(code, "envelope", encoded.schema)
         _without_schema(code, "named", encoded.key_schema)
-        readers = encoded.key_readers or [_itself] * len(codec.columns)
-        row_key_lines(code, codec, None if plain_keys else readers, "named")
+        row_key_lines(code, codec, readers, "named")
         _standing(code)
         with code.block(f"if operation == {int(Operation.DELETE)}:"):
             no_content(code, content)
@@ -110,6 +114,53 @@ def rows_loop(
             if full_before:
                 _unchanged(code, content)
     return code.function("loop")
+
+
+def _at_once(
+    code: Code,
+    content: Content,
+    encoded: Encoded,
+    codec: KeyCodec,
+    readers: Sequence[Callable[[Any], Any]] | None,
+    *,
+    full_before: bool,
+) -> None:
+    """Write the function that reads a stretch of writes: each has a new row, and none is an update that changed nothing."""
+    column_functions(code, content)
+    odd = code.constant(Odd)
+    with code.block("def at_once(messages, out, all_envelope, all_named, CONSTANTS):"):
+        _without_schemas(code, "all_envelope", encoded.schema)
+        _without_schemas(code, "all_named", encoded.key_schema)
+        code.line(f"operations = [{code.constant(OPERATIONS)}[envelope.op] for envelope in all_envelope]")
+        with code.block(f"if {int(Operation.DELETE)} in {{*operations}}:"):
+            code.line(f"raise {odd}")
+        if full_before:
+            with code.block("if 'u' in {envelope.op for envelope in all_envelope}:"):
+                code.line(f"raise {odd}")
+        code.line("rows = [envelope.after for envelope in all_envelope]")
+        content_lines(code, content, "rows")
+        code.line("sources = [envelope.source for envelope in all_envelope]")
+        code.line("event_times = [source.ts_ms for source in sources]")
+        later, upsert, snapshot = code.constant(LATER), int(Operation.UPSERT), int(Operation.SNAPSHOT)
+        with code.block(f"if not {later}.issuperset([source.snapshot for source in sources]):"):
+            each = f"{snapshot} if x == {upsert} and source.snapshot not in {later} else x"
+            code.line(f"operations = [{each} for x, source in zip(operations, sources)]")
+        code.line(f"x = [{code.constant(SEQUENCE.decode)}(source.sequence) for source in sources]")
+        code.line("majors = [major for major, _ in x]", "minors = [minor for _, minor in x]")
+        code.line("sum(majors)", "sum(minors)")  # raises where one is missing
+        whole = readers is None and [column.type for column in codec.columns] == [KeyType.INT]
+        code.line(*(["whole_keys = [named.c0 for named in all_named]"] if whole else []))
+        column_lines(code, codec, whole, lambda: row_key_lines(code, codec, readers, "named"))
+        code.line("offsets = [message.offset() for message in messages]")
+        append_lines(code, content)
+
+
+def _without_schemas(code: Code, name: str, schema: bytes | None) -> None:
+    if schema is None:
+        return
+    with code.block(f"if [item for item in {name} if bytes(item.schema) != {code.constant(schema)}]:"):
+        code.line(f"raise {code.constant(Odd)}")
+    code.line(f"{name} = [item.payload for item in {name}]")
 
 
 def _members(mapping: CompiledMapping, side: Side, encoded: Encoded, version: str) -> tuple[list[Member], dict[str, Any]]:
