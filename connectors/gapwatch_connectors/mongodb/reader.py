@@ -23,7 +23,7 @@ from gapwatch.model.pipeline import FieldType, KeyType, PipelineSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import ABSENT, Clock, ContentChunk, DatasetInfo, Key, KeyChunk, Read, ScanChunk, StoredRecord, Unread
 from gapwatch.scans import key_chunk, keys_of, no_changed_at
-from gapwatch_connectors.mongodb.bulk import Page, first_batch, page_of_block, page_of_texts
+from gapwatch_connectors.mongodb.bulk import Page, first_batch, page_of_block, page_of_documents, page_of_texts
 from gapwatch_connectors.mongodb.connection import OPTIONS, Document, Mongo
 from gapwatch_connectors.mongodb.contents import DRIVER, keys_in, options
 from gapwatch_connectors.mongodb.keys import SORTED, DocumentKeys
@@ -329,13 +329,16 @@ class MongoReader:
             command["min"] = {"_id": first}
         if end is not None:
             command["max"] = {"_id": end}
-        options = OPTIONS if kind is KeyType.TEXT else RAW
         with self._mongo.wrapped():
-            reply: Any = await self._mongo.database(database).command(command, codec_options=options)
-        if kind is KeyType.TEXT:
-            return page_of_texts(reply["cursor"]["firstBatch"], self._keys.of)
-        batch = first_batch(reply["cursor"].raw)
-        return page_of_block(batch, kind) if batch is not None else None
+            reply: Any = await self._mongo.database(database).command(command, codec_options=RAW)
+            batch = first_batch(reply["cursor"].raw)
+            if kind is not KeyType.TEXT:
+                return page_of_block(batch, kind) if batch is not None else None
+            page = page_of_texts(batch) if batch is not None else None
+            if page is not None:
+                return page
+            documents = bson.decode(reply["cursor"].raw, OPTIONS)["firstBatch"]
+        return page_of_documents(documents, self._keys.of)
 
     async def sample_keys(self, count: int) -> Sequence[Key]:
         """Return keys of documents that the server takes at random; those that fit no key are passed over."""

@@ -11,8 +11,9 @@ from bson import Binary, Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gapwatch.core.keys import TEXT_END
 from gapwatch.model.pipeline import KeyType
-from gapwatch_connectors.mongodb.bulk import RUNS_MAX, block_of, first_batch
+from gapwatch_connectors.mongodb.bulk import RUNS_MAX, block_of, first_batch, page_of_texts, texts_of
 
 
 def batch(ids: list[Any], **more: Any) -> bytes:
@@ -83,3 +84,54 @@ def test_an_empty_page() -> None:
     block = block_of(batch([]), KeyType.INT)
     assert block is not None
     assert len(block) == 0
+
+
+NO_ZERO = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+ODD = st.sampled_from(["", "_id", "\x02_id", "a\x02_id", "\x02_id\x01", "\x03\x02_id", "\x01", "🙂", "ä" * 70, "x" * 300])
+
+
+@given(st.lists(NO_ZERO | ODD, max_size=130))
+def test_texts(ids: list[str]) -> None:
+    joined = texts_of(batch(ids))
+    if joined is None:  # what looks like the beginning of another id is not taken for one
+        assert any(one.endswith("\x02_id") for one in ids)
+    else:
+        assert joined == b"".join(one.encode() + TEXT_END for one in ids)
+
+
+@given(st.lists(NO_ZERO, min_size=1, max_size=120), st.data())
+def test_a_page_of_texts_and_all_but_its_last(ids: list[str], data: st.DataObject) -> None:
+    page = page_of_texts(batch(ids))
+    assert page is not None
+    assert (page.count, page.last) == (len(ids), ids[-1])
+    most = data.draw(st.sampled_from([len(ids), len(ids) - 1]))
+    assert page.chunk("", most).texts == b"".join(one.encode() + TEXT_END for one in ids[:most])
+
+
+@pytest.mark.parametrize("position", [0, 9, 10, 99, 150])
+@pytest.mark.parametrize("stranger", ["a\0b", "\0", 1, 1.5, None, ObjectId(), {"_id": "a"}, Binary(b"x" * 16, 4), bson.Code("a")])
+def test_trap_27_a_stranger_among_texts_is_never_skipped(position: int, stranger: Any) -> None:
+    ids: list[Any] = [f"text {number}" for number in range(150)]
+    ids.insert(position, stranger)
+    assert texts_of(batch(ids)) is None
+
+
+def test_texts_that_are_no_utf8_or_have_other_fields_beside_them_are_none_of_ours() -> None:
+    assert texts_of(batch(["one", "two"]).replace(b"two", b"t\xffo")) is None
+    assert texts_of(batch(["one", "two"]).replace(b"two", b"\xed\xa0\x80")) is None  # half of a surrogate pair
+    assert texts_of(batch(["one", "two"], other=1)) is None
+
+
+@given(st.lists(NO_ZERO, min_size=1, max_size=12), st.data())
+def test_a_reply_that_is_not_what_it_says_is_none_of_ours(ids: list[str], data: st.DataObject) -> None:
+    """One byte of it is another one: either nothing is read, or other texts, each of which the driver reads too."""
+    changed = bytearray(batch(ids))
+    changed[data.draw(st.integers(4, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    joined = texts_of(bytes(changed))
+    if joined is None:
+        return
+    try:
+        documents = list(bson.decode(bytes(changed)).values())
+    except bson.errors.BSONError:
+        return  # of what texts_of does not look at: the number of an element, and the very end
+    assert joined == b"".join(one["_id"].encode() + TEXT_END for one in documents)
