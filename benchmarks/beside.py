@@ -2,7 +2,7 @@
 
 Postgres is asked by pgbench, MongoDB and OpenSearch by ``benchmarks.reader``. The sweep is one that the schedule asks for every
 half an hour, or, beside those, one that somebody waits for; all else is as by default. It begins anew until the requests end, and
-is pinned to the last core, who asks to the first; the stores have both.
+is pinned to the last core, who asks to the first; the stores have both. Each pair was swept once before, at full speed.
 ``python -m benchmarks.beside WHAT DIRECTORY PAIR…`` is the sweep.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import pinned, reader, running
+from benchmarks import pinned, reader, running, sweeps
 from benchmarks.figures import row
 from benchmarks.sweep_contestants import DATABASE, Pair, Repair, fill, pipeline
 from gapwatch.core.search_address import SearchAddress
@@ -117,6 +117,8 @@ def measure(rounds: int) -> list[Beside]:
         print("filling the stores", file=sys.stderr)
         for pair in (collected, indexed):
             fill(pair, rows=ROWS, missing=7, content=True)
+            for what in ("ids", "content"):  # a JVM that has never searched compiles, on both cores, while it answers
+                sweeps.run(what, pair)
         asked = [
             Asked(store=StoreType.POSTGRES, url=collected.source_url, pair=collected, pgbench=pgbench),
             Asked(store=StoreType.MONGODB, url=collected.target_url, pair=collected, pgbench=pgbench),

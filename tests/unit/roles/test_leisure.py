@@ -71,11 +71,11 @@ async def read(clock: VirtualClock, pace: SidePace, chunks: int) -> float:
     return clock.monotonic() - began
 
 
-@pytest.mark.parametrize(("within", "least", "most"), [(60.0, 50.0, 61.0), (0.0, 1.9, 2.2), (1e6, 95.0, 110.0)])
+@pytest.mark.parametrize(("within", "least", "most"), [(60.0, 50.0, 61.0), (0.0, 1.9, 2.2), (1e6, 950.0, 1_100.0)])
 async def test_reading_takes_the_time_that_it_has_and_leaves_the_store_alone_meanwhile(
     within: float, least: float, most: float
 ) -> None:
-    """A second's reading: over a minute; without a time, at its load; at its slowest, a hundredth of the time is for reading."""
+    """A second's reading: over a minute; without a time, at its load; at its slowest, a thousandth of it is for reading."""
     clock = VirtualClock()
     pace = SidePace(Leisure(clock, most=0.5, within=within), clock, total=100 * ROWS)
     assert least < await read(clock, pace, 100) < most
@@ -164,7 +164,7 @@ async def test_a_long_pause_ends_soon_after_somebody_waits() -> None:
         await asyncio.sleep(0)
     leisure.hurried = True
     await resting
-    assert clock.monotonic() - began < 5, "it would have been a hundred"
+    assert clock.monotonic() - began < 5, "it would have been a minute"
 
 
 @pytest.mark.parametrize(
@@ -330,3 +330,28 @@ def test_f4_a_sweep_whose_store_is_slow_keeps_its_lease(ledger: SqlLedger, monke
     monkeypatch.setattr(ModelReader, "fetch", slowly)
     asyncio.run(sweeper_of(rig, cast(Any, watched), clock).run(run, rig.stores, last_full_started=None))
     assert at_work[0] >= 1
+
+
+@pytest.mark.parametrize(
+    ("most", "within", "records"),
+    [
+        (1.0, 0.0, scanning.RECORDS_PER_CHUNK),
+        (0.5, 0.0, scanning.RECORDS_PER_CHUNK // scanning.GIVING_WAY),
+        (0.5, 3_600.0, scanning.RECORDS_PER_CHUNK // scanning.GIVING_WAY * scanning.AT_LEISURE),
+    ],
+)
+async def test_a_sweep_that_takes_its_time_asks_seldom_and_one_that_gives_way_for_little_at_once(
+    monkeypatch: pytest.MonkeyPatch, most: float, within: float, records: int
+) -> None:
+    clock, rig, asked = VirtualClock(), Rig(spec=spec_of_rig()), list[int]()
+
+    def noted(*some: Any, chunk: int, **more: Any) -> AsyncIterator[ContentChunk]:
+        asked.append(chunk)
+        return contents_in(*some, chunk=chunk, **more)
+
+    monkeypatch.setattr("gapwatch.roles.repair.scanning.contents_in", noted)
+    leisure = Leisure(clock, most=most, within=within)
+    scan = scanning.Scanning(rig.stores, content=True, clock=clock, leisure=leisure, in_order=False, on_compared=lambda *_: None)
+    async for _ in scan.steps():
+        pass
+    assert asked == [records, records]

@@ -17,7 +17,7 @@ from gapwatch.ports import Clock
 WITHIN: Final = "within"  # in a run's request: the seconds that it may take, for nobody waits for it
 OF_INTERVAL: Final = 0.25  # of the time up to the next scheduled sweep, where the configuration does not say how much …
 WITHIN_SECONDS_MAX: Final = 900.0  # … and no longer: a scan holds a snapshot of an index open, and what it proves is of its start
-LEAST: Final = 0.01  # share of the time; a chunk that takes milliseconds is followed by a pause of seconds at most
+LEAST: Final = 0.001  # share of the time; a chunk that takes milliseconds is followed by a pause of seconds at most
 UNMEASURED: Final = 0.05  # share of the time where nobody knows how much there is to read
 PAUSE_SECONDS_MAX: Final = 1.0  # without a look at whether somebody waits by now
 REST_SECONDS_MAX: Final = (

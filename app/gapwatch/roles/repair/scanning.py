@@ -26,6 +26,7 @@ from gapwatch.scans import contents_in
 KEYS_PER_CHUNK: Final = 50_000
 RECORDS_PER_CHUNK: Final = 5_000
 GIVING_WAY: Final = 50  # a sweep with a load reads so many times less at once: a store's others wait for one chunk at most
+AT_LEISURE: Final = 5  # one that takes its time reads so many times more again: each read costs a store what some 200 records do
 SHOWN_SECONDS: Final = 0.5  # between two looks at how far both sides have come
 AHEAD_MAX: Final = 200_000  # keys that the faster side may wait with before it pauses
 
@@ -93,7 +94,7 @@ class Scanning:
         self._content = content
         self._clock = clock
         self.paces = {side: SidePace(leisure, clock) for side in Side}
-        self._part = GIVING_WAY if leisure.most < 1 else 1
+        self._leisure = leisure
         self._on_compared = on_compared
         self._in_order = in_order
         self._start = start
@@ -208,12 +209,13 @@ class Scanning:
         reader = self._stores.source if side is Side.EXPECTED else self._stores.target
         lower = self._start.key if ordered and self._start is not None else self._lower
         scan = self.sides[side]
+        part = 1 if self._leisure.most >= 1 else GIVING_WAY if self._leisure.hurried else GIVING_WAY // AT_LEISURE
         source: AsyncIterator[ContentChunk] | AsyncIterator[KeyChunk]
         if self._content:
             mapping = self._stores.mapping
-            source = contents_in(reader, mapping, side, lower=lower, upper=self._upper, chunk=RECORDS_PER_CHUNK // self._part)
+            source = contents_in(reader, mapping, side, lower=lower, upper=self._upper, chunk=RECORDS_PER_CHUNK // part)
         else:
-            source = reader.scan_keys(lower=lower, upper=self._upper, chunk=KEYS_PER_CHUNK // self._part)
+            source = reader.scan_keys(lower=lower, upper=self._upper, chunk=KEYS_PER_CHUNK // part)
         iterator = aiter(source)
         try:
             while True:
