@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import (
     Connection,
+    Row,
     RowMapping,
     Select,
     bindparam,
@@ -30,7 +31,7 @@ from gapwatch.core.reports import gap_event_bytes, rfc3339
 from gapwatch.errors import UsageError
 from gapwatch.ledger.bulk import AS_READ, FOUND_AT_ONCE, ROWS_AT_ONCE_MAX, gap_of_columns
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
-from gapwatch.ledger.part import LedgerPart, chunks
+from gapwatch.ledger.part import PIPELINES_AT_ONCE, LedgerPart, chunks
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
 from gapwatch.ledger.types import UtcTime, from_us, key_hash, to_us
 from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapSummary, Kind, Resolution, State
@@ -229,10 +230,14 @@ class GapQueries(LedgerPart):
         return counts
 
     def gap_summary(self, pipeline: str) -> GapSummary:
+        return self.gap_summaries([pipeline])[pipeline]
+
+    def gap_summaries(self, pipelines: Sequence[str]) -> Mapping[str, GapSummary]:
         earlier = gaps.c.held_since < gaps.c.event_time  # NULL, and so not true, where one of them is
         held = case((earlier, gaps.c.held_since), else_=func.coalesce(gaps.c.event_time, gaps.c.held_since))
         query = (
             select(
+                gaps.c.pipeline,
                 gaps.c.kind,
                 gaps.c.state,
                 func.count().label("number"),
@@ -240,27 +245,28 @@ class GapQueries(LedgerPart):
                 func.min(held).label("held"),
                 func.count(held).label("known"),
             )
-            .where(gaps.c.pipeline == pipeline, gaps.c.state != RESOLVED)
-            .group_by(gaps.c.kind, gaps.c.state)
+            .where(gaps.c.state != RESOLVED)
+            .group_by(gaps.c.pipeline, gaps.c.kind, gaps.c.state)
         )
-        rows = self._db.read(lambda connection: connection.execute(query).all())
-        by_kind: dict[str, int] = {}
-        for row in rows:
-            by_kind[row.kind] = by_kind.get(row.kind, 0) + row.number
-        alerting = [row for row in rows if row.state in ALERTING]
-        return GapSummary(
-            open_by_kind=by_kind,
-            alerting=sum(row.number for row in alerting),
-            oldest_alerting=min((row.oldest for row in alerting), default=None),
-            holding_since=min((row.held for row in rows if row.held is not None), default=None),
-            holding_unknown=any(row.known < row.number for row in rows),
-        )
+        found: dict[str, list[Row[Any]]] = {name: [] for name in pipelines}
+        for row in self._of_each(query, pipelines):
+            found[row.pipeline].append(row)
+        return {name: _summary(rows) for name, rows in found.items()}
 
-    def accepted_gaps(self, pipeline: str, since: datetime) -> int:
-        those = (gaps.c.pipeline == pipeline, gaps.c.first_seen >= since, gaps.c.detector == Detector.STREAM.value)
+    def accepted_gaps(self, pipelines: Sequence[str], since: datetime) -> Mapping[str, int]:
+        those = (gaps.c.first_seen >= since, gaps.c.detector == Detector.STREAM.value)
         by_hand = (gaps.c.resolution == Resolution.ACCEPTED.value, gaps.c.cause != Cause.SKIPPED_BY_POLICY.value)
-        query = select(func.count()).where(*those, *by_hand)
-        return int(self._db.read(lambda connection: connection.execute(query).scalar_one()))
+        query = select(gaps.c.pipeline, func.count().label("number")).where(*those, *by_hand).group_by(gaps.c.pipeline)
+        return dict.fromkeys(pipelines, 0) | {row.pipeline: row.number for row in self._of_each(query, pipelines)}
+
+    def _of_each(self, query: Select[Any], pipelines: Sequence[str]) -> list[Row[Any]]:
+        """Return a query's rows of these pipelines."""
+
+        def read(connection: Connection) -> list[Row[Any]]:
+            parts = chunks(pipelines, PIPELINES_AT_ONCE)
+            return [row for part in parts for row in connection.execute(query.where(gaps.c.pipeline.in_(part)))]
+
+        return self._db.read(read)
 
     def gap_burst(self, pipeline: str, since: datetime, *, samples: int) -> GapBurst:
         """Return the open gaps that were first seen since then, with up to `samples` of them, the first ones."""
@@ -474,3 +480,17 @@ def _token(parts: Sequence[int] | None) -> tuple[int, int, int, int] | None:
         return None
     side, epoch, major, minor = parts
     return side, epoch, major, minor
+
+
+def _summary(rows: Sequence[Row[Any]]) -> GapSummary:
+    by_kind: dict[str, int] = {}
+    for row in rows:
+        by_kind[row.kind] = by_kind.get(row.kind, 0) + row.number
+    alerting = [row for row in rows if row.state in ALERTING]
+    return GapSummary(
+        open_by_kind=by_kind,
+        alerting=sum(row.number for row in alerting),
+        oldest_alerting=min((row.oldest for row in alerting), default=None),
+        holding_since=min((row.held for row in rows if row.held is not None), default=None),
+        holding_unknown=any(row.known < row.number for row in rows),
+    )

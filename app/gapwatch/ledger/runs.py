@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, and_, or_, select, union_all, update
 
 from gapwatch.errors import ConflictError, NotFoundError
 from gapwatch.ledger.bulk import AUDIT_AS_READ, ROWS_AT_ONCE_MAX, audited_of_columns
-from gapwatch.ledger.part import LedgerPart, chunks
+from gapwatch.ledger.part import PIPELINES_AT_ONCE, LedgerPart, chunks
 from gapwatch.ledger.tables import audit, runs
 from gapwatch.ledger.types import from_us, key_hash
 from gapwatch.model.gap import AuditRow, Run, RunKind, RunState
@@ -18,7 +18,6 @@ from gapwatch.ports import Key
 
 ACTIVE: Final = (RunState.QUEUED, RunState.RUNNING)
 MICROSECONDS: Final = 1_000_000
-PIPELINES_AT_ONCE: Final = 100  # SQLite joins no more than 500 SELECTs
 
 
 class RunQueries(LedgerPart):
