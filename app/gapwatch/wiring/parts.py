@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,6 @@ from gapwatch.check_ports import Preflight
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import GapwatchError, StoreError, StoreUnreachable, UsageError
-from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.schema_registry import SchemaRegistry
@@ -27,10 +27,11 @@ from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusReader, StatusTopic, StatusView
 from gapwatch.roles.stores import StoreAnswers
 from gapwatch.wiring.measured import snapshot
-from gapwatch.wiring.stores import Stores, host, new_id, resolved_settings
+from gapwatch.wiring.stores import Stores, host, new_id, resolved_settings, stored_settings
 from gapwatch_connectors.registry import connector_of
 
 if TYPE_CHECKING:
+    from gapwatch.http.app import ApiDeps, ApiServer
     from gapwatch.kafka.fenced import FencedProducer
     from gapwatch.roles.repair.replaying import ReplayReader
     from gapwatch.wiring.resending import Resenders
@@ -44,6 +45,7 @@ STATUS_SECONDS = 1.0
 # what roles wait for
 BROKERS = "the brokers"
 SOURCES = "the ledger, and a source's catalogue"
+RESOLVED = "_GAPWATCH_RESOLVED"  # in a child's environment: names of the pipelines whose types its parent has just stored
 SKEW_SHARED_SECONDS = 5.0  # how long a store's clock, measured for one pipeline, is measured for all
 
 
@@ -202,11 +204,19 @@ class Parts:
         self.waits_for("ingest", "")
         await role.run(stop)
 
+    async def resolved_for_match(self) -> Mapping[str, str]:
+        """Resolve the pipelines for a child that plays match: with that, it needs no driver of a store."""
+        self.waits_for("match", SOURCES)
+        settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        return {RESOLVED: json.dumps(list(settings.pipelines))}
+
     async def match(self, stop: asyncio.Event) -> None:
         from gapwatch.roles.match.role import MatchRole
 
         self.waits_for("match", SOURCES)
-        settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        told = os.environ.get(RESOLVED)
+        settings = await stored_settings(self.settings, self.ledger, json.loads(told)) if told else None
+        settings = settings or await resolved_settings(self.settings, self.ledger, self.clock)
         self.waits_for("match", BROKERS)
         fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
         await MatchRole(settings, fingerprints, self.clock, stop=stop, waits_for=partial(self.waits_for, "match")).run()
@@ -257,6 +267,8 @@ class Parts:
 
     async def api(self, stop: asyncio.Event, readiness: Callable[[], Mapping[str, str]]) -> None:
         """Answer from the start: while Kafka does not, ``/readyz`` says so, and every pipeline is UNKNOWN."""
+        from gapwatch.http.app import ApiServer
+
         settings = self.settings
         status = self._status.view()
         lags: dict[tuple[str, str], int] = {}
@@ -289,6 +301,7 @@ class Parts:
         await board.run(stop)
 
     def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
+        from gapwatch.http.app import ApiDeps, ProbeDeps
         from gapwatch.roles.desk import Desk, DeskDependencies
         from gapwatch.roles.keylog import KeyLog
 
