@@ -24,7 +24,8 @@ from gapwatch.roles.ingest.parts import Shared
 log = structlog.get_logger(__name__)
 
 RECORDS_PER_POLL: Final = 5_000  # some 15 ms of work for one turn of the event loop
-POLL_SECONDS: Final = 0.08  # a fuller record costs match no more than an empty one
+COLLECT_SECONDS: Final = 0.25  # at most: nothing is judged before the next control record, and few large sections cost less
+POLL_SECONDS: Final = 0.08  # while no topic is there yet
 
 
 class IngestRole:
@@ -78,7 +79,7 @@ class IngestRole:
 
     async def _poll(self, idle_seconds: float) -> None:
         """Read and pass on what arrives; while nothing does, wait for the first message, at most so long."""
-        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, POLL_SECONDS)
+        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, min(idle_seconds, COLLECT_SECONDS))
         polled = await self._on.consumer.consume(limit, seconds=seconds)
         self._idle = not polled.runs
         for where, fault in polled.faults:
