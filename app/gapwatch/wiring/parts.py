@@ -25,6 +25,7 @@ from gapwatch.metrics import Metrics, unread
 from gapwatch.model.pipeline import CAPTURED, FeedKind, Settings, StoreType
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusReader, StatusTopic, StatusView
+from gapwatch.roles.stirring import Stirring
 from gapwatch.roles.stores import StoreAnswers
 from gapwatch.wiring.measured import snapshot
 from gapwatch.wiring.stores import Stores, host, new_id, resolved_settings, stored_settings
@@ -64,6 +65,7 @@ class Parts:
         self.waits_for: Callable[[str, str], None] = lambda role, what: None  # "": it has all that it needs, and works
         self._status = StatusReader(lambda: StatusTopic(self.consumer("status"), settings.topics))
         self._offsets = StoreAnswers[int](self.clock)
+        self._stirring = Stirring()
         self._scraped_at = self.clock.monotonic()
         self._registry = SchemaRegistry(settings.schema_registry, self.clock) if settings.schema_registry else None
         self._hot_path = native.find(os.environ)
@@ -160,6 +162,7 @@ class Parts:
                 holder=f"{self.name}/{sender}",
                 on_finding=self.count_finding,
                 on_requests=self.metrics.count_requests,
+                stirring=self._stirring if self.role == "all" else None,
             )
         )
         self.waits_for("capture", "")
@@ -199,6 +202,7 @@ class Parts:
                 transactions=lambda: self.consumer("transactions", None, **ends),
                 on_transactions=lambda outcome, count: self.metrics.transactions.labels(outcome=outcome).inc(count),
                 native=native,
+                on_stir=self._stirring.stir,
             )
         )
         self.waits_for("ingest", "")

@@ -65,7 +65,7 @@ class IngestRole:
         while not stop.is_set():
             if clock.monotonic() >= next_topics:
                 await self._ownership.find_topics()
-                next_topics = clock.monotonic() + TOPICS_SECONDS
+                next_topics = clock.monotonic() + self._shared.paced(TOPICS_SECONDS)
             if self._ownership.subscribed:
                 await self._poll(max(min(next_pulse, next_topics) - clock.monotonic(), 0.0))
             else:
