@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, literal, or_, select, union_all, update
 
-from gapwatch.ledger.part import PIPELINES_AT_ONCE, LedgerPart, chunks
+from gapwatch.ledger.part import PIPELINES_AT_ONCE, STATEMENTS_KEPT, LedgerPart, chunks
 from gapwatch.ledger.tables import findings, unverifiable
 from gapwatch.ledger.types import key_hash
 from gapwatch.model.gap import Finding, FindingRecord
@@ -92,7 +93,7 @@ class FindingQueries(LedgerPart):
 
     def oldest_unverifiable(self, pipelines: Sequence[str]) -> Mapping[str, datetime]:
         def read(connection: Connection) -> dict[str, datetime]:
-            parts = chunks(pipelines, PIPELINES_AT_ONCE)
+            parts = chunks(tuple(pipelines), PIPELINES_AT_ONCE)
             return {row.pipeline: row.oldest for part in parts for row in connection.execute(_oldest(part)) if row.oldest}
 
         return self._db.read(read)
@@ -103,6 +104,7 @@ class FindingQueries(LedgerPart):
         return int(self._db.write(lambda connection: connection.execute(statement).rowcount))
 
 
+@lru_cache(maxsize=STATEMENTS_KEPT)
 def _oldest(pipelines: Sequence[str]) -> Any:
     """Return one statement for the oldest key of each that nobody could verify: an index leads to each of them."""
     name, oldest = unverifiable.c.pipeline, func.min(unverifiable.c.oldest)

@@ -10,6 +10,7 @@ from gapwatch.ledger.bulk import Bulk
 from gapwatch.ledger.database import Database
 
 PIPELINES_AT_ONCE: Final = 100  # SQLite joins no more than 500 SELECTs
+STATEMENTS_KEPT: Final = 32  # that take a millisecond to make, and are asked for the same pipelines again and again
 T = TypeVar("T")
 
 
