@@ -46,6 +46,9 @@ STATUS_SECONDS = 1.0
 # what roles wait for
 BROKERS = "the brokers"
 SOURCES = "the ledger, and a source's catalogue"
+# A broker answers once it has so much, or after so long: ingest collects for longer, and many small answers cost more than what
+# is in them.
+TOGETHER = {"fetch.min.bytes": 256 * 1024, "fetch.wait.max.ms": 120}
 RESOLVED = "_GAPWATCH_RESOLVED"  # in a child's environment: names of the pipelines whose types its parent has just stored
 SKEW_SHARED_SECONDS = 5.0  # how long a store's clock, measured for one pipeline, is measured for all
 
@@ -190,7 +193,7 @@ class Parts:
                 pipelines=settings.pipelines,
                 ledger=self.ledger,
                 producer=self.producer("ingest"),
-                consumer=self.consumer("ingest", f"{settings.topics.prefix}.ingest", native=native, **ends),
+                consumer=self.consumer("ingest", f"{settings.topics.prefix}.ingest", native=native, **ends, **TOGETHER),
                 heartbeats=self.consumer("heartbeats"),
                 offsets=OffsetReader(settings, self.clock),
                 topics=TopicAdmin(settings),
