@@ -61,7 +61,7 @@ class IngestRole:
     async def _read(self, stop: asyncio.Event) -> None:
         clock = self._on.clock
         pulse = min((spec.pulse_seconds for spec in self._on.pipelines.values()), default=0.25)
-        next_pulse = next_topics = 0.0
+        next_pulse, next_topics = clock.monotonic(), 0.0
         while not stop.is_set():
             if clock.monotonic() >= next_topics:
                 await self._ownership.find_topics()
@@ -72,7 +72,8 @@ class IngestRole:
                 await clock.sleep(POLL_SECONDS)
             next_pulse = min(next_pulse, clock.monotonic() + self._shared.paced(pulse))  # who stirs does not wait for a slow one
             if clock.monotonic() >= next_pulse:
-                next_pulse = clock.monotonic() + self._shared.paced(pulse)
+                # Counted from when it was due: who works for longer than a pulse waits for nothing, and is not left behind.
+                next_pulse = max(next_pulse + self._shared.paced(pulse), clock.monotonic())
                 await self._outlet.pulse()
             await self._outlet.commit()
         await self._outlet.finish()
