@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 NO_KEY: Final = b"{}"  # of a change whose key nobody can write down: ingest cannot read it, which is a hole of one record
 
@@ -48,6 +48,17 @@ class FeedReader(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class RestingReader(Protocol):
+    """What a reader may have besides: it rests for longer while nothing happens, as somebody wakes it."""
+
+    def wake(self) -> None:
+        """Rest no longer: something happens on the other side of the pipeline."""
+
+    def may_rest(self) -> None:
+        """Take note that somebody calls :meth:`wake` from now on."""
 
 
 class HeartbeatWriter(Protocol):

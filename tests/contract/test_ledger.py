@@ -455,6 +455,9 @@ def test_the_summary_says_what_holds_consistent_through(ledger: SqlLedger) -> No
     done: dict[str, Any] = {"state": State.RESOLVED, "resolution": Resolution.ACCEPTED, "resolved_at": at(60)}
     ledger.store_gaps([change(rows[0], "resolved", **done)])
     assert ledger.gap_summary("orders").holding_since == at(2), "an accepted gap no longer holds"
+    names = ("none", "orders", "others")
+    assert ledger.gap_summaries(names) == {name: ledger.gap_summary(name) for name in names}
+    assert ledger.gap_summary("none") == GapSummary()
     ledger.store_gaps([opening(gap(6, event_time=None, held_since=None))])
     summary = ledger.gap_summary("orders")
     assert summary.holding_unknown
@@ -470,7 +473,7 @@ def test_what_is_on_record_only_was_not_detected_and_nobody_accepted_it(ledger: 
     assert [*ledger.store_gaps([told]), *ledger.store_gaps([told])] == [True, False]
     assert ledger.gap_counts() == {}
     assert ledger.resolution_counts() == {("orders", "accepted"): 1}
-    assert ledger.accepted_gaps("orders", at(0)) == 0
+    assert ledger.accepted_gaps(["orders"], at(0))["orders"] == 0
     assert [found.cause for found in ledger.gaps(GapFilter()).gaps] == [Cause.SKIPPED_BY_POLICY]
 
 
@@ -481,8 +484,8 @@ def test_accepted_gaps_are_counted_by_when_the_stream_found_them(ledger: SqlLedg
     done: dict[str, Any] = {"state": State.RESOLVED, "resolved_at": at(60)}
     ledger.store_gaps([change(row, "resolved", resolution=Resolution.ACCEPTED, **done) for row in rows if row.id != rows[3].id])
     ledger.store_gaps([change(rows[3], "resolved", resolution=Resolution.MANUAL, **done)])
-    assert ledger.accepted_gaps("orders", at(0)) == 2
-    assert ledger.accepted_gaps("orders", at(-20)) == 3
+    assert ledger.accepted_gaps(["orders"], at(0))["orders"] == 2
+    assert ledger.accepted_gaps(["orders", "others", "none"], at(-20)) == {"orders": 3, "others": 1, "none": 0}
 
 
 def test_m18_a_burst_counts_what_is_open_since_and_shows_the_first_of_it(ledger: SqlLedger) -> None:
@@ -579,6 +582,7 @@ def test_unverifiable_keys_hold_from_their_oldest_and_are_cleared_by_their_newes
     assert ledger.clear_unverifiable("orders", before=at(51)) == 1
     assert ledger.unverifiable_oldest("orders") is None
     assert ledger.unverifiable_oldest("others") == at(1)
+    assert ledger.oldest_unverifiable(["orders", "others"]) == {"others": at(1)}
 
 
 # runs

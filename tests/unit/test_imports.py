@@ -17,6 +17,7 @@ from gapwatch.ledger.bulk import Bulk
         ("gapwatch.roles.ingest.role, gapwatch.kafka.clients, gapwatch.ledger", ("numpy", "aiohttp", "faust", "alembic")),
         ("gapwatch.roles.match.role", ("sqlalchemy", "gapwatch_connectors", "aiohttp")),
         ("gapwatch.wiring.replaying", ("faust", "alembic")),
+        ("gapwatch.wiring.service, gapwatch.roles.match.role", ("gapwatch.http", "aiohttp", "psycopg", "pymongo", "alembic")),
     ],
 )
 def test_a_role_loads_no_more_than_it_needs(modules: str, unwanted: tuple[str, ...]) -> None:

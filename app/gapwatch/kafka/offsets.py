@@ -13,7 +13,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from gapwatch.kafka.acked import AckedPositions
 from gapwatch.kafka.faults import gapwatch_error
-from gapwatch.kafka.options import REQUEST_SECONDS, Admin, Partition, admin_client, client_options
+from gapwatch.kafka.options import REQUEST_SECONDS, Admin, Partition, admin_client, all_answered, client_options
 from gapwatch.model.pipeline import Settings
 from gapwatch.ports import Clock
 
@@ -115,13 +115,8 @@ async def _list_offsets(admin: Admin, partitions: Collection[Partition], spec: O
         isolation_level=IsolationLevel.READ_COMMITTED,
         request_timeout=REQUEST_SECONDS,
     )
-    answers = await asyncio.gather(*(asyncio.wrap_future(future) for future in asked.values()), return_exceptions=True)
-    offsets: dict[Partition, int] = {}
-    for at, answer in zip(asked, answers, strict=True):
-        if isinstance(answer, BaseException):
-            raise answer
-        offsets[Partition(at.topic, at.partition)] = answer.offset
-    return offsets
+    await all_answered(asked.values())
+    return {Partition(at.topic, at.partition): future.result().offset for at, future in asked.items()}
 
 
 class _GroupReader:

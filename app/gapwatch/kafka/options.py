@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
@@ -99,6 +101,26 @@ async def answered(future: Any, doing: str) -> Any:
         return await asyncio.wrap_future(future)
     except KafkaException as error:
         raise gapwatch_error(error, doing) from error
+
+
+async def all_answered(futures: Collection[Any]) -> None:
+    """Return once each of the admin client's futures is done; the loop is woken by the last of them alone."""
+    loop, count = asyncio.get_running_loop(), itertools.count(1)
+    answered = loop.create_future()
+
+    def tell() -> None:
+        if not answered.done():  # nobody waits any more
+            answered.set_result(None)
+
+    def note(_: Any) -> None:
+        if next(count) == len(futures):
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(tell)
+
+    for future in futures:
+        future.add_done_callback(note)
+    if futures:
+        await answered
 
 
 class ErrorLog:

@@ -23,7 +23,7 @@ from confluent_kafka.admin import (
 from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.kafka.faults import STORE, gapwatch_error
-from gapwatch.kafka.options import REQUEST_SECONDS, Admin, admin_client, answered
+from gapwatch.kafka.options import REQUEST_SECONDS, Admin, admin_client, all_answered, answered
 from gapwatch.kafka.producer import COPIED_BYTES_MAX
 from gapwatch.model.pipeline import CAPTURED, Settings
 
@@ -163,10 +163,11 @@ class TopicAdmin:
         if not names:
             return {}
         asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=REQUEST_SECONDS)
+        await all_answered(asked.values())
         found: dict[str, TopicFacts] = {}
         for name, future in asked.items():
             try:
-                described = await asyncio.wrap_future(future)
+                described = future.result()
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     continue

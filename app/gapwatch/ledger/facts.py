@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import Connection, case, delete, func, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, bindparam, case, delete, func, select, tuple_, update
 
 from gapwatch.errors import ConflictError, StoreUnreachable
 from gapwatch.ledger.part import LedgerPart
@@ -127,16 +128,15 @@ class FactQueries(LedgerPart):
 
     def renew_leases(self, held: Sequence[Lease], *, seconds: float) -> Sequence[Lease]:
         """Renew several leases at once; return those that were still ours, as they are now."""
-        mine = tuple_(leases.c.name, leases.c.holder, leases.c.fencing).in_(
-            [(lease.name, lease.holder, lease.fencing) for lease in held]
-        )
-        statement = (
-            update(leases)
-            .where(mine, leases.c.expires_us > self._db.now())
-            .values(expires_us=self._db.now() + int(seconds * MICROSECONDS))
-            .returning(leases)
-        )
-        return [_lease(row) for row in self._db.write(lambda connection: connection.execute(statement).all(), counts=False)]
+        said = {"held": [(one.name, one.holder, one.fencing) for one in held], "for_us": int(seconds * MICROSECONDS)}
+        statement = self._renewal
+        return [_lease(row) for row in self._db.write(lambda connection: connection.execute(statement, said).all(), counts=False)]
+
+    @cached_property
+    def _renewal(self) -> Any:
+        mine = tuple_(leases.c.name, leases.c.holder, leases.c.fencing).in_(bindparam("held", expanding=True))
+        later = self._db.now() + bindparam("for_us", type_=BigInteger())
+        return update(leases).where(mine, leases.c.expires_us > self._db.now()).values(expires_us=later).returning(leases)
 
     def release_lease(self, lease: Lease) -> None:
         """Let go at once, where it still is ours; the fencing number stays remembered."""

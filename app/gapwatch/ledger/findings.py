@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, or_, select, update
+from sqlalchemy import Connection, Row, delete, func, literal, or_, select, union_all, update
 
-from gapwatch.ledger.part import LedgerPart
+from gapwatch.ledger.part import PIPELINES_AT_ONCE, STATEMENTS_KEPT, LedgerPart, chunks
 from gapwatch.ledger.tables import findings, unverifiable
 from gapwatch.ledger.types import key_hash
 from gapwatch.model.gap import Finding, FindingRecord
@@ -88,14 +89,26 @@ class FindingQueries(LedgerPart):
         self._db.write(lambda connection: connection.execute(statement))
 
     def unverifiable_oldest(self, pipeline: str) -> datetime | None:
-        query = select(func.min(unverifiable.c.oldest)).where(unverifiable.c.pipeline == pipeline)
-        oldest: datetime | None = self._db.read(lambda connection: connection.execute(query).scalar_one())
-        return oldest
+        return self.oldest_unverifiable([pipeline]).get(pipeline)
+
+    def oldest_unverifiable(self, pipelines: Sequence[str]) -> Mapping[str, datetime]:
+        def read(connection: Connection) -> dict[str, datetime]:
+            parts = chunks(tuple(pipelines), PIPELINES_AT_ONCE)
+            return {row.pipeline: row.oldest for part in parts for row in connection.execute(_oldest(part)) if row.oldest}
+
+        return self._db.read(read)
 
     def clear_unverifiable(self, pipeline: str, *, before: datetime) -> int:
         """Forget the keys whose newest unverified write came before `before` (a sweep's start); return how many."""
         statement = delete(unverifiable).where(unverifiable.c.pipeline == pipeline, unverifiable.c.newest < before)
         return int(self._db.write(lambda connection: connection.execute(statement).rowcount))
+
+
+@lru_cache(maxsize=STATEMENTS_KEPT)
+def _oldest(pipelines: Sequence[str]) -> Any:
+    """Return one statement for the oldest key of each that nobody could verify: an index leads to each of them."""
+    name, oldest = unverifiable.c.pipeline, func.min(unverifiable.c.oldest)
+    return union_all(*[select(literal(one).label("pipeline"), oldest.label("oldest")).where(name == one) for one in pipelines])
 
 
 def _merged(row: Row[Any], record: FindingRecord) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import (
     Connection,
+    Row,
     RowMapping,
     Select,
     bindparam,
-    case,
     delete,
     func,
     literal,
@@ -30,7 +30,8 @@ from gapwatch.core.reports import gap_event_bytes, rfc3339
 from gapwatch.errors import UsageError
 from gapwatch.ledger.bulk import AS_READ, FOUND_AT_ONCE, ROWS_AT_ONCE_MAX, gap_of_columns
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
-from gapwatch.ledger.part import LedgerPart, chunks
+from gapwatch.ledger.part import PIPELINES_AT_ONCE, LedgerPart, chunks
+from gapwatch.ledger.summaries import accepted, summaries, summary_of
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
 from gapwatch.ledger.types import UtcTime, from_us, key_hash, to_us
 from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapSummary, Kind, Resolution, State
@@ -42,7 +43,6 @@ CHANGES_MAX: Final = ROWS_PER_TRANSACTION_MAX // ROWS_PER_CHANGE - 10  # in one 
 VALUE_BYTES: Final = 32  # of one that is no text
 BYTES_AT_ONCE_MAX: Final = 4 << 20  # of values in evidence, which may be shown
 PAGE_MAX: Final = 1_000
-ALERTING: Final = frozenset({State.OPEN, State.REPAIRING})
 
 Totals = dict[tuple[str, str, str, str], int]  # what, pipeline, label, detector
 
@@ -229,38 +229,26 @@ class GapQueries(LedgerPart):
         return counts
 
     def gap_summary(self, pipeline: str) -> GapSummary:
-        earlier = gaps.c.held_since < gaps.c.event_time  # NULL, and so not true, where one of them is
-        held = case((earlier, gaps.c.held_since), else_=func.coalesce(gaps.c.event_time, gaps.c.held_since))
-        query = (
-            select(
-                gaps.c.kind,
-                gaps.c.state,
-                func.count().label("number"),
-                func.min(gaps.c.confirmed_at).label("oldest"),
-                func.min(held).label("held"),
-                func.count(held).label("known"),
-            )
-            .where(gaps.c.pipeline == pipeline, gaps.c.state != RESOLVED)
-            .group_by(gaps.c.kind, gaps.c.state)
-        )
-        rows = self._db.read(lambda connection: connection.execute(query).all())
-        by_kind: dict[str, int] = {}
-        for row in rows:
-            by_kind[row.kind] = by_kind.get(row.kind, 0) + row.number
-        alerting = [row for row in rows if row.state in ALERTING]
-        return GapSummary(
-            open_by_kind=by_kind,
-            alerting=sum(row.number for row in alerting),
-            oldest_alerting=min((row.oldest for row in alerting), default=None),
-            holding_since=min((row.held for row in rows if row.held is not None), default=None),
-            holding_unknown=any(row.known < row.number for row in rows),
-        )
+        return self.gap_summaries([pipeline])[pipeline]
 
-    def accepted_gaps(self, pipeline: str, since: datetime) -> int:
-        those = (gaps.c.pipeline == pipeline, gaps.c.first_seen >= since, gaps.c.detector == Detector.STREAM.value)
-        by_hand = (gaps.c.resolution == Resolution.ACCEPTED.value, gaps.c.cause != Cause.SKIPPED_BY_POLICY.value)
-        query = select(func.count()).where(*those, *by_hand)
-        return int(self._db.read(lambda connection: connection.execute(query).scalar_one()))
+    def gap_summaries(self, pipelines: Sequence[str]) -> Mapping[str, GapSummary]:
+        found: dict[str, list[Row[Any]]] = {name: [] for name in pipelines}
+        for row in self._of_each(summaries(), pipelines):
+            found[row.pipeline].append(row)
+        return {name: summary_of(rows) for name, rows in found.items()}
+
+    def accepted_gaps(self, pipelines: Sequence[str], since: datetime) -> Mapping[str, int]:
+        rows = self._of_each(accepted(), pipelines, since=since)
+        return dict.fromkeys(pipelines, 0) | {row.pipeline: row.number for row in rows}
+
+    def _of_each(self, query: Select[Any], pipelines: Sequence[str], **more: Any) -> list[Row[Any]]:
+        """Return a query's rows of these pipelines."""
+
+        def read(connection: Connection) -> list[Row[Any]]:
+            parts = chunks(pipelines, PIPELINES_AT_ONCE)
+            return [row for part in parts for row in connection.execute(query, {"pipelines": list(part), **more})]
+
+        return self._db.read(read)
 
     def gap_burst(self, pipeline: str, since: datetime, *, samples: int) -> GapBurst:
         """Return the open gaps that were first seen since then, with up to `samples` of them, the first ones."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from gapwatch.ledger.bulk import Bulk
 from gapwatch.ledger.database import Database
 
+PIPELINES_AT_ONCE: Final = 100  # SQLite joins no more than 500 SELECTs
+STATEMENTS_KEPT: Final = 32  # that take a millisecond to make, and are asked for the same pipelines again and again
 T = TypeVar("T")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, or_, select, union_all, update
 
 from gapwatch.errors import ConflictError, NotFoundError
 from gapwatch.ledger.bulk import AUDIT_AS_READ, ROWS_AT_ONCE_MAX, audited_of_columns
-from gapwatch.ledger.part import LedgerPart, chunks
+from gapwatch.ledger.part import PIPELINES_AT_ONCE, STATEMENTS_KEPT, LedgerPart, chunks
 from gapwatch.ledger.tables import audit, runs
 from gapwatch.ledger.types import from_us, key_hash
 from gapwatch.model.gap import AuditRow, Run, RunKind, RunState
@@ -18,7 +18,6 @@ from gapwatch.ports import Key
 
 ACTIVE: Final = (RunState.QUEUED, RunState.RUNNING)
 MICROSECONDS: Final = 1_000_000
-PIPELINES_AT_ONCE: Final = 100  # SQLite joins no more than 500 SELECTs
 
 
 class RunQueries(LedgerPart):
@@ -74,7 +73,9 @@ class RunQueries(LedgerPart):
         """Return the newest run of a kind of each of these pipelines that has one."""
 
         def read(connection: Connection) -> list[Row[Any]]:
-            return [row for part in chunks(pipelines, PIPELINES_AT_ONCE) for row in connection.execute(_newest(kind, part))]
+            return [
+                row for part in chunks(pipelines, PIPELINES_AT_ONCE) for row in connection.execute(_newest(kind, tuple(part)))
+            ]
 
         return {row.pipeline: run_of(row) for row in self._db.read(read)}
 
@@ -198,6 +199,7 @@ class RunQueries(LedgerPart):
         return [audited_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
 
+@lru_cache(maxsize=STATEMENTS_KEPT)
 def _newest(kind: RunKind, pipelines: Sequence[str]) -> Any:
     """Return one statement for the newest run of each: an index leads to each of them."""
     order = (runs.c.requested_at.desc(), runs.c.id.desc())

@@ -236,31 +236,35 @@ class Board:
         """
         ledger = self._ledger
         facts, findings = self._read(specs)
-        unverifiable = {spec.id: ledger.unverifiable_oldest(spec.id) for spec in specs}
-        repairs = ledger.repair_counts()
+        pipelines = [spec.id for spec in specs]
+        unverifiable = ledger.oldest_unverifiable(pipelines)
+        repairs, now = ledger.repair_counts(), self._clock.now()
+        sweeps = ledger.last_runs(RunKind.SWEEP, pipelines)
+        summaries = ledger.gap_summaries(pipelines)
+        accepted = ledger.accepted_gaps(pipelines, now - timedelta(hours=1))
         found = []
         for spec in specs:
-            pipeline, now = spec.id, self._clock.now()
+            pipeline = spec.id
             reports = [fact for name, fact in facts.items() if name.startswith(Facts.repair(pipeline))]
             said = [fact for fact in reports if self._fresh(pipeline, fact)]
             swept: Mapping[str, Any] | None = facts.get(Facts.swept(pipeline))
             stopped: Mapping[str, Any] | None = facts.get(Facts.repair_stopped(pipeline))
-            last = next(iter(ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, limit=1)), None)
+            last = sweeps.get(pipeline)
             ahead = now + timedelta(seconds=spec.clock_skew_max_seconds)  # of a wrong clock, it would stay fresh
             one = LedgerFacts(
-                summary=ledger.gap_summary(pipeline),
+                summary=summaries[pipeline],
                 findings=[record for record in findings if record.pipeline == pipeline],
                 baseline=_baseline(facts.get(Facts.baseline(pipeline))),
                 last_full_sweep_started=_time(swept["started_at"]) if swept else None,
                 masked_swept=int(swept.get("masked", 0)) if swept else 0,
                 last_sweep=last,
                 unproven=self._left.of(pipeline, last),
-                unverifiable_oldest=unverifiable[pipeline],
+                unverifiable_oldest=unverifiable.get(pipeline),
                 undecided=sum(int(fact["undecided"]) for fact in said),
                 quiet=quiet_at(spec.maintenance, facts.get(Facts.paused(pipeline)), now),
                 unreadable_stores=tuple(sorted({store for fact in said for store in fact["unreadable"]})),
                 unlooked=tuple(sorted({why for fact in said for why in fact.get("unlooked", ())})),
-                accepted=ledger.accepted_gaps(pipeline, now - timedelta(hours=1)),
+                accepted=accepted[pipeline],
                 grace_ms=grace_in_force(spec, facts.get(Facts.grace(pipeline))),
                 repair_stopped=str(stopped["reason"]) if stopped else "",
                 given_up=repairs.get((pipeline, True), 0),

@@ -147,16 +147,20 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def child_process(name: str, arguments: Sequence[str], waits_for: Callable[[str], None]) -> Task:
+def child_process(
+    name: str, arguments: Sequence[str], waits_for: Callable[[str], None], told: Callable[[], Awaitable[Mapping[str, str]]]
+) -> Task:
     """Return a task that runs Gapwatch once more, as a child process: for roles that must not share an event loop.
 
     Args:
         name: For the log.
         arguments: What follows ``python -m gapwatch``.
         waits_for: Is called with what the child says that it waits for, through a pipe, see :func:`to_parent`.
+        told: Returns what the child finds in its environment besides, before each start.
     """
 
     async def run(stop: asyncio.Event) -> None:
+        more = await told()
         with _heard(waits_for) as pipe:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "gapwatch", *arguments),
@@ -164,6 +168,7 @@ def child_process(name: str, arguments: Sequence[str], waits_for: Callable[[str]
                 env={
                     **os.environ,
                     **tied_to_us(),
+                    **more,
                     PIPE: str(pipe),
                     "GAPWATCH_PROBES__LISTEN": "",
                 },  # that address is the parent's

@@ -20,16 +20,19 @@ ALL_RUNS: Final = 10_000  # more than are kept
 def snapshot(ledger: Ledger, views: Sequence[Any]) -> Snapshot:
     """Return what is counted and known of these pipelines. Raises StoreError."""
     sweeps, before = list[Run](), list[Run]()
+    stopped = ledger.facts(Facts.repair_stopped(""))
     succeeded: dict[str, datetime] = {}
     oldest: dict[str, datetime] = {}
     for view in views:
-        sweeps += (newest := ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, limit=1))
-        if newest and newest[0].ended_at is None:
-            before += ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, states=ENDED, limit=1)
-        good = last_success(ledger, view.id)
-        if good is not None:
-            succeeded[view.id] = good
-        alerting = ledger.gap_summary(view.id).oldest_alerting
+        newest: Run | None = view.last_sweep
+        if newest is not None:
+            sweeps.append(newest)
+            if newest.ended_at is None:
+                before += ledger.runs(pipeline=view.id, kind=RunKind.SWEEP, states=ENDED, limit=1)
+            good = _success(newest) or last_success(ledger, view.id)
+            if good is not None:
+                succeeded[view.id] = good
+        alerting = ledger.gap_summary(view.id).oldest_alerting if any(view.gaps_open.values()) else None
         if alerting is not None:
             oldest[view.id] = alerting
     return Snapshot(
@@ -41,7 +44,7 @@ def snapshot(ledger: Ledger, views: Sequence[Any]) -> Snapshot:
         last_success=succeeded,
         oldest_open=oldest,
         repairs=ledger.repair_counts(),
-        stopped={view.id for view in views if ledger.fact(Facts.repair_stopped(view.id))},
+        stopped={view.id for view in views if stopped.get(Facts.repair_stopped(view.id))},
     )
 
 
@@ -52,8 +55,13 @@ def last_success(ledger: Ledger, pipeline: str) -> datetime | None:
     """
     for limit in (FIRST_LOOK, ALL_RUNS):
         runs = ledger.runs(pipeline=pipeline, kind=RunKind.SWEEP, states=[RunState.SUCCEEDED], limit=limit)
-        wide = (run for run in runs if run.request.get("range", "full") in SCHEDULED)
-        ended = next((run.ended_at for run in wide if run.ended_at is not None), None)
+        ended = next((at for run in runs if (at := _success(run)) is not None), None)
         if ended is not None or len(runs) < limit:
             return ended
     return None
+
+
+def _success(run: Run) -> datetime | None:
+    """Return when a sweep ended, where it read all it had to, of everything or of what changed."""
+    wide = run.state is RunState.SUCCEEDED and run.request.get("range", "full") in SCHEDULED
+    return run.ended_at if wide else None

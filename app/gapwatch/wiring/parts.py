@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,6 @@ from gapwatch.check_ports import Preflight
 from gapwatch.clock import SystemClock
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.errors import GapwatchError, StoreError, StoreUnreachable, UsageError
-from gapwatch.http.app import ApiDeps, ApiServer, ProbeDeps
 from gapwatch.kafka.clients import AckedProducer, Partition, RawConsumer
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.schema_registry import SchemaRegistry
@@ -25,12 +25,14 @@ from gapwatch.metrics import Metrics, unread
 from gapwatch.model.pipeline import CAPTURED, FeedKind, Settings, StoreType
 from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusReader, StatusTopic, StatusView
+from gapwatch.roles.stirring import Stirring
 from gapwatch.roles.stores import StoreAnswers
 from gapwatch.wiring.measured import snapshot
-from gapwatch.wiring.stores import Stores, host, new_id, resolved_settings
+from gapwatch.wiring.stores import Stores, host, new_id, resolved_settings, stored_settings
 from gapwatch_connectors.registry import connector_of
 
 if TYPE_CHECKING:
+    from gapwatch.http.app import ApiDeps, ApiServer
     from gapwatch.kafka.fenced import FencedProducer
     from gapwatch.roles.repair.replaying import ReplayReader
     from gapwatch.wiring.resending import Resenders
@@ -44,6 +46,10 @@ STATUS_SECONDS = 1.0
 # what roles wait for
 BROKERS = "the brokers"
 SOURCES = "the ledger, and a source's catalogue"
+# A broker answers once it has so much, or after so long: ingest collects for longer, and many small answers cost more than what
+# is in them.
+TOGETHER = {"fetch.min.bytes": 256 * 1024, "fetch.wait.max.ms": 120}
+RESOLVED = "_GAPWATCH_RESOLVED"  # in a child's environment: names of the pipelines whose types its parent has just stored
 SKEW_SHARED_SECONDS = 5.0  # how long a store's clock, measured for one pipeline, is measured for all
 
 
@@ -62,6 +68,7 @@ class Parts:
         self.waits_for: Callable[[str, str], None] = lambda role, what: None  # "": it has all that it needs, and works
         self._status = StatusReader(lambda: StatusTopic(self.consumer("status"), settings.topics))
         self._offsets = StoreAnswers[int](self.clock)
+        self._stirring = Stirring()
         self._scraped_at = self.clock.monotonic()
         self._registry = SchemaRegistry(settings.schema_registry, self.clock) if settings.schema_registry else None
         self._hot_path = native.find(os.environ)
@@ -158,6 +165,7 @@ class Parts:
                 holder=f"{self.name}/{sender}",
                 on_finding=self.count_finding,
                 on_requests=self.metrics.count_requests,
+                stirring=self._stirring if self.role == "all" else None,
             )
         )
         self.waits_for("capture", "")
@@ -185,7 +193,7 @@ class Parts:
                 pipelines=settings.pipelines,
                 ledger=self.ledger,
                 producer=self.producer("ingest"),
-                consumer=self.consumer("ingest", f"{settings.topics.prefix}.ingest", native=native, **ends),
+                consumer=self.consumer("ingest", f"{settings.topics.prefix}.ingest", native=native, **ends, **TOGETHER),
                 heartbeats=self.consumer("heartbeats"),
                 offsets=OffsetReader(settings, self.clock),
                 topics=TopicAdmin(settings),
@@ -197,16 +205,25 @@ class Parts:
                 transactions=lambda: self.consumer("transactions", None, **ends),
                 on_transactions=lambda outcome, count: self.metrics.transactions.labels(outcome=outcome).inc(count),
                 native=native,
+                on_stir=self._stirring.stir,
             )
         )
         self.waits_for("ingest", "")
         await role.run(stop)
 
+    async def resolved_for_match(self) -> Mapping[str, str]:
+        """Resolve the pipelines for a child that plays match: with that, it needs no driver of a store."""
+        self.waits_for("match", SOURCES)
+        settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        return {RESOLVED: json.dumps(list(settings.pipelines))}
+
     async def match(self, stop: asyncio.Event) -> None:
         from gapwatch.roles.match.role import MatchRole
 
         self.waits_for("match", SOURCES)
-        settings = await resolved_settings(self.settings, self.ledger, self.clock)
+        told = os.environ.get(RESOLVED)
+        settings = await stored_settings(self.settings, self.ledger, json.loads(told)) if told else None
+        settings = settings or await resolved_settings(self.settings, self.ledger, self.clock)
         self.waits_for("match", BROKERS)
         fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
         await MatchRole(settings, fingerprints, self.clock, stop=stop, waits_for=partial(self.waits_for, "match")).run()
@@ -257,6 +274,8 @@ class Parts:
 
     async def api(self, stop: asyncio.Event, readiness: Callable[[], Mapping[str, str]]) -> None:
         """Answer from the start: while Kafka does not, ``/readyz`` says so, and every pipeline is UNKNOWN."""
+        from gapwatch.http.app import ApiServer
+
         settings = self.settings
         status = self._status.view()
         lags: dict[tuple[str, str], int] = {}
@@ -289,6 +308,7 @@ class Parts:
         await board.run(stop)
 
     def _api_deps(self, board: Board, readiness: Callable[[], Mapping[str, str]]) -> ApiDeps:
+        from gapwatch.http.app import ApiDeps, ProbeDeps
         from gapwatch.roles.desk import Desk, DeskDependencies
         from gapwatch.roles.keylog import KeyLog
 

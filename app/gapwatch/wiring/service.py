@@ -8,18 +8,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from gapwatch import __version__
 from gapwatch.config import load
 from gapwatch.errors import UsageError
-from gapwatch.http.app import ApiServer, ProbeDeps, ProbeServer
 from gapwatch.kafka.probe import KafkaProbe
 from gapwatch.logs import set_up_logs
 from gapwatch.model.pipeline import Settings
@@ -28,6 +27,9 @@ from gapwatch.roles.board import Board
 from gapwatch.roles.status_feed import StatusTopic
 from gapwatch.roles.supervisor import DRAIN_SECONDS, Supervised, Supervisor, Task, child_process, to_parent
 from gapwatch.wiring.parts import Parts
+
+if TYPE_CHECKING:
+    from gapwatch.http.app import ProbeServer
 
 log = structlog.get_logger(__name__)
 
@@ -69,16 +71,31 @@ async def _serve(settings: Settings, config: Path | None, role: str) -> int:
     parts.waits_for = waits_for
     supervisor.tasks = _tasks(parts, readiness, config, role)
     log.info("starting", role=role, version=__version__, pipelines=sorted(settings.pipelines))
-    probes = ProbeServer(ProbeDeps(readiness=readiness, metrics=parts.exposition))
     try:
-        if settings.probes_port:
-            await _listen(probes, settings.probes_host, settings.probes_port)
-        await supervisor.run(stop)
+        async with _probes(settings, readiness, parts.exposition):
+            await supervisor.run(stop)
     finally:
         probing.cancel()
-        await probes.stop()
         await parts.close()
     return 0
+
+
+@asynccontextmanager
+async def _probes(
+    settings: Settings, readiness: Callable[[], Mapping[str, str]], metrics: Callable[[], bytes]
+) -> AsyncIterator[None]:
+    """Answer probes, where the configuration says so: a process without them needs no HTTP server, which is ten megabytes."""
+    if not settings.probes_port:
+        yield
+        return
+    from gapwatch.http.app import ProbeDeps, ProbeServer
+
+    probes = ProbeServer(ProbeDeps(readiness=readiness, metrics=metrics))
+    try:
+        await _listen(probes, settings.probes_host, settings.probes_port)
+        yield
+    finally:
+        await probes.stop()
 
 
 def _begin_to_end(stop: asyncio.Event) -> None:
@@ -122,7 +139,9 @@ def _tasks(parts: Parts, readiness: Callable[[], Mapping[str, str]], config: Pat
         "capture": lambda: parts.capture,
         "ingest": lambda: parts.ingest,
         "match": lambda: (
-            child_process("match", [*chosen, "run", "--role", "match"], partial(parts.waits_for, "match"))
+            child_process(
+                "match", [*chosen, "run", "--role", "match"], partial(parts.waits_for, "match"), parts.resolved_for_match
+            )
             if role == "all"
             else parts.match
         ),
@@ -144,6 +163,8 @@ async def _with(
 @contextmanager
 def local_service(settings: Settings) -> Iterator[str]:
     """Serve the API inside this process, on a free loopback port, for one command; yields its address."""
+    from gapwatch.http.app import ApiServer
+
     started: list[str] = []
     failed: list[BaseException] = []
     ready = threading.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -115,24 +115,31 @@ async def resolved_pipeline(settings: Settings, ledger: SqlLedger, spec: Pipelin
     except StoreError as error:
         if not error.retriable:
             raise
-        known: Any = await asyncio.to_thread(ledger.fact, fact)
+        known = await stored_pipeline(settings, ledger, spec)
         if known is None:
             raise
-        fields = msgspec.convert(known["fields"], tuple[FieldSpec, ...], strict=False)
-        tables = msgspec.convert(known.get("tables", []), tuple[SourceTable, ...], strict=False)
-        if [field.target for field in fields] != [field.target for field in spec.fields]:
-            raise
-        if [table.table for table in tables] != [table.table for table in spec.source.tables]:
-            raise
-        where = msgspec.convert(known.get("where", []), tuple[FieldSpec, ...], strict=False)
-        if tuple(field.source for field in where) != paths_of(spec.source.where):
-            raise
-        feed = msgspec.convert(known["feed"], type(spec.source.feed), strict=False)
-        target = _target_as_known(settings, spec, known)
-        if target is None:
-            raise
-        source = replace(spec.source, feed=feed, tables=tables, where_fields=where)
-        return replace(spec, fields=fields, source=source, target=target)
+        return known
+
+
+async def stored_pipeline(settings: Settings, ledger: SqlLedger, spec: PipelineSpec) -> PipelineSpec | None:
+    """Return the pipeline with the types that were stored of it; None where there are none, or it is another one by now."""
+    known: Any = await asyncio.to_thread(ledger.fact, resolved_fact(spec.id))
+    if known is None:
+        return None
+    fields = msgspec.convert(known["fields"], tuple[FieldSpec, ...], strict=False)
+    tables = msgspec.convert(known.get("tables", []), tuple[SourceTable, ...], strict=False)
+    where = msgspec.convert(known.get("where", []), tuple[FieldSpec, ...], strict=False)
+    target = _target_as_known(settings, spec, known)
+    same = (
+        [field.target for field in fields] == [field.target for field in spec.fields]
+        and [table.table for table in tables] == [table.table for table in spec.source.tables]
+        and tuple(field.source for field in where) == paths_of(spec.source.where)
+    )
+    if target is None or not same:
+        return None
+    feed = msgspec.convert(known["feed"], type(spec.source.feed), strict=False)
+    source = replace(spec.source, feed=feed, tables=tables, where_fields=where)
+    return replace(spec, fields=fields, source=source, target=target)
 
 
 def _target_as_known(settings: Settings, spec: PipelineSpec, known: Mapping[str, Any]) -> TargetSpec | None:
@@ -203,6 +210,18 @@ async def resolved_settings(settings: Settings, ledger: SqlLedger, clock: Clock)
         if resolved:
             break  # the others are taken up at the next start of the role
         await clock.sleep(RESOLVE_SECONDS)
+    return replace(settings, pipelines=resolved)
+
+
+async def stored_settings(settings: Settings, ledger: SqlLedger, names: Sequence[str]) -> Settings | None:
+    """Return the settings with these pipelines, as somebody has just resolved and stored them; None where one is missing."""
+    resolved: dict[str, PipelineSpec] = {}
+    for name in names:
+        spec = settings.pipelines.get(name)
+        known = await stored_pipeline(settings, ledger, spec) if spec is not None else None
+        if known is None:
+            return None
+        resolved[name] = known
     return replace(settings, pipelines=resolved)
 
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-
 from gapwatch.errors import StoreRefused, StoreUnreachable
 
-TIMEOUT = aiohttp.ClientTimeout(total=5)
+TIMEOUT_SECONDS = 5
 STORE = "connect"
 
 
@@ -113,8 +111,11 @@ class ConnectRest:
         return next((connector for connector in await self.connectors() if connector.name == name), None)
 
     async def _get(self, path: str) -> Any:
+        import aiohttp  # ten megabytes, which a process without a connector to ask does not need
+
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         try:
-            async with aiohttp.ClientSession(timeout=TIMEOUT) as session, session.get(self._url + path) as response:
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(self._url + path) as response:
                 if response.status >= 500 or response.status == 409:
                     raise StoreUnreachable("Kafka Connect cannot answer now.", store=STORE, remedy="It may be rebalancing.")
                 if response.status >= 400:

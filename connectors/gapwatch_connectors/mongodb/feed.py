@@ -7,6 +7,7 @@ read. Without either right the token's own time has to do: it moves with the clu
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -40,7 +41,8 @@ AWAIT_MILLISECONDS: Final = 50
 REST_SECONDS: Final = 0.25  # at most, between two looks at a stream in which nothing happens
 QUIET_AFTER_SECONDS: Final = 30.0  # without an event
 QUIET_SECONDS: Final = 2.0  # then at most, and between markers at least; less where ``stall_after`` is short
-LOOKS_PER_STALL: Final = 15
+LONG_QUIET_SECONDS: Final = 4.0  # the same, where somebody wakes it
+LOOKS_PER_STALL: Final = 7.5
 MARKERS_MAX: Final = 10_000  # a stream that is far behind keeps no more; the oldest ones prove least
 STEP_SECONDS: Final = 10
 MARKER_COLLECTION: Final = "gapwatch_markers"
@@ -58,7 +60,9 @@ class MongoChangeStream:
         self._store = pipeline.target.store
         self._name = pipeline.target.collection
         self._pulse = pipeline.pulse_seconds
-        self._quiet_seconds = min(QUIET_SECONDS, pipeline.stall_after_seconds / LOOKS_PER_STALL)
+        self._stall_seconds = pipeline.stall_after_seconds
+        self._quiet_seconds = min(QUIET_SECONDS, self._stall_seconds / LOOKS_PER_STALL)
+        self._stirring = asyncio.Event()  # it was woken since its last rest began
         self._mongo = Mongo(self._store, url)
         self._patient = Mongo(self._store, url, patient=True)  # of the stream itself
         self._clock = clock or SystemClock()
@@ -75,6 +79,18 @@ class MongoChangeStream:
     async def close(self) -> None:
         await self._mongo.close()
         await self._patient.close()
+
+    def may_rest(self) -> None:
+        self._quiet_seconds = min(LONG_QUIET_SECONDS, self._stall_seconds / LOOKS_PER_STALL)
+
+    def wake(self) -> None:
+        """End a rest, and take none for a while: what is written at the source should soon be seen here."""
+        self._stir()
+        self._stirring.set()
+
+    def _stir(self) -> None:
+        self._stirred = self._clock.monotonic()
+        self._next_marker = min(self._next_marker, self._stirred + self._pulse)
 
     async def open(self, token: bytes | None) -> AsyncIterator[StreamBatch]:
         images = await self._post_images()
@@ -101,8 +117,7 @@ class MongoChangeStream:
                     remedy = "A sweep covers what follows; reading begins anew by itself."
                     raise HistoryLost(f"The change stream of {self._name} ended with {ended}.", remedy=remedy)
                 if events:
-                    self._stirred = self._clock.monotonic()
-                    self._next_marker = min(self._next_marker, self._stirred + self._pulse)
+                    self._stir()
                 else:
                     await self._rest()
                 await self._mark()  # not before the first batch: a watermark must come after a position to go on from
@@ -201,7 +216,17 @@ class MongoChangeStream:
         longest = max(self._quiet_seconds, REST_SECONDS) if self._quiet() else REST_SECONDS
         until = self._next_marker - self._clock.monotonic() if self._may_mark else longest
         if until > 0:
-            await self._clock.sleep(min(until, longest))
+            await self._sleep(min(until, longest))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait so long, or until somebody wakes it."""
+        self._stirring.clear()
+        waits = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._stirring.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
 
     def _quiet(self) -> bool:
         return self._clock.monotonic() - self._stirred > QUIET_AFTER_SECONDS

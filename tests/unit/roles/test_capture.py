@@ -18,6 +18,7 @@ from gapwatch.ledger import SqlLedger
 from gapwatch.ports import Lease
 from gapwatch.roles.capture import role
 from gapwatch.roles.capture.role import CaptureRole, Stream
+from gapwatch.roles.stirring import Stirring
 from gapwatch.roles.supervisor import Supervised, Supervisor, Task
 from tests.simulation.kafka import Broker
 from tests.simulation.stores import VirtualClock
@@ -156,3 +157,40 @@ async def test_partitions_that_are_added_to_a_feed_are_told_the_time(ledger: Sql
     await running
     assert supervisor.health["capture"].failures == 1
     assert store.opened in ([0, 0], [0, 1])
+
+
+class Restful(Stored):
+    """Its reader rests longer where somebody wakes it, and tells of both."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.said: list[str] = []
+
+    def open(self) -> Reader:
+        return RestfulReader(self)
+
+
+class RestfulReader(Reader):
+    _store: Restful
+
+    def may_rest(self) -> None:
+        self._store.said.append("may rest")
+
+    def wake(self) -> None:
+        self._store.said.append("woken")
+
+
+@pytest.mark.parametrize("sees_all", [True, False])
+async def test_a_stream_rests_longer_where_it_is_woken_by_what_happens_at_its_source(sees_all: bool, ledger: SqlLedger) -> None:
+    broker, store, stop, stirring = Broker({TARGET: 2}, VirtualClock()), Restful(2), asyncio.Event(), Stirring()
+    on = replace(capturing(store, broker, ledger), clock=SystemClock(), stirring=stirring if sees_all else None)
+    ledger.set_fact(f"resume/{TARGET}", {"token": "0", "watermark": 1})
+    running = asyncio.create_task(CaptureRole(on).run(stop))
+    await become(lambda: running.done() or captured(broker) == {0, 1})
+    stirring.stir("another")
+    stirring.stir(on.streams[0].pipeline.id)
+    assert store.said == (["may rest", "woken"] if sees_all else [])
+    stop.set()
+    await running
+    stirring.stir(on.streams[0].pipeline.id)
+    assert len(store.said) == (2 if sees_all else 0), "who has ended is not called any more"

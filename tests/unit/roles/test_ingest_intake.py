@@ -41,6 +41,8 @@ class Rig:
         self.findings: list[FindingRecord] = []
         self.begun: dict[int, int] = {}  # epochs by the offset where they begin
         self.unparsable: list[str] = []
+        self.stirred: list[str] = []
+        self.pause = 0.0
         self.seconds = 0.0
         spec = pipeline(FieldSpec(target="name", source="name", type=FieldType.TEXT))
         spec = replace(spec, target=replace(spec.target, dead_letter_topic=letters))
@@ -51,12 +53,16 @@ class Rig:
             producer=SimpleNamespace(send=self._send),
             ledger=SimpleNamespace(epoch=self._epoch, raise_finding=self._finding),
             clock=SimpleNamespace(
-                now=lambda: datetime(2026, 1, 1, tzinfo=UTC), now_ms=lambda: COMMITTED, monotonic=lambda: self.seconds
+                now=lambda: datetime(2026, 1, 1, tzinfo=UTC),
+                now_ms=lambda: COMMITTED,
+                monotonic=lambda: self.seconds,
+                sleep=lambda _: asyncio.sleep(self.pause),
             ),
             name="one",
             on_finding=lambda *_: None,
             on_unparsable=self.unparsable.append,
             native=None,
+            on_stir=self.stirred.append,
         )
         self.shared = Shared(cast("IngestDependencies", dependencies))
         self.outlet = Outlet(self.shared)
@@ -281,13 +287,26 @@ async def test_what_the_sink_says_goes_to_its_keys_and_moves_no_time() -> None:
     assert progress.sent == 10
 
 
-async def test_feeds_at_rest_are_asked_every_two_seconds_until_the_first_event() -> None:
+async def test_feeds_at_rest_are_asked_every_four_seconds_until_the_first_event() -> None:
     rig = Rig()
     rig.seconds = REST_AFTER_SECONDS
     assert (rig.shared.paced(0.25), rig.shared.paced(2.0)) == (0.25, 2.0)
     rig.seconds += 1
-    assert (rig.shared.paced(0.25), rig.shared.paced(3.0)) == (2.0, 3.0)
+    assert (rig.shared.paced(0.25), rig.shared.paced(5.0)) == (4.0, 5.0)
     await rig.take(message(4))
-    assert rig.shared.paced(0.25) == 2.0, "a repetition is no event"
+    assert (rig.shared.paced(0.25), rig.stirred) == (4.0, []), "a repetition is no event"
     await rig.take(message(5))
-    assert rig.shared.paced(0.25) == 0.25
+    assert (rig.shared.paced(0.25), rig.stirred) == (0.25, ["orders"])
+
+
+async def test_who_rests_beside_the_feeds_goes_on_at_the_first_event() -> None:
+    """What is asked every few seconds only (ends of logs, deliveries) was known that much later, and so was the first loss."""
+    rig = Rig()
+    rig.seconds = REST_AFTER_SECONDS + 1
+    rig.pause = 3_600.0
+    resting = [asyncio.create_task(rig.shared.pause(0.25)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert not any(one.done() for one in resting)
+    await rig.take(message(5))
+    async with asyncio.timeout(5):
+        await asyncio.gather(*resting)

@@ -48,13 +48,14 @@ def test_the_last_success_stays_known_however_many_sweeps_prove_nothing_or_look_
 
 
 def test_i1_how_long_the_last_sweep_took_is_shown_while_another_one_runs(ledger: SqlLedger) -> None:
-    clock, view, metrics = VirtualClock(), SimpleNamespace(id=spec_of_rig().id), exposed()
+    clock, pipeline, metrics = VirtualClock(), spec_of_rig().id, exposed()
 
     def shown() -> dict[str, float]:
-        said = snapshot(ledger, [view])
+        last = ledger.last_runs(RunKind.SWEEP, [pipeline])[pipeline]
+        said = snapshot(ledger, [SimpleNamespace(id=pipeline, last_sweep=last, gaps_open={})])
         metrics.show(replace(metrics.snapshot, sweeps=said.sweeps, sweeps_before=said.sweeps_before))
         families = text_string_to_metric_families(metrics.exposition().decode())
-        found = {one.name: one.value for family in families for one in family.samples if one.labels.get("pipeline") == view.id}
+        found = {one.name: one.value for family in families for one in family.samples if one.labels.get("pipeline") == pipeline}
         return {name.removeprefix("gapwatch_"): value for name, value in found.items() if name.startswith("gapwatch_sweep_")}
 
     ended(ledger, clock, RunState.SUCCEEDED)
@@ -106,7 +107,7 @@ async def test_a_ledger_that_neither_answers_nor_fails_leaves_nothing_shown_for_
         await clock.sleep(UNSEEN_SECONDS + SHOWN_SECONDS)
 
     ledger = SimpleNamespace(**dict.fromkeys(("gap_counts", "resolution_counts", "repair_counts"), dict))
-    ledger.runs, ledger.fact = lambda **_: (), lambda _: None
+    ledger.runs, ledger.facts = lambda **_: (), lambda _: {}
     ledger.gap_summary = lambda _: SimpleNamespace(oldest_alerting=None)
     parts: Any = SimpleNamespace(clock=clock, metrics=metrics, ledger=ledger, _pause=pause)
     board: Any = Board()

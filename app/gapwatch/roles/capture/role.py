@@ -31,13 +31,14 @@ import xxhash
 
 from gapwatch.core.gaps import gap_id, time_of
 from gapwatch.errors import ConflictError, GapwatchError, HistoryLost, StoreError, StoreUnreachable
-from gapwatch.feed_ports import NO_KEY, ChangeEvent, FeedReader, HeartbeatWriter, StreamBatch
+from gapwatch.feed_ports import NO_KEY, ChangeEvent, FeedReader, HeartbeatWriter, RestingReader, StreamBatch
 from gapwatch.kafka.clients import AckedProducer
 from gapwatch.kafka.fenced import FencedProducer, Outgoing
 from gapwatch.kafka.producer import CONTENT_BYTES_MAX
 from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.ports import Clock, Lease, Ledger
+from gapwatch.roles.stirring import Stirring
 from gapwatch.roles.together import Together, renewals_together
 
 log = structlog.get_logger(__name__)
@@ -95,6 +96,7 @@ class CaptureDependencies:
     holder: str
     on_finding: Callable[[str, str], None]
     on_requests: Callable[[str, str, str, int], None]  # store, purpose, pipeline, how many
+    stirring: Stirring | None = None  # of a process that sees all feeds
 
 
 class CaptureRole:
@@ -166,11 +168,19 @@ class CaptureRole:
         finally:
             await producer.close()
 
+    def _woken(self, pipeline: str, reader: FeedReader) -> Callable[[], None]:
+        """Have a reader rest longer, where this process sees what happens on the other side; to be called at its end."""
+        if self._on.stirring is None or not isinstance(reader, RestingReader):
+            return lambda: None
+        reader.may_rest()
+        return self._on.stirring.waking(pipeline, reader.wake)
+
     async def _follow(self, stream: Stream, producer: FencedProducer, stop: asyncio.Event, held: _Held) -> None:
         fact = f"resume/{stream.topic}"
         stored = await self._stored(fact)
         proven, lost = int(stored.get("watermark", 0)), str(stored.get("lost", ""))
         reader = stream.open()
+        left = self._woken(stream.pipeline.id, reader)
         try:
             token = stored["token"].encode() if "token" in stored else None
             async with aclosing(reader.open(token)) as batches:  # type: ignore[type-var]
@@ -198,6 +208,7 @@ class CaptureRole:
             await self._store(fact, {"lost": error.message, "watermark": proven}, held)  # first: whoever was overtaken ends here
             await self._lost(stream, error.message, since_ms=proven)
         finally:
+            left()
             await reader.close()
 
     async def _stored(self, fact: str) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ ENDS_SECONDS: Final = 0.2
 DELIVERY_SECONDS: Final = 0.5
 TOPICS_SECONDS: Final = 1.0
 SKEW_SECONDS: Final = 10.0
-HEARTBEAT_SECONDS: Final = 0.25
+HEARTBEAT_SECONDS: Final = 0.5
 HEARTBEATS_PER_POLL: Final = 500
 HEARTBEATS_FROM_TAIL: Final = 50
 
@@ -68,7 +68,7 @@ class Beside:
                         item.progress.check(Check(end=found.ends[at], clock=found.clock, proven=time))
                         if topic in shared.rows:
                             item.progress.marked(item.follower.proven(item.progress.created, shared.rows[topic]))
-            await on.clock.sleep(shared.paced(ENDS_SECONDS))
+            await shared.pause(ENDS_SECONDS)
 
     async def _read_heartbeats(self, stop: asyncio.Event) -> None:
         on, assigned = self._on, self._heartbeats
@@ -152,7 +152,7 @@ class Beside:
         while not stop.is_set():
             for delivery, pipelines in groups.items():
                 await self._read_delivery(delivery, pipelines)
-            await self._on.clock.sleep(self._shared.paced(DELIVERY_SECONDS))
+            await self._shared.pause(DELIVERY_SECONDS)
 
     async def _read_delivery(self, delivery: DeliverySpec, pipelines: Mapping[str, Sequence[str]]) -> None:
         """Ask once for all topics that a sink reads; one that we may not ask about says nothing of the others."""

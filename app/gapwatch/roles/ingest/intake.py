@@ -45,7 +45,7 @@ class Intake:
         read = [(binding, binding.decoder.decode(messages)) for binding in self._shared.bindings.get(at.topic, ())]
         for binding, columns in read:
             if len(columns):
-                self._shared.stirred = self._shared.on.clock.monotonic()
+                self._shared.stir(binding.pipeline.id)
             for _, item in columns.others:
                 await self._other(binding, owned, item)
         await self._follow(owned, read, messages[0].offset() or 0)

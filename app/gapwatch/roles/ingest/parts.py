@@ -26,8 +26,8 @@ from gapwatch.roles.ingest.bindings import Binding, LetterBinding, bindings_of, 
 log = structlog.get_logger(__name__)
 
 REST_AFTER_SECONDS: Final = 30.0  # without an event of any feed
-REST_SECONDS: Final = 2.0  # then nothing is said or asked more often …
-ASKED_PER_STALL: Final = 15  # … but so many times in the shortest ``stall_after``
+REST_SECONDS: Final = 4.0  # then nothing is said or asked more often …
+ASKED_PER_STALL: Final = 7.5  # … but so many times in the shortest ``stall_after``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,7 @@ class IngestDependencies:
     transactions: Callable[[], RawConsumer] | None = None  # makes one of no group, with partition ends
     on_transactions: Callable[[str, int], None] = lambda outcome, count: None
     native: NativeModule | None = None  # the compiled hot path
+    on_stir: Callable[[str], None] = lambda pipeline: None  # an event of a pipeline has come
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +78,7 @@ class Shared:
         self.letters: Mapping[str, Sequence[LetterBinding]] = letter_bindings_of(dependencies.pipelines)
         self.owned: dict[Partition, Owned] = {}
         self.stirred = dependencies.clock.monotonic()  # when the newest event was taken, or the process began
+        self._stirring = asyncio.Event()  # an event came since somebody began to rest
         self.missing: set[str] = set(self.bindings)  # wanted topics that do not exist
         self.missing_seen = 0
         self.missing_proven: Mapping[str, int] = {}  # by topic of heartbeat rows: what they had proved before it was looked
@@ -97,6 +99,26 @@ class Shared:
         """Return how long to wait instead of `seconds`: while all feeds are at rest, there is less to say and to ask."""
         at_rest = self.on.clock.monotonic() - self.stirred > REST_AFTER_SECONDS
         return max(seconds, self._rest_seconds) if at_rest else seconds
+
+    def stir(self, pipeline: str) -> None:
+        """Take note of an event: nobody rests any longer."""
+        self.stirred = self.on.clock.monotonic()
+        self._stirring.set()
+        self.on.on_stir(pipeline)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for `seconds`; at rest for longer, until the first event at most."""
+        clock, longer = self.on.clock, self.paced(seconds)
+        if longer == seconds:
+            await clock.sleep(seconds)
+            return
+        self._stirring.clear()
+        waits = [asyncio.ensure_future(clock.sleep(longer)), asyncio.ensure_future(self._stirring.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
 
     async def find(self, binding: Binding, finding: Finding, message: str, *, at_ms: int = 0, since_ms: int = 0) -> None:
         """Raise a finding that can mean loss: a hole, which only a sweep covers. It began at `since_ms` at the earliest."""

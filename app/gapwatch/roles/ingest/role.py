@@ -24,7 +24,8 @@ from gapwatch.roles.ingest.parts import Shared
 log = structlog.get_logger(__name__)
 
 RECORDS_PER_POLL: Final = 5_000  # some 15 ms of work for one turn of the event loop
-POLL_SECONDS: Final = 0.08  # a fuller record costs match no more than an empty one
+COLLECT_SECONDS: Final = 0.25  # at most: nothing is judged before the next control record, and few large sections cost less
+POLL_SECONDS: Final = 0.08  # while no topic is there yet
 
 
 class IngestRole:
@@ -60,25 +61,26 @@ class IngestRole:
     async def _read(self, stop: asyncio.Event) -> None:
         clock = self._on.clock
         pulse = min((spec.pulse_seconds for spec in self._on.pipelines.values()), default=0.25)
-        next_pulse = next_topics = 0.0
+        next_pulse, next_topics = clock.monotonic(), 0.0
         while not stop.is_set():
             if clock.monotonic() >= next_topics:
                 await self._ownership.find_topics()
-                next_topics = clock.monotonic() + TOPICS_SECONDS
+                next_topics = clock.monotonic() + self._shared.paced(TOPICS_SECONDS)
             if self._ownership.subscribed:
                 await self._poll(max(min(next_pulse, next_topics) - clock.monotonic(), 0.0))
             else:
                 await clock.sleep(POLL_SECONDS)
             next_pulse = min(next_pulse, clock.monotonic() + self._shared.paced(pulse))  # who stirs does not wait for a slow one
             if clock.monotonic() >= next_pulse:
-                next_pulse = clock.monotonic() + self._shared.paced(pulse)
+                # Counted from when it was due: who works for longer than a pulse waits for nothing, and is not left behind.
+                next_pulse = max(next_pulse + self._shared.paced(pulse), clock.monotonic())
                 await self._outlet.pulse()
             await self._outlet.commit()
         await self._outlet.finish()
 
     async def _poll(self, idle_seconds: float) -> None:
         """Read and pass on what arrives; while nothing does, wait for the first message, at most so long."""
-        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, POLL_SECONDS)
+        limit, seconds = (1, idle_seconds) if self._idle else (RECORDS_PER_POLL, min(idle_seconds, COLLECT_SECONDS))
         polled = await self._on.consumer.consume(limit, seconds=seconds)
         self._idle = not polled.runs
         for where, fault in polled.faults:
