@@ -287,14 +287,14 @@ async def test_what_the_sink_says_goes_to_its_keys_and_moves_no_time() -> None:
     assert progress.sent == 10
 
 
-async def test_feeds_at_rest_are_asked_every_four_seconds_until_the_first_event() -> None:
+async def test_feeds_at_rest_are_asked_every_two_seconds_until_the_first_event() -> None:
     rig = Rig()
     rig.seconds = REST_AFTER_SECONDS
     assert (rig.shared.paced(0.25), rig.shared.paced(2.0)) == (0.25, 2.0)
     rig.seconds += 1
-    assert (rig.shared.paced(0.25), rig.shared.paced(5.0)) == (4.0, 5.0)
+    assert (rig.shared.paced(0.25), rig.shared.paced(5.0)) == (2.0, 5.0)
     await rig.take(message(4))
-    assert (rig.shared.paced(0.25), rig.stirred) == (4.0, []), "a repetition is no event"
+    assert (rig.shared.paced(0.25), rig.stirred) == (2.0, []), "a repetition is no event"
     await rig.take(message(5))
     assert (rig.shared.paced(0.25), rig.stirred) == (0.25, ["orders"])
 

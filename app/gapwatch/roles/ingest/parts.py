@@ -26,8 +26,8 @@ from gapwatch.roles.ingest.bindings import Binding, LetterBinding, bindings_of, 
 log = structlog.get_logger(__name__)
 
 REST_AFTER_SECONDS: Final = 30.0  # without an event of any feed
-REST_SECONDS: Final = 4.0  # then nothing is said or asked more often …
-ASKED_PER_STALL: Final = 7.5  # … but so many times in the shortest ``stall_after``
+REST_SECONDS: Final = 2.0  # then nothing is said or asked more often …
+ASKED_PER_STALL: Final = 15  # … but so many times in the shortest ``stall_after``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
