@@ -18,7 +18,7 @@ from sqlalchemy.types import NullType
 
 from gapwatch.ledger.database import Database
 from gapwatch.ledger.tables import RESOLVED, audit, gap_life, gaps, outbox
-from gapwatch.ledger.types import from_us, key_hash, to_us, words
+from gapwatch.ledger.types import Place, from_us, key_hash, place_of, to_us, words
 from gapwatch.model.gap import AuditRow, Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.ports import GapChange
 
@@ -66,7 +66,10 @@ class Bulk:
         wanted, open_ones = [one.key for one in many], gaps.c.state != RESOLVED
         self._by_id = self._compiled(select(gaps).where(gaps.c.id.in_(many)), wanted)
         mine = gaps.c.pipeline == bindparam("mine")
-        self._open_by_key = self._compiled(select(gaps).where(mine, gaps.c.key_hash.in_(many), open_ones), ("mine", *wanted))
+        by_key = self._compiled(select(gaps).where(mine, Place().in_(many), open_ones), ("mine", *wanted))
+        if database.is_sqlite:  # it would take the one that holds resolved gaps as well
+            by_key = by_key.replace("FROM gaps", "FROM gaps INDEXED BY uq_gaps_open_key")
+        self._open_by_key = by_key
 
     def by_id(self, connection: Connection, ids: Sequence[str]) -> list[Gap]:
         """Return those of up to ``FOUND_AT_ONCE`` gaps that there are."""
@@ -74,7 +77,7 @@ class Bulk:
 
     def open_by_key(self, connection: Connection, pipeline: str, keys: Sequence[bytes]) -> list[Gap]:
         """Return the open gaps of up to ``FOUND_AT_ONCE`` keys."""
-        wanted = (pipeline, *_padded([key_hash(key) for key in keys])) if keys else ()
+        wanted = (pipeline, *_padded([place_of(key) for key in keys])) if keys else ()
         return [gap_of_columns(row) for row in connection.exec_driver_sql(self._open_by_key, wanted)] if keys else []
 
     def open(self, connection: Connection, opened: Sequence[Gap]) -> int:

@@ -12,7 +12,7 @@ from gapwatch.errors import ConflictError, NotFoundError
 from gapwatch.ledger.bulk import AUDIT_AS_READ, ROWS_AT_ONCE_MAX, audited_of_columns
 from gapwatch.ledger.part import LedgerPart, chunks
 from gapwatch.ledger.tables import audit, runs
-from gapwatch.ledger.types import from_us, key_hash
+from gapwatch.ledger.types import Place, from_us, place_of
 from gapwatch.model.gap import AuditRow, Run, RunKind, RunState
 from gapwatch.ports import Key
 
@@ -194,7 +194,7 @@ class RunQueries(LedgerPart):
         if run_id is not None:
             query = query.where(audit.c.run_id == run_id)
         if key is not None:
-            query = query.where(audit.c.key_hash == key_hash(key))
+            query = query.where(Place() == place_of(key))
         return [audited_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
 
