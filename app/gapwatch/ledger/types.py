@@ -90,8 +90,8 @@ def key_hash(key: bytes) -> bytes:
 def place_of(key: bytes) -> bytes:
     """Return what indexes hold of a key, as :class:`Place` makes it; no two keys have one.
 
-    Keys that come one after the other are neighbours there: of hashes alone, a transaction of 2,000 keys changed every page. A long
-    key ends in its hash, as an index of Postgres holds no long ones.
+    Keys that come one after the other are neighbours there: of hashes alone, a transaction of 2,000 keys changed every page.
+    A long key ends in its hash, as an index of Postgres holds no long ones.
     """
     return key if len(key) <= WHOLE_BYTES else key[:BEGINNING_BYTES] + key_hash(key)
 

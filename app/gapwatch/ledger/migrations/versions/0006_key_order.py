@@ -20,7 +20,7 @@ def upgrade() -> None:
     joined = "substr(key, 1, 16) || key_hash"
     if op.get_bind().dialect.name == "sqlite":
         joined = f"CAST({joined} AS BLOB)"
-    columns = ["pipeline", sa.text(f"(CASE WHEN length(key) <= 24 THEN key ELSE {joined} END)")]
+    columns: list[str | sa.TextClause] = ["pipeline", sa.text(f"(CASE WHEN length(key) <= 24 THEN key ELSE {joined} END)")]
     op.drop_index("uq_gaps_open_key", "gaps")
     op.drop_index("ix_gaps_key", "gaps")
     op.drop_index("ix_audit_key", "audit")
