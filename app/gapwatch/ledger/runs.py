@@ -197,6 +197,21 @@ class RunQueries(LedgerPart):
             query = query.where(Place() == place_of(key))
         return [audited_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
+    def audited_keys(
+        self, run_id: str, *, action: str | None = None, outcome: str | None = None
+    ) -> Sequence[tuple[Key, str | None, str]]:
+        """Return key, gap and reason of a run's audit rows that name a key, the last stored first. All of them.
+
+        Of a plan of a hundred thousand keys, whole rows were 100 MiB.
+        """
+        query = select(audit.c.key, audit.c.gap_id, audit.c.reason).where(audit.c.run_id == run_id, audit.c.key.is_not(None))
+        if action is not None:
+            query = query.where(audit.c.action == action)
+        if outcome is not None:
+            query = query.where(audit.c.outcome == outcome)
+        query = query.order_by(audit.c.number.desc())
+        return [(bytes(row[0]), row[1], row[2]) for row in self._db.read(lambda connection: connection.execute(query).all())]
+
 
 def _newest(kind: RunKind, pipelines: Sequence[str]) -> Any:
     """Return one statement for the newest run of each: an index leads to each of them."""
