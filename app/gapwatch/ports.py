@@ -445,6 +445,11 @@ class Ledger(Protocol):
         self, *, pipeline: str | None = None, run_id: str | None = None, key: Key | None = None, limit: int = 100
     ) -> Sequence[AuditRow]: ...
 
+    def audited_keys(
+        self, run_id: str, *, action: str | None = None, outcome: str | None = None
+    ) -> Sequence[tuple[Key, str | None, str]]:
+        """Return key, gap and reason of a run's audit rows that name a key, the last stored first. All of them."""
+
     # feeds: epochs, positions, baselines, pauses, small facts
     def epoch(self, feed: str, partition: int, topic_id: str, offset: int, *, after: int = 0) -> int:
         """Return the number of the epoch that begins at (topic id, partition, offset); insert-once, so all workers agree.

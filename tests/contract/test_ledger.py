@@ -903,6 +903,33 @@ def test_h8_audit_rows_are_appended_once_and_found(ledger: SqlLedger) -> None:
     assert ledger.audit_rows(pipeline="others") == []
 
 
+def test_keys_of_a_run_are_read_without_their_rows(ledger: SqlLedger) -> None:
+    rows = [audit_row(1), audit_row(2, outcome="planned", action="backfill_plan", reason="missing"), audit_row(3, gap_id=None)]
+    ledger.audit([*rows, audit_row(4, key=None, key_fields=None), audit_row(5, run_id="run_2")])
+    assert ledger.audited_keys("run_1") == [(b"k3", None, ""), (b"k2", "gap_1", "missing"), (b"k1", "gap_1", "")]
+    assert ledger.audited_keys("run_1", action="backfill_plan") == [(b"k2", "gap_1", "missing")]
+    assert ledger.audited_keys("run_1", outcome="written") == [(b"k3", None, ""), (b"k1", "gap_1", "")]
+    assert ledger.audited_keys("run_3") == []
+
+
+def test_a_change_of_state_of_many_gaps_stands_for_each_by_itself(ledger: SqlLedger) -> None:
+    """They are one statement; one that was overtaken takes no other one with it."""
+    made = [gap(number) for number in range(1, 703)]
+    assert all(ledger.store_gaps([opening(one) for one in made]))
+    assert ledger.store_gaps([change(made[3], "updated", note="by hand")]) == [True]
+    taken = [
+        structs.replace(change(one, "repairing", state=State.REPAIRING, note=f"note {number % 3}"), state_only=True)
+        for number, one in enumerate(made)
+    ]
+    stood = [True] * len(made)
+    stood[3] = False
+    assert ledger.store_gaps(taken[:150]) == stood[:150]
+    assert ledger.store_gaps(taken[150:]) == stood[150:]
+    found = ledger.open_gaps_for("orders", [one.key for one in made])
+    assert all(found[one.gap.key] == one.gap for number, one in enumerate(taken) if number != 3)
+    assert (found[made[3].key].state, found[made[3].key].note) == (State.OPEN, "by hand")
+
+
 # epochs, facts, leases
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from gapwatch.model.stream import Operation, Side
 from gapwatch.model.suspect import GivenUp, Heard, Reason, Seen, Suspect
 
 UNEXPLAINED: Final = frozenset({Cause.NEVER_WRITTEN, Cause.UNKNOWN})  # the sink may say why after the gap was opened
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND: Final = timedelta(microseconds=1)
 READ: Final = ("source", "target")  # sides of evidence that were read; the others are the stream's
 REFUSED: Final = "repair refused: "  # how the note of a gap begins whose repair was refused
 
@@ -27,6 +29,14 @@ def gap_id(pipeline: str, key: bytes, opened_by: str) -> str:
     """Return the deterministic id of the gap that `opened_by` (a suspect's id, or a run's) opened for `key`."""
     parts = b"".join(len(part).to_bytes(4, "big") + part for part in (pipeline.encode(), key, opened_by.encode()))
     return "gap_" + xxhash.xxh3_128_hexdigest(parts)
+
+
+def gap_id_in_order(pipeline: str, key: bytes, opened_by: str, now: datetime) -> str:
+    """Return the id of a gap that no suspect raised: it begins with its time, so that many go to one place in their indexes.
+
+    Nobody relies on its being the same once more: a key's open gap is found by the key.
+    """
+    return f"gap_{(now - EPOCH) // MICROSECOND:014x}{gap_id(pipeline, key, opened_by)[4:22]}"
 
 
 def time_of(milliseconds: int) -> datetime:
@@ -59,7 +69,7 @@ def opened(
     """
     opening = suspect.opening if suspect else None
     return Gap(
-        id=gap_id(pipeline, key, opened_by),
+        id=gap_id(pipeline, key, opened_by) if suspect else gap_id_in_order(pipeline, key, opened_by, now),
         pipeline=pipeline,
         key=key,
         key_fields=dict(key_fields),

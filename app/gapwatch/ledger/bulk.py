@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Table, bindparam, select, type_coerce, update
@@ -18,7 +19,7 @@ from sqlalchemy.types import NullType
 
 from gapwatch.ledger.database import Database
 from gapwatch.ledger.tables import RESOLVED, audit, gap_life, gaps, outbox
-from gapwatch.ledger.types import from_us, key_hash, to_us, words
+from gapwatch.ledger.types import Place, from_us, key_hash, place_of, to_us, words
 from gapwatch.model.gap import AuditRow, Cause, Detector, Gap, Kind, Resolution, State
 from gapwatch.ports import GapChange
 
@@ -28,6 +29,7 @@ Row = tuple[Any, ...]
 ROWS_AT_ONCE_MAX: Final = 6_000
 
 FOUND_AT_ONCE: Final = 500  # look-ups in one query
+ROWS_AT_STEP: Final = 200  # that SQLite is given in one statement: other threads wait for nothing meanwhile
 
 _GUARD: Final = ("guard_id", "guard_revision")
 _GAP: Final = tuple(column.name for column in gaps.c)
@@ -47,6 +49,14 @@ _STATES = {one.value: one for one in State}
 _DETECTORS = {one.value: one for one in Detector}
 _RESOLUTIONS = {one.value: one for one in Resolution}
 
+
+class Insert(NamedTuple):
+    """A statement for one row, and one for ``ROWS_AT_STEP`` of them (Postgres' driver sends many of the first one at once)."""
+
+    one: str
+    many: str | None
+
+
 _Psycopg: Any = psycopg.dialect  # its constructor has no types
 _json = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -61,12 +71,15 @@ class Bulk:
         self._outbox = self._insert(outbox, _TOLD)
         self._audit = self._insert(audit, _AUDIT, once=True)
         self._change = self._update(_GAP[1:])
-        self._change_state = self._update(_STATE)
         many: list[Any] = [bindparam(f"wanted_{number}") for number in range(FOUND_AT_ONCE)]
+        self._change_state = self._update(_STATE, many)
         wanted, open_ones = [one.key for one in many], gaps.c.state != RESOLVED
         self._by_id = self._compiled(select(gaps).where(gaps.c.id.in_(many)), wanted)
         mine = gaps.c.pipeline == bindparam("mine")
-        self._open_by_key = self._compiled(select(gaps).where(mine, gaps.c.key_hash.in_(many), open_ones), ("mine", *wanted))
+        by_key = self._compiled(select(gaps).where(mine, Place().in_(many), open_ones), ("mine", *wanted))
+        if database.is_sqlite:  # it would take the one that holds resolved gaps as well
+            by_key = by_key.replace("FROM gaps", "FROM gaps INDEXED BY uq_gaps_open_key")
+        self._open_by_key = by_key
 
     def by_id(self, connection: Connection, ids: Sequence[str]) -> list[Gap]:
         """Return those of up to ``FOUND_AT_ONCE`` gaps that there are."""
@@ -74,12 +87,12 @@ class Bulk:
 
     def open_by_key(self, connection: Connection, pipeline: str, keys: Sequence[bytes]) -> list[Gap]:
         """Return the open gaps of up to ``FOUND_AT_ONCE`` keys."""
-        wanted = (pipeline, *_padded([key_hash(key) for key in keys])) if keys else ()
+        wanted = (pipeline, *_padded([place_of(key) for key in keys])) if keys else ()
         return [gap_of_columns(row) for row in connection.exec_driver_sql(self._open_by_key, wanted)] if keys else []
 
     def open(self, connection: Connection, opened: Sequence[Gap]) -> int:
         """Insert gaps; not one whose id is known, or whose key has another open gap."""
-        return _run(connection, self._open, [_gap(gap) for gap in opened])
+        return _insert(connection, self._open, [_gap(gap) for gap in opened])
 
     def change(self, connection: Connection, changes: Sequence[GapChange]) -> int:
         """Update gaps that are not resolved, and have the revision that was read."""
@@ -87,26 +100,42 @@ class Bulk:
 
     def change_state(self, connection: Connection, changes: Sequence[GapChange]) -> int:
         """Do as :meth:`change` where nothing else may have changed: most indexes, and the evidence, are left alone."""
-        return _run(connection, self._change_state, [(*_state(one.gap), one.gap.id, one.against) for one in changes])
+        alike: dict[Row, list[str]] = {}
+        for one in changes:
+            alike.setdefault((*_state(one.gap), one.against), []).append(one.gap.id)
+        number = 0
+        for (*values, against), ids in alike.items():
+            for start in range(0, len(ids), FOUND_AT_ONCE):
+                some = _padded(ids[start : start + FOUND_AT_ONCE])
+                number += connection.exec_driver_sql(self._change_state, (*values, *some, against)).rowcount
+        return number
 
     def tell(self, connection: Connection, changes: Sequence[GapChange], payloads: Sequence[bytes], at: datetime) -> None:
         """Insert the life rows and the outbox rows of changes that stand."""
         now = to_us(at)
-        _run(connection, self._life, [_life(change, now) for change in changes])
-        _run(connection, self._outbox, [(one.gap.id, payload) for one, payload in zip(changes, payloads, strict=True)])
+        _insert(connection, self._life, [_life(change, now) for change in changes])
+        _insert(connection, self._outbox, [(one.gap.id, payload) for one, payload in zip(changes, payloads, strict=True)])
 
     def audit(self, connection: Connection, rows: Sequence[AuditRow]) -> int:
         """Insert audit rows; not one whose id is known."""
-        return _run(connection, self._audit, [_audited(row) for row in rows])
+        return _insert(connection, self._audit, [_audited(row) for row in rows])
 
-    def _insert(self, table: Table, names: Sequence[str], *, once: bool = False) -> str:
+    def _insert(self, table: Table, names: Sequence[str], *, once: bool = False) -> Insert:
         statement = self._database.insert(table).values({name: bindparam(name) for name in names}).inline()
-        return self._compiled(statement.on_conflict_do_nothing() if once else statement, names)
+        one = self._compiled(statement.on_conflict_do_nothing() if once else statement, names)
+        if not self._database.is_sqlite:
+            return Insert(one, None)
+        row = f"({', '.join('?' for _ in names)})"
+        assert one.count(row) == 1, "a row's values stand in one place"
+        return Insert(one, one.replace(row, ", ".join([row] * ROWS_AT_STEP)))
 
-    def _update(self, names: Sequence[str]) -> str:
+    def _update(self, names: Sequence[str], ids: Sequence[Any] = ()) -> str:
+        """Return an update of one gap, or of those with these ids; of each only while it has the revision that was read."""
         guard: tuple[Any, Any] = bindparam(_GUARD[0]), bindparam(_GUARD[1])
-        statement = update(gaps).where(gaps.c.id == guard[0], gaps.c.revision == guard[1], gaps.c.state != RESOLVED)
-        return self._compiled(statement.values({name: bindparam(name) for name in names}), (*names, *_GUARD))
+        which = gaps.c.id.in_(ids) if ids else gaps.c.id == guard[0]
+        statement = update(gaps).where(which, gaps.c.revision == guard[1], gaps.c.state != RESOLVED)
+        last = (*[one.key for one in ids], _GUARD[1]) if ids else _GUARD
+        return self._compiled(statement.values({name: bindparam(name) for name in names}), (*names, *last))
 
     def _compiled(self, statement: Any, names: Sequence[str]) -> str:
         positional: Any = sqlite.dialect(paramstyle="qmark") if self._database.is_sqlite else _Psycopg(paramstyle="format")
@@ -117,6 +146,16 @@ class Bulk:
 
 def _run(connection: Connection, statement: str, rows: list[Row]) -> int:
     return connection.exec_driver_sql(statement, rows).rowcount if rows else 0
+
+
+def _insert(connection: Connection, statement: Insert, rows: list[Row]) -> int:
+    number, rest = 0, 0
+    if statement.many is not None:
+        rest = len(rows) - len(rows) % ROWS_AT_STEP
+        for start in range(0, rest, ROWS_AT_STEP):
+            values = tuple(chain.from_iterable(rows[start : start + ROWS_AT_STEP]))
+            number += connection.exec_driver_sql(statement.many, values).rowcount
+    return number + _run(connection, statement.one, rows[rest:])
 
 
 def _padded(wanted: Sequence[Any]) -> Row:

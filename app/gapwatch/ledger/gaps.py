@@ -33,7 +33,7 @@ from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.part import PIPELINES_AT_ONCE, LedgerPart, chunks
 from gapwatch.ledger.summaries import accepted, summaries, summary_of
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
-from gapwatch.ledger.types import UtcTime, from_us, key_hash, to_us
+from gapwatch.ledger.types import Place, UtcTime, from_us, key_hash, place_of, to_us
 from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapSummary, Kind, Resolution, State
 from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
 
@@ -154,7 +154,7 @@ class GapQueries(LedgerPart):
         query = (
             select(gaps.c.id, gaps.c.revision, gaps.c.state)
             .where(gaps.c.id.in_(ids))
-            .order_by(gaps.c.pipeline, gaps.c.key_hash, gaps.c.id)
+            .order_by(gaps.c.pipeline, Place(), gaps.c.id)
             .with_for_update()
         )
         return {row.id: (row.revision, row.state) for row in connection.execute(query)} if ids else {}
@@ -334,7 +334,7 @@ def _one_of_each(changes: Sequence[GapChange], indexes: Sequence[int]) -> Mappin
 
 
 def _order(gap: Gap) -> tuple[str, bytes, str]:
-    return gap.pipeline, key_hash(gap.key), gap.id
+    return gap.pipeline, place_of(gap.key), gap.id
 
 
 def _transactions(changes: Sequence[GapChange]) -> Iterator[Sequence[GapChange]]:
@@ -379,7 +379,7 @@ def _filtered(query: Select[Any], where: GapFilter) -> Select[Any]:
     if where.pipeline is not None:
         query = query.where(gaps.c.pipeline == where.pipeline)
     if where.key is not None:
-        query = query.where(gaps.c.key_hash == key_hash(where.key))
+        query = query.where(Place() == place_of(where.key))
     if where.since is not None:
         query = query.where(gaps.c.confirmed_at >= where.since)
     for column, values in ((gaps.c.kind, where.kinds), (gaps.c.state, where.states), (gaps.c.cause, where.causes)):

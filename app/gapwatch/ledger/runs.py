@@ -12,7 +12,7 @@ from gapwatch.errors import ConflictError, NotFoundError
 from gapwatch.ledger.bulk import AUDIT_AS_READ, ROWS_AT_ONCE_MAX, audited_of_columns
 from gapwatch.ledger.part import PIPELINES_AT_ONCE, STATEMENTS_KEPT, LedgerPart, chunks
 from gapwatch.ledger.tables import audit, runs
-from gapwatch.ledger.types import from_us, key_hash
+from gapwatch.ledger.types import Place, from_us, place_of
 from gapwatch.model.gap import AuditRow, Run, RunKind, RunState
 from gapwatch.ports import Key
 
@@ -195,8 +195,23 @@ class RunQueries(LedgerPart):
         if run_id is not None:
             query = query.where(audit.c.run_id == run_id)
         if key is not None:
-            query = query.where(audit.c.key_hash == key_hash(key))
+            query = query.where(Place() == place_of(key))
         return [audited_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
+
+    def audited_keys(
+        self, run_id: str, *, action: str | None = None, outcome: str | None = None
+    ) -> Sequence[tuple[Key, str | None, str]]:
+        """Return key, gap and reason of a run's audit rows that name a key, the last stored first. All of them.
+
+        Of a plan of a hundred thousand keys, whole rows were 100 MiB.
+        """
+        query = select(audit.c.key, audit.c.gap_id, audit.c.reason).where(audit.c.run_id == run_id, audit.c.key.is_not(None))
+        if action is not None:
+            query = query.where(audit.c.action == action)
+        if outcome is not None:
+            query = query.where(audit.c.outcome == outcome)
+        query = query.order_by(audit.c.number.desc())
+        return [(bytes(row[0]), row[1], row[2]) for row in self._db.read(lambda connection: connection.execute(query).all())]
 
 
 @lru_cache(maxsize=STATEMENTS_KEPT)

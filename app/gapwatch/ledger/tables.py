@@ -20,9 +20,9 @@ from sqlalchemy import (
     text,
 )
 
-from gapwatch.ledger.types import Json, KeyBytes, UtcTime, Words, serial
+from gapwatch.ledger.types import Json, KeyBytes, Place, UtcTime, Words, serial
 
-HEAD: Final = "0005"  # the newest migration; a test compares it with the folder
+HEAD: Final = "0006"  # the newest migration; a test compares it with the folder
 
 metadata = MetaData()
 
@@ -40,7 +40,7 @@ gaps = Table(
     Column("id", String(64), primary_key=True),
     Column("pipeline", String(255), nullable=False),
     Column("key", KeyBytes(), nullable=False),
-    Column("key_hash", KeyBytes(), nullable=False),  # xxh3_128: what indexes hold, since Postgres' rows in them are limited
+    Column("key_hash", KeyBytes(), nullable=False),  # xxh3_128
     Column("key_fields", Json(), nullable=False),
     Column("target_id", Words()),
     Column("kind", String(32), nullable=False),
@@ -63,7 +63,7 @@ gaps = Table(
     Index(
         "uq_gaps_open_key",
         "pipeline",
-        "key_hash",
+        Place(),
         unique=True,
         sqlite_where=text(IS_OPEN_SQL),
         postgresql_where=text(IS_OPEN_SQL),
@@ -91,7 +91,7 @@ gaps = Table(
     ),
     Index("ix_gaps_page", "first_seen", "id"),
     Index("ix_gaps_pipeline_page", "pipeline", "first_seen", "id"),
-    Index("ix_gaps_key", "pipeline", "key_hash"),
+    Index("ix_gaps_key", "pipeline", Place()),
     Index("ix_gaps_resolved", "resolved_at"),
 )
 
@@ -253,7 +253,7 @@ audit = Table(
     Column("reason", Words(), nullable=False),
     Index("ix_audit_at", "at"),
     Index("ix_audit_pipeline", "pipeline", "at"),
-    Index("ix_audit_key", "pipeline", "key_hash"),
+    Index("ix_audit_key", "pipeline", Place()),
     Index("ix_audit_run", "run_id"),
     sqlite_autoincrement=True,
 )

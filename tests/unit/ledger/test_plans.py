@@ -26,6 +26,7 @@ KEY = b"\x80\x07"
         (lambda ledger: ledger.audit_rows(pipeline="orders", key=KEY, limit=20), "ix_audit_key"),
         (lambda ledger: ledger.audit_rows(pipeline="orders", limit=20), "ix_audit_pipeline"),
         (lambda ledger: ledger.audit_rows(run_id="one", limit=20), "ix_audit_run"),
+        (lambda ledger: ledger.audited_keys("one", action="backfill_plan"), "ix_audit_run"),
         (lambda ledger: ledger.gaps(GapFilter(pipeline="orders", key=KEY)), "ix_gaps_key"),
         (lambda ledger: ledger.gaps(GapFilter(pipeline="orders", states=OPEN), limit=200), "ix_gaps_open_page"),
         (lambda ledger: ledger.gaps(GapFilter(pipeline="orders"), limit=200), "ix_gaps_pipeline_page"),

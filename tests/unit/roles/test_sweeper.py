@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -189,6 +190,43 @@ def test_a_difference_that_could_not_be_stored_leaves_the_sweep_inconclusive(
     assert stored.state is RunState.SUCCEEDED
     assert PLACE in stored.cursor
     assert [gap.key_fields["id"] for gap in gaps(ledger)] == [4]
+
+
+def test_no_mark_passes_what_is_still_being_booked(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are judged on while the last ones are stored: a worker that takes over must not begin behind those."""
+    monkeypatch.setattr(scanning, "KEYS_PER_CHUNK", 100)
+    monkeypatch.setattr(sweeper, "KEYS_PER_READ", 100)
+    rig, lost, clock = copied(2_000), range(0, 2_000, 20), VirtualClock(pace=100)
+    for number in lost:
+        rig.stranger_writes(number, None)
+    keys = {rig.key(number) for number in lost}
+    store_gaps, update_run = ledger.store_gaps, ledger.update_run
+    marks, passed = set[bytes](), set[bytes]()
+
+    def passes(what: str) -> None:
+        clock._ms += 600  # so that what was judged is reported every now and then
+
+    def slowly(changes: Any) -> Any:
+        time.sleep(0.05)
+        return store_gaps(changes)
+
+    def noted(run: Run, **more: Any) -> None:
+        if (place := Place.unpack(run.cursor)) is not None:
+            marks.add(place.mark.key)
+            booked = ledger.open_gaps_for(run.pipeline, keys)
+            passed.update(key for key in keys if key < place.mark.key and key not in booked and key not in place.left)
+        update_run(run, **more)
+
+    rig.between = passes
+    monkeypatch.setattr(ledger, "store_gaps", slowly)
+    monkeypatch.setattr(ledger, "update_run", noted)
+    request_sweep(ledger, rig.spec, clock, "sweep0", {"content": False})
+    taken = ledger.take_run(RunKind.SWEEP, "here", seconds=1e6)
+    assert taken is not None
+    run = asyncio.run(sweeper_of(rig, ledger, clock).run(taken, rig.stores, last_full_started=None))
+    assert (run.state, run.counts["differences"], len(gaps(ledger))) == (RunState.SUCCEEDED, 100, 100)
+    assert len(marks) > 1
+    assert not passed
 
 
 def hexed(rig: Rig, *numbers: int) -> list[str]:

@@ -20,6 +20,7 @@ from gapwatch.model.gap import AuditRow, Gap, Kind, Run
 from gapwatch.model.pipeline import RepairMode
 from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.board import Delivered
+from gapwatch.roles.repair.beside import Beside
 from gapwatch.roles.repair.book import Book
 from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.tenure import Tenure
@@ -69,6 +70,7 @@ class Work:
     tenure: Tenure
     undo: UndoFile | None = None  # None: what is overwritten is not kept
     ours: frozenset[Key] = frozenset()  # written by an earlier holder of the run
+    closing: Beside = field(default_factory=Beside)  # the gaps of the batch before
     came_back: Counter[tuple[Key, str]] = field(default_factory=Counter)  # how often, and why, before its turn
 
     @property

@@ -8,7 +8,7 @@ For each batch:
 3. read back target and source: a row that went or changed meanwhile is taken back or brought up to date, guarded by our own
    write. Whether it stood still shows by its revision since it was judged; where it has none, or another one by now, the source
    is read before the target as well;
-4. audit every item, resolve the gaps whose documents were read back right.
+4. audit every item, resolve the gaps whose documents were read back right: beside the reading of the next batch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ FRESH_MILLISECONDS = 250  # what was read longer ago is read once more before it
 ASKED_MAX = 100  # keys that are asked for at once in other modes than direct: the lease is not renewed meanwhile
 MOVED = "moved"
 CAME_BACK_MAX = 3  # so often a key may have changed, or be unread, between its judgement and its turn
-ROWS_MAX = 1_000_000  # of the audit of one run
 ROWS_PER_KEY = 20
 ID = "_id"
 SOFT_DELETED = "soft_deleted"
@@ -88,7 +87,8 @@ class Backfiller:
         )
         ours = True
         try:
-            stopped = await self._apply(work)
+            async with work.closing:
+                stopped = await self._apply(work)
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
         except ConflictError:
@@ -106,14 +106,14 @@ class Backfiller:
 
     async def _planned(self, run: Run) -> tuple[dict[Key, str | None], dict[Key, Kind]]:
         """Return what was planned, by key: the gap's id, and its kind."""
-        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.request["plan"], limit=ROWS_MAX)
-        planned = [(row.key, row) for row in rows if row.action == PLAN_ACTION and row.key is not None]
-        return {key: row.gap_id for key, row in planned}, {key: Kind(row.reason) for key, row in planned}
+        rows = await asyncio.to_thread(self._on.ledger.audited_keys, run.request["plan"], action=PLAN_ACTION)
+        kinds = {kind.value: kind for kind in Kind}
+        return {key: gap_id for key, gap_id, _ in rows}, {key: kinds[reason] for key, _, reason in rows}
 
     async def _written_before(self, run: Run) -> frozenset[Key]:
         """Return the keys that an earlier holder of this run wrote: what agrees by now is its work."""
-        rows = await asyncio.to_thread(self._on.ledger.audit_rows, run_id=run.id, limit=ROWS_MAX)
-        return frozenset(row.key for row in rows if row.key is not None and row.outcome == ItemOutcome.WRITTEN.value)
+        rows = await asyncio.to_thread(self._on.ledger.audited_keys, run.id, outcome=ItemOutcome.WRITTEN.value)
+        return frozenset(key for key, _, _ in rows)
 
     async def _apply(self, work: Work) -> bool:
         """Work through the plan; True when the error rate stopped it."""
@@ -351,7 +351,7 @@ class Backfiller:
             decided.append(_agreed(item.item.key, reads))
         work.tally.verified(len(right))
         backfilled = frozenset(item.item.key for item, _ in right)
-        await self._on.book.close(work.stores, decided, backfilled=backfilled, held=work.held)
+        await work.closing.begin(self._on.book.close(work.stores, decided, backfilled=backfilled, held=work.held))
 
     async def _correct(self, work: Work, wrong: Sequence[tuple[_Written, KeyReads]]) -> list[_Written]:
         """Take back or renew our own writes whose source moved on; return those to read back once more."""

@@ -75,7 +75,7 @@ class Book:
             decided = [item for item in decided if item.case.key in known]
         now = self._clock.now()
         made = {item.case.key: self._gap(stores, item, detector, opened_by, held_since, now) for item in decided}
-        ids = [gap.id for key, gap in made.items() if key not in known]
+        ids = [gap.id for key, gap in made.items() if key not in known and gap.opened_by is not None]  # the others' are new
         before = await asyncio.to_thread(self._ledger.gaps_by_id, ids) if ids else {}
         changes: list[GapChange] = []
         keys: list[Key] = []

@@ -14,6 +14,7 @@ from gapwatch.ports import Clock, GapFilter, Key, Ledger
 PLAN_ACTION = "backfill_plan"
 STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.REPAIRING.value)
 PAGE = 1_000
+STORED_AT_ONCE = 5_000
 
 
 class _Chosen(NamedTuple):
@@ -119,8 +120,9 @@ def _store(
             requested_by=requested_by,
         )
     )
-    for start in range(0, len(chosen), PAGE):
-        ledger.audit([_planned(run, one, number, clock) for number, one in enumerate(chosen[start : start + PAGE], start)])
+    for start in range(0, len(chosen), STORED_AT_ONCE):
+        some = chosen[start : start + STORED_AT_ONCE]
+        ledger.audit([_planned(run, one, number, clock) for number, one in enumerate(some, start)])
     return run
 
 

@@ -23,6 +23,7 @@ from gapwatch.model.stream import Side
 from gapwatch.model.suspect import Suspect
 from gapwatch.ports import DatasetReader, Key
 from gapwatch.roles.board import Facts
+from gapwatch.roles.repair.beside import Beside
 from gapwatch.roles.repair.judging import Asked, Decided, KeyJudge, counted_as
 from gapwatch.roles.repair.keyfeed import changing, feed
 from gapwatch.roles.repair.leisure import Leisure, SidePace
@@ -146,6 +147,7 @@ class _Sweep:
         self._undecided = 0  # judged, but neither way
         self._next_report = 0.0
         self._storing = asyncio.Lock()
+        self._booking = Beside()  # of what was judged last, while the next keys are read
 
     def _counted_before(self) -> dict[str, int]:
         """Return what is not counted again: what was found before keys were handed over, or behind the place to go on from."""
@@ -290,25 +292,26 @@ class _Sweep:
         patience = max(PATIENCE_SECONDS, 12 * self._on.grace_ms(self._stores.spec.id) / 1000)
         last = clock.monotonic()
         try:
-            while True:
-                scanned = scan.done()
-                if scanned:
-                    scan.result()
-                began = clock.monotonic()
-                decided = await renewing(self._judge.step(), self._renew)
-                took = clock.monotonic() - began
-                await self._take(decided)
-                if self._scope.by_key:
-                    await self._pace.rest(took, len(decided), meanwhile=self._report)
-                await self._report()
-                if decided or not scanned:
-                    last = clock.monotonic()
-                if scanned and not len(self._judge):
-                    return 0
-                if clock.monotonic() - last > patience:
-                    return len(self._judge)
-                if not decided:
-                    await clock.sleep(IDLE_SECONDS)
+            async with self._booking:
+                while True:
+                    scanned = scan.done()
+                    if scanned:
+                        scan.result()
+                    began = clock.monotonic()
+                    decided = await renewing(self._judge.step(), self._renew)
+                    took = clock.monotonic() - began
+                    await self._take(decided)
+                    if self._scope.by_key:
+                        await self._pace.rest(took, len(decided), meanwhile=self._report)
+                    await self._report()
+                    if decided or not scanned:
+                        last = clock.monotonic()
+                    if scanned and not len(self._judge):
+                        return 0
+                    if clock.monotonic() - last > patience:
+                        return len(self._judge)
+                    if not decided:
+                        await clock.sleep(IDLE_SECONDS)
         finally:
             scan.cancel()
             await asyncio.gather(scan, return_exceptions=True)
@@ -320,7 +323,7 @@ class _Sweep:
         self._count(decided)
         now, again = await self._trial.take(decided, compared=self._compared, pending=len(self._judge))
         self._judge_again(again)
-        await self._book(now)
+        await self._booking.begin(self._book(now))
         self._trial.check()
 
     async def _end_trial(self) -> int:
@@ -329,7 +332,7 @@ class _Sweep:
         again = await self._trial.finish(compared=self._compared, whole=whole)
         self._judge_again(again)
         self._trial.check()
-        return await self._judge_all(asyncio.create_task(_nothing())) if again else 0
+        return await self._judge_all(asyncio.create_task(self._hand_over({}))) if again else 0
 
     def _judge_again(self, released: Sequence[Decided]) -> None:
         """What the trial held back was read a while ago: it is read once more before it is booked."""
@@ -417,6 +420,7 @@ class _Sweep:
         if now < self._next_report:
             return
         self._next_report = now + 1.0
+        await self._booking.ended()
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
         mark = self._resumption.advance(self._judge.cases) if whole else None
@@ -494,7 +498,3 @@ class _Sweep:
             self._run = replace(self._run, cursor={**self._run.cursor, "identities": self._scanning.identities})
         await self._store()
         return self._run
-
-
-async def _nothing() -> None:
-    """A scan that has ended."""
