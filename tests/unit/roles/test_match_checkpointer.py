@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import faust
@@ -214,3 +215,17 @@ async def test_only_so_much_of_the_state_is_under_way_at_once(monkeypatch: pytes
     state = [line for line in broker.seen if line.startswith("state")]
     assert len(state) > 4
     assert state == ["state", "state acknowledged"] * (len(state) // 2)
+
+
+async def test_memory_is_given_back_seldom_while_much_is_written_and_once_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each checkpoint it cost a reader of a backlog some four hundredths: what was given back was asked for again."""
+    seconds, given = [0.0], list[float]()
+    checkpointer, _, _ = rig(Broker())
+    monkeypatch.setattr(checkpointer, "_clock", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(checkpointer, "_gave_back", 0.0)
+    monkeypatch.setattr(checkpointer_module, "give_back", lambda: given.append(seconds[0]))
+    large = checkpointer_module.GIVE_BACK_BYTES + 1
+    for second, written in ((1, large), (9, large), (10, large), (11, large), (12, 0), (13, 0), (30, 0), (31, large), (32, 0)):
+        seconds[0] = float(second)
+        checkpointer._give_back(written)
+    assert given == [10.0, 12.0, 31.0]

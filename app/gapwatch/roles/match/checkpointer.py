@@ -22,7 +22,8 @@ from gapwatch.roles.match.outlet import Outlet
 log = structlog.get_logger(__name__)
 
 UNDER_WAY_BYTES_MAX: Final = 8 * 1024 * 1024  # of the state's records that are not acknowledged
-GIVE_BACK_BYTES: Final = 1024 * 1024  # of the state's records, after which what they took is given back to the system
+GIVE_BACK_BYTES: Final = 1024 * 1024  # of the state's records, after which what they took is given back to the system …
+GIVE_BACK_SECONDS: Final = 10.0  # … so often at most while there are more of them, and once there are not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,8 @@ class Checkpointer:
         self._topic_id = topic_id
         self._owns = owns
         self._lock = asyncio.Lock()
+        self._gave_back = clock.monotonic()
+        self._is_owing = False  # records were written since
 
     async def run(self) -> bool:
         """Make everything applied so far durable. False: not now, because the group did not answer this worker lately.
@@ -126,8 +129,16 @@ class Checkpointer:
         for cut in changed:
             for event in cut.events:
                 event.ack()
-        if written > GIVE_BACK_BYTES:
+        self._give_back(written)
+
+    def _give_back(self, written: int) -> None:
+        """Give free memory back after large checkpoints: not after each, as the next one would have to ask for it again."""
+        is_large, now = written > GIVE_BACK_BYTES, self._clock.monotonic()
+        if (now - self._gave_back >= GIVE_BACK_SECONDS) if is_large else self._is_owing:
             give_back()
+            self._gave_back, self._is_owing = now, False
+        elif is_large:
+            self._is_owing = True
 
     def _cut(self, held: Held, now: int) -> Cut:
         statuses, records = held.matcher.status(self._worker, now), held.matcher.state_records()
