@@ -41,8 +41,8 @@ AWAIT_MILLISECONDS: Final = 50
 REST_SECONDS: Final = 0.25  # at most, between two looks at a stream in which nothing happens
 QUIET_AFTER_SECONDS: Final = 30.0  # without an event
 QUIET_SECONDS: Final = 2.0  # then at most, and between markers at least; less where ``stall_after`` is short
-LONG_QUIET_SECONDS: Final = 4.0  # the same, where somebody wakes it
-LOOKS_PER_STALL: Final = 7.5
+LOOKS_PER_STALL: Final = 15
+LONGER: Final = 2  # times as long, where somebody wakes it
 MARKERS_MAX: Final = 10_000  # a stream that is far behind keeps no more; the oldest ones prove least
 STEP_SECONDS: Final = 10
 MARKER_COLLECTION: Final = "gapwatch_markers"
@@ -60,8 +60,7 @@ class MongoChangeStream:
         self._store = pipeline.target.store
         self._name = pipeline.target.collection
         self._pulse = pipeline.pulse_seconds
-        self._stall_seconds = pipeline.stall_after_seconds
-        self._quiet_seconds = min(QUIET_SECONDS, self._stall_seconds / LOOKS_PER_STALL)
+        self._quiet_seconds = self._unwoken = min(QUIET_SECONDS, pipeline.stall_after_seconds / LOOKS_PER_STALL)
         self._stirring = asyncio.Event()  # it was woken since its last rest began
         self._mongo = Mongo(self._store, url)
         self._patient = Mongo(self._store, url, patient=True)  # of the stream itself
@@ -81,7 +80,7 @@ class MongoChangeStream:
         await self._patient.close()
 
     def may_rest(self) -> None:
-        self._quiet_seconds = min(LONG_QUIET_SECONDS, self._stall_seconds / LOOKS_PER_STALL)
+        self._quiet_seconds = LONGER * self._unwoken
 
     def wake(self) -> None:
         """End a rest, and take none for a while: what is written at the source should soon be seen here."""

@@ -9,7 +9,7 @@ import pytest
 
 from gapwatch.clock import SystemClock
 from gapwatch_connectors.mongodb.feed import (
-    LONG_QUIET_SECONDS,
+    LONGER,
     QUIET_AFTER_SECONDS,
     QUIET_SECONDS,
     REST_SECONDS,
@@ -46,7 +46,7 @@ async def test_a_stream_at_rest_is_looked_at_every_two_seconds_or_four_where_som
     pauses = [round(later - earlier, 2) for earlier, later in pairwise(looks)]
     awake = int(QUIET_AFTER_SECONDS / REST_SECONDS) - 2
     assert set(pauses[1:awake]) == {REST_SECONDS}
-    assert set(pauses[-5:]) == {LONG_QUIET_SECONDS if woken else QUIET_SECONDS}
+    assert set(pauses[-5:]) == {LONGER * QUIET_SECONDS if woken else QUIET_SECONDS}
     assert (len(written) > len(looks) / 2) == may_mark
 
 
@@ -59,7 +59,7 @@ async def test_a_stream_that_is_woken_is_looked_at_at_once_and_rests_no_more() -
     resting = asyncio.create_task(stream._rest())
     await asyncio.sleep(0)
     stream.wake()
-    async with asyncio.timeout(LONG_QUIET_SECONDS / 2):
+    async with asyncio.timeout(LONGER * QUIET_SECONDS / 2):
         await resting
     assert not stream._quiet()
     assert stream._next_marker - clock.monotonic() <= stream._pulse, "what was proven by an old marker says nothing of now"
