@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -209,6 +209,20 @@ def the_way(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+def step_alike(fast: Life, slow: Life, record: Any, offset: int) -> Sequence[Any]:
+    """Let both take a record (None: begin anew); return what they say. They say and hold the same."""
+    if record is None:
+        fast.restart()
+        slow.restart()
+        assert told(fast.matcher.advance()) == told(slow.matcher.advance())
+        return []
+    said = fast.matcher.apply(record, offset, START + offset)
+    assert told(said) == told(slow.matcher.apply(record, offset, START + offset))
+    assert keys_of(fast.matcher) == keys_of(slow.matcher)
+    assert shown(fast.matcher) == shown(slow.matcher)
+    return said
+
+
 @pytest.mark.parametrize("name", sorted(SPECS))
 @OFTEN
 @given(story=STORIES)
@@ -219,17 +233,8 @@ def test_together_and_one_by_one_end_alike_and_say_the_same(name: str, story: li
     teller = Teller(sum(field.maskable for field in spec.fields), named=name == "documents")
     fast, slow = Life(spec, event_by_event=False), Life(spec, event_by_event=True)
     for offset, step in enumerate([0, *story, 60_000, 1]):
-        if step is None:
-            fast.restart()
-            slow.restart()
-            assert told(fast.matcher.advance()) == told(slow.matcher.advance())
-            continue
-        record = teller.record(step)
-        said = fast.matcher.apply(record, offset, START + offset)
-        assert told(said) == told(slow.matcher.apply(record, offset, START + offset))
+        said = step_alike(fast, slow, None if step is None else teller.record(step), offset)
         teller.raised.update({one.key: one for one in said if isinstance(one, Suspect)})
-        assert keys_of(fast.matcher) == keys_of(slow.matcher)
-        assert shown(fast.matcher) == shown(slow.matcher)
 
 
 UPDATE = st.tuples(
@@ -260,16 +265,7 @@ def test_updates_together_and_one_by_one_end_alike(name: str, history: int, roun
         steps += [[(Side.OBSERVED, False, answers)]] * {"nothing": 0, "twice": 2}.get(shows, 1)
         steps += data.draw(st.sampled_from([[], [], [500], [None], [5_000]]))
     for offset, step in enumerate([*steps, None, 60_000, 1]):
-        if step is None:
-            fast.restart()
-            slow.restart()
-            assert told(fast.matcher.advance()) == told(slow.matcher.advance())
-            continue
-        record = teller.record(step)
-        said = fast.matcher.apply(record, offset, START + offset)
-        assert told(said) == told(slow.matcher.apply(record, offset, START + offset))
-        assert keys_of(fast.matcher) == keys_of(slow.matcher)
-        assert shown(fast.matcher) == shown(slow.matcher)
+        step_alike(fast, slow, None if step is None else teller.record(step), offset)
 
 
 @OFTEN

@@ -139,9 +139,7 @@ class MatchWorker:
         if offset != held.expected and not await self._admit(held, TP(self._events, partition), offset):
             return
         held.apply(self._record(message), offset, round(message.timestamp * 1000), event)
-        message.value = event.value = (
-            None  # the checkpoint acknowledges the event; thousands of records would lie here until then
-        )
+        message.value = event.value = None  # it waits here for its checkpoint's acknowledgement, and thousands with it
         if held.said:
             self._spoken.set()
         if held.crowded(self._tuning.unacknowledged_records_max, self._tuning.suspects_max):
