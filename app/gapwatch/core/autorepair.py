@@ -29,12 +29,15 @@ def automatic(spec: RepairSpec) -> frozenset[Kind]:
     return frozenset(kind for kind in named if getattr(spec, kind.value) is Policy.AUTO)
 
 
-def allowed(kinds: frozenset[Kind], *, mapping_passed: bool, size: int) -> frozenset[Kind]:
-    """Return the kinds that may be repaired now: nothing is overwritten by a mapping that is still on trial.
+def allowed_on_trial(kinds: frozenset[Kind], *, rows: int) -> frozenset[Kind]:
+    """Return the kinds that may be repaired while the mapping is on trial: it overwrites nothing.
 
-    A dataset of too few keys for a trial is left to the brakes.
+    Args:
+        kinds: Those that are repaired without being asked.
+        rows: How many keys the source has, as counted, and not by an estimate: one that is too large would keep a dataset of
+            too few keys for a trial from being repaired for ever. Such a one is left to the brakes.
     """
-    return kinds if mapping_passed or size < KEYS_MIN else kinds - OVERWRITING
+    return kinds if rows < KEYS_MIN else kinds - OVERWRITING
 
 
 def brake(spec: RepairSpec, pressure: RepairPressure, *, size: int) -> str:
@@ -58,6 +61,14 @@ def brake(spec: RepairSpec, pressure: RepairPressure, *, size: int) -> str:
 
 def remedy(pipeline: str) -> str:
     return f"Find out why, then `gapwatch backfill resume {pipeline}`; until then `gapwatch backfill plan` and `apply` repair."
+
+
+def waiting(pipeline: str) -> str:
+    """Return what is said of gaps that :func:`allowed_on_trial` leaves."""
+    return (
+        "automatic repair overwrites nothing yet: the mapping is on trial. "
+        f"`gapwatch sweep start {pipeline}` compares all, and decides it; `gapwatch backfill plan` and `apply` repair now"
+    )
 
 
 def next_attempt(spec: RepairSpec, *, gap_id: str, attempts: int, tries: int, at: datetime) -> datetime | None:

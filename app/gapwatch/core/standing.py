@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from gapwatch.core.autorepair import remedy
+from gapwatch.core.autorepair import remedy, waiting
 from gapwatch.core.coverage import closed_of, ratio, together
 from gapwatch.core.maintenance import Quiet
 from gapwatch.model.gap import Finding, FindingRecord, GapSummary, Run, RunState, Severity
@@ -57,6 +57,7 @@ class LedgerFacts:
     unreadable_stores: Sequence[str] = ()
     unlooked: Sequence[str] = ()  # why checks could not look, and may not for a while
     repair_stopped: str = ""  # why automatic repair stopped
+    repair_waits: bool = False  # gaps wait for the mapping's trial before they are repaired by themselves
     given_up: int = 0  # open gaps whose repair is not tried any more
     accepted: int = 0  # gaps of the last hour's writes that somebody accepted
     grace_ms: int | None = None  # in force; None: the declared one
@@ -232,6 +233,8 @@ def _judge_repair(pipeline: PipelineSpec, facts: LedgerFacts) -> list[_Judged]:
     if facts.repair_stopped:
         reason = f"automatic repair has stopped: {facts.repair_stopped}. {remedy(pipeline.id)}"
         judged.append(_Judged(severity=Severity.WARNING, reason=reason))
+    elif facts.repair_waits and facts.summary.alerting:
+        judged.append(_Judged(severity=Severity.WARNING, reason=waiting(pipeline.id)))
     if facts.given_up:
         reason = f"the repair of {facts.given_up} gaps was given up: see `gapwatch backfill failed {pipeline.id}`"
         judged.append(_Judged(severity=Severity.WARNING, reason=reason))

@@ -116,6 +116,11 @@ class Facts:
         return f"repair_resumed/{pipeline}"
 
     @staticmethod
+    def repair_waits(pipeline: str) -> str:
+        """Since when automatic repair leaves gaps until the mapping has passed its trial; None where it leaves none."""
+        return f"repair_waits/{pipeline}"
+
+    @staticmethod
     def repair(pipeline: str, host: str = "") -> str:
         """What one process of role repair could not read, and when it said so: it expires like every status."""
         return f"repair/{pipeline}/{host}"
@@ -267,6 +272,7 @@ class Board:
                 accepted=accepted[pipeline],
                 grace_ms=grace_in_force(spec, facts.get(Facts.grace(pipeline))),
                 repair_stopped=str(stopped["reason"]) if stopped else "",
+                repair_waits=bool(facts.get(Facts.repair_waits(pipeline))),
                 given_up=repairs.get((pipeline, True), 0),
                 repair_seen=max((at for fact in said if (at := _time(fact["at"])) <= ahead), default=None),
             )
@@ -279,8 +285,8 @@ class Board:
         if len(specs) > 1:
             return ledger.facts(), ledger.findings()
         pipeline = specs[0].id
-        names = [name(pipeline) for name in (Facts.baseline, Facts.swept, Facts.paused, Facts.repair_stopped, Facts.grace)]
-        facts = {name: ledger.fact(name) for name in names}
+        names = (Facts.baseline, Facts.swept, Facts.paused, Facts.repair_stopped, Facts.repair_waits, Facts.grace)
+        facts = {name(pipeline): ledger.fact(name(pipeline)) for name in names}
         return {**facts, **ledger.facts(Facts.repair(pipeline))}, ledger.findings(pipeline)
 
     def _fresh(self, pipeline: str, fact: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gapwatch.core.autorepair import allowed, automatic, brake, next_attempt
+from gapwatch.core.autorepair import allowed_on_trial, automatic, brake, next_attempt
 from gapwatch.core.backfill import permitted
 from gapwatch.model.gap import Kind, RepairPressure
 from gapwatch.model.pipeline import Policy, RepairSpec
@@ -25,9 +25,8 @@ def test_only_what_the_policy_calls_automatic_is() -> None:
 
 def test_nothing_is_overwritten_by_a_mapping_on_trial() -> None:
     kinds = frozenset({Kind.MISSING, Kind.STALE, Kind.MISMATCH})
-    assert allowed(kinds, mapping_passed=False, size=5_000) == {Kind.MISSING}
-    assert allowed(kinds, mapping_passed=True, size=5_000) == kinds
-    assert allowed(kinds, mapping_passed=False, size=49) == kinds, "too few keys for a trial: the brakes have to do"
+    assert allowed_on_trial(kinds, rows=50) == {Kind.MISSING}
+    assert allowed_on_trial(kinds, rows=49) == kinds, "too few keys for a trial: the brakes have to do"
 
 
 @pytest.mark.parametrize(

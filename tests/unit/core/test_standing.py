@@ -135,6 +135,20 @@ def test_a_gap_older_than_the_slo_is_critical() -> None:
     assert view(facts=replace(FACTS, summary=summary)).status == "CRITICAL"
 
 
+def test_gaps_that_automatic_repair_leaves_for_now_say_so() -> None:
+    gaps = GapSummary(open_by_kind={"stale": 1}, alerting=1, oldest_alerting=NOW, holding_since=NOW)
+
+    def said(**facts: Any) -> list[str]:
+        view = standing(PIPELINE, 2, [record(0), record(1)], replace(FACTS, **facts), NOW)
+        return [reason for reason in view.reasons if "automatic repair" in reason]
+
+    (reason,) = said(summary=gaps, repair_waits=True)
+    assert "the mapping is on trial. `gapwatch sweep start orders`" in reason
+    assert said(summary=gaps) == said(repair_waits=True) == []
+    (stopped,) = said(summary=gaps, repair_waits=True, repair_stopped="too much is wrong")
+    assert "has stopped: too much is wrong" in stopped
+
+
 def test_a_gap_of_unknown_age_makes_consistent_through_undefined() -> None:
     summary = GapSummary(open_by_kind={"extra": 1}, alerting=1, oldest_alerting=NOW, holding_unknown=True)
     assert view(facts=replace(FACTS, summary=summary)).consistent_through is None

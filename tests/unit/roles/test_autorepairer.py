@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from gapwatch.core.autorepair import OVERWRITING
 from gapwatch.core.backfill import ItemOutcome
+from gapwatch.core.trial import KEYS_MIN
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.gap import Gap, Kind, RepairRecord, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Policy, RepairSpec
@@ -147,6 +149,37 @@ def test_a_source_that_moved_on_since_the_proof_is_given_its_own_grace(ledger: S
     assert (run.state, run.counts.get("written", 0)) == (RunState.INCONCLUSIVE, 0)
     assert story.rig.writes == []
     assert [gap.state for gap in story.gaps()] == [State.OPEN]
+
+
+def test_what_waits_for_the_mappings_trial_is_said_and_a_count_is_read_and_not_estimated(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MongoDB's own count is wrong for good after a crash: forty rows that it calls sixty would have waited for ever."""
+    story = Story(ledger)
+
+    async def wrong(_: Any) -> int:
+        return 60
+
+    monkeypatch.setattr(type(story.rig.stores.source), "estimate", wrong)
+    story.rig.stranger_writes(7, {"_id": 7, "total": None, "note": "other"})
+    story.sweep()
+    assert story.gaps()[0].kind in OVERWRITING
+    assert story.repaired().counts["written"] == 1
+    assert ledger.fact(Facts.repair_waits(story.spec.id)) is None
+
+    for number in range(ROWS, KEYS_MIN):
+        story.rig.source_writes(number)
+        story.rig.sink_delivers(number)
+    story.rig.stranger_writes(8, {"_id": 8, "total": None, "note": "other"})
+    story.sweep()
+    story.wait(70.0)  # for the count to be read again
+    ledger.set_fact(f"mapping/{story.spec.id}", None)
+    assert story.step() is None
+    assert ledger.fact(Facts.repair_waits(story.spec.id))
+
+    story.sweep()  # of all contents: it decides the trial
+    assert story.repaired().counts["written"] == 1
+    assert ledger.fact(Facts.repair_waits(story.spec.id)) is None
 
 
 def test_extra_documents_stay(ledger: SqlLedger) -> None:

@@ -31,7 +31,7 @@ from tests.simulation.stores import VirtualClock, _NoStatus, spec_of_rig
 from tests.unit.core.test_standing import record
 
 SPEC = spec_of_rig()
-READS = 12  # of a board, for one pipeline
+READS = 13  # of a board, for one pipeline
 
 
 class Recording:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 
-from gapwatch.core.autorepair import ACTOR, WINDOW, allowed, automatic, brake
+from gapwatch.core.autorepair import ACTOR, OVERWRITING, WINDOW, allowed_on_trial, automatic, brake
 from gapwatch.core.backfill import DELETABLE, WRITE_ACTION
 from gapwatch.core.maintenance import quiet_at
+from gapwatch.core.trial import KEYS_MIN
 from gapwatch.errors import ConflictError, StoreError
 from gapwatch.model.gap import Gap, Kind, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec
@@ -56,6 +58,8 @@ class AutoRepairer:
         self._on = dependencies
         self._holding = Holding(dependencies.ledger, dependencies.clock)
         self._sizes: dict[str, tuple[float, int]] = {}
+        self._rows: dict[str, tuple[float, int]] = {}
+        self._waiting: dict[str, bool] = {}  # as this process has said it last
         self._tidied: dict[str, tuple[float, int]] = {}  # when, and how much this process had written by then
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -74,11 +78,16 @@ class AutoRepairer:
         await self._tidy(spec)
         kinds = automatic(spec.repair)
         if not kinds or not await asyncio.to_thread(lambda: ledger.repairable(spec.id, kinds, now=now, limit=1)):
+            await self._say_waiting(spec, False)
             return None
         if not await asyncio.to_thread(self._may, spec, now):
             return None
-        if not await asyncio.to_thread(has_passed, ledger, spec.id):
-            kinds = allowed(kinds, mapping_passed=False, size=await self._size(spec))
+        if kinds & OVERWRITING and not await asyncio.to_thread(has_passed, ledger, spec.id):
+            left = kinds - (kinds := allowed_on_trial(kinds, rows=await self._counted(spec)))
+            found = await asyncio.to_thread(lambda: ledger.repairable(spec.id, left, now=now, limit=1)) if left else ()
+            await self._say_waiting(spec, bool(found))
+        else:
+            await self._say_waiting(spec, False)
         if await self._brake(spec, kinds, now):
             return None
         limit = spec.repair.max_documents_per_run
@@ -124,6 +133,34 @@ class AutoRepairer:
             await asyncio.to_thread(self._on.ledger.set_fact, Facts.repair_stopped(spec.id), fact)
             log.error("automatic_repair_stopped", pipeline=spec.id, reason=reason)
         return bool(reason)
+
+    async def _say_waiting(self, spec: PipelineSpec, waiting: bool) -> None:
+        """Say in the ledger whether gaps wait for the mapping's trial, where that is not what was said last."""
+        if self._waiting.get(spec.id) is waiting:
+            return
+        name = Facts.repair_waits(spec.id)
+        if bool(await asyncio.to_thread(self._on.ledger.fact, name)) is not waiting:
+            fact = {"at": self._on.clock.now().isoformat()} if waiting else None
+            await asyncio.to_thread(self._on.ledger.set_fact, name, fact)
+        self._waiting[spec.id] = waiting
+
+    async def _counted(self, spec: PipelineSpec) -> int:
+        """Return how many keys the source has, or :data:`KEYS_MIN` where there are as many or more. Raises StoreError.
+
+        They are read: after a crash MongoDB's own count says for good what is not there.
+        """
+        known = self._rows.get(spec.id)
+        if known is not None and self._on.clock.monotonic() - known[0] < SIZE_SECONDS:
+            return known[1]
+        source, rows = (await self._on.stores.stores(spec.id)).source, 0
+        chunks = source.scan_keys(chunk=KEYS_MIN)
+        async with aclosing(chunks):  # type: ignore[type-var]
+            async for chunk in chunks:
+                rows += KEYS_MIN if not chunk.complete else len(chunk)
+                if rows >= KEYS_MIN:
+                    break
+        self._rows[spec.id] = (self._on.clock.monotonic(), min(rows, KEYS_MIN))
+        return self._rows[spec.id][1]
 
     async def _size(self, spec: PipelineSpec) -> int:
         """Return about how many records the dataset has: by the stores' estimates, or as the last sweep counted them."""
