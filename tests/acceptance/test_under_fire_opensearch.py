@@ -177,7 +177,8 @@ class Fire:
         """Kill the worker that waits for an answer; its bulk is done when its rows have changed, and the next one is at work."""
         with self.recorder.hanging(Sender.GAPWATCH, executes=False) as bulk:
             time.sleep(self.length.hangs / 2)
-            overtake(self.recorder, self.dsn, [int(one.id) for one in bulk if not is_refused(one.id)])
+            sent = sorted((one for one in bulk if not is_refused(one.id)), key=lambda one: one.operation != "create")
+            overtake(self.recorder, self.dsn, [int(one.id) for one in sent])
             self.service.restart("repair", signal.SIGKILL)
             time.sleep(self.length.hangs / 2)
 
@@ -211,7 +212,7 @@ class Fire:
 
 
 def overtake(recorder: Recorder, dsn: str, keys: Sequence[int]) -> None:
-    """Change and delete rows whose documents are on their way; return when the sink has written what became of them."""
+    """Change and delete the first rows whose documents are on their way; return when the sink has written what became of them."""
     since, done = time.time_ns() // 1_000, set[int]()
     change, delete = "UPDATE {} SET seq = seq + 1 WHERE id = %s RETURNING seq", "DELETE FROM {} WHERE id = %s RETURNING seq"
     with psycopg.connect(dsn, autocommit=True) as connection:  # one row at a time: the writer locks several
