@@ -43,6 +43,7 @@ CHUNK_SECONDS = 0.01
 ROWS = 100
 READING_SECONDS = 0.04
 HOUR = 3600.0
+SELDOM_SECONDS = 10 * IDLE_SECONDS
 
 
 class RestingClock(VirtualClock):
@@ -52,7 +53,7 @@ class RestingClock(VirtualClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.slept = {READING_SECONDS: 0.0, IDLE_SECONDS: 0.0}
+        self.slept = {READING_SECONDS: 0.0, IDLE_SECONDS: 0.0, SELDOM_SECONDS: 0.0}
 
     async def sleep(self, seconds: float) -> None:
         if seconds in self.slept:
@@ -274,6 +275,21 @@ def test_a_whole_sweep_takes_its_time_unless_somebody_waits_for_it(
     assert (ended.counts["source_keys"], ended.counts["missing"]) == (200, 1)
     busy = clock.slept[READING_SECONDS]
     assert clock.rested < 2 * (busy + clock.slept[IDLE_SECONDS]) if waited_for else clock.rested > 20 * busy
+
+
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_where_nothing_is_to_be_judged_a_sweep_that_takes_its_time_looks_seldom(ledger: SqlLedger, *, waited_for: bool) -> None:
+    clock = RestingClock()
+    rig = Rig(spec=replace(spec_of_rig(), sweep=SweepSpec(every_seconds=HOUR, start_delay_seconds=0.0)))
+    for number in range(200):
+        rig.source_writes(number)
+        rig.sink_delivers(number)
+    run = of_schedule(ledger, clock, rig.spec.sweep)
+    if waited_for:
+        ledger.set_fact(Facts.hurry(rig.spec.id), run.id)
+    asyncio.run(sweeper_of(rig, ledger, clock).run(run, rig.stores, last_full_started=None))
+    often, seldom = clock.slept[IDLE_SECONDS], clock.slept[SELDOM_SECONDS]
+    assert often > 0 == seldom if waited_for else seldom > 2 * often
 
 
 class Renewed:

@@ -56,6 +56,10 @@ class Leisure:
         since = (clock.now() - run.started_at).total_seconds() if run.started_at is not None else 0.0
         return cls(clock, most=most, within=float(run.request.get(WITHIN, 0.0)), since=since)
 
+    def seldom(self, seconds: float, times: int = 10) -> float:
+        """Return how long to wait between two looks: so many times as long where nobody waits for the sweep."""
+        return seconds if self.hurried else seconds * times
+
     def share(self, busy: float, done: int, total: int) -> float:
         """Return the share of the time that a side may be kept busy now.
 

@@ -311,7 +311,7 @@ class _Sweep:
                     if clock.monotonic() - last > patience:
                         return len(self._judge)
                     if not decided:
-                        await clock.sleep(IDLE_SECONDS)
+                        await clock.sleep(IDLE_SECONDS if scanned or len(self._judge) else self._leisure.seldom(IDLE_SECONDS))
         finally:
             scan.cancel()
             await asyncio.gather(scan, return_exceptions=True)
@@ -415,11 +415,11 @@ class _Sweep:
     # what is shown, and from where another worker goes on
 
     async def _report(self) -> None:
-        """Store progress and cursor, at most once a second, and renew the lease. Raises ConflictError when it was cancelled."""
+        """Store progress and cursor now and then, and renew the lease. Raises ConflictError when it was cancelled."""
         now = self._on.clock.monotonic()
         if now < self._next_report:
             return
-        self._next_report = now + 1.0
+        self._next_report = now + self._leisure.seldom(1.0, times=2)
         await self._booking.ended()
         # Once something was not read the mark stays: who takes over reads it again, and cannot call the sweep whole without it.
         whole = not self._undecided and all(scan.complete for scan in self._scanning.sides.values())
