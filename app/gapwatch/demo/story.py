@@ -97,6 +97,7 @@ class Story:
         self._service: Service | None = None
         self._quiet: tuple[tuple[int, int], float] = ((-1, -1), 0.0)
         self._still: tuple[tuple[int, ...], float] | None = None
+        self._has_found = False
 
     def __enter__(self) -> Story:
         return self
@@ -173,12 +174,8 @@ class Story:
         self._act(f"Writing for {self._seconds:.0f} seconds")
         load.start()
         until = time.monotonic() + self._seconds
-        seen = False
         while (left := until - time.monotonic()) > 0:
             self._look(load)
-            if self.scene.gaps and not seen:
-                seen = True
-                self._say(f"The first gap: {self._first()}")
             time.sleep(min(LOOK_SECONDS, left))
         load.stop()
 
@@ -314,6 +311,9 @@ class Story:
             self.scene.pipeline_says = self._pipeline.says()
         except GapwatchError:  # nobody answers: nothing is known, and the last word must not stay
             self.scene.pipeline = {**self.scene.pipeline, "status": "UNKNOWN"}
+        if self.scene.gaps and not self._has_found:
+            self._has_found = True
+            self._say(f"The first gap: {self._first()}")
         self._show(self.scene)
 
     def _wait(self, condition: Callable[[], bool], what: str, *, load: Load | None = None) -> None:
