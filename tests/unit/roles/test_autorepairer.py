@@ -24,7 +24,7 @@ from gapwatch.roles.repair.autorepairer import AutoRepairDependencies, AutoRepai
 from gapwatch.roles.repair.backfill_work import BackfillDependencies
 from gapwatch.roles.repair.backfiller import Backfiller
 from gapwatch.roles.repair.book import Book
-from gapwatch.roles.repair.plans import plan, request_apply, requeue
+from gapwatch.roles.repair.plans import PLAN_ACTION, plan, request_apply, requeue
 from gapwatch.roles.repair.sweeps import request_sweep
 from gapwatch.roles.stores import PipelineStores
 from tests.simulation.stores import Rig, VirtualClock, spec_of_rig, sweeper_of
@@ -180,6 +180,29 @@ def test_what_waits_for_the_mappings_trial_is_said_and_a_count_is_read_and_not_e
     story.sweep()  # of all contents: it decides the trial
     assert story.repaired().counts["written"] == 1
     assert ledger.fact(Facts.repair_waits(story.spec.id)) is None
+
+
+def test_lesson_17_a_source_that_cannot_be_counted_has_nothing_overwritten_and_its_missing_rows_are_tried(
+    ledger: SqlLedger,
+) -> None:
+    story = Story(ledger)
+    story.rig.stranger_writes(7, {"_id": 7, "total": None, "note": "other"})
+    story.rig.stranger_writes(8, None)
+    story.sweep()
+    story.rig.away.add(Side.EXPECTED)
+    run = story.step()
+    assert run is not None
+    assert [gap.kind for gap in story.gaps() if gap.id in planned(story, run)] == [Kind.MISSING]
+    assert ledger.fact(Facts.repair_waits(story.spec.id)) is None, "nobody knows whether it is on trial for long"
+    assert story.carry_out().counts["written"] == 0
+
+    story.rig.away.clear()
+    story.wait(60.0)
+    assert story.repaired().counts["written"] == 2, "what was not counted is counted at the next look"
+
+
+def planned(story: Story, run: Run) -> set[str | None]:
+    return {gap_id for _, gap_id, _ in story.ledger.audited_keys(run.request["plan"], action=PLAN_ACTION)}
 
 
 def test_extra_documents_stay(ledger: SqlLedger) -> None:

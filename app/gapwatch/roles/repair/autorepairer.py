@@ -83,9 +83,11 @@ class AutoRepairer:
         if not await asyncio.to_thread(self._may, spec, now):
             return None
         if kinds & OVERWRITING and not await asyncio.to_thread(has_passed, ledger, spec.id):
-            left = kinds - (kinds := allowed_on_trial(kinds, rows=await self._counted(spec)))
+            rows = await self._counted(spec)
+            left = kinds - (kinds := allowed_on_trial(kinds, rows=KEYS_MIN if rows is None else rows))
             found = await asyncio.to_thread(lambda: ledger.repairable(spec.id, left, now=now, limit=1)) if left else ()
-            await self._say_waiting(spec, bool(found))
+            if rows is not None:
+                await self._say_waiting(spec, bool(found))
         else:
             await self._say_waiting(spec, False)
         if await self._brake(spec, kinds, now):
@@ -144,8 +146,8 @@ class AutoRepairer:
             await asyncio.to_thread(self._on.ledger.set_fact, name, fact)
         self._waiting[spec.id] = waiting
 
-    async def _counted(self, spec: PipelineSpec) -> int:
-        """Return how many keys the source has, or :data:`KEYS_MIN` where there are as many or more. Raises StoreError.
+    async def _counted(self, spec: PipelineSpec) -> int | None:
+        """Return how many keys the source has, :data:`KEYS_MIN` where there are as many or more, None where it was not read.
 
         They are read: after a crash MongoDB's own count says for good what is not there.
         """
@@ -154,11 +156,16 @@ class AutoRepairer:
             return known[1]
         source, rows = (await self._on.stores.stores(spec.id)).source, 0
         chunks = source.scan_keys(chunk=KEYS_MIN)
-        async with aclosing(chunks):  # type: ignore[type-var]
-            async for chunk in chunks:
-                rows += KEYS_MIN if not chunk.complete else len(chunk)
-                if rows >= KEYS_MIN:
-                    break
+        try:
+            async with aclosing(chunks):  # type: ignore[type-var]
+                async for chunk in chunks:
+                    rows += len(chunk)
+                    if rows >= KEYS_MIN:
+                        break
+                    if not chunk.complete:
+                        return None
+        except StoreError:
+            return None  # what it has in hand is tried as ever, and says so itself
         self._rows[spec.id] = (self._on.clock.monotonic(), min(rows, KEYS_MIN))
         return self._rows[spec.id][1]
 
