@@ -15,7 +15,7 @@ from gapwatch.core.autorepair import OVERWRITING
 from gapwatch.core.backfill import ItemOutcome
 from gapwatch.core.trial import KEYS_MIN
 from gapwatch.ledger import SqlLedger
-from gapwatch.model.gap import Gap, Kind, RepairRecord, Resolution, Run, RunKind, RunState, State
+from gapwatch.model.gap import Gap, Kind, RepairPressure, RepairRecord, Resolution, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import Policy, RepairSpec
 from gapwatch.model.stream import Side
 from gapwatch.ports import GapChange, GapFilter
@@ -258,6 +258,31 @@ def test_trap_48_a_mass_failure_stops_it_until_somebody_says_that_it_may_go_on(l
         story.rig.stranger_writes(number, None)
     story.sweep()
     assert story.repaired().counts["written"] == 10, "what was granted is not counted again"
+
+
+def test_trap_48_gaps_that_come_while_it_looks_are_counted_before_they_are_repaired(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mass failure is stored while its first gap is looked at."""
+    story, counted = Story(ledger), ledger.repair_pressure
+
+    def lose(numbers: range) -> None:
+        for number in numbers:
+            story.rig.stranger_writes(number, None)
+        story.sweep()
+
+    def counted_and_more(*args: Any, **more: Any) -> RepairPressure:
+        monkeypatch.setattr(ledger, "repair_pressure", counted)
+        pressure = counted(*args, **more)
+        lose(range(1, 20))
+        return pressure
+
+    lose(range(1))
+    monkeypatch.setattr(ledger, "repair_pressure", counted_and_more)
+    assert story.repaired().counts["planned"] == 1
+    assert story.step() is None
+    assert story.stopped.startswith("20 documents of about 40 to repair within an hour")
+    assert len(story.rig.writes) == 1
 
 
 def test_losses_that_trickle_in_stop_it_too(ledger: SqlLedger) -> None:

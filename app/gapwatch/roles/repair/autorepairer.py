@@ -90,10 +90,10 @@ class AutoRepairer:
                 await self._say_waiting(spec, bool(found))
         else:
             await self._say_waiting(spec, False)
-        if await self._brake(spec, kinds, now):
-            return None
         limit = spec.repair.max_documents_per_run
         chosen = await asyncio.to_thread(lambda: ledger.repairable(spec.id, kinds, now=now, limit=limit))
+        if await self._brake(spec, kinds, now):
+            return None
         if not chosen or await self._source_is_empty(spec, chosen, now):
             return None
         return await asyncio.to_thread(self._queue, spec, chosen)
@@ -109,7 +109,10 @@ class AutoRepairer:
         return ledger.fact(Facts.baseline(spec.id)) is not None and not mapping_is_suspect(ledger, spec.id)
 
     async def _brake(self, spec: PipelineSpec, kinds: frozenset[Kind], now: datetime) -> bool:
-        """Stop automatic repair where too much is wrong; return whether it is stopped."""
+        """Stop automatic repair where too much is wrong; return whether it is stopped.
+
+        It counts after the choice: gaps that are stored between the two would else be repaired before they were counted.
+        """
         ledger = self._on.ledger
         resumed = await asyncio.to_thread(ledger.fact, Facts.repair_resumed(spec.id))
         since = datetime.fromisoformat(resumed["at"]) if resumed else None
