@@ -24,6 +24,7 @@ with quick_imports():  # as `gapwatch run` does
     from gapwatch.model.suspect import PartitionStatus, Said, Suspect
 
 NATIVE = "ingest, native"
+MATCH_NATIVE = "match, native"
 NATIVE_PREFIX = "gapwatch-native"  # beside what the pure one writes on the same broker
 
 
@@ -79,15 +80,15 @@ async def ingest(servers: str, keys: int, database: str, prefix: str = work.PREF
     return {"events": float(total)}
 
 
-async def match(servers: str, keys: int, database: str) -> dict[str, float]:
+async def match(servers: str, keys: int, database: str, prefix: str = work.PREFIX) -> dict[str, float]:
     """Row 2: the real role with its Faust worker, until its status says that all of the events were applied."""
     with quick_imports():
         from gapwatch.roles.match.role import MatchRole
 
-    settings, clock = work.settings(servers, database), SystemClock()
+    settings, clock, module = work.settings(servers, database, prefix), SystemClock(), native.find(os.environ).module
     fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
     stop = asyncio.Event()
-    running = asyncio.create_task(MatchRole(settings, fingerprints, clock, stop=stop).run())
+    running = asyncio.create_task(MatchRole(settings, fingerprints, clock, stop=stop, native=module).run())
     statuses = await applied(settings, ends_of(servers, settings.topics.events), running)
     stop.set()
     await running
@@ -176,10 +177,11 @@ def differing(servers: str, keys: int, prefix: str = work.PREFIX) -> set[int]:
 def main() -> None:
     """Run one contestant and print its figures."""
     name, servers, keys, database = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-    if name == "match":
-        figures = asyncio.run(match(servers, keys, database))
+    prefix = NATIVE_PREFIX if name in (NATIVE, MATCH_NATIVE) else work.PREFIX
+    if name in ("match", MATCH_NATIVE):
+        figures = asyncio.run(match(servers, keys, database, prefix))
     else:
-        figures = asyncio.run(ingest(servers, keys, database, NATIVE_PREFIX if name == NATIVE else work.PREFIX))
+        figures = asyncio.run(ingest(servers, keys, database, prefix))
     report(int(figures.pop("events")), **figures)
 
 

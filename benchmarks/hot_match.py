@@ -21,7 +21,9 @@ import msgspec
 import xxhash
 
 from benchmarks import work
+from gapwatch import native
 from gapwatch.core.batches import pack, read
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.stream import (
     FORMAT,
@@ -139,15 +141,15 @@ def small_records(keys: int, events: int, parts: int, updates: int, pipelines: S
     yield pack(_control(keys, keys, work.end_time(keys) + 60_000, parts, pipelines))
 
 
-def _matcher(pipelines: Sequence[str] = ("orders",)) -> KeyMatcher:
+def _matcher(native: RowsModule | None, pipelines: Sequence[str] = ("orders",)) -> KeyMatcher:
     spec = work.settings("", "").pipelines["orders"]
     specs = {name: dataclasses.replace(spec, id=name) for name in pipelines}
-    return KeyMatcher(0, 1, specs, fingerprints=dict.fromkeys(specs, MAPPING), life="bench")
+    return KeyMatcher(0, 1, specs, fingerprints=dict.fromkeys(specs, MAPPING), life="bench", native=native)
 
 
-def run_small(log: list[bytes], pipelines: Sequence[str]) -> tuple[float, int]:
+def run_small(log: list[bytes], pipelines: Sequence[str], native: RowsModule | None) -> tuple[float, int]:
     """Match everything; return CPU seconds, and how many suspects there were."""
-    matcher, suspects = _matcher(pipelines), 0
+    matcher, suspects = _matcher(native, pipelines), 0
     began = time.process_time()
     for offset, value in enumerate(log):
         said = matcher.apply(read(value), offset, work.START_MS)
@@ -155,9 +157,9 @@ def run_small(log: list[bytes], pipelines: Sequence[str]) -> tuple[float, int]:
     return time.process_time() - began, suspects
 
 
-def run(log: list[bytes], every: int) -> tuple[dict[str, float], dict[str, int]]:
+def run(log: list[bytes], every: int, native: RowsModule | None) -> tuple[dict[str, float], dict[str, int]]:
     """Match everything; return CPU seconds by stage, and counts."""
-    matcher, journal, used = _matcher(), Journal(0), dict.fromkeys(STAGES, 0.0)
+    matcher, journal, used = _matcher(native), Journal(0), dict.fromkeys(STAGES, 0.0)
     counts = {"suspects": 0, "bytes": 0, "records": 0}
     clock = time.process_time
     for offset, value in enumerate(log):
@@ -194,6 +196,10 @@ def _checkpoint(matcher: KeyMatcher, journal: Journal, offset: int, used: dict[s
     used["marker"] += clock() - cut
 
 
+def _native(options: argparse.Namespace) -> RowsModule | None:
+    return native.find({native.SWITCH: "1"}).module if options.native else None
+
+
 def small(options: argparse.Namespace) -> None:
     """Print what small sections cost."""
     pipelines = [f"orders{number}" for number in range(options.pipelines)]
@@ -201,7 +207,7 @@ def small(options: argparse.Namespace) -> None:
     found = [read(value) for value in log]
     sections = [section for record in found if isinstance(record, PackedBatch) for section in record.sections]
     count = sum(len(section.keys) for section in sections)
-    rounds = [run_small(log, pipelines) for _ in range(options.rounds)]
+    rounds = [run_small(log, pipelines, _native(options)) for _ in range(options.rounds)]
     total = median(seconds for seconds, _ in rounds)
     each = count / len(sections)
     print(f"{1e6 * total / count:.2f} µs per event, {1e6 * total / len(sections):.2f} µs per section of {each:.1f} events")
@@ -219,13 +225,14 @@ def main() -> None:
     )
     parser.add_argument("--every", type=int, default=RECORDS_PER_CHECKPOINT, help="records between two checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--native", action="store_true", help="with the compiled module (make native)")
     options = parser.parse_args()
     if options.pipelines:
         small(options)
         return
     log = list(records(options.keys, options.events, options.sections, options.updates))
     count = work.records(options.keys * (1 + options.updates))
-    rounds = [run(log, options.every) for _ in range(options.rounds)]
+    rounds = [run(log, options.every, _native(options)) for _ in range(options.rounds)]
     for stage in STAGES:
         print(f"{stage:10} {1e6 * median(used[stage] for used, _ in rounds) / count:8.3f} µs per event")
     total = median(sum(used.values()) for used, _ in rounds)

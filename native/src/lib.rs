@@ -1,4 +1,4 @@
-//! The compiled hot path of Gapwatch's ingest: whole batches of Debezium's records become columns.
+//! The compiled hot path of Gapwatch: whole batches of Debezium's records become columns, and whole sections change rows of keys.
 //!
 //! It reads what is usual and declines everything else: what it declines, the Python loops read, and they alone say what is
 //! wrong with a record. Nothing here may guess.
@@ -15,14 +15,15 @@ mod librdkafka;
 mod msgpack;
 mod plan;
 mod reader;
+mod rows;
 
 use columns::Columns;
 use fetch::{Brought, Run};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
-/// Of plan, columns, canonical form and sections; raised with every change of one of them.
-const INTERFACE: u32 = 2;
+/// Of plan, columns, canonical form, sections and rows; raised with every change of one of them.
+const INTERFACE: u32 = 3;
 
 /// Reads the batches of one feed, as its plan says. One owner.
 #[pyclass]
@@ -134,5 +135,8 @@ fn gapwatch_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Columns>()?;
     module.add_class::<fetch::Fetcher>()?;
     module.add_class::<Run>()?;
+    module.add_class::<rows::Rows>()?;
+    module.add_function(wrap_pyfunction!(rows::late, module)?)?;
+    module.add_function(wrap_pyfunction!(rows::planes, module)?)?;
     module.add_class::<Loop>()
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gapwatch.core import fewevents
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.core.keystate import HEAD_BYTES
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.pipeline import FieldSpec, FieldType, Match, PipelineSpec
@@ -160,7 +161,9 @@ class Teller:
 
 
 class Life:
-    """A matcher that is now and then restored from what it wrote."""
+    """A matcher that is now and then restored from what it wrote. ``native``: the compiled module, to take together with."""
+
+    native: ClassVar[RowsModule | None] = None
 
     def __init__(self, spec: PipelineSpec, *, event_by_event: bool) -> None:
         self._spec = spec
@@ -169,7 +172,13 @@ class Life:
         self._journal = Journal(0)
         self._lives = 0
         self.matcher = KeyMatcher(
-            0, 1, {PIPELINE: spec}, fingerprints={PIPELINE: MAPPING}, life="0", event_by_event=event_by_event
+            0,
+            1,
+            {PIPELINE: spec},
+            fingerprints={PIPELINE: MAPPING},
+            life="0",
+            event_by_event=event_by_event,
+            native=None if event_by_event else self.native,
         )
 
     def restart(self) -> None:
@@ -193,6 +202,7 @@ class Life:
             marker=found.marker,
             life=str(self._lives),
             event_by_event=self._event_by_event,
+            native=None if self._event_by_event else self.native,
         )
 
     def take(self, record: Any, offset: int) -> tuple[Sequence[Any], tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.core.keyrows import KeyRows
 from gapwatch.core.keystate import KeyState, compact_pending, compact_settled, pending_state, settled_state
 from gapwatch.core.segments import SegmentLog
@@ -34,11 +35,12 @@ class Cell:
     limits: How many keys there may be.
     parts: Of a full identity, as :class:`KeyRows`.
     prefix: Of the names of the segments, as :class:`SegmentLog`.
+    native: The compiled module, as :class:`KeyRows`.
     """
 
-    def __init__(self, limits: Limits, *, parts: int, prefix: str) -> None:
+    def __init__(self, limits: Limits, *, parts: int, prefix: str, native: RowsModule | None = None) -> None:
         self.limits = limits
-        self.rows = KeyRows(parts)
+        self.rows = KeyRows(parts, native)
         self.segments = SegmentLog(self.rows, prefix)
         self.raised: set[bytes] = set()
         self.counters = Counters()

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from gapwatch.core.batches import NO_VERSION
 from gapwatch.core.cells import DELAY_BOUNDS_MS, Cell
+from gapwatch.core.compiledrows import CompiledRows, Told
 from gapwatch.core.keyrows import ALONE, OLDER_MAX, SETTLED, UPDATED, Columns, Flags, Rows, are_awaited, are_lone, row_type
 from gapwatch.core.keystate import BLANK, EXTRA, HEAD_BYTES, UNKNOWN_MAPPING, Write, with_tail
 from gapwatch.core.pipelinestate import PipelineState
@@ -64,6 +65,8 @@ def expect_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Ev
     keys = _keys(sections)
     count = len(keys)
     first = rows.reserve(count)
+    if rows.compiled is not None and rows.open + count <= cell.limits.pending:
+        return _expect_compiled(rows.compiled, pipeline, sections)
     block = rows.writes[first : first + count]
     _fill(block, pipeline, sections)
     if rows.open + count > cell.limits.pending:
@@ -97,10 +100,12 @@ def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> E
     cell, rows = pipeline.cell, pipeline.cell.rows
     keys = _keys(sections)
     count = len(keys)
-    block = np.zeros(count, rows.type)
-    _fill(block, pipeline, sections)
     if not pipeline.rules.comparison.by_identity:
-        return _events(keys, block)
+        return _events(keys, _block(pipeline, sections, count))
+    if rows.compiled is not None:
+        rows.reserve(count)
+        return _observe_compiled(rows.compiled, pipeline, sections)
+    block = _block(pipeline, sections, count)
     at = np.fromiter(map(rows.at.get, keys, repeat(-1)), np.int64, count)
     held = rows.writes.take(at, mode="clip") if rows.size else block
     places = rows.place.take(at, mode="clip")
@@ -121,6 +126,47 @@ def observe_all(pipeline: PipelineState, sections: Sequence[PackedSection]) -> E
         _open_alone(pipeline, unknown, shown)
     _settle(cell, at, held, block)
     return slow
+
+
+def _expect_compiled(compiled: CompiledRows, pipeline: PipelineState, sections: Sequence[PackedSection]) -> Events:
+    """Open, update and join what is no more than that, for which there is room; return all other events."""
+    cell, rows, rules = pipeline.cell, pipeline.cell.rows, pipeline.rules
+    by = (LAST_PLAIN - rules.several, rules.comparison.by_identity, not rules.several, rules.history)
+    fresh, updated, joined, rows.clock, low, rest = compiled.expect(
+        _told(pipeline, sections), rows.at, rows.keys, pipeline.hold, by, rows.clock
+    )
+    rows.open += fresh + updated
+    rows.open -= joined
+    rows.settled += joined - updated
+    cell.counters.expected += fresh + updated + joined
+    cell.counters.settled += joined
+    pipeline.survey.low = min(pipeline.survey.low, low)
+    return iter(rest)
+
+
+def _observe_compiled(compiled: CompiledRows, pipeline: PipelineState, sections: Sequence[PackedSection]) -> Events:
+    """Settle what is shown as it was expected, open what is not known; return all other events."""
+    cell, rows = pipeline.cell, pipeline.cell.rows
+    room = max(0, cell.limits.pending - rows.open)
+    alone, settled, rows.clock, low, delays, rest = compiled.observe(
+        _told(pipeline, sections), rows.at, rows.keys, pipeline.hold, room, list(DELAY_BOUNDS_MS), rows.clock
+    )
+    rows.open += alone - settled
+    rows.settled += settled
+    cell.counters.observed += alone + settled
+    cell.counters.settled += settled
+    for number, more in enumerate(delays) if settled else ():
+        cell.delays[number] += more
+    pipeline.survey.low = min(pipeline.survey.low, low)
+    return iter(rest)
+
+
+def _told(pipeline: PipelineState, sections: Sequence[PackedSection]) -> Told:
+    told: Told = []
+    for section in sections:
+        feed, mapping = pipeline.numbers_of(section)
+        told.append((mapping << 16 | feed << 24 | section.feed_partition << 48, section))
+    return told
 
 
 def _join(pipeline: PipelineState, at: Rows, among: Flags, block: Columns) -> Flags:
@@ -303,6 +349,12 @@ def _events(keys: Sequence[bytes], block: Columns) -> Events:
     for key, write in zip(keys, block, strict=True):
         packed = write.tobytes()
         yield key, packed[: HEAD_BYTES + 16 * packed[4]]
+
+
+def _block(pipeline: PipelineState, sections: Sequence[PackedSection], count: int) -> Columns:
+    block: Columns = np.zeros(count, pipeline.cell.rows.type)
+    _fill(block, pipeline, sections)
+    return block
 
 
 def _fill(block: Columns, pipeline: PipelineState, sections: Sequence[PackedSection], *, parts: int = 0) -> None:

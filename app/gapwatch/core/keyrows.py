@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.core.keystate import (
     EXTRA,
     HEAD_BYTES,
@@ -46,6 +47,7 @@ UNSAVED: Final = (1 << 32) - 1  # in the column of segments: changed since the l
 BLOCK_BITS: Final = 12  # rows in a block, of which the earliest due time is known
 NEVER: Final = 1 << 62
 CAPACITY_MIN: Final = 1 << 16  # memory that was never written costs nothing, copying does
+GROWTH: Final = 4
 DEAD_ROWS_MIN: Final = 1 << 16  # so many may lie dead before rows are moved together
 EVICTED_SHARE: Final = 8  # one in so many settled keys goes at once when there are too many
 OLDER_MAX: Final = OLDER_WHEN_SETTLED + 1  # identities of older versions that a row holds: one more while an update is open
@@ -54,7 +56,6 @@ _PARKED: Final = {PENDING: PARKED, ALONE: ALONE_PARKED, UPDATED: UPDATED_PARKED}
 
 Rows = npt.NDArray[np.int64]
 Columns = npt.NDArray[Any]
-
 
 LONE: Final = frozenset({ALONE, ALONE_PARKED})
 AWAITED: Final = frozenset({PENDING, PARKED, UPDATED, UPDATED_PARKED})
@@ -123,17 +124,18 @@ def _column(kind: Any, *shape: int) -> Columns:
 
 
 class KeyRows:
-    """All keys of one pipeline in one partition. ``parts``: of a full identity, the digest and one per maskable field."""
+    """All keys of one pipeline in one partition. ``parts``: of a full identity, the digest and one per maskable field.
+    ``native``: the compiled module, where there is one; ``compiled`` is its hold on the columns.
+    """
 
-    def __init__(self, parts: int) -> None:
-        self.parts = parts
+    def __init__(self, parts: int, native: RowsModule | None = None) -> None:
+        self.parts, self.native = parts, native
         self.type = row_type(parts)
         self.at: dict[bytes, int] = {}
         self.keys: list[bytes | None] = []
         self.long: dict[bytes, Held] = {}
         self.gone: list[bytes] = []  # keys let go since the last checkpoint
-        self.open = 0
-        self.settled = 0
+        self.open = self.settled = 0
         self.clock = 0  # counts changes; a row's place in line is its last one
         self.evicted_below = 0  # settled keys of an earlier change were let go to make room
         self._allocate(CAPACITY_MIN)
@@ -158,6 +160,8 @@ class KeyRows:
         self._olders_at, self._due_at = self.olders.data, self.block_due.data
         # One at a time, items of a view are Python numbers, at half the cost of an array's.
         self.place_at, self._order_at, self._segment_at = self.place.data, self.order.data, self.segment.data
+        columns = (self.place, self.words, self.shown, self.olders, self.older, self.order, self.segment, self.block_due)
+        self.compiled = self.native.Rows(self.parts, *columns) if self.native is not None else None
 
     @property
     def size(self) -> int:
@@ -170,7 +174,7 @@ class KeyRows:
         """Make room for so many more rows; return the number of the first."""
         size = len(self.keys)
         if size + count > self.capacity:
-            self._move(slice(0, size), max(size + count, 2 * self.capacity))
+            self._move(slice(0, size), max(size + count, GROWTH * self.capacity))
         return size
 
     def _move(self, rows: Rows | slice, capacity: int) -> None:
@@ -279,8 +283,7 @@ class KeyRows:
 
     def write_at(self, row: int) -> bytes:
         start = row * self.type.itemsize
-        parts = self._write_bytes[start + 4]
-        return self._write_bytes[start : start + HEAD_BYTES + 16 * parts].tobytes()
+        return self._write_bytes[start : start + HEAD_BYTES + 16 * self._write_bytes[start + 4]].tobytes()
 
     def head_at(self, row: int) -> bytes:
         return self._shown_bytes[row * HEAD_BYTES : (row + 1) * HEAD_BYTES].tobytes()

@@ -10,12 +10,14 @@ Conservation, always: ``expected = settled + superseded + gap + cleared + Σ unv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
 from gapwatch.core.batches import packed
 from gapwatch.core.cells import Cell, Limits
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.core.coverage import STEP_MS
 from gapwatch.core.fewevents import are_few, begins_before, take_few
 from gapwatch.core.hotpath import expect_all, ids_of, is_plain, numbers, observe_all, one_by_one
@@ -55,6 +57,7 @@ class KeyMatcher:
         life: Names this life of the matcher; part of its records' names, so that no other one writes them.
         start: The time (ms) before which what the target shows is the baseline's; 0: the source's first watermark.
         event_by_event: Take every event by itself: the reference for taking them together.
+        native: The compiled module, where there is one: it takes sections together as the columns do.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class KeyMatcher:
         life: str,
         start: int = 0,
         event_by_event: bool = False,
+        native: RowsModule | None = None,
     ) -> None:
         self._partition = partition
         self._partitions = partitions
@@ -77,7 +81,7 @@ class KeyMatcher:
         for name in sorted(pipelines):
             if name in fingerprints:
                 spec = pipelines[name]
-                cell = Cell(_limits(spec, partitions), parts=_parts(spec), prefix=f"{name}/{life}")
+                cell = Cell(_limits(spec, partitions), parts=_parts(spec), prefix=f"{name}/{life}", native=native)
                 self._pipelines[name] = PipelineState(spec, fingerprints[name], cell, self._times)
                 self._pipelines[name].start = start
         self._judges = {name: Judge(pipeline, partition, self._times) for name, pipeline in self._pipelines.items()}
@@ -198,7 +202,7 @@ class KeyMatcher:
                 end += 1
             some = sections[start:end]
             named = side == Side.OBSERVED and any(section.target_ids is not None for section in some)
-            if plain and are_few(some):
+            if plain and pipeline.cell.rows.compiled is None and are_few(some):
                 events = take_few(pipeline, side, some)
             else:
                 events = (together if plain else one_by_one)(pipeline, some)
@@ -208,7 +212,10 @@ class KeyMatcher:
 
     def _count_late(self, pipeline: PipelineState, section: PackedSection) -> None:
         known = self._times.of((section.pipeline, section.side, section.feed, section.feed_partition)).watermark
-        if known and begins_before(section, known):
+        native = pipeline.cell.rows.native
+        if known and native is not None:
+            pipeline.late += native.late(section.event_times, section.operations, known)
+        elif known and begins_before(section, known):
             times = numbers(section.event_times)
             pipeline.late += sum(
                 time < known and operation != Operation.SNAPSHOT
@@ -305,12 +312,14 @@ class KeyMatcher:
         marker: bytes,
         life: str,
         event_by_event: bool = False,
+        native: RowsModule | None = None,
     ) -> KeyMatcher:
         """Return the matcher exactly as the marker left it.
 
         Every raised key is raised again by the next :meth:`advance`. Raises ProtocolError when the records contradict themselves.
         """
-        matcher = cls(partition, partitions, pipelines, fingerprints=fingerprints, life=life, event_by_event=event_by_event)
+        how = partial(cls, event_by_event=event_by_event, native=native)
+        matcher = how(partition, partitions, pipelines, fingerprints=fingerprints, life=life)
         body = msgspec.msgpack.decode(marker)
         if body.get("format") not in READABLE_FORMATS:
             raise ProtocolError(

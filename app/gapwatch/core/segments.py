@@ -122,24 +122,25 @@ class SegmentLog:
         places = rows.place[changed]
         gone, is_long = rows.gone, (places == OPEN) | (places == CLOSED)
         long, plain = changed[is_long], changed[~is_long]
-        for part in _cut(gone, [len(key) + 5 for key in gone]):
+        for part in _cut(_lengths(gone) + 5):
             yield _Body(self._number(), rows.parts, gone=gone[part]), long[:0]
         keys = _picked(rows.keys, plain)
-        weights = [rows.type.itemsize + _ROW_BYTES + len(key) for key in keys]
+        lengths = _lengths(keys)
+        weights = lengths + (rows.type.itemsize + _ROW_BYTES)
         olders = rows.olders[plain]
         if olders.any():
-            weights = [weight + 1 + 16 * rows.parts * older for weight, older in zip(weights, olders.tolist(), strict=True)]
-        for part in _cut(keys, weights):
-            yield self._plain(plain[part], keys[part]), plain[part]
+            weights += 1 + 16 * rows.parts * olders.astype(np.int64)
+        for part in _cut(weights):
+            yield self._plain(plain[part], keys[part], lengths[part]), plain[part]
         items = [self._long_item(int(row)) for row in long]
-        for part in _cut(items, [_weight(item) for item in items]):
+        for part in _cut(np.array([_weight(item) for item in items], np.int64)):
             yield _Body(self._number(), rows.parts, long=items[part]), long[part]
 
     def _number(self) -> int:
         self._next += 1
         return self._next
 
-    def _plain(self, at: Rows, keys: Sequence[bytes]) -> _Body:
+    def _plain(self, at: Rows, keys: Sequence[bytes], lengths: Rows) -> _Body:
         rows = self._rows
         places = rows.place[at]
         words = np.empty((len(at), rows.words.shape[1] + 1), np.uint64)
@@ -151,13 +152,17 @@ class SegmentLog:
             number=self._number(),
             parts=rows.parts,
             places=places.tobytes(),
-            lengths=np.fromiter(map(len, keys), "<u4", len(keys)).tobytes(),
+            lengths=lengths.astype("<u4").tobytes(),
             keys=b"".join(keys),
-            words=_planes(words),
-            shown=_planes(rows.shown.take(at[are_shown(places)], axis=0)),
+            words=self._planes(words),
+            shown=self._planes(rows.shown.take(at[are_shown(places)], axis=0)),
             olders=olders.tobytes() if len(with_older) else b"",
             older=rows.older[at[with_older]][_taken(olders[with_older])].tobytes() if len(with_older) else b"",
         )
+
+    def _planes(self, words: Matrix) -> bytes:
+        native = self._rows.native
+        return native.planes(words, words.shape[1], (_DELTA_FROM, _DELTA_TO)) if native is not None else planes(words)
 
     def _long_item(self, row: int) -> LongItem:
         rows = self._rows
@@ -257,14 +262,16 @@ def _split(joined: bytes, lengths: Sequence[int]) -> list[bytes]:
     return keys
 
 
-def _cut(items: Sequence[Any], weights: Sequence[int]) -> list[slice]:
+def _lengths(keys: Sequence[bytes]) -> Rows:
+    return np.fromiter(map(len, keys), np.int64, len(keys))
+
+
+def _cut(weights: Rows) -> list[slice]:
     """Return stretches of items whose weights stay below a record's; a single one may be heavier."""
     found: list[slice] = []
-    if not items:
-        return found
-    sums = np.cumsum(np.array(weights, np.int64))
+    sums = np.cumsum(weights)
     start, before = 0, 0
-    while start < len(items):
+    while start < len(sums):
         end = max(start + 1, int(np.searchsorted(sums, before + RECORD_BYTES_MAX, side="right")))
         found.append(slice(start, end))
         start, before = end, int(sums[end - 1])
@@ -277,7 +284,7 @@ def _weight(item: LongItem) -> int:
     return len(key) + 24 + (len(packed) if isinstance(packed, bytes) else len(_encode(packed)))
 
 
-def _planes(words: Matrix) -> bytes:
+def planes(words: Matrix) -> bytes:
     """Return words byte plane by byte plane, positions and times as steps: mostly zeros, which compression makes nothing of."""
     steps = words.copy()
     steps[1:, _DELTA_FROM:_DELTA_TO] -= words[:-1, _DELTA_FROM:_DELTA_TO]

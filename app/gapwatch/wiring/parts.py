@@ -226,7 +226,8 @@ class Parts:
         settings = settings or await resolved_settings(self.settings, self.ledger, self.clock)
         self.waits_for("match", BROKERS)
         fingerprints = {name: CompiledMapping(spec).fingerprint for name, spec in settings.pipelines.items()}
-        await MatchRole(settings, fingerprints, self.clock, stop=stop, waits_for=partial(self.waits_for, "match")).run()
+        waits_for, native = partial(self.waits_for, "match"), self._hot_path.module
+        await MatchRole(settings, fingerprints, self.clock, stop=stop, waits_for=waits_for, native=native).run()
 
     async def repair(self, stop: asyncio.Event) -> None:
         from gapwatch.roles.repair.kafka_io import GapPublisher, SuspectInbox, VerdictPublisher

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.errors import ProtocolError, StoreRefused
 from gapwatch.kafka.clients import Partition
@@ -73,7 +74,9 @@ class Restorer:
         offsets: OffsetReader,
         *,
         torn: set[int],
+        native: RowsModule | None = None,
     ) -> None:
+        self._native = native
         self._settings = settings
         self._fingerprints = fingerprints
         self._table = table
@@ -138,7 +141,9 @@ class Restorer:
         topics, pipelines = self._settings.topics, self._settings.pipelines
         life = secrets.token_hex(6)
         if restored is None:
-            matcher = KeyMatcher(number, topics.partitions, pipelines, fingerprints=self._fingerprints, life=life)
+            matcher = KeyMatcher(
+                number, topics.partitions, pipelines, fingerprints=self._fingerprints, life=life, native=self._native
+            )
         else:
             matcher = KeyMatcher.restore(
                 number,
@@ -146,6 +151,7 @@ class Restorer:
                 pipelines,
                 fingerprints=self._fingerprints,
                 life=life,
+                native=self._native,
                 records=restored.records,
                 marker=restored.marker,
             )

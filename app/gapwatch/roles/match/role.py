@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from gapwatch.arenas import return_large_blocks
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.errors import GapwatchError, StoreRefused
 from gapwatch.kafka.faust_safety import assert_faust_version
 from gapwatch.kafka.topics import ensure_topics
@@ -36,6 +37,7 @@ class MatchRole:
         fingerprints: pipeline id → fingerprint of its mapping now (``core/mapping``); older ones in the state are not comparable.
         waits_for: Is called with what it has to have before it can match, and does not have; with "" while it has.
         exit_hung: Ends the process at once; called when Faust does not stop, since its threads could otherwise still write.
+        native: The compiled hot path, where there is one.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class MatchRole:
         name: str | None = None,
         waits_for: Callable[[str], None] = lambda what: None,
         exit_hung: Callable[[int], None] = os._exit,
+        native: RowsModule | None = None,
     ) -> None:
+        self._native = native
         self._waits_for = waits_for
         self._settings = settings
         self._fingerprints = fingerprints
@@ -102,6 +106,7 @@ class MatchRole:
             name=self._name,
             torn=torn,
             give_up=self._give_up,
+            native=self._native,
         )
         self._worker = worker
         try:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 
 from gapwatch.core.batches import read
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.errors import FeedError, ProtocolError, RecordError
 from gapwatch.kafka.clients import AckedProducer, Delivered, Partition
 from gapwatch.kafka.faust_parts import TP
@@ -58,6 +59,7 @@ class MatchWorker:
         name: str,
         torn: set[int],
         give_up: Callable[[], None],
+        native: RowsModule | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -69,7 +71,7 @@ class MatchWorker:
         self._offsets = OffsetReader(settings, clock)
         self._app, self._table = build_app(settings, tuning, clock, self._send_state)
         self._held: dict[int, Held] = {}
-        self._restorer = Restorer(settings, fingerprints, self._table, self._offsets, torn=torn)
+        self._restorer = Restorer(settings, fingerprints, self._table, self._offsets, torn=torn, native=native)
         outlet = Outlet(self._producer, settings.topics)
         self._checkpointer = Checkpointer(
             self._held, self._table, outlet, clock, worker=name, topic_id=lambda: self._restorer.topic_id, owns=self._owns

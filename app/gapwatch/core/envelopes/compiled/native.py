@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from gapwatch.core.canonical import ABSENT, NULL, Form
+from gapwatch.core.compiledrows import RowsModule
 from gapwatch.core.envelopes import extjson
 from gapwatch.core.envelopes.columns import Columns, EventColumns, Shape, fits
 from gapwatch.core.envelopes.compiled.loop import UNUSUAL, Loop
@@ -25,7 +26,7 @@ from gapwatch.core.temporal import INFINITE_FROM, INFINITE_TO, PER_SECOND
 from gapwatch.model.pipeline import FieldSpec, FieldType, KeyType, Match, Rounding
 from gapwatch.model.stream import Side
 
-INTERFACE: Final = 2  # of plan, columns, canonical form and sections; a module of another one is not used
+INTERFACE: Final = 3  # of plan, columns, canonical form, sections and rows; a module of another one is not used
 
 MEMBERS_MAX: Final = 60  # mapped members of an object that a module can look for
 PLAIN_KEYS: Final = frozenset({KeyType.INT, KeyType.TEXT, KeyType.UUID, KeyType.OBJECTID})
@@ -53,7 +54,7 @@ class NativeLoop(Protocol):
         """As ``read``, of a ``Run``: messages that the module has fetched."""
 
 
-class NativeModule(Protocol):
+class NativeModule(RowsModule, Protocol):
     """What ``native/`` builds."""
 
     INTERFACE: int
