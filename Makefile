@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from
 INPUTS := pyproject.toml requirements/dev.lock scripts/setup
 
-.PHONY: help setup demo run test page alerts check native bench bench-peers soak simulate simulate-scale lint format types imports docs secrets lock clean
+.PHONY: help setup demo run test page alerts check native bench bench-peers soak more simulate simulate-scale lint format types imports docs secrets lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ LONG := churn windows grace capture fleet under_fire under_fire_opensearch backf
 
 soak: $(STAMP) ## the long forms, over two hours: churn, windows, a measured grace, capture, a fleet with half an hour of flat memory, under fire, repairs; LONG="fleet"
 	@$(BIN)/pytest $(LONG:%=tests/acceptance/test_%.py) tests/integration/test_match_kill.py --soak -p no:randomly $(ARGS)
+
+more: $(STAMP) ## the variants that `make test` leaves out as they take minutes
+	@$(BIN)/pytest tests -m long --soak $(addprefix --ignore=,$(LONG:%=tests/acceptance/test_%.py)) $(ARGS)
 
 simulate: $(STAMP) ## 20,000 seeds of the deterministic simulation; ARGS="--mutants", "--seed 7", "--seeds 500"
 	@$(BIN)/python -m tests.simulation $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import sys
 import tempfile
 import time
@@ -19,8 +20,9 @@ from pymongo import MongoClient
 from benchmarks import work
 from benchmarks.figures import peak_mib
 from gapwatch.clock import SystemClock
+from gapwatch.core.canonical_records import CanonicalRecords
 from gapwatch.core.keys import KeyCodec
-from gapwatch.core.mapping import CompiledMapping
+from gapwatch.core.mapping import Canonical, CompiledMapping
 from gapwatch.core.search_address import SearchAddress
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import Kind, Run, RunKind, RunState
@@ -39,6 +41,8 @@ from gapwatch.model.pipeline import (
     SweepSpec,
     TargetSpec,
 )
+from gapwatch.model.stream import Side
+from gapwatch.ports import ABSENT, Absent, Key, StoredRecord, WriteItem
 from gapwatch.roles.board import Board, Delivered
 from gapwatch.roles.collecting import collect_seldom
 from gapwatch.roles.repair.backfill_work import BackfillDependencies
@@ -56,6 +60,7 @@ from gapwatch_connectors.registry import connector_of
 
 DATABASE = "bench"
 HOLDER = "bench"
+LEAST_BATCH = 2_000  # as the backfill of these rows has
 FIELDS: tuple[tuple[str, FieldType, dict[str, Any]], ...] = (
     ("customer", FieldType.TEXT, {}),
     ("status", FieldType.TEXT, {}),
@@ -190,8 +195,6 @@ def _ask(address: str, method: str, path: str, body: bytes = b"") -> Any:
 
 
 def _document(stores: PipelineStores, row: tuple[Any, ...]) -> dict[str, Any]:
-    from gapwatch.ports import StoredRecord
-
     fields = dict(zip(["id", *(name for name, _, _ in FIELDS)], row, strict=True))
     key = stores.codec.encode([row[0]])
     return dict(stores.writer.document(key, StoredRecord(key=key, fields=fields), stores.spec.fields))
@@ -351,6 +354,59 @@ def write_plain(pair: Pair) -> tuple[int, float]:
     return len(documents), time.monotonic() - began
 
 
+async def least(pair: Pair) -> tuple[int, float]:
+    """What no backfill that verifies can do without: both sides read by key, guarded writes, both read and compared again, and
+    a line of the audit for each document. By the same connectors; nothing is judged, leased, or stored of gaps.
+
+    Returns how many, and seconds.
+    """
+    stores = _stores(pair, pipeline(pair, BatchSpec()))
+    with psycopg.connect(pair.source_url) as connection:
+        ids = connection.execute(f"SELECT id FROM {pair.name} ORDER BY id").fetchall()
+    there = [stores.codec.encode(list(row)) for row in ids]
+    keys = []
+    for start in range(0, len(there), LEAST_BATCH):
+        found = await stores.target.fetch(there[start : start + LEAST_BATCH])
+        keys += [key for key, document in found.items() if isinstance(document, Absent)]
+    with tempfile.TemporaryDirectory() as directory:
+        audit = sqlite3.connect(Path(directory) / "audit.db")
+        audit.execute("PRAGMA journal_mode = WAL")
+        audit.execute("CREATE TABLE audit (at TEXT, key BLOB, before TEXT, after TEXT)")
+        began = time.monotonic()
+        for start in range(0, len(keys), LEAST_BATCH):
+            batch = keys[start : start + LEAST_BATCH]
+            rows, documents = await asyncio.gather(stores.source.fetch(batch), stores.target.fetch(batch))
+            items = [_item(stores, key, rows[key], documents[key]) for key in batch]
+            assert all(result.outcome == "written" for result in await stores.writer.write(items))
+            rows, documents = await asyncio.gather(stores.source.fetch(batch), stores.target.fetch(batch))
+            digests = _digests(stores, [rows[key] for key in batch], [documents[key] for key in batch])
+            lines = [("2026-01-01", key, None, digest) for key, digest in zip(batch, digests, strict=True)]
+            with audit:
+                audit.executemany("INSERT INTO audit VALUES (?, ?, ?, ?)", lines)
+        seconds = time.monotonic() - began
+        audit.close()
+    for store in (stores.source, stores.target, stores.writer):
+        await store.close()
+    return len(keys), seconds
+
+
+def _item(stores: PipelineStores, key: Key, row: object, document: object) -> WriteItem:
+    assert isinstance(row, StoredRecord)
+    assert isinstance(document, Absent)
+    return WriteItem(key=key, document=stores.writer.document(key, row, stores.spec.fields), replaces=ABSENT)
+
+
+def _digests(stores: PipelineStores, rows: Sequence[object], documents: Sequence[object]) -> list[str]:
+    expected, observed = (
+        CanonicalRecords(stores.mapping, side)([one.fields for one in records if isinstance(one, StoredRecord)])
+        for side, records in ((Side.EXPECTED, rows), (Side.OBSERVED, documents))
+    )
+    digests = [one.digest.hex() for one in expected if isinstance(one, Canonical)]
+    assert digests == [one.digest.hex() for one in observed if isinstance(one, Canonical)]
+    assert len(digests) == len(rows)
+    return digests
+
+
 async def ours(pair: Pair, *, content: bool, repair: bool, paced: bool) -> dict[str, Any]:
     """Sweep, and repair what is found; ``repair_seconds`` is what the backfill alone took."""
     collect_seldom()  # as the role does
@@ -384,6 +440,8 @@ def contestant(what: str, pair: Pair) -> None:
         answer = read_both(pair)
     elif what == "write_plain":
         answer, seconds = write_plain(pair)
+    elif what == "least":
+        answer, seconds = asyncio.run(least(pair))
     else:
         options = {"content": what == "content", "repair": what.startswith("repair"), "paced": what == "repair_paced"}
         answer = asyncio.run(ours(pair, **options))

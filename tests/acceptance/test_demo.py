@@ -240,7 +240,9 @@ def test_m17_on_a_terminal_it_shows_each_lost_order_and_stays_until_ctrl_c() -> 
     assert re.search(r"In truth (\d+) orders were wrong\.\s+Gapwatch found \1 ", run.text()), run.tail()
 
 
-@pytest.mark.parametrize(("how", "code"), [("ctrl-c", 130), ("SIGTERM", 130), ("SIGKILL", -9)])
+@pytest.mark.parametrize(
+    ("how", "code"), [("ctrl-c", 130), pytest.param("SIGTERM", 130, marks=pytest.mark.long), ("SIGKILL", -9)]
+)
 def test_ended_before_its_end_it_leaves_nothing_behind(how: str, code: int) -> None:
     with demo(terminal=how == "ctrl-c") as run:
         run.wait_for("The page is at", 300)

@@ -37,7 +37,7 @@ from tests.acceptance.service import Service, wait_for
 from tests.acceptance.shared import falsify, lose, resident_mib
 from tests.acceptance.workload import TABLE, Churn, churning
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(3_600)]
+pytestmark = [pytest.mark.long, pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(3_600)]
 
 PARTITIONS = 10
 MATCHERS = tuple(f"match#{number}" for number in range(5))

@@ -201,6 +201,7 @@ def test_m3_trap_9_a_slot_that_is_made_again_between_two_looks(
         wait_for(lambda: 1_000 in scene.documents(), "the stream to go on", 60)
 
 
+@pytest.mark.long
 def test_m3_trap_9_a_slot_that_is_made_again_where_nobody_sends_heartbeats(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def test_trap_15_rows_that_were_truncated_are_found_as_documents_left_over(
         assert {gap["kind"] for gap in gaps} <= {"extra", "undeleted"}
 
 
+@pytest.mark.long
 def test_a_table_that_is_rewritten_is_swept_and_nothing_is_invented(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:

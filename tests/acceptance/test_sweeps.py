@@ -62,6 +62,7 @@ def many_rows(
         yield scene, wait_for(lambda: next(iter(api.get("/api/v1/sweeps", pipeline="orders")["sweeps"]), None), "a sweep", 60)
 
 
+@pytest.mark.long
 def test_d13_lesson_36_a_sweep_goes_on_where_its_worker_was_killed(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:

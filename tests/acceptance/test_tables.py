@@ -122,7 +122,7 @@ PARTITIONED = [
 ]
 
 
-@pytest.mark.parametrize("publishes", ["root", "leaf"])
+@pytest.mark.parametrize("publishes", [pytest.param("root", marks=pytest.mark.long), "leaf"])
 def test_m24_partitions_publish_by_root_or_leaf(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path, publishes: str
 ) -> None:

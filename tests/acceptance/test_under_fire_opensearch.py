@@ -35,7 +35,7 @@ from tests.acceptance.service import EVERY_ROLE, Service, wait_for
 from tests.acceptance.test_opensearch import MAPPING, SETTINGS
 from tests.stack import ask, captured, until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(2_400)]
+pytestmark = [pytest.mark.long, pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(2_400)]
 
 PATIENT_SECONDS = 120  # the sink waits longer than the index ever hangs, so that no older bulk of its own comes late
 START_SECONDS = 300

@@ -83,7 +83,7 @@ class Trouble:
         return await asyncio.gather(*self._ending)
 
 
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("seed", [11, pytest.param(12, marks=pytest.mark.long)])
 async def test_l3_trap_39_five_workers_killed_at_random_say_what_an_undisturbed_run_says(
     settings: Settings, tmp_path: Path, seed: int
 ) -> None:
@@ -103,7 +103,7 @@ async def test_l3_trap_39_five_workers_killed_at_random_say_what_an_undisturbed_
         assert codes == [0] * len(codes)
 
 
-@pytest.mark.parametrize("open_keys", [10_000, 100_000])
+@pytest.mark.parametrize("open_keys", [10_000, pytest.param(100_000, marks=pytest.mark.long)])
 async def test_b15_a_second_worker_takes_over_open_keys(settings: Settings, tmp_path: Path, open_keys: int) -> None:
     """Everything is still open when one of two workers dies; what comes then is judged as if nothing had happened."""
     story = Story(partitions=PARTITIONS, steps=LAG_STEPS, keys_per_step=open_keys // LAG_STEPS, shown_from=LAG_STEPS)
