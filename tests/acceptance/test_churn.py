@@ -24,7 +24,7 @@ from tests.acceptance.oplog import history_of
 from tests.acceptance.service import EVERY_ROLE, Service, wait_for
 from tests.acceptance.workload import TABLE, Churn, churning
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.long, pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(1_200)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
