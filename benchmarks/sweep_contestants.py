@@ -355,8 +355,9 @@ def write_plain(pair: Pair) -> tuple[int, float]:
 
 
 async def least(pair: Pair) -> tuple[int, float]:
-    """What no backfill that verifies can do without: both sides read by key, guarded writes, both read and compared again, and
-    a line of the audit for each document. By the same connectors; nothing is judged, leased, or stored of gaps.
+    """What every backfill that verifies does at least, one step after the other: both sides read by key, guarded writes, both
+    read and compared again, and a line of the audit for each document. By the same connectors; nothing is judged or leased, and
+    no gap is stored.
 
     Returns how many, and seconds.
     """

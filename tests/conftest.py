@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what is marked as long to ``make soak``; the run says how many those are."""
+    """Leave what is marked as long to ``make soak`` and ``make more``; the run says how many those are."""
     if config.getoption("--soak"):
         return
     long = [item for item in items if item.get_closest_marker("long")]

@@ -74,9 +74,10 @@ pub fn interface() -> Option<&'static Interface> {
 
 fn find() -> Option<Interface> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let path = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).find(|path| {
-        path.rsplit('/').next().is_some_and(|name| name.starts_with("librdkafka"))
-    })?;
+    let path = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]))
+        .find(|path| path.rsplit('/').next().is_some_and(|name| name.starts_with("librdkafka")))?;
     let path = CString::new(path).ok()?;
     // SAFETY: the library is loaded already and stays so; what it is made of is checked by its version.
     unsafe {

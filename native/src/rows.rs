@@ -371,15 +371,7 @@ impl Rows {
                         } else if !blocked.is_empty() && blocked.contains(key.as_bytes()) {
                             rest.push(place);
                         } else {
-                            let words = &mut self.words.all()[row * self.width..(row + 1) * self.width];
-                            section.write(event, self.parts, hold, words)?;
-                            let head = Head::of(words);
-                            at.set_item(&key, row)?;
-                            keys.append(&key)?;
-                            self.place.all()[row] = PENDING;
-                            self.changed(row, &mut clock);
-                            self.wait(row, head.due());
-                            low = low.min(head.event_time());
+                            low = low.min(self.open(PENDING, row, &key, (section, event), (at, keys), hold, &mut clock)?);
                             row += 1;
                         }
                     }
@@ -557,6 +549,29 @@ impl Rows {
         *block = due.min(*block);
     }
 
+    /// Make a row of a key that is not known, at the end of all; return its write's time.
+    #[allow(clippy::too_many_arguments)]
+    fn open(
+        &mut self,
+        place: u8,
+        row: usize,
+        key: &Bound<'_, PyBytes>,
+        (section, event): (&Section<'_>, usize),
+        (at, keys): (&Bound<'_, PyDict>, &Bound<'_, PyList>),
+        hold: i64,
+        clock: &mut i64,
+    ) -> PyResult<i64> {
+        let words = &mut self.words.all()[row * self.width..(row + 1) * self.width];
+        section.write(event, self.parts, hold, words)?;
+        let head = Head::of(words);
+        at.set_item(key, row)?;
+        keys.append(key)?;
+        self.place.all()[row] = place;
+        self.changed(row, clock);
+        self.wait(row, head.due());
+        Ok(head.event_time())
+    }
+
     /// Open unknown keys that come once; of a key that comes more than once, the general path takes all.
     #[allow(clippy::too_many_arguments)]
     fn open_alone(
@@ -583,15 +598,7 @@ impl Rows {
                 rest.push(one.place);
                 continue;
             }
-            let words = &mut self.words.all()[row * self.width..(row + 1) * self.width];
-            section.write(one.event, self.parts, hold, words)?;
-            let head = Head::of(words);
-            at.set_item(&key, row)?;
-            keys.append(&key)?;
-            self.place.all()[row] = ALONE;
-            self.changed(row, clock);
-            self.wait(row, head.due());
-            *low = head.event_time().min(*low);
+            *low = self.open(ALONE, row, &key, (section, one.event), (at, keys), hold, clock)?.min(*low);
             row += 1;
         }
         Ok(row - first)
