@@ -24,7 +24,7 @@ from tests.acceptance.oplog import history_of
 from tests.acceptance.service import EVERY_ROLE, Service, wait_for
 from tests.acceptance.workload import TABLE, Churn, churning
 
-pytestmark = [pytest.mark.long, pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.integration, pytest.mark.timeout(1_200)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +175,7 @@ def test_what_never_arrived_is_never_taken_for_a_step_back() -> None:
     assert not missed(None).had_arrived([(1.0, 5), (11.0, None)])
 
 
+@pytest.mark.long
 def test_l3_no_false_red_under_churn(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

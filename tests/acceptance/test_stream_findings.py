@@ -236,7 +236,6 @@ def test_trap_15_rows_that_were_truncated_are_found_as_documents_left_over(
         assert {gap["kind"] for gap in gaps} <= {"extra", "undeleted"}
 
 
-@pytest.mark.long
 def test_a_table_that_is_rewritten_is_swept_and_nothing_is_invented(
     stack: EmbeddedStack, postgres_database: str, tmp_path: Path
 ) -> None:
