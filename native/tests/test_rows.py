@@ -62,6 +62,14 @@ def test_the_module_takes_what_is_usual_and_nothing_is_left_over(monkeypatch: py
     assert left == [[]] * 6
 
 
+def test_what_is_older_than_what_the_target_showed_answers_nothing() -> None:
+    teller, life = Teller(2), Life(test_hotpath.SPECS["masks"], event_by_event=False)
+    steps = [(Side.EXPECTED, 1, 0), (Side.OBSERVED, 10, 0), (Side.EXPECTED, 1, 1), (Side.OBSERVED, 1, 1)]
+    for offset, (side, step, value) in enumerate(steps):
+        life.matcher.apply(teller.record([(side, False, [(1, UPSERT, step, value, 3)])]), offset, START + offset)
+    assert (rows_of(life).open, rows_of(life).settled) == (1, 0)
+
+
 def test_each_way_leaves_the_same_rows_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one key a record, so that the place in line is the same as well."""
     found = []
