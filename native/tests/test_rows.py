@@ -37,16 +37,26 @@ def natively() -> Iterator[None]:
         yield
 
 
-def rows_of(life: Life) -> KeyRows:
-    return life.matcher._pipelines[PIPELINE].cell.rows
-
-
-def test_the_module_takes_what_is_usual_and_nothing_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First writes, answers, updates, and keys that the target shows first."""
+@pytest.fixture
+def left_over(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """What the module leaves to the general path, by record and side."""
     left: list[list[Any]] = []
     for name in ("_expect_compiled", "_observe_compiled"):
         take = getattr(hotpath, name)
         monkeypatch.setattr(hotpath, name, lambda *told, take=take: left.append(list(take(*told))) or iter(left[-1]))
+    return left
+
+
+def both(value: int) -> list[tuple[int, bool]]:
+    return [(value, True), (value, False)]
+
+
+def rows_of(life: Life) -> KeyRows:
+    return life.matcher._pipelines[PIPELINE].cell.rows
+
+
+def test_the_module_takes_what_is_usual_and_nothing_is_left_over(left_over: list[list[Any]]) -> None:
+    """First writes, answers, updates, and keys that the target shows first."""
     teller, life = Teller(2), Life(test_hotpath.SPECS["masks"], event_by_event=False)
     assert rows_of(life).compiled is not None
     first: list[Event] = [(key, UPSERT, 1, 0, 3) for key in range(8)]
@@ -59,7 +69,7 @@ def test_the_module_takes_what_is_usual_and_nothing_is_left_over(monkeypatch: py
             assert set(rows_of(life).place[:8].tolist()) == {UPDATED}
     assert set(rows_of(life).place[:9].tolist()) == {SETTLED}
     assert (rows_of(life).open, rows_of(life).settled) == (0, 9)
-    assert left == [[]] * 6
+    assert left_over == [[]] * 6
 
 
 def test_what_is_older_than_what_the_target_showed_answers_nothing() -> None:
@@ -68,6 +78,31 @@ def test_what_is_older_than_what_the_target_showed_answers_nothing() -> None:
     for offset, (side, step, value) in enumerate(steps):
         life.matcher.apply(teller.record([(side, False, [(1, UPSERT, step, value, 3)])]), offset, START + offset)
     assert (rows_of(life).open, rows_of(life).settled) == (1, 0)
+
+
+def test_a_field_that_neither_side_carries_is_counted_by_the_general_path(left_over: list[list[Any]]) -> None:
+    teller, life = Teller(2), Life(test_hotpath.SPECS["masks"], event_by_event=False)
+    for offset, side in enumerate([Side.EXPECTED, Side.OBSERVED]):
+        life.matcher.apply(teller.record([(side, False, [(1, UPSERT, 1, 0, 1)])]), offset, START + offset)
+    assert [len(one) for one in left_over] == [0, 1]
+    assert life.matcher._pipelines[PIPELINE].cell.counters.masked == 1
+
+
+def test_a_content_that_the_key_had_before_as_well_is_left_to_the_general_path(left_over: list[list[Any]]) -> None:
+    """What is expected no more goes to the front of what was expected before, and stands there once."""
+    teller, life = Teller(2), Life(test_hotpath.SPECS["masks"], event_by_event=False)
+    for offset, (value, expected) in enumerate([*both(0), *both(1), *both(0), (1, True)]):
+        side = Side.EXPECTED if expected else Side.OBSERVED
+        life.matcher.apply(teller.record([(side, False, [(1, UPSERT, 1, value, 3)])]), offset, START + offset)
+    assert [len(one) for one in left_over] == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_what_follows_a_read_of_an_unknown_key_in_its_record_goes_with_it(left_over: list[list[Any]]) -> None:
+    """In the order in which they came: the module would have opened the write before the read was looked at."""
+    teller, life = Teller(2), Life(test_hotpath.SPECS["masks"], event_by_event=False)
+    events: list[Event] = [(1, Operation.SNAPSHOT, 1, 0, 3), (1, UPSERT, 1, 1, 3), (2, UPSERT, 1, 0, 3)]
+    life.matcher.apply(teller.record([(Side.EXPECTED, False, events)]), 0, START)
+    assert [[key for key, _ in one] for one in left_over] == [[b"key1"] * 2]
 
 
 def test_each_way_leaves_the_same_rows_behind(monkeypatch: pytest.MonkeyPatch) -> None:
