@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import bson
-from bson import CodecOptions, ObjectId
+from bson import CodecOptions, MinKey, ObjectId
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
 from bson.json_util import CANONICAL_JSON_OPTIONS, dumps, loads
@@ -30,6 +30,7 @@ from gapwatch_connectors.mongodb.keys import SORTED, DocumentKeys
 
 RAW = OPTIONS.with_options(document_class=RawBSONDocument)
 MISFITS_MAX: Final = 8  # documents of one look-up that no key can be read of, and whose keys are looked for one by one
+SAMPLED_WHOLE_MAX: Final = 200_000  # documents of a collection that is read whole for a sample: some tenths of a second
 CURSOR = CANONICAL_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
@@ -341,9 +342,15 @@ class MongoReader:
         return page_of_documents(documents, self._keys.of)
 
     async def sample_keys(self, count: int) -> Sequence[Key]:
-        """Return keys of documents that the server takes at random; those that fit no key are passed over."""
+        """Return keys of documents that the server takes at random; those that fit no key are passed over.
+
+        Where ``$sample`` comes first, it goes down the collection's tree at random: of 40,000 documents that had just been
+        written, it took none at all out of some quarter in two cases of fifty. So a small collection is read whole.
+        """
         found = []
-        stages = [{"$sample": {"size": count}}, {"$project": self._key_projection}]
+        stages: list[Mapping[str, Any]] = [{"$sample": {"size": count}}, {"$project": self._key_projection}]
+        if await self.estimate() <= SAMPLED_WHOLE_MAX:
+            stages.insert(0, {"$match": {"_id": {"$gte": MinKey()}}})
         with self._mongo.wrapped():
             collection = self._mongo.collection(self._name).with_options(codec_options=OPTIONS)
             async for document in await collection.aggregate(stages, maxTimeMS=30_000):
