@@ -16,7 +16,7 @@ from gapwatch.core.mapping import CompiledMapping
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.model.stream import Side
 
-EXAMPLES = 500
+EXAMPLES = 200
 
 
 def read_by(spec: PipelineSpec, side: Side, records: Sequence[RawRecord], native: Any) -> list[Any]:

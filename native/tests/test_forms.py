@@ -154,7 +154,7 @@ DAMAGES = st.lists(st.tuples(st.sampled_from(HOWS), st.integers(0, 2_000)), min_
 OPS = st.sampled_from(["c", "r", "u", "d", "cu", "cccd", "cud", "cur"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(list(KeyType)),
     st.booleans(),
@@ -175,7 +175,7 @@ def test_damaged_rows_change_nothing_for_their_neighbours(
     assert_read_alike(spec_of(kind, full_before=full), side, made)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from([KeyType.INT, KeyType.TEXT, KeyType.OBJECTID]), st.booleans(), st.booleans(), OPS, DAMAGES, DAMAGES)
 def test_damaged_documents_change_nothing_for_their_neighbours(
     kind: KeyType, schemas: bool, inside: bool, ops: str, damages: Any, key_damages: Any

@@ -19,7 +19,7 @@ from gapwatch.core.envelopes.columns import Shape
 from gapwatch.core.feeds import FeedProgress
 from gapwatch.model.stream import Operation, Side
 
-EXAMPLES = 500
+EXAMPLES = 200
 DIGESTS = st.binary(min_size=16, max_size=16)
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=300)
 WIDE = st.one_of(st.integers(-(1 << 63), (1 << 63) - 1), st.integers(-40_000, 70_000))

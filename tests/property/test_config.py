@@ -163,7 +163,7 @@ def without_secrets(settings: Settings) -> Settings:
     return replace(settings, stores=stores, kafka_options=options, database=database)
 
 
-@examples(deadline=None, max_examples=60)
+@examples(deadline=None, max_examples=30)
 @given(files())
 def test_what_is_rendered_reads_back_as_the_same_settings(tree: dict[str, Any]) -> None:
     settings = parse(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), {})

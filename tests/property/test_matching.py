@@ -18,7 +18,7 @@ from tests.simulation.worker import Crash, Durable, Worker, keys_of, shown, susp
 from tests.simulation.world import PIPELINE, Shape, World, pipeline
 
 SEEDS = st.integers(0, 1 << 32)
-OFTEN = often(150)
+OFTEN = often(100)
 RAGGED = Shape(lost=0.15, falsified=0.1, coalesced=0.1, strange=0.05, touched=0.05, repeats=0.2, reemitted=0.2)
 
 
