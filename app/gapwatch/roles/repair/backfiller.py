@@ -87,7 +87,7 @@ class Backfiller:
         )
         ours, left = True, frozenset[Key]()
         try:
-            async with work.closing:
+            async with work.closing, hand:
                 stopped = await self._apply(work)
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
@@ -272,6 +272,7 @@ class Backfiller:
         intents = [self._books.row(work, item.item.key, ItemOutcome.PLANNED, "about to write", now=now) for item in batch]
         await asyncio.to_thread(self._on.ledger.audit, intents, by=work.run)
         await work.tenure.assure(work.tally)
+        work.hand.begin_taking()
         began = self._on.clock.monotonic()
         results = await stores.writer.write([item.item for item in batch])
         failed = sum(result.outcome not in ("written", "guard_failed") for result in results)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
-from typing import Final
+from typing import Final, Self
 
 from msgspec.structs import replace
 
@@ -26,7 +25,10 @@ GAPS_MAX: Final = 2 * AT_ONCE  # that are held with their evidence while their k
 
 
 class InHand:
-    """The gaps of one run's plan, a part at a time. ``gaps``: those that are held; they change with every call."""
+    """The gaps of one run's plan, a part at a time. ``gaps``: those that are held; they change with every call.
+
+    Nothing is taken any more after the block's end: what it left is set down then.
+    """
 
     def __init__(self, holding: Holding, ledger: Ledger, run: Run, keys: Iterable[Key]) -> None:
         self.gaps: dict[Key, Gap] = {}
@@ -35,27 +37,37 @@ class InHand:
         self._run = run
         self._left = deque(keys)
         self._set_aside: dict[Key, tuple[str, int]] = {}  # id and revision of gaps that were taken, and whose keys wait
+        self._part: Sequence[Key] = ()  # that is taken beside
+        self._taking: asyncio.Task[Mapping[Key, Gap]] | None = None
 
     def __len__(self) -> int:
         """How many keys of the plan were not put under judgement yet."""
-        return len(self._left)
+        return len(self._part) + len(self._left)
 
     @property
     def left(self) -> Sequence[Key]:
         """The keys that were not put under judgement yet."""
-        return self._left
+        return [*self._part, *self._left]
+
+    def begin_taking(self) -> None:
+        """Take the next ones beside what the caller does: a write, above all."""
+        if self._taking is None and self._left:
+            self._part = [self._left.popleft() for _ in range(min(AT_ONCE, len(self._left)))]
+            self._taking = asyncio.create_task(self._holding.take(self._run, self._part))
 
     async def take_more(self, judge: KeyJudge) -> None:
         """Put more keys under judgement if the judge could read more than it has."""
-        if not self._left or judge.is_busy:
+        if not self or judge.is_busy:
             return
         if len(self.gaps) > GAPS_MAX:
             self._set_waiting_aside(judge)
-        keys = list(islice(self._left, AT_ONCE))
-        self.gaps.update(await self._holding.take(self._run, keys))
+        self.begin_taking()
+        assert self._taking is not None, "there are some left"
+        taken, keys = await self._taking, self._part
+        self._taking, self._part = None, ()
+        self.gaps.update(taken)
         for key in keys:
-            self._left.popleft()
-            gap = self.gaps.get(key)
+            gap = taken.get(key)
             judge.add(key, proof=proof_of(gap) if gap is not None else None)
 
     def _set_waiting_aside(self, judge: KeyJudge) -> None:
@@ -81,3 +93,12 @@ class InHand:
         """Hold nothing more of keys whose fate is decided."""
         for key in keys:
             self.gaps.pop(key, None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._left.clear()
+        if self._taking is not None:  # what ended the block is told, not that this failed as well
+            await asyncio.gather(self._taking, return_exceptions=True)
+            self._taking = None
