@@ -79,7 +79,7 @@ class Database:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait for this process's other writers: SQLite admits one, and lets others sleep for up to 0.1 s before they ask again."""
+        """Wait for this process's other writers: SQLite admits one, and others sleep before they ask again."""
         if self._writer is None:
             yield
             return
