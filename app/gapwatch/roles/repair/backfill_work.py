@@ -29,6 +29,7 @@ from gapwatch.roles.repair.undo import UndoFile
 from gapwatch.roles.stores import PipelineStores
 
 BESIDE_BYTES = 30  # of a document's field, besides its name: the signs around it, and a time, a UUID or a Decimal128
+SHORT = frozenset({bool, float, datetime, type(None)})  # most of what is no text, without a look at what it is like
 TEXTS = (str, bytes)
 OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
 
@@ -133,6 +134,8 @@ def weight_of(document: Mapping[str, Any] | None) -> int:
     size = 0
     for name, value in (document or {}).items():
         size += len(name) + BESIDE_BYTES
+        if type(value) in SHORT:
+            continue
         if isinstance(value, TEXTS):
             size += len(value)
         elif isinstance(value, OF_ANY_LENGTH):
