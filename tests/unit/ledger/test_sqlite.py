@@ -200,7 +200,7 @@ def test_writers_of_one_process_take_turns_without_asking_the_file(ledger: SqlLe
     second = Thread(target=lambda: ledger._db.write(lambda _: None))
     first.start()
     assert inside.wait(10)
-    event.listen(ledger._db.engine, "begin", asked.append)
+    event.listen(ledger._db.engine, "begin", asked.append, insert=True)  # before the file is asked
     second.start()
     second.join(0.2)
     assert (second.is_alive(), asked) == (True, [])
