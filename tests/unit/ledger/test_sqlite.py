@@ -198,6 +198,7 @@ def test_writers_of_one_process_take_turns_without_asking_the_file(ledger: SqlLe
 
     first = Thread(target=lambda: ledger._db.write(slow))
     second = Thread(target=lambda: ledger._db.write(lambda _: None))
+    ledger._db.read(lambda _: ledger._db.read(lambda _: None))  # two connections are there: a new one waits for the file
     first.start()
     assert inside.wait(10)
     event.listen(ledger._db.engine, "begin", asked.append, insert=True)  # before the file is asked
