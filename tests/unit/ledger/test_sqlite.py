@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 from sqlalchemy import Connection, event, text
@@ -186,26 +185,3 @@ def test_the_summary_is_answered_from_its_index(ledger: SqlLedger) -> None:
         return " ".join(str(row) for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", ("orders",)).all())
 
     assert "COVERING INDEX ix_gaps_open_summary" in ledger._db.read(plan)
-
-
-def test_writers_of_one_process_take_turns_without_asking_the_file(ledger: SqlLedger) -> None:
-    """SQLite would have the second one sleep, longer and longer, while the first one writes."""
-    inside, leave, asked = Event(), Event(), list[Connection]()
-
-    def slow(_: Connection) -> None:
-        inside.set()
-        assert leave.wait(10)
-
-    first = Thread(target=lambda: ledger._db.write(slow))
-    second = Thread(target=lambda: ledger._db.write(lambda _: None))
-    ledger._db.read(lambda _: ledger._db.read(lambda _: None))  # two connections are there: a new one waits for the file
-    first.start()
-    assert inside.wait(10)
-    event.listen(ledger._db.engine, "begin", asked.append, insert=True)  # before the file is asked
-    second.start()
-    second.join(0.2)
-    assert (second.is_alive(), asked) == (True, [])
-    leave.set()
-    first.join(10)
-    second.join(10)
-    assert len(asked) == 1
