@@ -28,6 +28,7 @@ from gapwatch.model.gap import (
     RunState,
     SweepPart,
 )
+from gapwatch.model.gap import GapName as GapName
 from gapwatch.model.gap import GapSummary as GapSummary
 from gapwatch.model.pipeline import FieldSpec
 from gapwatch.model.stream import Side
@@ -337,6 +338,9 @@ class Ledger(Protocol):
     def gaps_by_id(self, ids: Collection[str]) -> Mapping[str, Gap]: ...
     def open_gaps_for(self, pipeline: str, keys: Collection[Key]) -> Mapping[Key, Gap]: ...
     def gaps(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> Page: ...
+    def gap_names(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> tuple[Sequence[GapName], str | None]:
+        """Return a page as :meth:`gaps` does, of nothing but names, and the next page's cursor."""
+
     def gap_summary(self, pipeline: str) -> GapSummary: ...
     def gap_summaries(self, pipelines: Sequence[str]) -> Mapping[str, GapSummary]: ...  # of each of them
     def accepted_gaps(self, pipelines: Sequence[str], since: datetime) -> Mapping[str, int]:

@@ -23,6 +23,7 @@ from gapwatch.model.gap import (
     Finding,
     Gap,
     GapBurst,
+    GapName,
     GapSummary,
     Kind,
     RepairPressure,
@@ -928,6 +929,43 @@ def test_a_change_of_state_of_many_gaps_stands_for_each_by_itself(ledger: SqlLed
     found = ledger.open_gaps_for("orders", [one.key for one in made])
     assert all(found[one.gap.key] == one.gap for number, one in enumerate(taken) if number != 3)
     assert (found[made[3].key].state, found[made[3].key].note) == (State.OPEN, "by hand")
+
+
+def test_names_of_gaps_come_in_the_pages_of_the_gaps(ledger: SqlLedger) -> None:
+    made = [gap(number, first_seen=at(number // 3), kind=Kind.STALE if number % 2 else Kind.MISSING) for number in range(1, 26)]
+    assert all(ledger.store_gaps([opening(one) for one in made]))
+    where, cursor, pages = GapFilter(pipeline="orders", states=("open",), kinds=("stale",)), None, 0
+    while True:
+        page = ledger.gaps(where, limit=5, cursor=cursor)
+        names, following = ledger.gap_names(where, limit=5, cursor=cursor)
+        assert list(names) == [GapName(one.id, one.key, one.key_fields, one.kind) for one in page.gaps]
+        assert following == page.next_cursor
+        cursor, pages = following, pages + 1
+        if cursor is None:
+            break
+    assert pages == 3
+    with pytest.raises(UsageError):
+        ledger.gap_names(where, limit=0)
+
+
+def test_the_life_of_gaps_that_change_together_is_each_ones_own(ledger: SqlLedger) -> None:
+    """Changes of one sort and changes of different sorts are told by different statements; nobody sees which."""
+    many = [gap(number, note=f"note {number}") for number in range(1, 6)]
+    ledger.store_gaps([opening(one) for one in many])
+    alike = [change(one, "acknowledged", actor="ada", state=State.ACKNOWLEDGED) for one in many]
+    assert ledger.store_gaps(alike) == [True] * 5
+    others = [change(one.gap, "resolved" if at_ % 2 else "updated", actor=f"a{at_}") for at_, one in enumerate(alike)]
+    assert ledger.store_gaps(others) == [True] * 5
+    twice = [change(others[0].gap, "updated", note="one"), change(change(others[0].gap, "updated").gap, "updated", note="two")]
+    assert ledger.store_gaps(twice) == [True, True]
+    for number, one in enumerate(many):
+        told = [(row["event"], row["actor"], row["revision"], row["note"]) for row in ledger.gap_history(one.id)]
+        assert told[:3] == [
+            ("opened", "gapwatch", 1, one.note),
+            ("acknowledged", "ada", 2, one.note),
+            ("resolved" if number % 2 else "updated", f"a{number}", 3, one.note),
+        ]
+    assert [row["note"] for row in ledger.gap_history(many[0].id)][3:] == ["one", "two"]
 
 
 # epochs, facts, leases

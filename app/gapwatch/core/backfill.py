@@ -103,9 +103,11 @@ class Tally:
     counts: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     outcomes: dict[bytes, tuple[ItemOutcome, str]] = field(default_factory=dict)  # by key, with the reason
+    _said: dict[tuple[ItemOutcome, str], tuple[ItemOutcome, str]] = field(default_factory=dict, repr=False)
 
     def add(self, outcome: ItemOutcome, reason: str = "", *, key: bytes) -> None:
-        self.outcomes[key] = (outcome, reason)
+        said = (outcome, reason)
+        self.outcomes[key] = self._said.setdefault(said, said)  # of a hundred thousand, most say the same
         self.counts[outcome.value] = self.counts.get(outcome.value, 0) + 1
         if reason and outcome in (ItemOutcome.FAILED, ItemOutcome.REFUSED, ItemOutcome.UNREAD):
             self.reasons[reason] = self.reasons.get(reason, 0) + 1

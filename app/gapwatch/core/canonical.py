@@ -132,6 +132,10 @@ def _payload(spec: FieldSpec, wire: str, *, event: bool, json_text: bool) -> Pay
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+DIGITS_OF_DECIMAL128: Final = (1 << 113) - 1  # of its 128 bits; 14 for the exponent and one for the sign are above
+DECIMAL128_MAX: Final = 10**34 - 1
+
+
 def read_number(value: Any) -> Decimal | str | None:
     """Return the exact number, "NaN", "Infinity" or "-Infinity"; None where it is no number. A float is its shortest text."""
     if isinstance(value, bool):
@@ -148,7 +152,19 @@ def read_number(value: Any) -> Decimal | str | None:
             return Decimal(value)
         return _SPECIAL.get(value.lower())
     convert = getattr(value, "to_decimal", None)  # bson.Decimal128
-    return read_number(convert()) if callable(convert) else None
+    if not callable(convert):
+        return None
+    return by_bits if (by_bits := _decimal_of(value.bid)) is not None else read_number(convert())
+
+
+def _decimal_of(bid: bytes) -> Decimal | None:
+    """Return a Decimal128 by its bits, as the driver makes it digit by digit; None where it is named, or not canonical."""
+    bits = int.from_bytes(bid, "little")
+    digits = bits & DIGITS_OF_DECIMAL128
+    if bits >> 125 & 3 == 3 or digits > DECIMAL128_MAX:
+        return None
+    sign = "-" if bits >> 127 else ""
+    return Decimal(f"{sign}{digits}E{(bits >> 113 & 0x3FFF) - 6_176}")
 
 
 def _named(value: Decimal) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 
 from gapwatch.core.gaps import tables_of
 from gapwatch.model.gap import AuditRow, FindingRecord, Gap, RepairRecord, Run
@@ -282,14 +283,84 @@ def encode(record: Mapping[str, Any]) -> bytes:
 
 def gap_event_bytes(gap: Gap, event: str, at: datetime) -> bytes:
     """Return :func:`gap_event` exactly as :func:`encode` does; msgspec, ten times as fast, spells all but floats alike."""
-    is_plain = _says_plainly(gap)
-    record = _gap_event(gap, event, at, is_plain=is_plain)
-    if is_plain:
+    if is_plain := _says_plainly(gap):
         try:
-            return msgspec.json.encode(record)
+            return _encoded(_plain_event(gap, event, at))
         except UnicodeEncodeError:  # a lone surrogate
             pass
-    return encode(record)
+    return encode(_gap_event(gap, event, at, is_plain=is_plain))
+
+
+class _GapData(Struct, frozen=True, gc=False):
+    """:func:`gap_record` of a gap that says all plainly, in its order: a third of what a dictionary costs."""
+
+    schema_version: int
+    id: str
+    pipeline: str
+    key: dict[str, Any]
+    key_text: str
+    target_id: str | None
+    tables: list[str]
+    kind: str
+    cause: str
+    state: str
+    detector: str
+    event_time: str | None
+    first_seen: str | None
+    confirmed_at: str | None
+    resolved_at: str | None
+    resolution: str | None
+    fields: tuple[str, ...]
+    occurrences: int
+    evidence: tuple[dict[str, Any], ...]
+    note: str | None
+    held_since: str | None
+    revision: int
+
+
+class _GapEvent(Struct, frozen=True, gc=False):
+    specversion: str
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str | None
+    datacontenttype: str
+    data: _GapData
+
+
+_TYPES = {event: f"gapwatch.gap.{event}.v1" for event in EVENTS}
+_encoded = msgspec.json.Encoder().encode
+
+
+def _plain_event(gap: Gap, event: str, at: datetime) -> _GapEvent:
+    fields, resolved_at, resolution = gap.key_fields, gap.resolved_at, gap.resolution
+    data = _GapData(
+        SCHEMA_VERSION,
+        gap.id,
+        gap.pipeline,
+        fields,
+        key_text(fields),
+        gap.target_id or None,
+        tables_of(gap),
+        _name(gap.kind),
+        _name(gap.cause),
+        _name(gap.state),
+        _name(gap.detector),
+        rfc3339(gap.event_time),
+        rfc3339(gap.first_seen),
+        rfc3339(gap.confirmed_at),
+        rfc3339(resolved_at) if resolved_at is not None else None,
+        _name(resolution) if resolution else None,
+        gap.fields,
+        gap.occurrences,
+        gap.evidence,
+        gap.note or None,
+        rfc3339(gap.held_since),
+        gap.revision,
+    )
+    name = f"{gap.id}/{gap.revision}"
+    return _GapEvent("1.0", name, _source(gap.pipeline), _TYPES[event], gap.id, rfc3339(at), "application/json", data)
 
 
 def _feed_record(feed: FeedView) -> dict[str, Any]:

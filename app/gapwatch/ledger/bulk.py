@@ -6,13 +6,13 @@ here, in the order of their table's columns, made by hand into what ``types`` ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Table, bindparam, select, type_coerce, update
+from sqlalchemy import BigInteger, Connection, Table, Text, bindparam, insert, select, type_coerce, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.types import NullType
@@ -20,7 +20,7 @@ from sqlalchemy.types import NullType
 from gapwatch.ledger.database import Database
 from gapwatch.ledger.tables import RESOLVED, audit, gap_life, gaps, outbox
 from gapwatch.ledger.types import Place, from_us, key_hash, place_of, to_us, words
-from gapwatch.model.gap import AuditRow, Cause, Detector, Gap, Kind, Resolution, State
+from gapwatch.model.gap import AuditRow, Cause, Detector, Gap, GapName, Kind, Resolution, State
 from gapwatch.ports import GapChange
 
 Row = tuple[Any, ...]
@@ -37,9 +37,14 @@ _LIFE: Final = tuple(column.name for column in gap_life.c if column.name != "id"
 _TOLD: Final = tuple(column.name for column in outbox.c if column.name != "id")
 _AUDIT: Final = tuple(column.name for column in audit.c if column.name != "number")
 _STATE: Final = ("state", "resolved_at", "resolution", "note", "revision")  # what a change of state alone may touch
+_OPEN: Final = ("state", "note", "revision")  # … and of one that is not resolved then: an index less
+_TOLD_AS_IT_IS: Final = ("revision", "kind", "cause", "state", "resolution", "note")  # of a gap, in its life
 
 # The columns of a gap as the driver reads them, for gap_of_columns: SQLAlchemy's own conversion costs more than the query.
 AS_READ: Final = tuple(type_coerce(column, NullType()).label(column.name) for column in gaps.c)
+NAMED_AS_READ: Final = tuple(  # name_of_columns; the page's cursor needs the last one
+    type_coerce(gaps.c[name], NullType()).label(name) for name in ("id", "key", "key_fields", "kind", "first_seen")
+)
 AUDIT_AS_READ: Final = tuple(type_coerce(audit.c[name], NullType()).label(name) for name in _AUDIT)  # audited_of_columns
 
 # By name: an enum takes a microsecond for each look at it, and a row has four of them.
@@ -48,6 +53,7 @@ _CAUSES = {one.value: one for one in Cause}
 _STATES = {one.value: one for one in State}
 _DETECTORS = {one.value: one for one in Detector}
 _RESOLUTIONS = {one.value: one for one in Resolution}
+_name = str.__str__  # of a StrEnum: its value
 
 
 class Insert(NamedTuple):
@@ -72,7 +78,8 @@ class Bulk:
         self._audit = self._insert(audit, _AUDIT, once=True)
         self._change = self._update(_GAP[1:])
         many: list[Any] = [bindparam(f"wanted_{number}") for number in range(FOUND_AT_ONCE)]
-        self._change_state = self._update(_STATE, many)
+        self._change_state = {is_resolved: self._update(_STATE if is_resolved else _OPEN, many) for is_resolved in (True, False)}
+        self._live = self._lives(many)
         wanted, open_ones = [one.key for one in many], gaps.c.state != RESOLVED
         self._by_id = self._compiled(select(gaps).where(gaps.c.id.in_(many)), wanted)
         mine = gaps.c.pipeline == bindparam("mine")
@@ -102,18 +109,24 @@ class Bulk:
         """Do as :meth:`change` where nothing else may have changed: most indexes, and the evidence, are left alone."""
         alike: dict[Row, list[str]] = {}
         for one in changes:
-            alike.setdefault((*_state(one.gap), one.against), []).append(one.gap.id)
+            is_resolved = one.gap.state is State.RESOLVED
+            alike.setdefault((is_resolved, *_state(one.gap, is_resolved), one.against), []).append(one.gap.id)
         number = 0
-        for (*values, against), ids in alike.items():
-            for start in range(0, len(ids), FOUND_AT_ONCE):
-                some = _padded(ids[start : start + FOUND_AT_ONCE])
-                number += connection.exec_driver_sql(self._change_state, (*values, *some, against)).rowcount
+        for (is_resolved, *values, against), ids in alike.items():
+            for some in _parts(ids):
+                number += connection.exec_driver_sql(self._change_state[is_resolved], (*values, *some, against)).rowcount
         return number
 
     def tell(self, connection: Connection, changes: Sequence[GapChange], payloads: Sequence[bytes], at: datetime) -> None:
-        """Insert the life rows and the outbox rows of changes that stand."""
+        """Insert the life rows and the outbox rows of changes that stand, and that the gaps' rows show."""
         now = to_us(at)
-        _insert(connection, self._life, [_life(change, now) for change in changes])
+        alike, ids = {(change.event, change.actor) for change in changes}, {change.gap.id: None for change in changes}
+        if len(alike) == 1 and len(ids) == len(changes):
+            [(event, actor)] = alike
+            for some in _parts(list(ids)):
+                connection.exec_driver_sql(self._live, (now, event, words(actor), *some))
+        else:  # of a gap that was changed twice at once, its row shows the second change alone
+            _insert(connection, self._life, [_life(change, now) for change in changes])
         _insert(connection, self._outbox, [(one.gap.id, payload) for one, payload in zip(changes, payloads, strict=True)])
 
     def audit(self, connection: Connection, rows: Sequence[AuditRow]) -> int:
@@ -137,6 +150,18 @@ class Bulk:
         last = (*[one.key for one in ids], _GUARD[1]) if ids else _GUARD
         return self._compiled(statement.values({name: bindparam(name) for name in names}), (*names, *last))
 
+    def _lives(self, ids: Sequence[Any]) -> str:
+        """Return an insert of the life rows that say what these gaps are by now."""
+        said: list[Any] = [
+            bindparam("at", type_=BigInteger()),
+            bindparam("event", type_=Text()),
+            bindparam("actor", type_=Text()),
+        ]
+        shown = [gaps.c[name] for name in _TOLD_AS_IT_IS]
+        chosen = select(gaps.c.id, *said, *shown).where(gaps.c.id.in_(ids))
+        names = ("gap_id", "at", "event", "actor", *_TOLD_AS_IT_IS)
+        return self._compiled(insert(gap_life).from_select(names, chosen), ("at", "event", "actor", *[one.key for one in ids]))
+
     def _compiled(self, statement: Any, names: Sequence[str]) -> str:
         positional: Any = sqlite.dialect(paramstyle="qmark") if self._database.is_sqlite else _Psycopg(paramstyle="format")
         compiled = statement.compile(dialect=positional)
@@ -156,6 +181,11 @@ def _insert(connection: Connection, statement: Insert, rows: list[Row]) -> int:
             values = tuple(chain.from_iterable(rows[start : start + ROWS_AT_STEP]))
             number += connection.exec_driver_sql(statement.many, values).rowcount
     return number + _run(connection, statement.one, rows[rest:])
+
+
+def _parts(ids: Sequence[str]) -> Iterator[Row]:
+    for start in range(0, len(ids), FOUND_AT_ONCE):
+        yield _padded(ids[start : start + FOUND_AT_ONCE])
 
 
 def _padded(wanted: Sequence[Any]) -> Row:
@@ -189,6 +219,10 @@ def gap_of_columns(row: Sequence[Any]) -> Gap:
         revision=row[20],
         held_since=_instant(row[21]),
     )
+
+
+def name_of_columns(row: Sequence[Any]) -> GapName:
+    return GapName(row[0], bytes(row[1]), _read(row[2]), _KINDS[row[3]])
 
 
 def audited_of_columns(row: Sequence[Any]) -> AuditRow:
@@ -226,15 +260,15 @@ def _gap(gap: Gap) -> Row:
         key_hash(gap.key),
         _json(gap.key_fields).decode(),
         words(gap.target_id),
-        gap.kind.value,
-        gap.cause.value,
-        gap.state.value,
-        gap.detector.value,
+        _name(gap.kind),
+        _name(gap.cause),
+        _name(gap.state),
+        _name(gap.detector),
         _time(gap.event_time),
         to_us(gap.first_seen),
         to_us(gap.confirmed_at),
         _time(gap.resolved_at),
-        gap.resolution.value if gap.resolution else None,
+        _name(gap.resolution) if gap.resolution is not None else None,
         _json(gap.fields).decode(),
         gap.occurrences,
         _json(gap.evidence).decode(),
@@ -245,9 +279,11 @@ def _gap(gap: Gap) -> Row:
     )
 
 
-def _state(gap: Gap) -> Row:
-    resolution = gap.resolution.value if gap.resolution else None
-    return gap.state.value, _time(gap.resolved_at), resolution, words(gap.note), gap.revision
+def _state(gap: Gap, is_resolved: bool) -> Row:
+    state, note = _name(gap.state), words(gap.note)
+    if not is_resolved:
+        return state, note, gap.revision
+    return state, _time(gap.resolved_at), _name(gap.resolution) if gap.resolution is not None else None, note, gap.revision
 
 
 def _life(change: GapChange, at: int) -> Row:
@@ -258,10 +294,10 @@ def _life(change: GapChange, at: int) -> Row:
         change.event,
         words(change.actor),
         gap.revision,
-        gap.kind.value,
-        gap.cause.value,
-        gap.state.value,
-        gap.resolution.value if gap.resolution else None,
+        _name(gap.kind),
+        _name(gap.cause),
+        _name(gap.state),
+        _name(gap.resolution) if gap.resolution is not None else None,
         words(gap.note),
     )
 

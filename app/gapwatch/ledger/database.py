@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import BigInteger, Connection, Engine, Table, create_engine, event, literal_column, select
@@ -46,6 +47,7 @@ class Database:
         self.file = _file(url) if self.is_sqlite else None
         self.engine = _sqlite(url, self.file) if self.is_sqlite else _postgres(url)
         self.writes = 0
+        self._writer = Lock() if self.is_sqlite else None
         self._numbers = count(1)
 
     def read(self, work: Callable[[Connection], T]) -> T:
@@ -67,13 +69,26 @@ class Database:
     def _write(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(RETRIES_MAX):
             try:
-                with translated(), self.engine.begin() as connection:
+                with translated(), self._turn(), self.engine.begin() as connection:
                     return work(connection)
             except _AgainError as again:
                 if attempt == RETRIES_MAX - 1:
                     raise StoreUnreachable(again.message, store="ledger") from again
                 time.sleep(RETRY_PAUSE_SECONDS * (attempt + 1))
         raise AssertionError("unreachable")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for this process's other writers: SQLite admits one, and others sleep before they ask again."""
+        if self._writer is None:
+            yield
+            return
+        ours = self._writer.acquire(timeout=BUSY_SECONDS)  # else SQLite says what there is to say
+        try:
+            yield
+        finally:
+            if ours:
+                self._writer.release()
 
     def now(self) -> ColumnElement[int]:
         """Return SQL for the database's clock in microseconds since the epoch: the one clock that all workers share."""

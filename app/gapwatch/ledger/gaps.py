@@ -28,13 +28,13 @@ from sqlalchemy.exc import IntegrityError
 
 from gapwatch.core.reports import gap_event_bytes, rfc3339
 from gapwatch.errors import UsageError
-from gapwatch.ledger.bulk import AS_READ, FOUND_AT_ONCE, ROWS_AT_ONCE_MAX, gap_of_columns
+from gapwatch.ledger.bulk import AS_READ, FOUND_AT_ONCE, NAMED_AS_READ, ROWS_AT_ONCE_MAX, gap_of_columns, name_of_columns
 from gapwatch.ledger.database import ROWS_PER_TRANSACTION_MAX
 from gapwatch.ledger.part import PIPELINES_AT_ONCE, LedgerPart, chunks
 from gapwatch.ledger.summaries import accepted, summaries, summary_of
 from gapwatch.ledger.tables import RESOLVED, gap_life, gap_totals, gaps, outbox
-from gapwatch.ledger.types import Place, UtcTime, from_us, key_hash, place_of, to_us
-from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapSummary, Kind, Resolution, State
+from gapwatch.ledger.types import Place, UtcTime, from_us, key_hash, place_of
+from gapwatch.model.gap import Cause, Detector, Gap, GapBurst, GapName, GapSummary, Kind, Resolution, State
 from gapwatch.ports import GapChange, GapFilter, Key, OutboxRow, Page
 
 ROWS_PER_CHANGE: Final = 3  # and a few for all of them: the totals'
@@ -200,10 +200,21 @@ class GapQueries(LedgerPart):
 
         ``where.since`` compares with ``confirmed_at``. Raises UsageError for a cursor that was not ours or a limit below 1.
         """
+        rows, next_cursor = self._page(AS_READ, where, limit, cursor)
+        return Page(gaps=[gap_of_columns(row) for row in rows], next_cursor=next_cursor)
+
+    def gap_names(self, where: GapFilter, *, limit: int = 100, cursor: str | None = None) -> tuple[Sequence[GapName], str | None]:
+        """Return a page as :meth:`gaps` does, without what only a reader of the gaps needs, and the next one's cursor."""
+        rows, next_cursor = self._page(NAMED_AS_READ, where, limit, cursor)
+        return [name_of_columns(row) for row in rows], next_cursor
+
+    def _page(
+        self, columns: Sequence[Any], where: GapFilter, limit: int, cursor: str | None
+    ) -> tuple[Sequence[Row[Any]], str | None]:
         if limit < 1:
             raise UsageError("A page holds at least one gap.", remedy=f"Give a limit between 1 and {PAGE_MAX}.")
         size = min(limit, PAGE_MAX)
-        selected: Any = select(*AS_READ)  # typed by as many columns as it has
+        selected: Any = select(*columns)  # typed by as many columns as it has
         query = _filtered(selected, where)
         if cursor is not None:
             first_seen, gap_id = _read_cursor(cursor)
@@ -211,9 +222,9 @@ class GapQueries(LedgerPart):
         # A key has few gaps: its index has to be used, and not the one that has the order.
         first_seen_of: Any = gaps.c.first_seen if where.key is None else gaps.c.first_seen.op("+")(literal_column("0"))
         query = query.order_by(first_seen_of.desc(), gaps.c.id.desc()).limit(size + 1)
-        rows = [gap_of_columns(row) for row in self._db.read(lambda connection: connection.execute(query).all())]
+        rows = self._db.read(lambda connection: connection.execute(query).all())
         more = len(rows) > size
-        return Page(gaps=rows[:size], next_cursor=_cursor(rows[size - 1]) if more else None)
+        return rows[:size], _cursor(rows[size - 1]) if more else None
 
     def count_gaps(self, where: GapFilter) -> int:
         """Return how many gaps the filter lets through: all of them, whatever a page's limit."""
@@ -390,8 +401,8 @@ def _filtered(query: Select[Any], where: GapFilter) -> Select[Any]:
     return query
 
 
-def _cursor(gap: Gap) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode([to_us(gap.first_seen), gap.id])).rstrip(b"=").decode()
+def _cursor(row: Row[Any]) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode([row.first_seen, row.id])).rstrip(b"=").decode()
 
 
 def _read_cursor(cursor: str) -> tuple[datetime, str]:

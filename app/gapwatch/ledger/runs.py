@@ -18,6 +18,7 @@ from gapwatch.ports import Key
 
 ACTIVE: Final = (RunState.QUEUED, RunState.RUNNING)
 MICROSECONDS: Final = 1_000_000
+KEYS_READ_AT_ONCE: Final = 5_000
 
 
 class RunQueries(LedgerPart):
@@ -211,7 +212,13 @@ class RunQueries(LedgerPart):
         if outcome is not None:
             query = query.where(audit.c.outcome == outcome)
         query = query.order_by(audit.c.number.desc())
-        return [(bytes(row[0]), row[1], row[2]) for row in self._db.read(lambda connection: connection.execute(query).all())]
+        reasons: dict[str, str] = {}  # that most rows share
+
+        def read(connection: Connection) -> list[tuple[Key, str | None, str]]:
+            found = connection.execute(query.execution_options(yield_per=KEYS_READ_AT_ONCE))
+            return [(bytes(key), gap_id, reasons.setdefault(reason, reason)) for key, gap_id, reason in found]
+
+        return self._db.read(read)
 
 
 @lru_cache(maxsize=STATEMENTS_KEPT)

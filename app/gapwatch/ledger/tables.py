@@ -22,13 +22,14 @@ from sqlalchemy import (
 
 from gapwatch.ledger.types import Json, KeyBytes, Place, UtcTime, Words, serial
 
-HEAD: Final = "0006"  # the newest migration; a test compares it with the folder
+HEAD: Final = "0007"  # the newest migration; a test compares it with the folder
 
 metadata = MetaData()
 
 # Partial indexes are used only where the query repeats their condition literally: bind parameters hide it from SQLite.
 RESOLVED: Final = literal_column("'resolved'", String())
 IS_OPEN_SQL: Final = "state <> 'resolved'"
+IS_RESOLVED_SQL: Final = "state = 'resolved'"
 IS_ACTIVE_SQL: Final = "state IN ('queued', 'running')"
 IS_UNCLEARED_SQL: Final = "cleared_at IS NULL"
 
@@ -92,7 +93,7 @@ gaps = Table(
     Index("ix_gaps_page", "first_seen", "id"),
     Index("ix_gaps_pipeline_page", "pipeline", "first_seen", "id"),
     Index("ix_gaps_key", "pipeline", Place()),
-    Index("ix_gaps_resolved", "resolved_at"),
+    Index("ix_gaps_resolved", "resolved_at", sqlite_where=text(IS_RESOLVED_SQL), postgresql_where=text(IS_RESOLVED_SQL)),
 )
 
 gap_life = Table(

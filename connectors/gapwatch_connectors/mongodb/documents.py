@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import MAXYEAR, UTC, date, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
@@ -28,6 +28,12 @@ DIGITS_MAX: Final = 34  # of a Decimal128
 TIMES: Final = frozenset({FieldType.TIMESTAMP, FieldType.DATE})
 
 _READ: Final = frozenset({*TIMES, FieldType.OBJECTID})
+# By name, and compared by identity: a look at an enum's member, or for it in a set, takes as long as the rest of a value.
+_INT, _DECIMAL = FieldType.INT, FieldType.DECIMAL
+_TIMESTAMP, _DATE, _OBJECTID = FieldType.TIMESTAMP, FieldType.DATE, FieldType.OBJECTID
+_EXPONENT_BIAS: Final = 6_176  # https://github.com/mongodb/specifications/blob/master/source/bson-decimal128/decimal128.md
+_EXPONENT_AT: Final = 113  # the bit from which on it stands; the digits, up to 34 of them, are below
+_SIGN_AT: Final = 127
 _AS_IT_IS: Final = (bool, bytes)  # tuples of types, since a union would be made anew for every value
 _UNLESS_READ: Final = (str, float)
 _NO_TEXT: Final = (int, float, Decimal, date, type(None))
@@ -59,8 +65,10 @@ def build(
         _copy_key(document, keys, row, copied_key)
     else:
         _put_key(document, keys, key)
+    there, paths, is_id = row.fields, keys.paths, keys.is_id
     for spec in fields:
-        value = _getter(spec.source)(row.fields)
+        source, target = spec.source, spec.target
+        value = there.get(source, MISSING) if "." not in source else _getter(source)(there)
         if value is MISSING and from_document:
             continue  # it was read whole: what it lacks, the target's document lacks too
         if value is MISSING:
@@ -69,9 +77,9 @@ def build(
             raise RecordError("field_masked", f"Column {spec.source} holds Debezium's placeholder: it is not written.")
         if value is None and spec.absent_is_null:
             continue
-        inside_id = keys.is_id and (spec.target == "_id" or spec.target.startswith("_id."))
-        if not inside_id and spec.target not in keys.paths:
-            _put(document, spec.target, value if from_document else _bson(spec, value))
+        inside_id = is_id and (target == "_id" or target.startswith("_id."))
+        if not inside_id and target not in paths:
+            _put(document, target, value if from_document else _bson(spec, value))
     return document
 
 
@@ -92,6 +100,8 @@ def _copy_key(document: Document, keys: DocumentKeys, row: StoredRecord, paths: 
 
 
 def _is_masked(value: Any, placeholder: str) -> bool:
+    if type(value) is str:
+        return bool(value == placeholder)
     if isinstance(value, _NO_TEXT):
         return False
     if isinstance(value, str):
@@ -102,10 +112,7 @@ def _is_masked(value: Any, placeholder: str) -> bool:
 
 
 def _put(document: Document, path: str, value: Any) -> None:
-    if "." not in path:
-        parents, last = [], path
-    else:
-        *parents, last = path.split(".")
+    *parents, last = path.split(".") if "." in path else (path,)
     for parent in parents:
         document = document.setdefault(parent, {})
         if not isinstance(document, dict):
@@ -117,6 +124,29 @@ def _put(document: Document, path: str, value: Any) -> None:
 
 def _bson(spec: FieldSpec, value: Any) -> Any:
     """Return a driver value in the declared type; raises RecordError where BSON has no such value."""
+    kind, declared = type(value), spec.type
+    if kind is str or kind is float:
+        if declared is not _TIMESTAMP and declared is not _DATE and declared is not _OBJECTID:
+            return value
+    elif kind is bool:
+        return value
+    elif kind is int:
+        if declared is _INT and -INT32_MAX <= value <= INT32_MAX:
+            return value
+    elif kind is Decimal:
+        if declared is _DECIMAL:
+            return _decimal(spec.target, value)
+    elif kind is datetime and declared is _TIMESTAMP and _is_plain(value):
+        return value.astimezone(UTC)
+    return _general(spec, value)
+
+
+def _is_plain(moment: datetime) -> bool:
+    """Whether a time is whole milliseconds, of a known zone, and in Python's years in any other zone as well."""
+    return moment.tzinfo is not None and moment.microsecond % MILLIS == 0 and 1 < moment.year < MAXYEAR
+
+
+def _general(spec: FieldSpec, value: Any) -> Any:
     if value is None or isinstance(value, _AS_IT_IS):
         return value
     if isinstance(value, _UNLESS_READ) and spec.type not in _READ:
@@ -157,6 +187,11 @@ def _decimal(path: str, value: Decimal) -> Decimal128:
     plain = str(value)
     if len(plain) > DIGITS_MAX and value.is_finite() and len(value.as_tuple().digits) > DIGITS_MAX:
         plain = decimal_text(value)  # without trailing zeros, which need no digits
+    whole, _, broken = plain.partition(".")
+    digits = whole.removeprefix("-") + broken
+    if len(digits) <= DIGITS_MAX and digits.isdigit():  # no exponent: as the driver makes it, without its context of decimals
+        bits = int(digits) | (_EXPONENT_BIAS - len(broken)) << _EXPONENT_AT | whole.startswith("-") << _SIGN_AT
+        return Decimal128.from_bid(bits.to_bytes(16, "little"))
     try:
         return Decimal128(plain)
     except (ArithmeticError, ValueError) as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import MAXYEAR, UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
@@ -22,7 +22,13 @@ from gapwatch_connectors.opensearch.reader import VERSION
 
 Document = dict[str, Any]
 _DIGITS: Final = {"s": 0, "ms": 3, "us": 6}
+_TIMESPECS: Final = {"s": (1_000_000, "seconds"), "ms": (1_000, "milliseconds"), "us": (1, "microseconds")}
+_NO_TEXT: Final = frozenset({bool, int, float, Decimal, datetime, date, type(None)})
+# By name, and compared by identity: a look at an enum's member, or for it in a set, takes as long as the rest of a value.
+_INT, _FLOAT, _DECIMAL = FieldType.INT, FieldType.FLOAT, FieldType.DECIMAL
+_TIMESTAMP, _DATE = FieldType.TIMESTAMP, FieldType.DATE
 _ANYTHING: Final = FieldSpec(target="", source="", precision="ms")
+_PLAIN_MAX: Final = 30  # digits of a number that is surely written without an exponent
 _YEARS: Final = range(10_000)  # what the server's date formats take
 
 
@@ -33,13 +39,15 @@ def build(pipeline: PipelineSpec, ids: DocumentIds, key: Key, row: StoredRecord,
         raise RecordError("unrepresentable", "No _id can hold this key.")
     document: Document = {ID: identifier}
     from_document = pipeline.source.feed.kind is FeedKind.CHANGE_STREAM
+    there, placeholder = row.fields, pipeline.source.feed.placeholder
     for spec in fields:
-        value = getter(spec.source)(row.fields)
+        source = spec.source
+        value = there.get(source, MISSING) if "." not in source else getter(source)(there)
         if value is MISSING:
             if from_document:
                 continue  # it was read whole: what it lacks, the target's document lacks too
             raise RecordError("field_missing", f"The source row has no column {spec.source}: nothing is written in its place.")
-        if _is_masked(value, pipeline.source.feed.placeholder):
+        if _is_masked(value, placeholder):
             raise RecordError("field_masked", f"Column {spec.source} holds Debezium's placeholder: it is not written.")
         if value is None and spec.absent_is_null:
             continue
@@ -69,13 +77,15 @@ def _version(pipeline: PipelineSpec, row: StoredRecord) -> int:
 
 
 def _is_masked(value: Any, placeholder: str) -> bool:
+    if type(value) in _NO_TEXT:
+        return False
     if isinstance(value, list | tuple):
         return any(_is_masked(item, placeholder) for item in value)
     return bool(value == placeholder or value == placeholder.encode())
 
 
 def _put(document: Document, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
+    *parents, last = path.split(".") if "." in path else (path,)
     for parent in parents:
         document = document.setdefault(parent, {})
         if not isinstance(document, dict):
@@ -87,6 +97,60 @@ def _put(document: Document, path: str, value: Any) -> None:
 
 def _json(spec: FieldSpec, value: Any) -> Any:
     """Return a driver value as JSON has it: what is read back of it is equal to it."""
+    reader = _QUICK.get(type(value))
+    quick = MISSING if reader is None else reader(spec, value)
+    return _general(spec, value) if quick is MISSING else quick
+
+
+def _text(spec: FieldSpec, value: str) -> Any:
+    return value if spec.type is not _TIMESTAMP and spec.type is not _DATE else MISSING
+
+
+def _whole(spec: FieldSpec, value: int) -> Any:
+    return value if spec.type is _INT else MISSING
+
+
+def _fraction(spec: FieldSpec, value: float) -> Any:
+    return _short(repr(value)) if value and spec.type is _FLOAT else MISSING
+
+
+def _decimal(spec: FieldSpec, value: Decimal) -> Any:
+    """Read a number that has no more places than the field."""
+    if not value or spec.type is not _DECIMAL:
+        return MISSING
+    exponent = value.as_tuple().exponent
+    fits = isinstance(exponent, int) and (spec.scale is None or exponent >= -spec.scale)
+    return _short(str(value)) if fits else MISSING
+
+
+def _short(text: str) -> Any:
+    """Return a number without zeros at its end, where its text is plain digits."""
+    whole, _, broken = text.partition(".")
+    if len(text) > _PLAIN_MAX or not (whole.removeprefix("-") + broken).isdigit():
+        return MISSING
+    return Decimal(text.rstrip("0").rstrip(".")) if broken else Decimal(whole)
+
+
+def _time(spec: FieldSpec, value: datetime) -> Any:
+    """Read a moment of a known zone that needs no rounding, in Python's years in any other zone as well."""
+    step, timespec = _TIMESPECS[spec.precision]
+    if spec.type is not _TIMESTAMP or value.tzinfo is None or value.microsecond % step or not 1 < value.year < MAXYEAR:
+        return MISSING
+    return value.astimezone(UTC).isoformat(timespec=timespec)[:-6] + "Z"
+
+
+_QUICK: Final[Mapping[type, Callable[[FieldSpec, Any], Any]]] = {
+    str: _text,
+    int: _whole,
+    float: _fraction,
+    Decimal: _decimal,
+    datetime: _time,
+    bool: lambda _, value: value,
+}
+
+
+def _general(spec: FieldSpec, value: Any) -> Any:
+    """Do as :func:`_json` with any value."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, list | tuple) and not isinstance(value, Instant):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +11,8 @@ import bson
 import msgspec
 import pytest
 from bson import Code, DatetimeMS, Decimal128
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.values import JsonText
@@ -54,6 +56,36 @@ def test_a_date_that_python_does_not_have_is_written_by_its_milliseconds(kind: F
     document: dict[str, Any] = bson.decode(bson.encode({"_id": 1, "v": written}), OPTIONS)
     back = mapping.canonical_target(document)
     assert mapping.differing(mapping.canonical_source({"id": 1, "v": value}), back) == (), "read back, it is what the row says"
+
+
+@given(value=st.decimals(allow_nan=True, allow_infinity=True) | st.decimals(min_value=-1000, max_value=1000, places=2))
+def test_a_decimal_is_written_just_as_the_driver_makes_it(value: Decimal) -> None:
+    try:
+        expected = Decimal128(str(value)).bid
+    except (ArithmeticError, ValueError):
+        expected = None
+    if expected is None or len(value.as_tuple().digits) > 34:
+        return  # refused, or written without zeros at its end
+    assert built(FieldType.DECIMAL, value).bid == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-0", "-0.00", "9" * 34, "-0." + "9" * 34, "0.000001", "1E-7", "1E+3", "123.4500", "Infinity"]
+)
+def test_a_decimal_of_an_odd_form_is_written_just_as_the_driver_makes_it(text: str) -> None:
+    assert built(FieldType.DECIMAL, Decimal(text)).bid == Decimal128(text).bid
+
+
+@given(value=st.datetimes(timezones=st.timezones()), declared=st.sampled_from([FieldType.TIMESTAMP, FieldType.DATE]))
+def test_a_moment_is_written_to_the_millisecond_in_utc(value: datetime, declared: FieldType) -> None:
+    """Whatever zone it is told in, and near the ends of what Python knows."""
+    written = built(declared, value)
+    moment = (value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    if isinstance(written, DatetimeMS):
+        assert int(written) == moment
+    else:
+        assert (written - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) == moment
+        assert written.utcoffset() == timedelta(0)
 
 
 def test_a_date_that_python_has_is_written_as_one() -> None:

@@ -22,7 +22,7 @@ from gapwatch.errors import KeyMisfit, RecordError
 from gapwatch.model.pipeline import FieldSpec, FieldType, KeyColumn, KeyType, Rounding
 from gapwatch.ports import StoredRecord
 from gapwatch_connectors.opensearch.connection import encode
-from gapwatch_connectors.opensearch.documents import build, routing_of
+from gapwatch_connectors.opensearch.documents import _general, _json, build, routing_of
 from gapwatch_connectors.opensearch.keys import DocumentIds
 from tests.unit.core.samples import field, pipeline
 
@@ -33,6 +33,38 @@ def test_the_driver_is_imported_where_it_is_used_and_nowhere_else() -> None:
     code = "import sys, gapwatch.wiring.service, gapwatch_connectors.opensearch.acks; print('opensearchpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+VALUES = st.one_of(
+    st.text(max_size=5),
+    st.integers() | st.booleans(),
+    st.floats(),
+    st.decimals() | st.decimals(min_value=-(10**6), max_value=10**6, places=3),
+    st.datetimes(timezones=st.none() | st.timezones()),
+    st.datetimes(timezones=st.timezones()).map(lambda moment: moment.replace(microsecond=moment.microsecond // 1_000 * 1_000)),
+)
+
+
+def said(make: Any, spec: FieldSpec, value: Any) -> tuple[str, str]:
+    try:
+        made = make(spec, value)
+    except RecordError as error:
+        return "refused", str(error)
+    return type(made).__name__, repr(made)
+
+
+@given(
+    value=VALUES,
+    kind=st.sampled_from(FieldType),
+    precision=st.sampled_from(["s", "ms", "us"]),
+    scale=st.none() | st.integers(-2, 4),
+    rounding=st.sampled_from(Rounding),
+)
+def test_the_quick_forms_are_the_general_ones(
+    value: Any, kind: FieldType, precision: str, scale: int | None, rounding: Rounding
+) -> None:
+    spec = replace(field("v", kind), precision=precision, scale=scale, rounding=rounding)
+    assert said(_json, spec, value) == said(_general, spec, value)
 
 
 def ids(kind: KeyType) -> DocumentIds:

@@ -30,6 +30,7 @@ KEY = b"\x80\x07"
         (lambda ledger: ledger.gaps(GapFilter(pipeline="orders", key=KEY)), "ix_gaps_key"),
         (lambda ledger: ledger.gaps(GapFilter(pipeline="orders", states=OPEN), limit=200), "ix_gaps_open_page"),
         (lambda ledger: ledger.gaps(GapFilter(pipeline="orders"), limit=200), "ix_gaps_pipeline_page"),
+        (lambda ledger: ledger.gap_names(GapFilter(pipeline="orders", states=OPEN), limit=200), "ix_gaps_open_page"),
         (lambda ledger: ledger.open_gaps_for("orders", [KEY]), "uq_gaps_open_key"),
         (lambda ledger: ledger.repairable("orders", frozenset(Kind), now=NOW, limit=1), "ix_gaps_open_page"),
     ],

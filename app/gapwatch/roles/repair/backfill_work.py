@@ -16,18 +16,20 @@ import xxhash
 from gapwatch.core.backfill import WRITE_ACTION, ItemOutcome, Tally
 from gapwatch.core.pace import Pace
 from gapwatch.errors import StoreRefused
-from gapwatch.model.gap import AuditRow, Gap, Kind, Run
+from gapwatch.model.gap import AuditRow, Kind, Run
 from gapwatch.model.pipeline import RepairMode
 from gapwatch.ports import Clock, Key, Ledger
 from gapwatch.roles.board import Delivered
 from gapwatch.roles.repair.beside import Beside
 from gapwatch.roles.repair.book import Book
+from gapwatch.roles.repair.in_hand import InHand
 from gapwatch.roles.repair.resending import Resender
 from gapwatch.roles.repair.tenure import Tenure
 from gapwatch.roles.repair.undo import UndoFile
 from gapwatch.roles.stores import PipelineStores
 
 BESIDE_BYTES = 30  # of a document's field, besides its name: the signs around it, and a time, a UUID or a Decimal128
+SHORT = frozenset({bool, float, datetime, type(None)})  # most of what is no text, without a look at what it is like
 TEXTS = (str, bytes)
 OF_ANY_LENGTH = (int, Decimal, list, tuple, Mapping)
 
@@ -58,13 +60,13 @@ class BackfillDependencies:
 
 @dataclass(slots=True, kw_only=True)
 class Work:
-    """One run as it is worked through: what was planned, which of its gaps are open, and what became of the keys so far."""
+    """One run as it is worked through: what was planned, which of its gaps are in hand, and what became of the keys so far."""
 
     run: Run
     stores: PipelineStores
     gaps: Mapping[Key, str | None]
     planned: Mapping[Key, Kind]
-    held: Mapping[Key, Gap]
+    hand: InHand
     tally: Tally
     pace: Pace
     tenure: Tenure
@@ -100,7 +102,7 @@ class BackfillBooks:
         now: datetime | None = None,
     ) -> AuditRow:
         """Return an audit row; ``now``: where many are made at once, their time."""
-        now, run, gap = now or self._on.clock.now(), work.run, work.held.get(key)
+        now, run, gap = now or self._on.clock.now(), work.run, work.hand.gaps.get(key)
         # Its time first: an id goes where the last ones went into their index, and not anywhere.
         name = f"{run.id}/{key.hex()}/{outcome.value}"
         return AuditRow(
@@ -132,6 +134,8 @@ def weight_of(document: Mapping[str, Any] | None) -> int:
     size = 0
     for name, value in (document or {}).items():
         size += len(name) + BESIDE_BYTES
+        if type(value) in SHORT:
+            continue
         if isinstance(value, TEXTS):
             size += len(value)
         elif isinstance(value, OF_ANY_LENGTH):

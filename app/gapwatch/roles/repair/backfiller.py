@@ -25,7 +25,6 @@ from gapwatch.core.autorepair import automatic
 from gapwatch.core.backfill import OVERRUN, WRITE_ACTION, Decision, ItemOutcome, Step, Tally, decide, fits
 from gapwatch.core.canonical_records import canonical_records
 from gapwatch.core.confirm import Cleared, Presence, Superseded, Unverifiable, satisfied
-from gapwatch.core.gaps import proof_of
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.pace import Pace
 from gapwatch.errors import ConflictError, RecordError, StoreError
@@ -35,6 +34,7 @@ from gapwatch.model.stream import Side
 from gapwatch.ports import ABSENT, Absent, Key, Read, StoredRecord, Unread, WriteItem
 from gapwatch.roles.repair.backfill_work import BackfillBooks, BackfillDependencies, Work, weight_of
 from gapwatch.roles.repair.holding import Holding
+from gapwatch.roles.repair.in_hand import InHand
 from gapwatch.roles.repair.judging import Case, Decided, KeyJudge
 from gapwatch.roles.repair.plans import PLAN_ACTION
 from gapwatch.roles.repair.reads import BatchReads, KeyReads, read_batch, same_row
@@ -78,16 +78,16 @@ class Backfiller:
     async def run(self, run: Run, stores: PipelineStores) -> Run:
         """Apply the run's plan; return the run as it ended (it is stored as well)."""
         gaps, planned = await self._planned(run)
-        tally = Tally(planned=len(gaps))
-        held, pace = await self._holding.take(run, gaps), Pace.of(stores.spec.sweep.batch)
+        tally, pace = Tally(planned=len(gaps)), Pace.of(stores.spec.sweep.batch)
+        hand = InHand(self._holding, self._on.ledger, run, gaps)
         undo = UndoFile(stores, run, self._on.clock) if stores.spec.repair.undo else None
         tenure = Tenure(self._on.ledger, self._on.clock, run, holder=self._on.holder, seconds=self._on.lease_seconds)
         work = Work(
-            run=run, stores=stores, gaps=gaps, planned=planned, held=held, tally=tally, pace=pace, tenure=tenure, undo=undo
+            run=run, stores=stores, gaps=gaps, planned=planned, hand=hand, tally=tally, pace=pace, tenure=tenure, undo=undo
         )
-        ours = True
+        ours, left = True, frozenset[Key]()
         try:
-            async with work.closing:
+            async with work.closing, hand:
                 stopped = await self._apply(work)
         except StoreError as error:
             state, error_text = RunState.INCONCLUSIVE, error.message
@@ -99,10 +99,11 @@ class Backfiller:
             error_text = said or ""
         finally:
             if ours:  # else another holder has these gaps in hand
-                await self._holding.set_down(run.pipeline, gaps, tally.outcomes)
+                left = await self._holding.set_down(run.pipeline, gaps, tally.outcomes)
                 again = set(run.request["kinds"]) <= {kind.value for kind in automatic(stores.spec.repair)}
-                await self._holding.remember(run, stores.spec, tally.outcomes, again=again)
-        return await self._end(run, tally, gaps, state, error_text or None)
+                tried = {key: tally.outcomes[key] for key in left if key in tally.outcomes}
+                await self._holding.remember(run, stores.spec, tried, again=again)
+        return await self._end(run, tally, len(left), state, error_text or None)
 
     async def _planned(self, run: Run) -> tuple[dict[Key, str | None], dict[Key, Kind]]:
         """Return what was planned, by key: the gap's id, and its kind."""
@@ -131,29 +132,31 @@ class Backfiller:
             batch=spec.sweep.batch.documents,
             digests=work.mode is not RepairMode.DIRECT,  # else it is asked for by them
         )
-        for key in work.gaps:
-            judge.add(key, proof=proof_of(work.held[key]) if key in work.held else None)
-        clock = self._on.clock
+        clock, hand = self._on.clock, work.hand
         newest = oldest = clock.monotonic()
         ready: list[Decided] = []  # keys are judged as their deliveries come, and written in batches
-        while ready or (len(judge) and clock.monotonic() < newest + PATIENCE_SECONDS):
+        while ready or ((len(judge) or hand) and clock.monotonic() < newest + PATIENCE_SECONDS):
+            await hand.take_more(judge)
             if decided := await judge.step():
                 newest = clock.monotonic()
                 oldest = oldest if ready else newest
                 ready += decided
             full = work.pace.limits.documents
             patience = GATHER_SECONDS_MAX if decided else GATHER_SECONDS
-            if len(judge) and len(ready) < full and (not ready or clock.monotonic() < oldest + patience):
-                if not decided:
+            if (len(judge) or hand) and len(ready) < full and (not ready or clock.monotonic() < oldest + patience):
+                if not decided and not judge.is_busy and not hand:
                     await clock.sleep(0.1)
                 await work.tenure.renew(tally)
                 continue
             batch, ready = await self._unmoved(work, ready[:full], judge), ready[full:]
-            ready = [*await self._handle(work, batch), *ready]
+            await hand.judged(item.case.key for item in batch)
+            left = await self._handle(work, batch)
+            hand.let_go({item.case.key for item in batch} - {item.case.key for item in left})
+            ready = [*left, *ready]
             if tally.error_rate_exceeded(spec.repair.brake_ratio):
                 return True
             await work.tenure.renew(tally)
-        for key in judge.cases:
+        for key in (*judge.cases, *hand.left):
             tally.add(ItemOutcome.UNREAD, "the stores did not answer, or deliveries did not come far enough", key=key)
         return False
 
@@ -181,7 +184,7 @@ class Backfiller:
 
     async def _handle(self, work: Work, decided: Sequence[Decided]) -> Sequence[Decided]:
         """Settle keys in their order, up to one batch that is written; return the others, whose reads are too old by then."""
-        run, stores, held, direct = work.run, work.stores, work.held, work.mode is RepairMode.DIRECT
+        run, stores, held, direct = work.run, work.stores, work.hand.gaps, work.mode is RepairMode.DIRECT
         kinds = frozenset(Kind(name) for name in run.request["kinds"])
         to_write: list[_Written] = []
         to_ask: list[Decided] = []
@@ -269,6 +272,7 @@ class Backfiller:
         intents = [self._books.row(work, item.item.key, ItemOutcome.PLANNED, "about to write", now=now) for item in batch]
         await asyncio.to_thread(self._on.ledger.audit, intents, by=work.run)
         await work.tenure.assure(work.tally)
+        work.hand.begin_taking()
         began = self._on.clock.monotonic()
         results = await stores.writer.write([item.item for item in batch])
         failed = sum(result.outcome not in ("written", "guard_failed") for result in results)
@@ -351,7 +355,8 @@ class Backfiller:
             decided.append(_agreed(item.item.key, reads))
         work.tally.verified(len(right))
         backfilled = frozenset(item.item.key for item, _ in right)
-        await work.closing.begin(self._on.book.close(work.stores, decided, backfilled=backfilled, held=work.held))
+        held = work.hand.held(backfilled)  # they are let go before it has ended
+        await work.closing.begin(self._on.book.close(work.stores, decided, backfilled=backfilled, held=held))
 
     async def _correct(self, work: Work, wrong: Sequence[tuple[_Written, KeyReads]]) -> list[_Written]:
         """Take back or renew our own writes whose source moved on; return those to read back once more."""
@@ -401,9 +406,8 @@ class Backfiller:
             return False
         return True
 
-    async def _end(self, run: Run, tally: Tally, gaps: Mapping[Key, str | None], state: RunState, error: str | None) -> Run:
-        still_open = await asyncio.to_thread(self._on.ledger.open_gaps_for, run.pipeline, list(gaps))
-        counts = tally.as_counts(open_gaps=len(still_open))
+    async def _end(self, run: Run, tally: Tally, still_open: int, state: RunState, error: str | None) -> Run:
+        counts = tally.as_counts(open_gaps=still_open)
         ended = replace(run, state=state, error=error, counts=counts, progress=1.0, ended_at=self._on.clock.now())
         await asyncio.to_thread(self._on.ledger.update_run, ended, holder=self._on.holder)
         log.info("backfill_ended", pipeline=run.pipeline, run=run.id, state=state.value, **counts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from gapwatch.core.autorepair import DONE, next_attempt
 from gapwatch.core.backfill import OVERRUN, ItemOutcome
@@ -12,7 +13,7 @@ from gapwatch.model.gap import Gap, RepairRecord, Run, State
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, GapChange, Key, Ledger
 
-AT_ONCE = 2_000
+AT_ONCE = 2_000  # keys
 TRIES = 3  # at a gap that somebody else changes at the same moment
 REFUSED_FOR_GOOD = frozenset({ItemOutcome.FAILED, ItemOutcome.REFUSED})
 
@@ -26,13 +27,18 @@ class Holding:
         self._ledger = ledger
         self._clock = clock
 
-    async def take(self, run: Run, keys: Collection[Key]) -> Mapping[Key, Gap]:
-        """Set the open gaps of these keys to ``repairing``; return all that are not resolved. Acknowledged ones stay so."""
-        texts: dict[str, str] = {}  # of a hundred thousand gaps, a third of what they weigh says the same
-        return await self._change(run.pipeline, keys, lambda gap: _taken(_lean(gap, texts)))
+    async def take(self, run: Run, keys: Sequence[Key]) -> Mapping[Key, Gap]:
+        """Set the open gaps of up to ``AT_ONCE`` keys to ``repairing``; return all that are not resolved.
 
-    async def set_down(self, pipeline: str, keys: Collection[Key], outcomes: Outcomes) -> None:
-        """Set what is ``repairing`` back to ``open``, with the reason where its repair was refused."""
+        Acknowledged ones stay so.
+        """
+        return await self._change(run.pipeline, keys, _taken)
+
+    async def set_down(self, pipeline: str, keys: Iterable[Key], outcomes: Outcomes) -> frozenset[Key]:
+        """Set what is ``repairing`` back to ``open``, with the reason where its repair was refused.
+
+        Returns the keys whose gaps are not resolved. They are read a part at a time: it may be all of them.
+        """
 
         def change(gap: Gap) -> GapChange | None:
             if gap.state is not State.REPAIRING:
@@ -43,7 +49,10 @@ class Holding:
             event = "repair_refused" if refused else "updated"
             return GapChange(gap=changed, against=gap.revision, event=event, state_only=True)
 
-        await self._change(pipeline, keys, change)
+        left: set[Key] = set()
+        for part in _parts(keys):
+            left |= (await self._change(pipeline, part, change)).keys()
+        return frozenset(left)
 
     async def remember(self, run: Run, spec: PipelineSpec, outcomes: Outcomes, *, again: bool) -> None:
         """Keep what failed and is still open, with the time of its next attempt; forget what came off.
@@ -54,8 +63,14 @@ class Holding:
             outcomes: What became of each key that it came to.
             again: Whether anybody tries again by himself.
         """
-        gaps = await asyncio.to_thread(self._ledger.open_gaps_for, spec.id, list(outcomes))
-        known = {record.gap_id: record for record in await self._records(spec.id, [gap.id for gap in gaps.values()])}
+        for part in _parts(outcomes):
+            await self._remember(run, spec, part, outcomes, again=again)
+
+    async def _remember(self, run: Run, spec: PipelineSpec, keys: Sequence[Key], outcomes: Outcomes, *, again: bool) -> None:
+        gaps = await asyncio.to_thread(self._ledger.open_gaps_for, spec.id, keys)
+        ids = [gap.id for gap in gaps.values()]
+        records = await asyncio.to_thread(lambda: self._ledger.repairs(spec.id, gap_ids=ids, limit=AT_ONCE)) if ids else ()
+        known = {record.gap_id: record for record in records}
         kept: list[RepairRecord] = []
         done: list[str] = []
         for key, gap in gaps.items():
@@ -66,13 +81,6 @@ class Holding:
                 kept.append(self._record(run, spec, gap, known.get(gap.id), outcome, reason, again=again))
         await asyncio.to_thread(self._ledger.store_repairs, kept)
         await asyncio.to_thread(self._ledger.forget_repairs, done)
-
-    async def _records(self, pipeline: str, gap_ids: list[str]) -> list[RepairRecord]:
-        found: list[RepairRecord] = []
-        for start in range(0, len(gap_ids), AT_ONCE):
-            part = gap_ids[start : start + AT_ONCE]
-            found += await asyncio.to_thread(lambda part=part: self._ledger.repairs(pipeline, gap_ids=part, limit=AT_ONCE))  # type: ignore[misc]
-        return found
 
     def _record(
         self,
@@ -102,37 +110,32 @@ class Holding:
             run_id=run.id,
         )
 
-    async def _change(self, pipeline: str, keys: Collection[Key], change: Callable[[Gap], GapChange | None]) -> dict[Key, Gap]:
+    async def _change(self, pipeline: str, keys: Sequence[Key], change: Callable[[Gap], GapChange | None]) -> dict[Key, Gap]:
         """Change open gaps; return them as they are then."""
-        left = list(keys)
+        left = keys
         found: dict[Key, Gap] = {}
         for _ in range(TRIES):
+            known = await asyncio.to_thread(self._ledger.open_gaps_for, pipeline, left)
+            found.update(known)
+            changes = [made for gap in known.values() if (made := change(gap)) is not None]
+            stood = await asyncio.to_thread(self._ledger.store_gaps, changes) if changes else ()
             again: list[Key] = []
-            for start in range(0, len(left), AT_ONCE):
-                part = left[start : start + AT_ONCE]
-                known = await asyncio.to_thread(self._ledger.open_gaps_for, pipeline, part)
-                found.update(known)
-                changes = [made for gap in known.values() if (made := change(gap)) is not None]
-                stood = await asyncio.to_thread(self._ledger.store_gaps, changes) if changes else ()
-                for made, stands in zip(changes, stood, strict=True):
-                    if stands:
-                        found[made.gap.key] = made.gap
-                    else:
-                        del found[made.gap.key]
-                        again.append(made.gap.key)
-            left = again
-            if not left:
+            for made, stands in zip(changes, stood, strict=True):
+                if stands:
+                    found[made.gap.key] = made.gap
+                else:
+                    del found[made.gap.key]
+                    again.append(made.gap.key)
+            if not again:
                 return found
+            left = again
         return found | await asyncio.to_thread(lambda: dict(self._ledger.open_gaps_for(pipeline, left)))
 
 
-def _lean(gap: Gap, texts: dict[str, str]) -> Gap:
-    """Let a gap's evidence share texts with that of others."""
-    for row in gap.evidence:
-        for name, value in row.items():
-            if type(value) is str and name != "position":
-                row[name] = texts.setdefault(value, value)
-    return gap
+def _parts(keys: Iterable[Key]) -> Iterator[Sequence[Key]]:
+    left = iter(keys)
+    while part := list(islice(left, AT_ONCE)):
+        yield part
 
 
 def _taken(gap: Gap) -> GapChange | None:

@@ -119,6 +119,7 @@ class KeyJudge:
         self._digests = digests
         self._cases: dict[Key, Case] = {}
         self._turns: dict[int, dict[Key, Case]] = {}  # by ``not_before_ms``: what is due must not cost a look at every key
+        self._all_due_read = True
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -127,6 +128,11 @@ class KeyJudge:
     def undecided(self) -> int:
         """How many keys wait because a store could not be read."""
         return sum(1 for case in self._cases.values() if case.unread)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last step left keys that could be read at once: it took as many as are read together."""
+        return not self._all_due_read and bool(self._cases)
 
     @property
     def cases(self) -> Mapping[Key, Case]:
@@ -185,7 +191,9 @@ class KeyJudge:
             for case in self._turns[turn].values()
             if _delivery_passed(case, delivered)
         )
-        return list(islice(ready, self._most))
+        due = list(islice(ready, self._most))
+        self._all_due_read = len(due) < self._most
+        return due
 
     async def step(self) -> Sequence[Decided]:
         """Read one batch of due keys and judge them; decided keys leave the queue. Empty when nothing was due.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any
 
 from gapwatch.core.backfill import ItemOutcome, permitted, plan_counts
 from gapwatch.errors import NotFoundError, UsageError
-from gapwatch.model.gap import AuditRow, Gap, Kind, RepairRecord, Run, RunKind, RunState, State
+from gapwatch.model.gap import AuditRow, Gap, GapName, Kind, RepairRecord, Run, RunKind, RunState, State
 from gapwatch.model.pipeline import PipelineSpec, RepairMode
 from gapwatch.ports import Clock, GapFilter, Key, Ledger
 
@@ -15,15 +16,6 @@ PLAN_ACTION = "backfill_plan"
 STATES = (State.OPEN.value, State.ACKNOWLEDGED.value, State.REPAIRING.value)
 PAGE = 1_000
 STORED_AT_ONCE = 5_000
-
-
-class _Chosen(NamedTuple):
-    """What a plan keeps of a gap until it is stored: of a hundred thousand, their evidence alone would be 150 MiB."""
-
-    id: str
-    key: Key
-    key_fields: dict[str, Any]
-    kind: Kind
 
 
 def plan(
@@ -55,17 +47,16 @@ def plan(
             remedy="They are reported only; extra and undeleted documents are deleted where `repair` says `delete` or `auto`.",
         )
     found: dict[Kind, int] = {}
-    chosen: list[_Chosen] = []
+    chosen: list[GapName] = []
     cursor: str | None = None
     while True:
-        page = ledger.gaps(GapFilter(pipeline=pipeline, states=STATES), limit=PAGE, cursor=cursor)
-        for gap in page.gaps:
+        page, cursor = ledger.gap_names(GapFilter(pipeline=pipeline, states=STATES), limit=PAGE, cursor=cursor)
+        for gap in page:
             if keys is not None and gap.key not in keys:
                 continue
             found[gap.kind] = found.get(gap.kind, 0) + 1
             if gap.kind in kinds and len(chosen) < limit:
-                chosen.append(_chosen(gap))
-        cursor = page.next_cursor
+                chosen.append(gap)
         if cursor is None:
             break
     asked = {kind: count for kind, count in found.items() if kind in kinds}
@@ -88,14 +79,14 @@ def plan_of(
     kinds = frozenset(gap.kind for gap in gaps)
     counts = plan_counts({kind: sum(gap.kind is kind for gap in gaps) for kind in kinds}, limit=len(gaps))
     asked = {"mode": spec.repair.modes[0].value, **(more or {})}
-    chosen = [_chosen(gap) for gap in gaps]
+    chosen = [GapName(gap.id, gap.key, gap.key_fields, gap.kind) for gap in gaps]
     return _store(ledger, spec.id, chosen, kinds, counts, run_id=run_id, clock=clock, requested_by=requested_by, more=asked)
 
 
 def _store(
     ledger: Ledger,
     pipeline: str,
-    chosen: Sequence[_Chosen],
+    chosen: Sequence[GapName],
     kinds: Collection[Kind],
     counts: dict[str, int],
     *,
@@ -122,7 +113,8 @@ def _store(
     )
     for start in range(0, len(chosen), STORED_AT_ONCE):
         some = chosen[start : start + STORED_AT_ONCE]
-        ledger.audit([_planned(run, one, number, clock) for number, one in enumerate(some, start)])
+        at = clock.now()
+        ledger.audit([_planned(run, one, number, at) for number, one in enumerate(some, start)])
     return run
 
 
@@ -180,14 +172,10 @@ def requeue(
     return run
 
 
-def _chosen(gap: Gap) -> _Chosen:
-    return _Chosen(gap.id, gap.key, gap.key_fields, gap.kind)
-
-
-def _planned(run: Run, gap: _Chosen, number: int, clock: Clock) -> AuditRow:
+def _planned(run: Run, gap: GapName, number: int, at: datetime) -> AuditRow:
     return AuditRow(
         id=f"{run.id}/{number}",
-        at=clock.now(),
+        at=at,
         actor=run.requested_by or "gapwatch",
         action=PLAN_ACTION,
         pipeline=run.pipeline,

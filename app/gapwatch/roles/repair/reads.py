@@ -209,8 +209,8 @@ def _present(record: StoredRecord, canonical: Canonical | None, version: int | N
         revision=record.revision,
         version=version,
         placeholder=placeholder,
-        target_ids=_ids((record,)),
-        tables=_tables((record,)),
+        target_ids=() if record.target_id is None else (record.target_id,),
+        tables=(record.table,) if record.table else (),
     )
 
 

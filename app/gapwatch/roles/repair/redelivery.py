@@ -90,14 +90,14 @@ class Redelivery:
         decided = [
             Decided(case=Case(key=key), judgement=Cleared(reason="in_agreement"), reads=reads) for key, reads in right.items()
         ]
-        await self._on.book.close(work.stores, decided, backfilled=frozenset(right), held=work.held)
+        await self._on.book.close(work.stores, decided, backfilled=frozenset(right), held=work.hand.held(right))
 
 
 def _request(work: Work, item: Decided) -> ResendRequest:
     source = item.reads.source
     return ResendRequest(
         key=item.case.key,
-        gap=work.held.get(item.case.key),
+        gap=work.hand.gaps.get(item.case.key),
         row=source if isinstance(source, StoredRecord) else None,
         identity=item.reads.reads.after.identity,
     )
