@@ -14,8 +14,8 @@ from typing import Any, Final
 from gapwatch.check_ports import Advice, Memory
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch_connectors.postgres.catalogue import Server, Slot, read_files, read_server, read_slots
-from gapwatch_connectors.postgres.connection import Connections
+from gapwatch_connectors.postgres.catalogue import Server, Slot
+from gapwatch_connectors.postgres.looks import Looks, Question
 from gapwatch_connectors.postgres.preflight import ConnectorConfig
 
 FORMAT: Final = 1  # of what is remembered
@@ -104,7 +104,7 @@ class PostgresHistory:
     ) -> None:
         self.name = f"the {side}'s slot and storage"
         self._pipeline = pipeline
-        self._connections = Connections(pipeline.source.store, url, idle_max=1)
+        self._looks = Looks(pipeline.source.store, url)
         self._connector = connector
         self._memory = memory
         self._side = side
@@ -137,7 +137,7 @@ class PostgresHistory:
         return [self._advice(name, change) for name, change in shown.items()]
 
     async def close(self) -> None:
-        await self._connections.close()
+        await self._looks.close()
 
     async def _look(self, before: Look | None) -> Look:
         proven = self._memory.proven_ms()  # first: what is proven by now was read before
@@ -145,10 +145,10 @@ class PostgresHistory:
             config = await self._connector()
             if config is not None:
                 self._slot_name = config.get("slot.name", "debezium")
-        async with self._connections.connection() as connection:
-            server = await read_server(connection)
-            slots: Mapping[str, Slot] = {slot.name: slot for slot in await read_slots(connection)}
-            files = {table: await read_files(connection, table) for table in self._tables}
+        answer = await self._looks.together(Question(server=True, slots=True, files=frozenset(self._tables)))
+        assert answer.server is not None  # it was asked for
+        server, files = answer.server, {table: answer.files[table] for table in self._tables}
+        slots: Mapping[str, Slot] = {slot.name: slot for slot in answer.slots}
         slot = self._slot_name if self._slot_name in slots or before is None else before.slot or self._slot_name
         slots = {
             **(before.slots if before else {}),
