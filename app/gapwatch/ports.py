@@ -6,7 +6,7 @@ All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~g
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -328,6 +328,9 @@ class Ledger(Protocol):
 
     def writes(self) -> int:
         """Return a number that grows when this process has written gaps, findings or runs. Asks nobody; from any thread."""
+
+    def on_write(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Have `tell` called whenever :meth:`writes` has grown, by the thread that wrote; return what ends that."""
 
     # gaps
     def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:

@@ -70,7 +70,7 @@ class AutoRepairer:
                     await self.step(pipeline)
                 except StoreError as error:
                     log.warning("stores_unavailable", pipeline=pipeline.id, purpose="repair", error=error.message)
-            await self._on.clock.sleep(TICK_SECONDS)
+            await asking.rest(TICK_SECONDS, stop)
 
     async def step(self, spec: PipelineSpec) -> Run | None:
         """Queue a backfill of what may be repaired now; return it, or None where there is nothing to do."""

@@ -34,12 +34,12 @@ class IncidentWatch:
         asking = Asking(self._ledger, self._clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
             if not asking.due():
-                await self._clock.sleep(LOOK_SECONDS)
+                await asking.rest(LOOK_SECONDS, stop)
                 continue
             findings = await asyncio.to_thread(self._ledger.findings)
             for pipeline in self._pipelines.values():
                 await self.look(pipeline, [record for record in findings if record.pipeline == pipeline.id])
-            await self._clock.sleep(LOOK_SECONDS)
+            await asking.rest(LOOK_SECONDS, stop)
 
     async def look(self, pipeline: PipelineSpec, findings: Sequence[FindingRecord]) -> None:
         """Raise, renew or clear the incident of one pipeline, whose open findings are given."""

@@ -87,7 +87,7 @@ class RunRunner:
                 if free and asking.due():
                     run = await asyncio.to_thread(on.ledger.take_run, kind, free[-1], seconds=LEASE_SECONDS[kind])
                 if run is None:
-                    await on.clock.sleep(TAKE_SECONDS)
+                    await (on.clock.sleep(TAKE_SECONDS) if running else asking.rest(TAKE_SECONDS, stop))  # its end is looked for
                     continue
                 asking.again()
                 holder = free.pop()
@@ -110,7 +110,7 @@ class RunRunner:
                         on.ledger.take_part, holder, list(on.pipelines), seconds=LEASE_SECONDS[RunKind.SWEEP]
                     )
                 if taken is None:
-                    await on.clock.sleep(TAKE_SECONDS)
+                    await asking.rest(TAKE_SECONDS, stop)
                     continue
                 asking.again()
                 part = asyncio.create_task(self._part(*taken, holder))

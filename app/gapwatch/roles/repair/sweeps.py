@@ -162,9 +162,12 @@ class SweepScheduler:
     async def run(self, stop: asyncio.Event) -> None:
         asking = Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
-            if self._on.board.read_through and asking.due():
+            if not self._on.board.read_through:
+                await self._on.clock.sleep(TICK_SECONDS)
+                continue
+            if asking.due():
                 await self.tick()
-            await self._on.clock.sleep(TICK_SECONDS)
+            await asking.rest(TICK_SECONDS, stop)
 
     async def tick(self) -> None:
         """Ask for the sweeps that are due now."""
