@@ -470,6 +470,8 @@ class Ledger(Protocol):
         """Store a small JSON value by name (a resume token, a baseline). ConflictError once the lease `under` was taken anew."""
 
     def set_facts(self, values: Mapping[str, Any]) -> None: ...
+    def set_facts_under(self, values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
+        """Store each value by name, unless its lease was taken anew: then False in its place."""
 
     # leases
     def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None: ...

@@ -69,24 +69,45 @@ class FactQueries(LedgerPart):
 
         Under a lease: ConflictError once it was taken anew, by whomever; until then it is stored, even if the lease has expired.
         """
-        if value is None:
-            statement: Any = delete(facts).where(facts.c.name == name)
-        else:
-            insert = self._db.insert(facts).values(name=name, value=value)
-            statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+        statement = self._storing(name, value)
 
         def store(connection: Connection) -> None:
-            if under is not None:
-                self._fence(connection, under)
+            if under is not None and not self._is_held(connection, under):
+                raise ConflictError(f"The lease {under.name} was taken by another.")
             connection.execute(statement)
 
         self._db.write(store, counts=False)
 
-    def _fence(self, connection: Connection, lease: Lease) -> None:
-        """Raise ConflictError where the lease was taken anew; else it is not before this transaction ends."""
+    def set_facts_under(self, values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
+        """Store each value by name, unless its lease was taken anew: then False in its place.
+
+        In Postgres one after the other: whoever holds several leases there, in another order than who renews them, may wait for
+        him while he waits.
+        """
+        if not self._db.is_sqlite:
+            return [stored for one in values for stored in self._store_under([one])]
+        return self._store_under(values)
+
+    def _store_under(self, values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
+        def store(connection: Connection) -> Sequence[bool]:
+            held = [self._is_held(connection, lease) for _, _, lease in values]
+            for (name, value, _), is_held in zip(values, held, strict=True):
+                if is_held:
+                    connection.execute(self._storing(name, value))
+            return held
+
+        return self._db.write(store, counts=False)
+
+    def _storing(self, name: str, value: Any) -> Any:
+        if value is None:
+            return delete(facts).where(facts.c.name == name)
+        insert = self._db.insert(facts).values(name=name, value=value)
+        return insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+
+    def _is_held(self, connection: Connection, lease: Lease) -> bool:
+        """Whether the lease was not taken anew; then it is not before this transaction ends."""
         mine = (leases.c.name == lease.name, leases.c.holder == lease.holder, leases.c.fencing == lease.fencing)
-        if connection.execute(select(leases.c.name).where(*mine).with_for_update(read=True)).first() is None:
-            raise ConflictError(f"The lease {lease.name} was taken by another.")
+        return connection.execute(select(leases.c.name).where(*mine).with_for_update(read=True)).first() is not None
 
     def set_facts(self, values: Mapping[str, Any]) -> None:
         """Store several small JSON values at once."""

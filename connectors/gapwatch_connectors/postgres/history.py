@@ -112,6 +112,7 @@ class PostgresHistory:
         self._slot_name = ""  # as the connector's configuration said last
         self._last: Look | None = None
         self._last_ms = 0  # when that was
+        self._kept: Mapping[str, Any] | None = None  # what was remembered when that was asked for last
         self._kept_ms = 0  # when a look was remembered
 
     async def check(self) -> Sequence[Advice]:
@@ -121,20 +122,27 @@ class PostgresHistory:
         if self._pipeline.source.feed.kind is not FeedKind.DEBEZIUM:
             return []
         memory = self._memory
-        kept = await asyncio.to_thread(memory.recall, self._name) or {}
+        kept = self._kept if self._kept is not None else await self._recall()
         before = self._last or _look_of(kept)
         look, looked_ms = await self._look(before), memory.now_ms()
-        changes: dict[str, dict[str, Any]] = dict(kept.get("changes", {}))
         found = self._compared(before, look, looked_ms) if before is not None else {}
+        if found or looked_ms - self._kept_ms >= REMEMBER_SECONDS * 1000:
+            kept = await self._recall()  # another process may have looked: what it saw is not written over
+        changes: dict[str, dict[str, Any]] = dict(kept.get("changes", {}))
         for name, change in found.items():
             if changes.get(name, {}).get("at", 0) <= self._last_ms or not self._last_ms:  # else another process saw it first
                 changes[name] = change
         if found or looked_ms - self._kept_ms >= REMEMBER_SECONDS * 1000:
-            await asyncio.to_thread(memory.remember, self._name, {"format": FORMAT, "look": asdict(look), "changes": changes})
+            self._kept = {"format": FORMAT, "look": asdict(look), "changes": changes}
+            await asyncio.to_thread(memory.remember, self._name, self._kept)
             self._kept_ms = looked_ms
         self._last, self._last_ms = look, looked_ms
         shown = {name: one for name, one in changes.items() if looked_ms - int(one["at"]) < SHOWN_SECONDS * 1000}
         return [self._advice(name, change) for name, change in shown.items()]
+
+    async def _recall(self) -> Mapping[str, Any]:
+        self._kept = await asyncio.to_thread(self._memory.recall, self._name) or {}
+        return self._kept
 
     async def close(self) -> None:
         await self._looks.close()
