@@ -16,7 +16,9 @@ from gapwatch.model.pipeline import PipelineSpec
 from gapwatch_connectors.postgres import PostgresHistory, PostgresSourcePreflight, looks
 from gapwatch_connectors.postgres.catalogue import Column, Server, Slot, Table
 from gapwatch_connectors.postgres.connection import Connection
+from gapwatch_connectors.postgres.history import REMEMBER_SECONDS
 from gapwatch_connectors.postgres.looks import Answer, Looks, Published, Question, Tree
+from tests.simulation.stores import VirtualClock
 from tests.unit.core.samples import pipeline
 
 URL = "postgresql://localhost:1/shop"
@@ -32,6 +34,7 @@ class Database:
         self.asked: list[Question] = []
         self.locked: set[str] = set()
         self.opened = 0
+        self.file = "1"
 
     async def read(self, _: Connection, asked: Question) -> Answer:
         self.asked.append(asked)
@@ -49,7 +52,7 @@ class Database:
             )
             for name in sorted(asked.trees)
         ]
-        files = {name: {"1": "1"} for name in asked.files}
+        files = {name: {"1": self.file} for name in asked.files}
         return Answer(
             tables=tables,
             published=published,
@@ -139,3 +142,36 @@ async def test_the_doctor_looks_by_itself(database: Database) -> None:
     await other.together(Question(log=True))
     await other.close()
     assert not looks._SHARED[asyncio.get_running_loop()], "the last one closes what they shared"
+
+
+async def test_what_is_remembered_is_asked_for_seldom_and_what_another_process_saw_stays(
+    database: Database,
+) -> None:
+    clock, facts, recalled = VirtualClock(), dict[str, Any](), list[str]()
+
+    def recall(name: str) -> Any:
+        recalled.append(name)
+        return facts.get(name)
+
+    memory = Memory(recall=recall, remember=facts.__setitem__, now_ms=clock.now_ms, proven_ms=lambda: 1)
+    spec = pipelines()[0]
+    history = PostgresHistory(spec, URL, config, memory)
+
+    async def look() -> list[str]:
+        found = [advice.message for advice in await history.watch()]
+        await clock.sleep(5)
+        return found
+
+    assert await look() == []
+    first, name = len(recalled), recalled[0]
+    for _ in range(int(REMEMBER_SECONDS / 5) - 1):
+        assert await look() == []
+    assert len(recalled) == first
+    others = {"from": 1, "at": clock.now_ms(), "message": "Another process saw it."}
+    facts[name] = {**facts[name], "changes": {"slot_jumped/": others}}
+    assert await look() == ["Another process saw it."]
+    assert facts[name]["changes"] == {"slot_jumped/": others}
+    database.file = "2"
+    assert len(await look()) == 2
+    assert set(facts[name]["changes"]) == {"slot_jumped/", f"truncated/{spec.source.table}"}
+    await history.close()
