@@ -464,7 +464,7 @@ class Ledger(Protocol):
     def newest_epoch(self, feed: str, partition: int, topic_id: str) -> int:
         """Return the number of the last epoch that began in this topic, or of the one that begins with its log."""
 
-    def facts(self, prefix: str = "") -> Mapping[str, Any]: ...
+    def facts(self, *prefixes: str) -> Mapping[str, Any]: ...  # those whose names begin with one of them; with none, all
     def fact(self, name: str) -> Any | None: ...
     def set_fact(self, name: str, value: Any, *, under: Lease | None = None) -> None:
         """Store a small JSON value by name (a resume token, a baseline). ConflictError once the lease `under` was taken anew."""

@@ -1088,6 +1088,8 @@ def test_of_facts_that_are_stored_together_those_of_a_lost_lease_are_refused(led
         [(f"resume/{name}", {"token": "1"}, lease) for name, lease in zip("xyz", leases, strict=True)]
     )
     assert stored == [True, False, True]
+    named = ledger.facts("resume/x", "resume/z", "none/")
+    assert set(named) == {"resume/x", "resume/z"}
     assert ledger.facts("resume/") == {"resume/x": {"token": "1"}, "resume/y": {"token": "0"}, "resume/z": {"token": "1"}}
     assert ledger.writes() == before
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, bindparam, case, delete, func, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, bindparam, case, delete, func, or_, select, tuple_, update
 
 from gapwatch.errors import ConflictError, StoreUnreachable
 from gapwatch.ledger.part import LedgerPart
@@ -53,11 +53,11 @@ class FactQueries(LedgerPart):
         found = self._db.read(lambda connection: connection.execute(query).scalar_one())
         return int(found) if found is not None else self.epoch(feed, partition, topic_id, 0)
 
-    def facts(self, prefix: str = "") -> Mapping[str, Any]:
-        """Return all facts whose name begins with `prefix`, exactly as written (no wildcards, no folding of case)."""
+    def facts(self, *prefixes: str) -> Mapping[str, Any]:
+        """Return all facts whose name begins with one of these, exactly as written (no wildcards, no folding of case)."""
         query = select(facts).order_by(facts.c.name)
-        if prefix:
-            query = query.where(func.substr(facts.c.name, 1, len(prefix)) == prefix)
+        if prefixes:
+            query = query.where(or_(*(func.substr(facts.c.name, 1, len(prefix)) == prefix for prefix in prefixes)))
         return {row.name: row.value for row in self._db.read(lambda connection: connection.execute(query).all())}
 
     def fact(self, name: str) -> Any | None:
@@ -90,10 +90,12 @@ class FactQueries(LedgerPart):
 
     def _store_under(self, values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
         def store(connection: Connection) -> Sequence[bool]:
-            held = [self._is_held(connection, lease) for _, _, lease in values]
-            for (name, value, _), is_held in zip(values, held, strict=True):
-                if is_held:
-                    connection.execute(self._storing(name, value))
+            said = {"held": [(lease.name, lease.holder, lease.fencing) for _, _, lease in values]}
+            still = {tuple(row) for row in connection.execute(self._still_held, said)}
+            held = [(lease.name, lease.holder, lease.fencing) in still for _, _, lease in values]
+            kept = {name: value for (name, value, _), is_held in zip(values, held, strict=True) if is_held}
+            if kept:
+                connection.execute(self._storing_all(kept))
             return held
 
         return self._db.write(store, counts=False)
@@ -111,10 +113,18 @@ class FactQueries(LedgerPart):
 
     def set_facts(self, values: Mapping[str, Any]) -> None:
         """Store several small JSON values at once."""
-        insert = self._db.insert(facts).values([{"name": name, "value": value} for name, value in values.items()])
-        statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
         if values:
+            statement = self._storing_all(values)
             self._db.write(lambda connection: connection.execute(statement), counts=False)
+
+    def _storing_all(self, values: Mapping[str, Any]) -> Any:
+        insert = self._db.insert(facts).values([{"name": name, "value": value} for name, value in values.items()])
+        return insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+
+    @cached_property
+    def _still_held(self) -> Any:
+        mine = tuple_(leases.c.name, leases.c.holder, leases.c.fencing)
+        return select(*mine.clauses).where(mine.in_(bindparam("held", expanding=True))).with_for_update(read=True)
 
     def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None:
         """Take a free or expired lease; None while somebody holds it (also when that is `holder`: it has `renew_lease`).

@@ -40,6 +40,9 @@ class PostgresPreflight:
         self._connector = connector
         self._subject = f"{pipeline.id}.source"
         self._known: Mapping[str, str] | None = None  # the connector's configuration, as it was seen last
+        self._judged: tuple[Table, Sequence[Advice], Sequence[Advice], bool] | None = (
+            None  # the last table, and what is said of it
+        )
         self._types: dict[str, tuple[Any, ...]] = {}  # of the mapped columns, as of the first check
 
     @property
@@ -67,9 +70,15 @@ class PostgresPreflight:
         answer = await look(asked)
         refuse_standby(self._pipeline.source.store, standby=answer.standby)
         table = of_table(answer.tables, self._pipeline.source.store, self._table)
+        if self._judged is None or self._judged[0] != table:
+            self._judged = (table, *self._judge(table))
+        _, before, after, changed = self._judged
+        return [*before, *(self._log(answer, table, config, unknown) if captured else ()), *after], changed
+
+    def _judge(self, table: Table) -> tuple[Sequence[Advice], Sequence[Advice], bool]:
+        """Return what is said of a table, in two parts, and whether it is another one than the mapping wants."""
         changed = self._mapping(dataset_info(table))
-        advice = self._identity(table) + changed + (self._log(answer, table, config, unknown) if captured else [])
-        return advice + ([] if changed else self._columns(table)), bool(changed)
+        return [*self._identity(table), *changed], [] if changed else self._columns(table), bool(changed)
 
     async def close(self) -> None:
         await self._reader.close()

@@ -13,13 +13,13 @@ import pytest
 from gapwatch.check_ports import Memory
 from gapwatch.errors import StoreUnreachable
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch_connectors.postgres import PostgresHistory, PostgresSourcePreflight, looks
+from gapwatch_connectors.postgres import PostgresHistory, PostgresPreflight, PostgresSourcePreflight, looks
 from gapwatch_connectors.postgres.catalogue import Column, Server, Slot, Table
 from gapwatch_connectors.postgres.connection import Connection
 from gapwatch_connectors.postgres.history import REMEMBER_SECONDS
 from gapwatch_connectors.postgres.looks import Answer, Looks, Published, Question, Tree
 from tests.simulation.stores import VirtualClock
-from tests.unit.core.samples import pipeline
+from tests.unit.core.samples import field, pipeline
 
 URL = "postgresql://localhost:1/shop"
 SERVER = Server(standby=False, system="1", timeline=1, written=1, started="", counted_since=None)
@@ -35,12 +35,13 @@ class Database:
         self.locked: set[str] = set()
         self.opened = 0
         self.file = "1"
+        self.generated = False
 
     async def read(self, _: Connection, asked: Question) -> Answer:
         self.asked.append(asked)
         if self.locked & asked.tables:
             raise StoreUnreachable("Postgres does not answer: canceling statement due to lock timeout.", store="shop")
-        tables = {name: table_of(name) for name in asked.tables}
+        tables = {name: table_of(name, generated=self.generated) for name in asked.tables}
         published = {one: [Published(whole=True, filter=None, columns=())] for one in asked.published}
         trees = [
             Tree(
@@ -64,7 +65,7 @@ class Database:
         )
 
 
-def table_of(name: str) -> Table:
+def table_of(name: str, *, generated: bool) -> Table:
     column = Column(
         name="id",
         type_name="bigint",
@@ -76,7 +77,7 @@ def table_of(name: str) -> Table:
         precision=None,
         scale=None,
     )
-    columns = {one: replace(column, name=one) for one in ("id", *(field.source for field in pipeline().fields))}
+    columns = {"id": column, "note": replace(column, name="note", generated=generated)}
     unique = (frozenset({"id"}),)
     kind = {"replica_identity": "f", "identity_columns": ("id",)}
     return Table(oid=1, identity=name, columns=columns, primary_key=("id",), unique=unique, **kind)  # type: ignore[arg-type]
@@ -100,7 +101,7 @@ def database() -> Iterator[Database]:
 
 
 def pipelines() -> list[PipelineSpec]:
-    spec = pipeline()
+    spec = pipeline(field("note"))
     return [replace(spec, id=f"p{number}", source=replace(spec.source, table=f"public.t{number}")) for number in range(10)]
 
 
@@ -175,3 +176,14 @@ async def test_what_is_remembered_is_asked_for_seldom_and_what_another_process_s
     assert len(await look()) == 2
     assert set(facts[name]["changes"]) == {"slot_jumped/", f"truncated/{spec.source.table}"}
     await history.close()
+
+
+async def test_a_table_that_is_as_it_was_is_not_judged_again(database: Database) -> None:
+    preflight = PostgresPreflight(pipelines()[0], URL, config)
+    with mock.patch.object(preflight, "_judge", side_effect=preflight._judge) as judged:
+        before = await preflight.watch()
+        assert (await preflight.watch(), judged.call_count) == (before, 1)
+        database.generated = True
+        assert "is generated" in "".join(advice.message for advice in await preflight.watch())
+        assert judged.call_count == 2
+    await preflight.close()

@@ -145,7 +145,8 @@ class Known:
 
     @classmethod
     def of(cls, ledger: Ledger) -> Known:
-        return cls(ledger.facts(), ledger.findings())
+        named = (Facts.swept, Facts.baseline, Facts.quiet, Facts.paused)
+        return cls(ledger.facts(*(name("") for name in named)), ledger.findings())
 
     def of_pipeline(self, pipeline: str) -> Sequence[FindingRecord]:
         return [record for record in self.findings if record.pipeline == pipeline]
