@@ -6,7 +6,7 @@ All store methods raise :class:`~gapwatch.errors.StoreUnreachable` or :class:`~g
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -330,6 +330,9 @@ class Ledger(Protocol):
     def writes(self) -> int:
         """Return a number that grows when this process has written gaps, findings or runs. Asks nobody; from any thread."""
 
+    def on_write(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Have `tell` called whenever :meth:`writes` has grown, by the thread that wrote; return what ends that."""
+
     # gaps
     def store_gaps(self, changes: Sequence[GapChange]) -> Sequence[bool]:
         """Store gap row, life-cycle row and outbox row in one transaction; per change False where its revision was overtaken."""
@@ -465,12 +468,14 @@ class Ledger(Protocol):
     def newest_epoch(self, feed: str, partition: int, topic_id: str) -> int:
         """Return the number of the last epoch that began in this topic, or of the one that begins with its log."""
 
-    def facts(self, prefix: str = "") -> Mapping[str, Any]: ...
+    def facts(self, *prefixes: str) -> Mapping[str, Any]: ...  # those whose names begin with one of them; with none, all
     def fact(self, name: str) -> Any | None: ...
     def set_fact(self, name: str, value: Any, *, under: Lease | None = None) -> None:
         """Store a small JSON value by name (a resume token, a baseline). ConflictError once the lease `under` was taken anew."""
 
     def set_facts(self, values: Mapping[str, Any]) -> None: ...
+    def set_facts_under(self, values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
+        """Store each value by name, unless its lease was taken anew: then False in its place."""
 
     # leases
     def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None: ...

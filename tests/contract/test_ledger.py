@@ -1115,6 +1115,23 @@ def test_lesson_40_a_fact_under_a_lease_is_refused_once_the_lease_was_taken_anew
     assert ledger.fact("resume/orders") == {"token": "4"}
 
 
+def test_of_facts_that_are_stored_together_those_of_a_lost_lease_are_refused(ledger: SqlLedger) -> None:
+    held = [ledger.take_lease(f"capture/{name}", "a", seconds=60) for name in "xyz"]
+    leases = [lease for lease in held if lease is not None]
+    ledger.set_fact("resume/y", {"token": "0"})
+    ledger.release_lease(leases[1])
+    assert ledger.take_lease("capture/y", "b", seconds=60)
+    before = ledger.writes()
+    stored = ledger.set_facts_under(
+        [(f"resume/{name}", {"token": "1"}, lease) for name, lease in zip("xyz", leases, strict=True)]
+    )
+    assert stored == [True, False, True]
+    named = ledger.facts("resume/x", "resume/z", "none/")
+    assert set(named) == {"resume/x", "resume/z"}
+    assert ledger.facts("resume/") == {"resume/x": {"token": "1"}, "resume/y": {"token": "0"}, "resume/z": {"token": "1"}}
+    assert ledger.writes() == before
+
+
 def test_lesson_40_a_lease_is_taken_before_a_late_fact_or_after_it(ledger_url: str, opened: Opener) -> None:
     """Never in between: then its new holder would not have read what was stored."""
     ours, theirs = opened(ledger_url), opened(ledger_url)

@@ -46,6 +46,9 @@ class ModelLedger:
     def writes(self) -> int:
         return self._stored
 
+    def on_write(self, _: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None  # nobody rests who asks this one
+
     def gap(self, gap_id: str) -> Gap | None:
         return self.known.get(gap_id)
 

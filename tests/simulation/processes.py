@@ -268,7 +268,7 @@ class Matcher(Process):
     async def revoked(self, partitions: Collection[Partition], *, lost: bool) -> Mapping[Partition, Committed]:
         try:
             if not lost:
-                await self._checkpointer.run()
+                await self._checkpointer.run(everything=True)
         except GapwatchError:
             pass  # what was not made durable is read again by the next owner
         self.held.clear()

@@ -286,6 +286,8 @@ class PipelineState:
             return survey
         survey = self.survey = Survey()
         survey.age = 0
+        if not self.cell.rows.open:  # as nearly always where nobody writes: then looking is most of what a status costs
+            return survey
         self._look_at_rows(survey)
         for _, held in self.cell.rows.open_long():
             self._look_at(survey, held)

@@ -7,7 +7,7 @@ buffer, what lies below is a repetition. Watermarks come in control records that
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -288,15 +288,23 @@ class FeedTimes:
         return max((feed.first for key, feed in self.side(pipeline, side) if key[2] in topics or not any(topics)), default=0)
 
     def _least(self, pipeline: str, side: int, topics: Sequence[str], name: str) -> int:
-        by_feed: dict[str, dict[int, FeedPartition]] = {}
-        for key, feed in self.side(pipeline, side):
-            if feed.spoke:
-                by_feed.setdefault(key[2], {})[key[3]] = feed
-        if any(topic and topic not in by_feed for topic in topics):
+        watched, found = any(topics), dict[str, list[int]]()  # by feed: how many spoke, of how many, the least, and NO_TOPIC's
+        for (_, _, topic, number), feed in self._sides.get((pipeline, side), {}).items():
+            if not feed.spoke or (watched and topic not in topics):
+                continue
+            value: int = getattr(feed, name)
+            known = found.get(topic)
+            if known is None:
+                known = found[topic] = [0, 0, value, 0]
+            if number == NO_TOPIC:
+                known[3] = value
+                continue
+            known[2] = value if not known[0] or value < known[2] else known[2]
+            known[0] += 1
+            known[1] = max(known[1], feed.partitions)
+        if watched and any(topic and topic not in found for topic in topics):
             return 0
-        watched = any(topics)
-        values = [_least_of(feeds, name) for topic, feeds in by_feed.items() if topic in topics or not watched]
-        return min(values, default=0)
+        return min(map(_least_of, found.values()), default=0)
 
     def pack(self) -> list[Any]:
         """Return everything but what waits, for the commit marker."""
@@ -333,14 +341,12 @@ def _fields(feed: FeedPartition) -> dict[str, Any]:
     return {name: getattr(feed, name) for name in _PACKED}
 
 
-def _least_of(feeds: Mapping[int, FeedPartition], name: str) -> int:
+def _least_of(known: list[int]) -> int:
     """Return the least over a feed's partitions, 0 until each has spoken; NO_TOPIC speaks for a feed without a topic."""
-    real = [feed for number, feed in feeds.items() if number != NO_TOPIC]
-    if not real:
-        return int(getattr(feeds[NO_TOPIC], name))
-    if len(real) < max(feed.partitions for feed in real):
-        return 0
-    return min(int(getattr(feed, name)) for feed in real)
+    spoken, partitions, least, without_topic = known
+    if not spoken:
+        return without_topic
+    return least if spoken >= partitions else 0
 
 
 def _above(section: PackedSection, reached: int) -> PackedSection:

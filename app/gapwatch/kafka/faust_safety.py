@@ -14,7 +14,7 @@
 4. `SafeConsumer.read_again`: a jump in offsets is answered by seeking back to the offset after the last one applied. What was
    fetched before the seek is passed over, and the bookkeeping that would commit over the jump (#606) is dropped.
 5. `SafeConsumerThread`: fetch wait of 50 ms while records come (1.5 s is hard-coded: idle partitions stall hot ones), of 250 ms
-   while none do; and the time of the last answered heartbeat: a worker that was frozen must not write any more.
+   to a second while none do; and the time of the last answered heartbeat: a worker that was frozen must not write any more.
 6. `SafeConsumerThread`: the leader of the group waits for topics that the metadata lack before it assigns. A broker that has just
    come back may not name all of them; stock Faust assigns nothing of those and says so once, and where the metadata are refreshed
    every five minutes, all workers stood there idle and content for as long. And an error of the group ends the worker at once:
@@ -41,6 +41,8 @@ FAUST_VERSION: Final = "0.15.3"
 FETCH_WAIT_MS: Final = 50  # a fetch may leave out a partition that has records waiting here, and it is not asked for meanwhile
 STILL_FETCH_WAIT_MS: Final = 250  # one that asks for all partitions is answered at once when anything comes
 STILL_AFTER_SECONDS: Final = 0.3  # without a record
+SETTLED_FETCH_WAIT_MS: Final = 1_000  # such a one, where nothing is about to be read from elsewhere, which would wait for it …
+SETTLED_AFTER_SECONDS: Final = 30.0  # … without a seek or an assignment
 METADATA_PAUSE_SECONDS: Final = 0.2
 STUCK_SECONDS: Final = 2.0
 NO_GENERATION: Final = -1
@@ -253,14 +255,18 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     def _pace(self, fetcher: Any) -> None:
         """Let the broker keep a fetch for longer once nothing has come for a moment."""
         actions = fetcher._get_actions_per_node
-        moved, known = self.clock.monotonic(), dict[Any, int]()
+        moved = placed = self.clock.monotonic()
+        known, moves = dict[Any, int](), self.moves
 
         def paced(assignment: Any) -> Any:
-            nonlocal moved, known
+            nonlocal moved, known, placed, moves
             now, waiting = self.clock.monotonic(), {tp: id(found) for tp, found in fetcher._records.items()}
             if waiting != known:  # those of a changelog, which is paused, may wait for ever
                 moved, known = now, waiting
-            fetcher._fetch_max_wait_ms = STILL_FETCH_WAIT_MS if now - moved > STILL_AFTER_SECONDS else FETCH_WAIT_MS
+            if self.moves != moves:
+                placed, moves = now, self.moves
+            still = SETTLED_FETCH_WAIT_MS if now - placed > SETTLED_AFTER_SECONDS else STILL_FETCH_WAIT_MS
+            fetcher._fetch_max_wait_ms = still if now - moved > STILL_AFTER_SECONDS else FETCH_WAIT_MS
             return actions(assignment)
 
         fetcher._get_actions_per_node = paced

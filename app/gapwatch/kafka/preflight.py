@@ -9,7 +9,7 @@ from typing import Any, Final
 from gapwatch.check_ports import Advice
 from gapwatch.kafka.clients import Partition
 from gapwatch.kafka.offsets import OffsetReader
-from gapwatch.kafka.topics import TopicAdmin, TopicFacts
+from gapwatch.kafka.topics import SharedTopics, TopicAdmin, TopicFacts
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import Clock
 
@@ -31,7 +31,7 @@ class TopicPreflight:
     def __init__(
         self,
         pipeline: PipelineSpec,
-        topics: TopicAdmin,
+        topics: TopicAdmin | SharedTopics,
         offsets: OffsetReader,
         clock: Clock,
         *,

@@ -22,10 +22,12 @@ from confluent_kafka.admin import (
 
 from gapwatch.check_ports import Advice
 from gapwatch.errors import StoreRefused, StoreUnreachable
+from gapwatch.jointly import Jointly
 from gapwatch.kafka.faults import STORE, gapwatch_error
 from gapwatch.kafka.options import REQUEST_SECONDS, Admin, admin_client, all_answered, answered
 from gapwatch.kafka.producer import COPIED_BYTES_MAX
 from gapwatch.model.pipeline import CAPTURED, Settings
+from gapwatch.ports import Clock
 
 log = structlog.get_logger(__name__)
 
@@ -250,6 +252,21 @@ class TopicAdmin:
         resource = ConfigResource(ResourceType.TOPIC, plan.name, incremental_configs=entries)
         for future in self._admin.incremental_alter_configs([resource], request_timeout=REQUEST_SECONDS).values():
             await answered(future, f"change the settings of topic {plan.name}")
+
+
+class SharedTopics:
+    """Describes the topics of several that ask at about the same time in one request."""
+
+    def __init__(self, topics: TopicAdmin, clock: Clock) -> None:
+        self._topics = topics
+        self._together = Jointly[Sequence[str], Mapping[str, TopicFacts]](self._describe, clock)
+
+    async def describe(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+        """Return id and partition count of each topic that exists, and perhaps of others; raises as :class:`TopicAdmin`."""
+        return await self._together.ask(names, lambda: self._topics.describe(names))
+
+    async def _describe(self, asked: Sequence[Sequence[str]]) -> Mapping[str, TopicFacts]:
+        return await self._topics.describe(sorted({name for names in asked for name in names}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from gapwatch.ledger.database import Database, parse
@@ -30,6 +31,10 @@ class SqlLedger(
     def writes(self) -> int:
         """Return a number that grows when this process has written; see the port."""
         return self._db.writes
+
+    def on_write(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Have `tell` called after each write that counts; see the port."""
+        return self._db.on_write(tell)
 
     def close(self) -> None:
         self._db.close()

@@ -49,6 +49,8 @@ class Database:
         self.writes = 0
         self._writer = Lock() if self.is_sqlite else None
         self._numbers = count(1)
+        self._told: dict[int, Callable[[], None]] = {}  # by when they came
+        self._listeners = count()
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction that sees one state and never waits for writers."""
@@ -65,6 +67,18 @@ class Database:
         finally:
             if counts:
                 self.writes = next(self._numbers)
+                for tell in tuple(self._told.values()):
+                    tell()
+
+    def on_write(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Have `tell` called after each write that counts, by its thread; return what ends that."""
+        number = next(self._listeners)
+        self._told[number] = tell
+
+        def leave() -> None:
+            self._told.pop(number, None)
+
+        return leave
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(RETRIES_MAX):

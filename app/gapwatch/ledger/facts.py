@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, bindparam, case, delete, func, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, bindparam, case, delete, func, or_, select, tuple_, update
 
 from gapwatch.errors import ConflictError, StoreUnreachable
 from gapwatch.ledger.part import LedgerPart
@@ -53,11 +53,11 @@ class FactQueries(LedgerPart):
         found = self._db.read(lambda connection: connection.execute(query).scalar_one())
         return int(found) if found is not None else self.epoch(feed, partition, topic_id, 0)
 
-    def facts(self, prefix: str = "") -> Mapping[str, Any]:
-        """Return all facts whose name begins with `prefix`, exactly as written (no wildcards, no folding of case)."""
+    def facts(self, *prefixes: str) -> Mapping[str, Any]:
+        """Return all facts whose name begins with one of these, exactly as written (no wildcards, no folding of case)."""
         query = select(facts).order_by(facts.c.name)
-        if prefix:
-            query = query.where(func.substr(facts.c.name, 1, len(prefix)) == prefix)
+        if prefixes:
+            query = query.where(or_(*(func.substr(facts.c.name, 1, len(prefix)) == prefix for prefix in prefixes)))
         return {row.name: row.value for row in self._db.read(lambda connection: connection.execute(query).all())}
 
     def fact(self, name: str) -> Any | None:
@@ -69,31 +69,62 @@ class FactQueries(LedgerPart):
 
         Under a lease: ConflictError once it was taken anew, by whomever; until then it is stored, even if the lease has expired.
         """
-        if value is None:
-            statement: Any = delete(facts).where(facts.c.name == name)
-        else:
-            insert = self._db.insert(facts).values(name=name, value=value)
-            statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+        statement = self._storing(name, value)
 
         def store(connection: Connection) -> None:
-            if under is not None:
-                self._fence(connection, under)
+            if under is not None and not self._is_held(connection, under):
+                raise ConflictError(f"The lease {under.name} was taken by another.")
             connection.execute(statement)
 
         self._db.write(store, counts=False)
 
-    def _fence(self, connection: Connection, lease: Lease) -> None:
-        """Raise ConflictError where the lease was taken anew; else it is not before this transaction ends."""
+    def set_facts_under(self, values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
+        """Store each value by name, unless its lease was taken anew: then False in its place.
+
+        In Postgres one after the other: whoever holds several leases there, in another order than who renews them, may wait for
+        him while he waits.
+        """
+        if not self._db.is_sqlite:
+            return [stored for one in values for stored in self._store_under([one])]
+        return self._store_under(values)
+
+    def _store_under(self, values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
+        def store(connection: Connection) -> Sequence[bool]:
+            said = {"held": [(lease.name, lease.holder, lease.fencing) for _, _, lease in values]}
+            still = {tuple(row) for row in connection.execute(self._still_held, said)}
+            held = [(lease.name, lease.holder, lease.fencing) in still for _, _, lease in values]
+            kept = {name: value for (name, value, _), is_held in zip(values, held, strict=True) if is_held}
+            if kept:
+                connection.execute(self._storing_all(kept))
+            return held
+
+        return self._db.write(store, counts=False)
+
+    def _storing(self, name: str, value: Any) -> Any:
+        if value is None:
+            return delete(facts).where(facts.c.name == name)
+        insert = self._db.insert(facts).values(name=name, value=value)
+        return insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+
+    def _is_held(self, connection: Connection, lease: Lease) -> bool:
+        """Whether the lease was not taken anew; then it is not before this transaction ends."""
         mine = (leases.c.name == lease.name, leases.c.holder == lease.holder, leases.c.fencing == lease.fencing)
-        if connection.execute(select(leases.c.name).where(*mine).with_for_update(read=True)).first() is None:
-            raise ConflictError(f"The lease {lease.name} was taken by another.")
+        return connection.execute(select(leases.c.name).where(*mine).with_for_update(read=True)).first() is not None
 
     def set_facts(self, values: Mapping[str, Any]) -> None:
         """Store several small JSON values at once."""
-        insert = self._db.insert(facts).values([{"name": name, "value": value} for name, value in values.items()])
-        statement = insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
         if values:
+            statement = self._storing_all(values)
             self._db.write(lambda connection: connection.execute(statement), counts=False)
+
+    def _storing_all(self, values: Mapping[str, Any]) -> Any:
+        insert = self._db.insert(facts).values([{"name": name, "value": value} for name, value in values.items()])
+        return insert.on_conflict_do_update(index_elements=[facts.c.name], set_={"value": insert.excluded.value})
+
+    @cached_property
+    def _still_held(self) -> Any:
+        mine = tuple_(leases.c.name, leases.c.holder, leases.c.fencing)
+        return select(*mine.clauses).where(mine.in_(bindparam("held", expanding=True))).with_for_update(read=True)
 
     def take_lease(self, name: str, holder: str, *, seconds: float) -> Lease | None:
         """Take a free or expired lease; None while somebody holds it (also when that is `holder`: it has `renew_lease`).

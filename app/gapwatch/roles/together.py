@@ -61,6 +61,11 @@ def facts_together(ledger: Ledger, clock: Clock) -> Together[tuple[str, Any], No
     return Together(store, clock)
 
 
+def tokens_together(ledger: Ledger, clock: Clock) -> Together[tuple[str, Any, Lease], bool]:
+    """Return what stores positions: name, value and the lease under which; the answer is False where that was lost."""
+    return Together(ledger.set_facts_under, clock)
+
+
 def renewals_together(ledger: Ledger, clock: Clock, *, seconds: float) -> Together[Lease, Lease | None]:
     """Return what renews leases for so long; the answer is None for one that was lost."""
 

@@ -9,7 +9,7 @@ from gapwatch.check_ports import Memory, Preflight
 from gapwatch.clock import SystemClock
 from gapwatch.kafka.offsets import OffsetReader
 from gapwatch.kafka.preflight import TopicPreflight
-from gapwatch.kafka.topics import TopicAdmin
+from gapwatch.kafka.topics import SharedTopics, TopicAdmin
 from gapwatch.ledger import SqlLedger
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.roles.board import Board
@@ -30,7 +30,7 @@ class Watching:
         self._board = board
         self._stores = stores
         self._clock = clock
-        self._topics = TopicAdmin(settings)
+        self._topics = SharedTopics(TopicAdmin(settings), clock)
         self._offsets = OffsetReader(settings, clock)
         self._answers = StoreAnswers[int](clock)
 

@@ -1,15 +1,17 @@
-"""What Postgres' catalogue says of a table, and of the replication slots of its database."""
+"""What Postgres' catalogue says of tables, and of the replication slots of their database."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gapwatch.errors import StoreRefused
 from gapwatch_connectors.postgres.connection import Connection
 
-_TABLE = """
-SELECT c.oid, c.relkind::text AS kind, c.relreplident::text AS identity,
+# Tables are named by two arrays: schemas and names.
+_TABLES = """
+SELECT concat(a.schema, '.', a.name) AS name, c.oid, c.relkind::text AS kind, c.relreplident::text AS identity,
        CASE WHEN c.relkind = 'p' THEN
          (SELECT md5(coalesce(string_agg(concat(p.relid::oid, ':', pg_relation_filenode(p.relid)), ',' ORDER BY p.relid::oid),
                               ''))
@@ -17,30 +19,30 @@ SELECT c.oid, c.relkind::text AS kind, c.relreplident::text AS identity,
        ELSE pg_relation_filenode(c.oid)::text END AS storage,
        (SELECT array_agg(DISTINCT leaf.relreplident::text)
           FROM pg_partition_tree(c.oid) p JOIN pg_class leaf ON leaf.oid = p.relid WHERE p.isleaf) AS partitions
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
+  FROM unnest(%(schemas)s::text[], %(names)s::text[]) a (schema, name) JOIN pg_namespace n ON n.nspname = a.schema
+  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = a.name AND c.relkind IN ('r', 'p')
 """
 # Columns of a domain are shown as what the domain is of.
 _COLUMNS = """
-WITH RECURSIVE base (number, type, modifier) AS (
-    SELECT a.attnum, a.atttypid, a.atttypmod FROM pg_attribute a
-     WHERE a.attrelid = %(table)s AND a.attnum > 0 AND NOT a.attisdropped
+WITH RECURSIVE base (relation, number, type, modifier) AS (
+    SELECT a.attrelid, a.attnum, a.atttypid, a.atttypmod FROM pg_attribute a
+     WHERE a.attrelid = ANY(%(tables)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT b.number, t.typbasetype, CASE WHEN b.modifier = -1 THEN t.typtypmod ELSE b.modifier END
+    SELECT b.relation, b.number, t.typbasetype, CASE WHEN b.modifier = -1 THEN t.typtypmod ELSE b.modifier END
       FROM base b JOIN pg_type t ON t.oid = b.type WHERE t.typtype = 'd')
-SELECT a.attname AS name, format_type(b.type, b.modifier) AS type_name, format_type(b.type, -1) AS bare, t.typname AS internal,
-       a.attstorage::text AS storage, a.attnotnull AS required, a.attgenerated <> '' AS generated,
+SELECT b.relation, a.attname AS name, format_type(b.type, b.modifier) AS type_name, format_type(b.type, -1) AS bare,
+       t.typname AS internal, a.attstorage::text AS storage, a.attnotnull AS required, a.attgenerated <> '' AS generated,
        CASE WHEN b.type = 'numeric'::regtype AND b.modifier > 4 THEN ((b.modifier - 4) >> 16) & 65535 END AS precision,
        CASE WHEN b.type = 'numeric'::regtype AND b.modifier > 4 THEN (((b.modifier - 4) & 2047) # 1024) - 1024 END AS scale
-  FROM pg_attribute a JOIN base b ON b.number = a.attnum JOIN pg_type t ON t.oid = b.type
- WHERE a.attrelid = %(table)s AND t.typtype <> 'd' ORDER BY a.attnum
+  FROM base b JOIN pg_attribute a ON a.attrelid = b.relation AND a.attnum = b.number JOIN pg_type t ON t.oid = b.type
+ WHERE t.typtype <> 'd' ORDER BY a.attrelid, a.attnum
 """
 _INDEXES = """
-SELECT i.indisprimary AS primary, i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AS exact,
+SELECT i.indrelid AS relation, i.indisprimary AS primary, i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AS exact,
        i.indisreplident AS identity,
        (SELECT array_agg(a.attname ORDER BY k.place) FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (number, place)
           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number WHERE k.place <= i.indnkeyatts) AS columns
-  FROM pg_index i WHERE i.indrelid = %s AND i.indisvalid
+  FROM pg_index i WHERE i.indrelid = ANY(%(tables)s::oid[]) AND i.indisvalid
 """
 # What a slot has decoded is counted from Postgres 14 on.
 _SLOTS = """
@@ -70,9 +72,10 @@ SELECT has_function_privilege('pg_control_system()', 'EXECUTE') AND has_function
 _SYSTEM = "(SELECT system_identifier::text FROM pg_control_system())"
 _TIMELINE = "(SELECT timeline_id FROM pg_control_checkpoint())"
 _FILES = """
-SELECT l.id::oid::text AS relation, pg_relation_filenode(l.id)::text AS file
-  FROM (SELECT c.oid AS id FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')) root,
+SELECT root.name, l.id::oid::text AS relation, pg_relation_filenode(l.id)::text AS file
+  FROM (SELECT concat(a.schema, '.', a.name) AS name, c.oid AS id
+          FROM unnest(%(schemas)s::text[], %(names)s::text[]) a (schema, name) JOIN pg_namespace n ON n.nspname = a.schema
+          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = a.name AND c.relkind IN ('r', 'p')) root,
        LATERAL (SELECT root.id UNION SELECT relid FROM pg_partition_tree(root.id)) l (id)
  WHERE pg_relation_filenode(l.id) IS NOT NULL
 """
@@ -154,11 +157,12 @@ async def read_server(connection: Connection) -> Server:
     return Server(**{**row, "written": int(row["written"])})
 
 
-async def read_files(connection: Connection, name: str) -> dict[str, str]:
-    """Return the number of each relation of a table (itself, its partitions) that has a file, and that of the file."""
-    schema, _, table = name.partition(".")
-    rows = await (await connection.execute(_FILES, (schema, table))).fetchall()
-    return {row["relation"]: row["file"] for row in rows}
+async def read_files(connection: Connection, names: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return, by table, the number of each relation of it (itself, its partitions) that has a file, and that of the file."""
+    files: dict[str, dict[str, str]] = {name: {} for name in names}
+    for row in await (await connection.execute(_FILES, _named(names))).fetchall():
+        files[row["name"]][row["relation"]] = row["file"]
+    return files
 
 
 def _counts(connection: Connection) -> bool:
@@ -167,16 +171,38 @@ def _counts(connection: Connection) -> bool:
 
 async def read_table(connection: Connection, store: str, name: str) -> Table:
     """Return what the catalogue says; raises StoreRefused when there is no such table."""
-    schema, _, table = name.partition(".")
-    found = await (await connection.execute(_TABLE, (schema, table))).fetchone()
-    if found is None:
+    return of_table(await read_tables(connection, [name]), store, name)
+
+
+def of_table(tables: Mapping[str, Table], store: str, name: str) -> Table:
+    """Return one of the tables that were found; raises StoreRefused when there is no such table."""
+    if name not in tables:
         raise StoreRefused(
             f"There is no table {name}.",
             store=store,
             remedy="Create it, correct its name in the pipeline, or grant USAGE on its schema.",
         )
-    rows = await (await connection.execute(_COLUMNS, {"table": found["oid"]})).fetchall()
-    indexes = await (await connection.execute(_INDEXES, (found["oid"],))).fetchall()
+    return tables[name]
+
+
+async def read_tables(connection: Connection, names: Collection[str]) -> dict[str, Table]:
+    """Return what the catalogue says of those that are there."""
+    found = await (await connection.execute(_TABLES, _named(names))).fetchall()
+    if not found:
+        return {}
+    tables = {"tables": [row["oid"] for row in found]}
+    columns = _by_relation(await (await connection.execute(_COLUMNS, tables)).fetchall())
+    indexes = _by_relation(await (await connection.execute(_INDEXES, tables)).fetchall())
+    return {row["name"]: _table(row, columns.get(row["oid"], []), indexes.get(row["oid"], [])) for row in found}
+
+
+async def read_identity(connection: Connection, name: str) -> str:
+    """Return the table's identity alone, ``""`` where there is no such table."""
+    found = await (await connection.execute(_TABLES, _named([name]))).fetchone()
+    return _identity(found) if found is not None else ""
+
+
+def _table(found: Mapping[str, Any], columns: list[dict[str, Any]], indexes: list[dict[str, Any]]) -> Table:
     primary = next((tuple(index["columns"]) for index in indexes if index["primary"]), ())
     replica = next((tuple(index["columns"]) for index in indexes if index["identity"]), ())
     identity = _worst(found["identity"], found["partitions"] if found["kind"] == "p" else None)
@@ -185,20 +211,25 @@ async def read_table(connection: Connection, store: str, name: str) -> Table:
         identity=_identity(found),
         replica_identity=identity,
         identity_columns=replica if identity == "i" else primary,
-        columns={row["name"]: Column(**row) for row in rows},
+        columns={row["name"]: Column(**row) for row in columns},
         primary_key=primary,
         unique=tuple(frozenset(index["columns"]) for index in indexes if index["exact"] and index["columns"]),
     )
 
 
-async def read_identity(connection: Connection, name: str) -> str:
-    """Return the table's identity alone, ``""`` where there is no such table."""
-    schema, _, table = name.partition(".")
-    found = await (await connection.execute(_TABLE, (schema, table))).fetchone()
-    return _identity(found) if found is not None else ""
+def _named(names: Collection[str]) -> dict[str, list[str]]:
+    parts = [name.partition(".") for name in names]
+    return {"schemas": [schema for schema, _, _ in parts], "names": [table for _, _, table in parts]}
 
 
-def _identity(found: dict[str, Any]) -> str:
+def _by_relation(rows: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row.pop("relation"), []).append(row)
+    return found
+
+
+def _identity(found: Mapping[str, Any]) -> str:
     return f"{found['oid']}/{found['storage']}"
 
 

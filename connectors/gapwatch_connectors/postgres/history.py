@@ -14,8 +14,8 @@ from typing import Any, Final
 from gapwatch.check_ports import Advice, Memory
 from gapwatch.model.gap import Finding
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
-from gapwatch_connectors.postgres.catalogue import Server, Slot, read_files, read_server, read_slots
-from gapwatch_connectors.postgres.connection import Connections
+from gapwatch_connectors.postgres.catalogue import Server, Slot
+from gapwatch_connectors.postgres.looks import Looks, Question
 from gapwatch_connectors.postgres.preflight import ConnectorConfig
 
 FORMAT: Final = 1  # of what is remembered
@@ -104,7 +104,7 @@ class PostgresHistory:
     ) -> None:
         self.name = f"the {side}'s slot and storage"
         self._pipeline = pipeline
-        self._connections = Connections(pipeline.source.store, url, idle_max=1)
+        self._looks = Looks(pipeline.source.store, url)
         self._connector = connector
         self._memory = memory
         self._side = side
@@ -112,6 +112,7 @@ class PostgresHistory:
         self._slot_name = ""  # as the connector's configuration said last
         self._last: Look | None = None
         self._last_ms = 0  # when that was
+        self._kept: Mapping[str, Any] | None = None  # what was remembered when that was asked for last
         self._kept_ms = 0  # when a look was remembered
 
     async def check(self) -> Sequence[Advice]:
@@ -121,23 +122,30 @@ class PostgresHistory:
         if self._pipeline.source.feed.kind is not FeedKind.DEBEZIUM:
             return []
         memory = self._memory
-        kept = await asyncio.to_thread(memory.recall, self._name) or {}
+        kept = self._kept if self._kept is not None else await self._recall()
         before = self._last or _look_of(kept)
         look, looked_ms = await self._look(before), memory.now_ms()
-        changes: dict[str, dict[str, Any]] = dict(kept.get("changes", {}))
         found = self._compared(before, look, looked_ms) if before is not None else {}
+        if found or looked_ms - self._kept_ms >= REMEMBER_SECONDS * 1000:
+            kept = await self._recall()  # another process may have looked: what it saw is not written over
+        changes: dict[str, dict[str, Any]] = dict(kept.get("changes", {}))
         for name, change in found.items():
             if changes.get(name, {}).get("at", 0) <= self._last_ms or not self._last_ms:  # else another process saw it first
                 changes[name] = change
         if found or looked_ms - self._kept_ms >= REMEMBER_SECONDS * 1000:
-            await asyncio.to_thread(memory.remember, self._name, {"format": FORMAT, "look": asdict(look), "changes": changes})
+            self._kept = {"format": FORMAT, "look": asdict(look), "changes": changes}
+            await asyncio.to_thread(memory.remember, self._name, self._kept)
             self._kept_ms = looked_ms
         self._last, self._last_ms = look, looked_ms
         shown = {name: one for name, one in changes.items() if looked_ms - int(one["at"]) < SHOWN_SECONDS * 1000}
         return [self._advice(name, change) for name, change in shown.items()]
 
+    async def _recall(self) -> Mapping[str, Any]:
+        self._kept = await asyncio.to_thread(self._memory.recall, self._name) or {}
+        return self._kept
+
     async def close(self) -> None:
-        await self._connections.close()
+        await self._looks.close()
 
     async def _look(self, before: Look | None) -> Look:
         proven = self._memory.proven_ms()  # first: what is proven by now was read before
@@ -145,10 +153,10 @@ class PostgresHistory:
             config = await self._connector()
             if config is not None:
                 self._slot_name = config.get("slot.name", "debezium")
-        async with self._connections.connection() as connection:
-            server = await read_server(connection)
-            slots: Mapping[str, Slot] = {slot.name: slot for slot in await read_slots(connection)}
-            files = {table: await read_files(connection, table) for table in self._tables}
+        answer = await self._looks.together(Question(server=True, slots=True, files=frozenset(self._tables)))
+        assert answer.server is not None  # it was asked for
+        server, files = answer.server, {table: answer.files[table] for table in self._tables}
+        slots: Mapping[str, Slot] = {slot.name: slot for slot in answer.slots}
         slot = self._slot_name if self._slot_name in slots or before is None else before.slot or self._slot_name
         slots = {
             **(before.slots if before else {}),

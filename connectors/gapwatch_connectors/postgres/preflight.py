@@ -13,22 +13,13 @@ from gapwatch.core.resolve import resolve
 from gapwatch.errors import ConfigError, StoreError, StoreRefused
 from gapwatch.model.pipeline import FeedKind, PipelineSpec
 from gapwatch.ports import DatasetInfo
-from gapwatch_connectors.postgres.catalogue import Slot, Table, read_slots
-from gapwatch_connectors.postgres.connection import Connection, Connections
+from gapwatch_connectors.postgres.catalogue import Slot, Table, of_table
+from gapwatch_connectors.postgres.looks import Answer, Looks, Question
 from gapwatch_connectors.postgres.lookups import lookups_of
-from gapwatch_connectors.postgres.reader import PostgresReader, dataset_info
+from gapwatch_connectors.postgres.reader import PostgresReader, dataset_info, refuse_standby
 
 SAMPLE = 10
 ConnectorConfig = Callable[[], Awaitable[Mapping[str, str] | None]]
-# Column lists and row filters are there from Postgres 15 on; a partitioned table may be listed by its partitions.
-_PUBLISHED = """
-SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AS whole, to_jsonb(t) ->> 'rowfilter' AS filter,
-       ARRAY (SELECT jsonb_array_elements_text(to_jsonb(t) -> 'attnames')) AS columns
-  FROM pg_publication p JOIN pg_publication_tables t ON t.pubname = p.pubname
-  JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
- WHERE p.pubname = %(publication)s
-   AND (c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s::oid::regclass)))
-"""
 
 
 class PostgresPreflight:
@@ -45,10 +36,13 @@ class PostgresPreflight:
         self._pipeline = pipeline
         self._table = pipeline.source.table
         self._reader = PostgresReader(pipeline, url)
-        self._connections = Connections(pipeline.source.store, url, idle_max=1)
+        self._looks = Looks(pipeline.source.store, url)
         self._connector = connector
         self._subject = f"{pipeline.id}.source"
         self._known: Mapping[str, str] | None = None  # the connector's configuration, as it was seen last
+        self._judged: tuple[Table, Sequence[Advice], Sequence[Advice], bool] | None = (
+            None  # the last table, and what is said of it
+        )
         self._types: dict[str, tuple[Any, ...]] = {}  # of the mapped columns, as of the first check
 
     @property
@@ -57,25 +51,38 @@ class PostgresPreflight:
 
     async def check(self) -> Sequence[Advice]:
         try:
-            return await self._looked(rows=True)
+            said, changed = await self._looked(self._looks.alone)
+            rows = [] if changed else await self._rows()
         except StoreRefused as error:
             return [self._advice("error", error.message, error.remedy)]
+        return [*said, *rows] or [self._advice("ok", f"{self._table} can be read.")]
 
     async def watch(self) -> Sequence[Advice]:
-        return await self._looked(rows=False)
+        said, _ = await self._looked(self._looks.together)
+        return said or [self._advice("ok", f"{self._table} can be read.")]
 
-    async def _looked(self, *, rows: bool) -> Sequence[Advice]:
-        async with self._connections.connection() as connection:
-            table = await self._reader.examine_on(connection)
-            changed = self._mapping(dataset_info(table))
-            advice = self._identity(table) + changed + await self._log(connection, table)
-            advice += [] if changed else self._columns(table)
-        advice += await self._rows() if rows and not changed else []
-        return advice or [self._advice("ok", f"{self._table} can be read.")]
+    async def _looked(self, look: Callable[[Question], Awaitable[Answer]]) -> tuple[list[Advice], bool]:
+        """Return what catalogue, log and connector say, and whether the table is another one than the mapping wants."""
+        captured = self._pipeline.source.feed.kind is FeedKind.DEBEZIUM
+        config, unknown = await self._configured() if captured else (None, None)
+        published = {(_publication(config), self._table)} if config is not None else ()
+        asked = Question(tables=frozenset({self._table}), log=True, slots=captured, published=frozenset(published))
+        answer = await look(asked)
+        refuse_standby(self._pipeline.source.store, standby=answer.standby)
+        table = of_table(answer.tables, self._pipeline.source.store, self._table)
+        if self._judged is None or self._judged[0] != table:
+            self._judged = (table, *self._judge(table))
+        _, before, after, changed = self._judged
+        return [*before, *(self._log(answer, table, config, unknown) if captured else ()), *after], changed
+
+    def _judge(self, table: Table) -> tuple[Sequence[Advice], Sequence[Advice], bool]:
+        """Return what is said of a table, in two parts, and whether it is another one than the mapping wants."""
+        changed = self._mapping(dataset_info(table))
+        return [*self._identity(table), *changed], [] if changed else self._columns(table), bool(changed)
 
     async def close(self) -> None:
         await self._reader.close()
-        await self._connections.close()
+        await self._looks.close()
 
     def _advice(self, level: str, message: str, remedy: str = "", finding: str = "") -> Advice:
         return Advice(level=level, subject=self._subject, message=message, remedy=remedy, finding=finding)
@@ -101,22 +108,27 @@ class PostgresPreflight:
         message += "unchanged TOAST columns are missing from its updates."
         return [self._advice("warning", message, f"{full} proves them by the stream too.")]
 
-    async def _log(self, connection: Connection, table: Table) -> list[Advice]:
-        if self._pipeline.source.feed.kind is not FeedKind.DEBEZIUM:
-            return []
-        row = await (await connection.execute("SELECT current_setting('wal_level') AS level")).fetchone()
-        if row is not None and row["level"] != "logical":
-            message = f"wal_level is {row['level']}: Debezium cannot read changes."
-            return [self._advice("error", message, "Set wal_level = logical and restart Postgres.")]
-        slots = await read_slots(connection)
+    async def _configured(self) -> tuple[Mapping[str, str] | None, StoreError | None]:
+        """Return the connector's configuration, and where nobody has ever said it, why not."""
         try:
             config = await self._connector() if self._connector is not None else None
         except StoreError as error:
             if self._known is None:
-                message = f"Nobody knows which replication slot is the connector's: {error.message}"
-                return [self._advice("unknown", message, error.remedy, "slot_lost")]
+                return None, error
             config = None
-        self._known = config = config or self._known  # a connector that was removed since had a slot, too
+        self._known = config or self._known  # a connector that was removed since had a slot, too
+        return self._known, None
+
+    def _log(
+        self, answer: Answer, table: Table, config: Mapping[str, str] | None, unknown: StoreError | None = None
+    ) -> list[Advice]:
+        if answer.wal_level != "logical":
+            message = f"wal_level is {answer.wal_level}: Debezium cannot read changes."
+            return [self._advice("error", message, "Set wal_level = logical and restart Postgres.")]
+        if unknown is not None:
+            message = f"Nobody knows which replication slot is the connector's: {unknown.message}"
+            return [self._advice("unknown", message, unknown.remedy, "slot_lost")]
+        slots = answer.slots
         if config is None:
             return [advice for slot in slots for advice in self._slot(slot)]
         name = config.get("slot.name", "debezium")
@@ -124,7 +136,7 @@ class PostgresPreflight:
         if all(slot.name != name for slot in slots):
             message = f"There is no replication slot {name}: what is written until there is one is not captured."
             advice.append(self._advice("error", message, "Start the connector; a sweep covers the time in between.", "slot_lost"))
-        return advice + await self._published(connection, config.get("publication.name", "dbz_publication"), table)
+        return advice + self._published(answer, _publication(config), table)
 
     def _slot(self, slot: Slot) -> list[Advice]:
         if slot.lost:
@@ -147,9 +159,9 @@ class PostgresPreflight:
             )
         ]
 
-    async def _published(self, connection: Connection, publication: str, table: Table) -> list[Advice]:
+    def _published(self, answer: Answer, publication: str, table: Table) -> list[Advice]:
         """Look for the table in the publication: whole rows, all of them, every kind of write."""
-        rows = await (await connection.execute(_PUBLISHED, {"publication": publication, "table": table.oid})).fetchall()
+        rows = answer.published.get((publication, self._table), ())
         if not rows:
             message = f"{self._table} is not in the publication {publication}: its changes are not sent."
             return [self._advice("error", message, f"ALTER PUBLICATION {publication} ADD TABLE {self._table}.")]
@@ -157,14 +169,14 @@ class PostgresPreflight:
         mapped = {spec.source for spec in self._pipeline.fields} | {column.path for column in self._pipeline.source.key}
         wanted = {name for name in mapped if name in table.columns and not table.columns[name].generated}
         for row in rows:
-            missing = sorted(wanted - set(row["columns"] or wanted))
+            missing = sorted(wanted - set(row.columns or wanted))
             if missing:
                 message = f"The publication {publication} does not send column {missing[0]} of {self._table}."
                 advice.append(self._advice("error", message, "Add it to the publication's column list, or leave the field out."))
-            if row["filter"]:
-                message = f"The publication {publication} sends only some rows of {self._table}: {row['filter']}."
+            if row.filter:
+                message = f"The publication {publication} sends only some rows of {self._table}: {row.filter}."
                 advice.append(self._advice("warning", message, "Remove the filter, or repeat it as the source's `where`."))
-            if not row["whole"]:
+            if not row.whole:
                 message = f"The publication {publication} does not send all of insert, update and delete."
                 remedy = f"ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')."
                 advice.append(self._advice("error", message, remedy))
@@ -234,3 +246,7 @@ class PostgresPreflight:
             return []
         await self._reader.ping()  # an outage is no advice
         return [self._advice("error", first.reason, "Correct the pipeline's key or condition: keys are never coerced.")]
+
+
+def _publication(config: Mapping[str, str]) -> str:
+    return config.get("publication.name", "dbz_publication")

@@ -97,11 +97,6 @@ class PostgresReader:
         async with self._connections.connection() as connection:
             return dataset_info(await self._read_table(connection))
 
-    async def examine_on(self, connection: Connection) -> Table:
-        """Return what the catalogue says, of the primary."""
-        await _primary(connection, self._store)
-        return await self._read_table(connection)
-
     async def _read_table(self, connection: Connection) -> Table:
         self._table = await read_table(connection, self._store, self._name)
         return self._table
@@ -390,7 +385,12 @@ def _array(lookup: Lookup) -> sql.Composable:
 
 async def _primary(connection: Connection, store: str) -> None:
     """Refuse a standby: what it lacks may be lag."""
-    if (await _one(connection, "SELECT pg_is_in_recovery() AS standby"))["standby"]:
+    refuse_standby(store, standby=(await _one(connection, "SELECT pg_is_in_recovery() AS standby"))["standby"])
+
+
+def refuse_standby(store: str, *, standby: bool) -> None:
+    """Raises StoreRefused for one."""
+    if standby:
         raise StoreRefused("The source is a standby.", store=store, remedy="Point the store's dsn at the primary.")
 
 

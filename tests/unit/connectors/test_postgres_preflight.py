@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,6 +15,7 @@ from gapwatch.errors import StoreRefused, StoreUnreachable
 from gapwatch.model.pipeline import SourceTable
 from gapwatch_connectors.postgres import PostgresSourcePreflight
 from gapwatch_connectors.postgres.catalogue import Slot
+from gapwatch_connectors.postgres.looks import Answer, Published
 from gapwatch_connectors.postgres.preflight import PostgresPreflight
 from tests.unit.core.samples import pipeline
 
@@ -34,26 +34,15 @@ class Connect:
         return self.says
 
 
-class Server:
-    """Answers what the log is asked about."""
-
-    async def execute(self, *_: Any) -> Any:
-        async def fetchone() -> Mapping[str, Any]:
-            return {"level": "logical"}
-
-        async def fetchall() -> Sequence[Mapping[str, Any]]:
-            return [{"columns": None, "filter": None, "whole": True}]
-
-        return SimpleNamespace(fetchone=fetchone, fetchall=fetchall)
-
-
 async def slots_of(preflight: PostgresPreflight, *names: str) -> list[Advice]:
     found = [
         Slot(name=name, plugin="pgoutput", active=True, wal_status="reserved", confirmed_flush_lsn=1, retained_bytes=1)
         for name in names
     ]
-    with mock.patch("gapwatch_connectors.postgres.preflight.read_slots", return_value=found):
-        return await preflight._log(Server(), SimpleNamespace(oid=1, columns={}))  # type: ignore[arg-type]
+    published = {("dbz_publication", "public.orders"): [Published(whole=True, filter=None, columns=())]}
+    answer = Answer(wal_level="logical", slots=found, published=published)
+    config, unknown = await preflight._configured()
+    return preflight._log(answer, SimpleNamespace(oid=1, columns={}), config, unknown)  # type: ignore[arg-type]
 
 
 async def test_while_kafka_connect_is_away_nobody_knows_which_slot_is_the_connectors() -> None:
@@ -79,8 +68,8 @@ async def test_a_refusal_is_said_by_the_doctor_and_no_look_of_the_watchers(table
     refused = StoreRefused("Postgres refused: password authentication failed.", store="shop", remedy="Correct it.")
 
     with ExitStack() as away:
-        for connections in (preflight._connections, *(one._connections for one in preflight._tables.values())):
-            away.enter_context(mock.patch.object(connections, "connection", side_effect=refused))
+        for looks in (preflight._looks, *(one._looks for one in preflight._tables.values())):
+            away.enter_context(mock.patch.object(looks, "alone", side_effect=refused))
         assert [(one.level, one.finding) for one in await preflight.check()] == [("error", "")]
         assert [(one.level, one.finding) for one in await preflight.watch()] == [("unknown", "")]
     await preflight.close()
@@ -92,9 +81,6 @@ async def test_a_table_that_is_refused_hides_nothing_of_another() -> None:
     said = iter([StoreRefused("No such table.", store="shop"), [changed]])
     with mock.patch.object(PostgresPreflight, "watch", side_effect=said):
         preflight._tables = {"a": PostgresPreflight(pipeline(), URL), "b": PostgresPreflight(pipeline(), URL)}
-        with (
-            mock.patch.object(preflight, "_partitions", return_value=[]),
-            mock.patch.object(preflight._connections, "connection"),
-        ):
+        with mock.patch.object(preflight._looks, "together", return_value=Answer()):
             found = await preflight.watch()
     assert [(one.level, one.finding) for one in found] == [("unknown", ""), ("error", "schema_changed")]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from gapwatch.core.keyrows import CAPACITY_MIN
+import pytest
+
+from gapwatch.core.keyrows import CAPACITY_MIN, KeyRows
 from gapwatch.core.mapping import CompiledMapping
 from gapwatch.core.matching import KeyMatcher
 from gapwatch.model.pipeline import FieldSpec, FieldType
+from gapwatch.model.stream import Side
 from tests.unit.core.samples import pipeline
+from tests.unit.core.test_coverage import Story
 
 PIPELINES, STATES_MIB_MAX = 20, 4.0
 
@@ -32,3 +38,26 @@ def test_the_status_of_pipelines_without_keys_takes_no_memory() -> None:
     matcher.marker()
     assert {matcher.waiting(name, 0, 1) for name in pipelines} == {0}
     assert shared_mib() - before < STATES_MIB_MAX < PIPELINES * CAPACITY_MIN * 8 / (1 << 20)
+
+
+def test_the_status_of_a_pipeline_without_open_keys_looks_at_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of what a status costs is that look, and a service at rest says one for each pipeline and partition all the time."""
+    looks: list[str] = []
+
+    def noted(name: str, asked: Callable[[KeyRows], Any]) -> Callable[[KeyRows], Any]:
+        def look(rows: KeyRows) -> Any:
+            looks.append(name)
+            return asked(rows)
+
+        return look
+
+    for name in ("open_rows", "alone_rows", "open_long"):
+        monkeypatch.setattr(KeyRows, name, noted(name, getattr(KeyRows, name)))
+    story = Story()
+    story.write(Side.EXPECTED, [1], 1)
+    (status,) = story.matcher.status("w", story.teller.clock)
+    assert (status.pending + status.in_transit, bool(looks)) == (1, True)
+    story.write(Side.OBSERVED, [1], 1)
+    looks.clear()
+    (status,) = story.matcher.status("w", story.teller.clock)
+    assert (status.pending + status.in_transit, looks, status.oldest_unsettled) == (0, [], None)

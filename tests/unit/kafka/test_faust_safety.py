@@ -502,3 +502,10 @@ def test_the_broker_keeps_a_fetch_for_longer_only_while_nothing_comes() -> None:
     asked.append(fetcher._get_actions_per_node(None))
     short, long = faust_safety.FETCH_WAIT_MS, faust_safety.STILL_FETCH_WAIT_MS
     assert asked == [short, long, short, short, long, short]
+    now[0] += faust_safety.SETTLED_AFTER_SECONDS
+    asked = [fetcher._get_actions_per_node(None)]
+    thread.moves += 1  # it is read from elsewhere, which may happen again soon
+    asked.append(fetcher._get_actions_per_node(None))
+    fetcher._records = {"p0": 2}
+    asked.append(fetcher._get_actions_per_node(None))
+    assert asked == [faust_safety.SETTLED_FETCH_WAIT_MS, long, short]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from gapwatch.clock import SystemClock
 from gapwatch.errors import StoreRefused
-from gapwatch.kafka.topics import TopicAdmin, TopicPlan, _differences, state_topic, topic_plans
+from gapwatch.kafka.topics import SharedTopics, TopicAdmin, TopicFacts, TopicPlan, _differences, state_topic, topic_plans
 from gapwatch.model.pipeline import Settings, TopicsSpec
 from tests.unit.core.samples import TOPIC, pipeline
 
@@ -78,3 +80,22 @@ async def test_the_marks_of_transactions_in_our_own_feeds_are_never_taken_for_re
     monkeypatch.setattr(TopicAdmin, "_configs", refused)
     assert await admin.compacted([TOPIC, spec.target.feed.topic]) == {TOPIC}
     assert asked == [[TOPIC]]
+
+
+async def test_topics_are_described_for_all_who_ask_at_once_and_one_that_is_refused_is_nobody_elses() -> None:
+    asked: list[Sequence[str]] = []
+
+    class Described:
+        async def describe(self, names: Sequence[str]) -> dict[str, TopicFacts]:
+            asked.append(list(names))
+            if "secret" in names:
+                raise StoreRefused("No right.", store="kafka")
+            return {name: TopicFacts(topic_id=name, partitions=1) for name in names}
+
+    topics = SharedTopics(cast(TopicAdmin, Described()), SystemClock())
+    found = await asyncio.gather(topics.describe(["a", "b"]), topics.describe(["b", "c"]))
+    assert asked == [["a", "b", "c"]]
+    assert all({"b"} < set(one) for one in found)
+    said = await asyncio.gather(topics.describe(["a"]), topics.describe(["secret"]), return_exceptions=True)
+    assert said[0] == {"a": TopicFacts(topic_id="a", partitions=1)}
+    assert isinstance(said[1], StoreRefused)

@@ -16,9 +16,10 @@ from gapwatch.errors import ConflictError
 from gapwatch.ledger import SqlLedger, open_ledger
 from gapwatch.model.gap import RunKind, RunState
 from gapwatch.ports import OutboxRow
-from gapwatch.roles.repair import outbox, runner
+from gapwatch.roles.repair import outbox, rechecker, runner
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.outbox import OutboxPublisher
+from gapwatch.roles.repair.rechecker import Rechecker, RecheckerDependencies
 from gapwatch.roles.repair.runner import RunnerDependencies, RunRunner
 from gapwatch.roles.repair.sweeps import LEASE_SECONDS
 from tests.ledger_samples import at, finding, gap, opening, run
@@ -87,6 +88,68 @@ def test_a_write_that_fails_counts_too(ledger: SqlLedger) -> None:
     assert ledger.writes() != before
 
 
+async def test_a_poller_that_rests_is_woken_by_a_write_by_its_time_and_by_the_end(ledger: SqlLedger) -> None:
+    clock, stop = SystemClock(), asyncio.Event()
+    asking = Asking(ledger, clock, seconds=1_000)
+    assert asking.due()
+    resting = asyncio.create_task(asking.rest(0.01, stop))
+    await asyncio.to_thread(lambda: ledger.set_fact("resume/feed", {"token": "t"}))
+    await asyncio.sleep(0.1)
+    assert not resting.done(), "that is nothing for it"
+    await asyncio.to_thread(lambda: ledger.store_gaps([opening(gap())]))
+    await asyncio.wait_for(resting, 10)
+    assert asking.due()
+    resting = asyncio.create_task(asking.rest(0.01, stop))
+    await asyncio.sleep(0.1)
+    assert not resting.done()
+    stop.set()
+    await asyncio.wait_for(resting, 10)
+    assert not ledger._db._told, "nobody is told who does not rest"
+    soon = Asking(ledger, clock, seconds=0.1)
+    assert soon.due()
+    await asyncio.wait_for(soon.rest(0.01, asyncio.Event()), 10)
+    assert soon.due()
+
+
+async def test_a_poller_does_not_rest_where_there_is_something_to_ask_already(ledger: SqlLedger) -> None:
+    asking = Asking(ledger, SystemClock(), seconds=1_000)
+    assert asking.due()
+    ledger.store_gaps([opening(gap())])
+    await asyncio.wait_for(asking.rest(0.01, asyncio.Event()), 10)
+    assert asking.due()
+    asking.again()
+    await asyncio.wait_for(asking.rest(0.01, asyncio.Event()), 10)
+
+
+async def test_open_gaps_are_asked_for_by_pipeline_only_where_there_are_any(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rechecker, "OTHERS_SECONDS", 1_000)
+    monkeypatch.setattr(rechecker, "PAUSE_SECONDS", 0.01)
+    stop, watched, stepped = asyncio.Event(), Watched(ledger), list[str]()
+    on = SimpleNamespace(
+        ledger=watched,
+        clock=SystemClock(),
+        pipelines={"a": None, "b": None},
+        judges=dict.fromkeys("ab", SimpleNamespace(cases={})),
+    )
+    checked = Rechecker(cast(RecheckerDependencies, on))
+
+    async def step(pipeline: str) -> int:
+        stepped.append(pipeline)
+        return 0
+
+    monkeypatch.setattr(checked, "step", step)
+    running = asyncio.create_task(checked.run(stop))
+    await until(lambda: watched.asked["gaps"] == 1)
+    await asyncio.sleep(0.1)
+    assert (stepped, watched.asked["gaps"]) == ([], 1)
+    await asyncio.to_thread(lambda: ledger.store_gaps([opening(gap())]))
+    await until(lambda: stepped == ["a", "b"])
+    stop.set()
+    await running
+
+
 class Sink:
     def __init__(self) -> None:
         self.published: list[OutboxRow] = []
@@ -119,9 +182,9 @@ async def test_an_empty_queue_is_left_alone_until_this_process_has_queued_a_run(
     stop, watched = asyncio.Event(), Watched(ledger)
     on = SimpleNamespace(ledger=watched, clock=SystemClock(), holder="me", pipelines={})
     running = asyncio.create_task(RunRunner(cast(RunnerDependencies, on)).run(stop))
-    await until(lambda: (watched.asked["take_run"], watched.asked["take_part"]) == (len(LEASE_SECONDS), 1))
+    await until(lambda: watched.asked["runs"] == 1)
     await asyncio.sleep(3 * runner.TAKE_SECONDS)
-    assert (watched.asked["take_run"], watched.asked["take_part"]) == (len(LEASE_SECONDS), 1)
+    assert (watched.asked["runs"], watched.asked["take_run"], watched.asked["take_part"]) == (1, 0, 0)
     for number, kind in enumerate(LEASE_SECONDS, start=1):
         ledger.create_run(run(number, kind=kind, state=RunState.QUEUED))
     await until(lambda: len(ledger.runs(states=[RunState.FAILED])) == len(LEASE_SECONDS))

@@ -159,6 +159,27 @@ async def test_partitions_that_are_added_to_a_feed_are_told_the_time(ledger: Sql
     assert store.opened in ([0, 0], [0, 1])
 
 
+async def test_streams_in_which_nothing_happens_store_their_positions_together(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "TOKEN_SECONDS", 0.05)
+    broker, stop, stored = Broker({TARGET: 1, OTHER: 1}, VirtualClock()), asyncio.Event(), list[set[str]]()
+    together = ledger.set_facts_under
+
+    def counted(values: Sequence[tuple[str, Any, Lease]]) -> Sequence[bool]:
+        stored.append({name for name, _, _ in values})
+        return together(values)
+
+    setattr(ledger, "set_facts_under", counted)  # noqa: B010
+    on = replace(capturing(Stored(0), broker, ledger), clock=SystemClock())
+    other = replace(on.streams[0], topic=OTHER)
+    on = replace(on, streams=[*on.streams, other], partitions={TARGET: 1, OTHER: 1})
+    running = asyncio.create_task(CaptureRole(on).run(stop))
+    await become(lambda: running.done() or {f"resume/{TARGET}", f"resume/{OTHER}"} in stored)
+    stop.set()
+    await running
+
+
 class Restful(Stored):
     """Its reader rests longer where somebody wakes it, and tells of both."""
 

@@ -574,3 +574,21 @@ async def test_what_one_process_still_finds_no_other_one_ends(world: World, advi
         await world.clock.sleep(POLL_SECONDS)
     assert not any(one.ongoing or not one.is_hole for one in world.ledger.findings(SPEC.id))
     assert not world.watcher._finders or all(known[0] in [one.id for one in world.holes] for known in world.watcher._finders)
+
+
+async def test_the_checks_of_all_pipelines_begin_at_the_same_time_however_long_one_takes(world: World) -> None:
+    """So they ask together what they ask of the same store."""
+    stop, begun = asyncio.Event(), list[float]()
+
+    async def watch() -> Sequence[Advice]:
+        begun.append(world.clock.monotonic())
+        await world.clock.sleep(1.3)
+        if len(begun) == 4:
+            stop.set()
+        return ()
+
+    setattr(world, "watch", watch)  # noqa: B010
+    await world.watcher._check_on(stop, SPEC, asyncio.Event())
+    _, *later = begun
+    assert [round(at % POLL_SECONDS, 1) for at in later] == [0.0, 0.0, 0.0]
+    assert later[2] - later[0] == pytest.approx(2 * POLL_SECONDS, abs=0.1)

@@ -25,6 +25,7 @@ from gapwatch.roles.match.held import Held
 from gapwatch.roles.match.journal import Journal, rank_of
 from gapwatch.roles.match.outlet import Outlet
 from tests.integration.match_story import MAPPING, PIPELINE, Story, story_settings
+from tests.simulation.stores import VirtualClock
 
 SETTINGS: Settings = story_settings("127.0.0.1:1", "u", 1)
 
@@ -189,6 +190,38 @@ async def test_without_new_records_only_the_status_is_written() -> None:
     broker.seen.clear()
     assert await checkpointer.run()
     assert broker.seen == ["status", "status acknowledged"]
+
+
+async def test_of_control_records_alone_the_status_is_shown_and_the_rest_is_left_to_a_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A marker holds every feed of every pipeline: at rest it was most of what a checkpoint wrote, twenty times a minute."""
+    broker, clock = Broker(), VirtualClock()
+    checkpointer, held, _ = rig(broker)
+    monkeypatch.setattr(checkpointer, "_clock", clock)
+    await checkpointer.run()
+    told = [record for _, record in Story(partitions=1, steps=20, keys_per_step=20).records()]
+    control = next(record for record in told if isinstance(record, Control))
+    written = next(record for record in told if isinstance(record, Batch))
+
+    async def after(seconds: float, record: Batch | Control = control, *, everything: bool = False) -> list[str]:
+        await clock.sleep(seconds)
+        broker.seen.clear()
+        offset = held.expected
+        held.apply(as_read(record), offset, 1_700_000_000_000 + offset, Event(offset, broker.seen))
+        assert await checkpointer.run(everything=everything)
+        assert held.shown == held.applied
+        return sorted({line.split()[0] for line in broker.seen})
+
+    assert await after(0) == ["status"]
+    assert await after(5) == ["status"]
+    assert await after(checkpointer_module.MARK_SECONDS - 5) == ["ack", "marker", "status"]
+    assert [line for line in broker.seen if line.startswith("ack")] == [f"ack {held.applied - left}" for left in (2, 1, 0)]
+    assert await after(1) == ["status"]
+    assert await after(1, everything=True) == ["ack", "marker", "status"], "the partition is given up"
+    assert await after(1) == ["status"]
+    assert {"ack", "marker", "status"} <= set(await after(1, written)), "what was written is made durable at once"
+    assert not held.events
 
 
 async def test_the_state_restores_to_what_was_checkpointed() -> None:

@@ -35,12 +35,13 @@ class Clock(VirtualClock):
 def checkpoints(records_at: list[float]) -> list[float]:
     """Return at which second checkpoints were made, where a record is applied at each of the given ones."""
     clock, left, made = Clock(), sorted(records_at), list[float]()
-    held = SimpleNamespace(events=[], said=[])
+    held = SimpleNamespace(events=[], said=[], applied=0, shown=0)
 
     class Checkpointer:
         async def run(self) -> bool:
             made.append(round(clock.monotonic() - clock.began, 1))
             held.events.clear()
+            held.shown = held.applied
             return True
 
     class App:
@@ -48,6 +49,7 @@ def checkpoints(records_at: list[float]) -> list[float]:
         def rebalancing(self) -> bool:  # asked at every tick
             while left and left[0] <= clock.monotonic() - clock.began:
                 held.events.append(left.pop(0))
+                held.applied += 1
             return False
 
     worker = cast(Any, MatchWorker.__new__(MatchWorker))

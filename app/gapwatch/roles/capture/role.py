@@ -39,7 +39,7 @@ from gapwatch.model.gap import Finding, FindingRecord
 from gapwatch.model.pipeline import PipelineSpec, Settings
 from gapwatch.ports import Clock, Lease, Ledger
 from gapwatch.roles.stirring import Stirring
-from gapwatch.roles.together import Together, renewals_together
+from gapwatch.roles.together import Together, renewals_together, tokens_together
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -103,6 +103,7 @@ class CaptureRole:
     def __init__(self, dependencies: CaptureDependencies) -> None:
         self._on = dependencies
         self._renewals = renewals_together(dependencies.ledger, dependencies.clock, seconds=LEASE_SECONDS)
+        self._tokens = tokens_together(dependencies.ledger, dependencies.clock)
 
     async def run(self, stop: asyncio.Event) -> None:
         await self._on.producer.start()
@@ -197,8 +198,9 @@ class CaptureRole:
                     watermark = max(watermark, batch.watermark)
                     turn = int(self._on.clock.monotonic() / TOKEN_SECONDS)
                     if batch.events or turn != kept:
-                        kept = turn
-                        await self._store(fact, _position(batch, max(proven, watermark)), held)
+                        kept, position = turn, _position(batch, max(proven, watermark))
+                        at_once = batch.events or not placed
+                        await (self._store if at_once else self._store_together)(fact, position, held)
                         placed = True
                     await held.renew()
                     if stop.is_set():
@@ -217,6 +219,11 @@ class CaptureRole:
     async def _store(self, fact: str, value: Mapping[str, Any], held: _Held) -> None:
         """Raises ConflictError when somebody else has taken the lease."""
         await asyncio.to_thread(self._on.ledger.set_fact, fact, value, under=held.lease)
+
+    async def _store_together(self, fact: str, value: Mapping[str, Any], held: _Held) -> None:
+        """Do as :meth:`_store`, with others that come about now: where there is nothing to hurry for."""
+        if not await self._tokens.ask((fact, value, held.lease)):
+            raise ConflictError(f"The lease {held.lease.name} was taken by another.")
 
     async def _send(self, stream: Stream, batch: StreamBatch, producer: FencedProducer, held: _Held, *, after: int) -> None:
         topic, count = stream.topic, self._on.partitions[stream.topic]

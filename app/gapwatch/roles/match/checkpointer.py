@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 UNDER_WAY_BYTES_MAX: Final = 8 * 1024 * 1024  # of the state's records that are not acknowledged
 GIVE_BACK_BYTES: Final = 1024 * 1024  # of the state's records, after which what they took is given back to the system …
 GIVE_BACK_SECONDS: Final = 10.0  # … so often at most while there are more of them, and once there are not
+MARK_SECONDS: Final = 10.0  # how old a marker may become where nothing came but control records, which are read again in no time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,8 @@ class Checkpointer:
     5. the input records are acknowledged to Faust, in offset order.
 
     A crash in between repeats what was said (ids are deterministic) and never loses any. So suspects need not wait for their
-    checkpoint: :meth:`say` raises them as soon as they are known.
+    checkpoint: :meth:`say` raises them as soon as they are known. And where nothing came but control records, of which nothing
+    followed, it ends with the status: state, marker and acknowledgements are left to one of the next.
     """
 
     def __init__(
@@ -75,17 +77,18 @@ class Checkpointer:
         self._gave_back = clock.monotonic()
         self._is_owing = False  # records were written since
 
-    async def run(self) -> bool:
+    async def run(self, *, everything: bool = False) -> bool:
         """Make everything applied so far durable. False: not now, because the group did not answer this worker lately.
 
-        Raises what kept a record from being acknowledged; nothing is known of the partitions then, and the worker must end.
+        Control records without consequence may be left to a later call, unless it is to be everything. Raises what kept a record
+        from being acknowledged; nothing is known of the partitions then, and the worker must end.
         """
         async with self._lock:
             if not self._owns():
                 log.warning("match_checkpoint_postponed", worker=self._worker)
                 return False
             with self._in_hand() as mine:
-                await self._make_durable(mine)
+                await self._make_durable(mine, everything=everything)
             return True
 
     async def say(self) -> bool:
@@ -118,17 +121,23 @@ class Checkpointer:
         for held in mine:
             held.in_hand = False
 
-    async def _make_durable(self, mine: Sequence[Held]) -> None:
-        now = self._clock.now_ms()
-        cuts = [self._cut(held, now) for held in mine]
+    async def _make_durable(self, mine: Sequence[Held], *, everything: bool) -> None:
+        now, at = self._clock.now_ms(), self._clock.monotonic()
+        cuts, shown = list[Cut](), list[PartitionStatus]()
+        for held in mine:
+            if everything or held.stirred or (held.events and at - held.marked_at >= MARK_SECONDS):
+                cuts.append(self._cut(held, now))
+            else:
+                shown += self._status(held, now)
         await self._outlet.raise_suspects([said for cut in cuts for said in cut.said])
-        await self._outlet.show_status([status for cut in cuts for status in cut.statuses])
+        await self._outlet.show_status([*shown, *(status for cut in cuts for status in cut.statuses)])
         changed = [cut for cut in cuts if cut.events or cut.records or cut.useless]
         written = await self._write_state(changed)
         await self._write_markers(changed)
         for cut in changed:
             for event in cut.events:
                 event.ack()
+            cut.held.marked_at = at
         self._give_back(written)
 
     def _give_back(self, written: int) -> None:
@@ -140,8 +149,12 @@ class Checkpointer:
         elif is_large:
             self._is_owing = True
 
+    def _status(self, held: Held, now: int) -> Sequence[PartitionStatus]:
+        held.shown = held.applied
+        return held.matcher.status(self._worker, now)
+
     def _cut(self, held: Held, now: int) -> Cut:
-        statuses, records = held.matcher.status(self._worker, now), held.matcher.state_records()
+        statuses, records = self._status(held, now), held.matcher.state_records()
         cut = Cut(
             held=held,
             applied=held.applied,
@@ -152,7 +165,7 @@ class Checkpointer:
             marker=held.matcher.marker(),
             events=held.events,
         )
-        held.said, held.events = [], []
+        held.said, held.events, held.stirred = [], [], False
         return cut
 
     async def _write_state(self, cuts: Sequence[Cut]) -> int:

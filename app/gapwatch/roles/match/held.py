@@ -33,6 +33,8 @@ class Held:
 
     ``expected``: the next offset to apply. ``again``: where reading was taken back to after a jump, and when (monotonic).
     ``probed``: the offset that the probe last saw applied, and when. ``in_hand``: what was taken from here is not durable yet.
+    ``shown``: what had been applied when a status was shown last. ``stirred``: since the last marker something else came than
+    times alone. ``marked_at``: when that was (monotonic).
     """
 
     partition: int
@@ -46,6 +48,9 @@ class Held:
     probed: int = NOTHING_APPLIED
     probed_at: float = 0.0
     in_hand: bool = False
+    shown: int = NOTHING_APPLIED
+    stirred: bool = True  # nothing of a new one is known
+    marked_at: float = 0.0
 
     @property
     def applied(self) -> int:
@@ -53,8 +58,9 @@ class Held:
 
     def apply(self, record: PackedBatch | Control | None, offset: int, append_time: int, event: Any) -> None:
         """Apply one record; its event is acknowledged by the checkpoint that contains it."""
-        self.said += self.matcher.apply(record, offset, append_time)
-        self.said += self.matcher.advance()
+        said = [*self.matcher.apply(record, offset, append_time), *self.matcher.advance()]
+        self.said += said
+        self.stirred = self.stirred or bool(said) or not isinstance(record, Control)
         self.events.append(event)
         self.expected = offset + 1
 

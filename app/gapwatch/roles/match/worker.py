@@ -180,7 +180,7 @@ class MatchWorker:
         return False
 
     async def _make_room(self, held: Held) -> None:
-        while self._held.get(held.partition) is held and not await self._checkpointer.run():
+        while self._held.get(held.partition) is held and not await self._checkpointer.run(everything=True):
             await self._clock.sleep(POSTPONED_SECONDS)
 
     # partitions come and go
@@ -201,7 +201,7 @@ class MatchWorker:
         if self._held:
             try:
                 async with asyncio.timeout(self._tuning.final_checkpoint_seconds):
-                    if await self._checkpointer.run():
+                    if await self._checkpointer.run(everything=True):
                         await app.consumer.commit()
                 log.info("match_partitions_left", worker=self._name, partitions=sorted(self._held))
             except Exception as error:  # noqa: BLE001 - what was not made durable is read again by the next owner
@@ -236,8 +236,8 @@ class MatchWorker:
             await self._checkpointer.run()
 
     def _still(self) -> bool:
-        """Whether nothing was applied since the last checkpoint."""
-        return not any(held.events or held.said for held in self._held.values())
+        """Whether nothing was applied since the last status."""
+        return not any(held.applied != held.shown or held.said for held in self._held.values())
 
     async def _speak(self) -> None:
         """Raise suspects as they come, a few at a time: whoever waits for a gap should not wait for a checkpoint."""
@@ -290,5 +290,5 @@ class MatchWorker:
 
     async def _drain(self) -> None:
         log.info("match_draining", worker=self._name, partitions=sorted(self._held))
-        if self._held and await self._checkpointer.run():
+        if self._held and await self._checkpointer.run(everything=True):
             await self._app.consumer.commit()

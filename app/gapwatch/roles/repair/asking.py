@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from gapwatch.ports import Clock, Ledger
 
 
@@ -26,3 +29,26 @@ class Asking:
     def again(self) -> None:
         """Ask once more at the next opportunity: there may be more of what was found."""
         self._seen = -1
+
+    async def rest(self, seconds: float, stop: asyncio.Event) -> None:
+        """Wait for so long, and then until it is due, or `stop` is set; it is not looked at again and again meanwhile."""
+        await self._clock.sleep(seconds)
+        loop, written = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(written.set)
+
+        left = self._ledger.on_write(tell)  # before it is looked at: what is written from here on is told
+        try:
+            remaining = self._at - self._clock.monotonic()
+            if remaining <= 0 or self._ledger.writes() != self._seen or stop.is_set():
+                return
+            waits = [asyncio.ensure_future(one) for one in (self._clock.sleep(remaining), written.wait(), stop.wait())]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in waits:
+                    one.cancel()
+        finally:
+            left()

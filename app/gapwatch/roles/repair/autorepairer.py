@@ -70,7 +70,7 @@ class AutoRepairer:
                     await self.step(pipeline)
                 except StoreError as error:
                     log.warning("stores_unavailable", pipeline=pipeline.id, purpose="repair", error=error.message)
-            await self._on.clock.sleep(TICK_SECONDS)
+            await asking.rest(TICK_SECONDS, stop)
 
     async def step(self, spec: PipelineSpec) -> Run | None:
         """Queue a backfill of what may be repaired now; return it, or None where there is nothing to do."""
@@ -206,9 +206,10 @@ class AutoRepairer:
         self._tidied[spec.id] = (at, writes)
         ledger, where = self._on.ledger, GapFilter(pipeline=spec.id, states=(State.REPAIRING.value,))
         page = await asyncio.to_thread(lambda: ledger.gaps(where, limit=LEFT_OVER))
-        runs = await asyncio.to_thread(lambda: ledger.runs(pipeline=spec.id, kind=RunKind.BACKFILL, states=ACTIVE, limit=1))
-        if page.gaps and not runs:
-            await self._holding.set_down(spec.id, [gap.key for gap in page.gaps], {})
+        if page.gaps:
+            runs = await asyncio.to_thread(lambda: ledger.runs(pipeline=spec.id, kind=RunKind.BACKFILL, states=ACTIVE, limit=1))
+            if not runs:
+                await self._holding.set_down(spec.id, [gap.key for gap in page.gaps], {})
         await asyncio.to_thread(ledger.forget_resolved_repairs, spec.id)
 
 

@@ -9,9 +9,9 @@ from typing import Final
 import structlog
 
 from gapwatch.core.incidents import SAMPLES, incident_of, known_incident, since_of
-from gapwatch.model.gap import FindingRecord
+from gapwatch.model.gap import FindingRecord, State
 from gapwatch.model.pipeline import PipelineSpec
-from gapwatch.ports import Clock, Ledger
+from gapwatch.ports import Clock, GapFilter, Ledger
 from gapwatch.roles.repair.asking import Asking
 from gapwatch.roles.repair.watcher import FindingBook
 
@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 2.0
 OTHERS_SECONDS: Final = 10.0  # before gaps are seen that another process has stored; it looks at them itself
+UNRESOLVED: Final = tuple(state.value for state in State if state is not State.RESOLVED)
 
 
 class IncidentWatch:
@@ -34,12 +35,15 @@ class IncidentWatch:
         asking = Asking(self._ledger, self._clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
             if not asking.due():
-                await self._clock.sleep(LOOK_SECONDS)
+                await asking.rest(LOOK_SECONDS, stop)
                 continue
             findings = await asyncio.to_thread(self._ledger.findings)
+            some = (await asyncio.to_thread(self._ledger.gaps, GapFilter(states=UNRESOLVED), limit=1)).gaps
             for pipeline in self._pipelines.values():
-                await self.look(pipeline, [record for record in findings if record.pipeline == pipeline.id])
-            await self._clock.sleep(LOOK_SECONDS)
+                of_it = [record for record in findings if record.pipeline == pipeline.id]
+                if some or known_incident(of_it) is not None:  # else nothing has begun, and nothing can end
+                    await self.look(pipeline, of_it)
+            await asking.rest(LOOK_SECONDS, stop)
 
     async def look(self, pipeline: PipelineSpec, findings: Sequence[FindingRecord]) -> None:
         """Raise, renew or clear the incident of one pipeline, whose open findings are given."""

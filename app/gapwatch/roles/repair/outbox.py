@@ -31,7 +31,7 @@ class OutboxPublisher:
         asking = Asking(self._ledger, self._clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
             if not asking.due():
-                await self._clock.sleep(IDLE_SECONDS)
+                await asking.rest(IDLE_SECONDS, stop)
             elif await self.step():
                 asking.again()
 

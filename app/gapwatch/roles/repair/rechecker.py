@@ -53,16 +53,27 @@ class Rechecker:
         self._found: dict[str, bool] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        asking = {name: Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS) for name in self._on.pipelines}
+        asking = Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
+            asks = asking.due() and await self._any()
             for pipeline in self._on.pipelines:
-                if not self._begun(pipeline) and not asking[pipeline].due():
+                if not self._begun(pipeline) and not asks:
                     continue
                 try:
                     await self.step(pipeline)
                 except StoreError as error:
                     log.warning("stores_unavailable", pipeline=pipeline, purpose="recheck", error=error.message)
-            await self._on.clock.sleep(PAUSE_SECONDS)
+            begun = any(self._begun(pipeline) for pipeline in self._on.pipelines)
+            await (self._on.clock.sleep(PAUSE_SECONDS) if begun else asking.rest(PAUSE_SECONDS, stop))
+
+    async def _any(self) -> bool:
+        """Whether any pipeline has an open gap: where none has, they are not asked for one by one."""
+        try:
+            page = await asyncio.to_thread(self._on.ledger.gaps, GapFilter(states=STATES), limit=1)
+        except StoreError as error:
+            log.warning("stores_unavailable", purpose="recheck", error=error.message)
+            return True
+        return bool(page.gaps)
 
     def _begun(self, pipeline: str) -> bool:
         """Whether there were open gaps when they were read last: each is read again and again."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from gapwatch.core.standing import begun, uncovered_holes_within
 from gapwatch.errors import ConflictError, FeedError, NotFoundError, StoreError, UsageError
+from gapwatch.jointly import Jointly
 from gapwatch.model.gap import Finding, Run, RunKind, RunState, SweepPart
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, Ledger
@@ -24,6 +26,7 @@ from gapwatch.roles.repair.scanning import refuse_keyless
 from gapwatch.roles.repair.split import SplitSweep, other_mapping
 from gapwatch.roles.repair.sweeper import Sweeper
 from gapwatch.roles.repair.sweeps import (
+    ACTIVE,
     LEASE_SECONDS,
     ended_before,
     proves_all,
@@ -68,12 +71,17 @@ class RunRunner:
         self._on = dependencies
 
     async def run(self, stop: asyncio.Event) -> None:
+        active = Jointly[None, bool](self._any_active, self._on.clock)
         async with asyncio.TaskGroup() as tasks:
             for kind in LEASE_SECONDS:
-                tasks.create_task(self._take(kind, stop))
-            tasks.create_task(self._share(stop))
+                tasks.create_task(self._take(kind, stop, active))
+            tasks.create_task(self._share(stop, active))
 
-    async def _take(self, kind: RunKind, stop: asyncio.Event) -> None:
+    async def _any_active(self, _: Sequence[None] = ()) -> bool:
+        """Whether any run is queued or under way: where none is, there is nothing to take, and a read says it for all kinds."""
+        return bool(await asyncio.to_thread(partial(self._on.ledger.runs, states=ACTIVE, limit=1)))
+
+    async def _take(self, kind: RunKind, stop: asyncio.Event, active: Jointly[None, bool]) -> None:
         on = self._on
         free = [f"{on.holder}/{kind.value}{number}" for number in range(RUNS_AT_ONCE)]
         running: dict[asyncio.Task[None], str] = {}
@@ -84,10 +92,10 @@ class RunRunner:
                     free.append(running.pop(task))
                     task.result()
                 run = None
-                if free and asking.due():
+                if free and asking.due() and await active.ask(None, self._any_active):
                     run = await asyncio.to_thread(on.ledger.take_run, kind, free[-1], seconds=LEASE_SECONDS[kind])
                 if run is None:
-                    await on.clock.sleep(TAKE_SECONDS)
+                    await (on.clock.sleep(TAKE_SECONDS) if running else asking.rest(TAKE_SECONDS, stop))  # its end is looked for
                     continue
                 asking.again()
                 holder = free.pop()
@@ -97,7 +105,7 @@ class RunRunner:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _share(self, stop: asyncio.Event) -> None:
+    async def _share(self, stop: asyncio.Event, active: Jointly[None, bool]) -> None:
         """Take parts of sweeps that workers share, one at a time: more would only take turns on one core."""
         on, holder = self._on, f"{self._on.holder}/part"
         stopping = asyncio.create_task(stop.wait())
@@ -105,12 +113,12 @@ class RunRunner:
         try:
             while not stop.is_set():
                 taken = None
-                if asking.due():
+                if asking.due() and await active.ask(None, self._any_active):
                     taken = await asyncio.to_thread(
                         on.ledger.take_part, holder, list(on.pipelines), seconds=LEASE_SECONDS[RunKind.SWEEP]
                     )
                 if taken is None:
-                    await on.clock.sleep(TAKE_SECONDS)
+                    await asking.rest(TAKE_SECONDS, stop)
                     continue
                 asking.again()
                 part = asyncio.create_task(self._part(*taken, holder))

@@ -40,7 +40,7 @@ class SnoozeWatch:
         while not stop.is_set():
             if asking.due():
                 await self.step()
-            await self._clock.sleep(LOOK_SECONDS)
+            await asking.rest(LOOK_SECONDS, stop)
 
     async def step(self) -> None:
         """Open what was snoozed until now.

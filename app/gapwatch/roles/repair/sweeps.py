@@ -145,7 +145,8 @@ class Known:
 
     @classmethod
     def of(cls, ledger: Ledger) -> Known:
-        return cls(ledger.facts(), ledger.findings())
+        named = (Facts.swept, Facts.baseline, Facts.quiet, Facts.paused)
+        return cls(ledger.facts(*(name("") for name in named)), ledger.findings())
 
     def of_pipeline(self, pipeline: str) -> Sequence[FindingRecord]:
         return [record for record in self.findings if record.pipeline == pipeline]
@@ -162,9 +163,12 @@ class SweepScheduler:
     async def run(self, stop: asyncio.Event) -> None:
         asking = Asking(self._on.ledger, self._on.clock, seconds=OTHERS_SECONDS)
         while not stop.is_set():
-            if self._on.board.read_through and asking.due():
+            if not self._on.board.read_through:
+                await self._on.clock.sleep(TICK_SECONDS)
+                continue
+            if asking.due():
                 await self.tick()
-            await self._on.clock.sleep(TICK_SECONDS)
+            await asking.rest(TICK_SECONDS, stop)
 
     async def tick(self) -> None:
         """Ask for the sweeps that are due now."""

@@ -173,8 +173,9 @@ class Watcher:
             await self.check(pipeline)
             if all((pipeline.id, check.name) in self._looked for check in self._on.checks(pipeline.id)):
                 looked.set()
-            begins = not looked.is_set() and self._on.clock.monotonic() - begun < POLL_SECONDS
-            await self._on.clock.sleep(FIRST_SECONDS if begins else POLL_SECONDS)
+            now = self._on.clock.monotonic()
+            begins = not looked.is_set() and now - begun < POLL_SECONDS
+            await self._on.clock.sleep(FIRST_SECONDS if begins else POLL_SECONDS - now % POLL_SECONDS)  # all at once here, too
 
     async def report(self, pipeline: PipelineSpec) -> None:
         """Say what of one pipeline's stores could not be read; that somebody said so expires after ``stall_after``."""
