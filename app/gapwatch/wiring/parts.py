@@ -342,13 +342,15 @@ class Parts:
             except StoreError as error:
                 log.warning("metrics_unread", reason=str(error))
                 self.metrics.show(unread(self.metrics.snapshot))
-            await self._pause(board)
+            await self._pause(board, stop)
 
-    async def _pause(self, board: Board) -> None:
+    async def _pause(self, board: Board, stop: asyncio.Event) -> None:
         """Wait before metrics and lags are read again: shorter while they are read from here, too."""
         until = self.clock.monotonic() + UNSEEN_SECONDS
         await self.clock.sleep(SHOWN_SECONDS)
-        while (now := self.clock.monotonic()) < until and now - max(board.looked_at, self._scraped_at) > UNSEEN_AFTER_SECONDS:
+        while (now := self.clock.monotonic()) < until and not stop.is_set():
+            if now - max(board.looked_at, self._scraped_at) <= UNSEEN_AFTER_SECONDS:
+                return
             await self.clock.sleep(SHOWN_SECONDS)
 
     def exposition(self) -> bytes:
@@ -368,7 +370,7 @@ class Parts:
                     log.warning("lags_unread", reason=str(error))
                 lags.clear()
                 lags.update(found)
-                await self._pause(board)
+                await self._pause(board, stop)
         finally:
             await offsets.close()
 

@@ -103,7 +103,7 @@ async def test_a_ledger_that_neither_answers_nor_fails_leaves_nothing_shown_for_
                 await hangs.wait()
             return before.views
 
-    async def pause(_: Board) -> None:
+    async def pause(*_: object) -> None:
         await clock.sleep(UNSEEN_SECONDS + SHOWN_SECONDS)
 
     ledger = SimpleNamespace(**dict.fromkeys(("gap_counts", "resolution_counts", "repair_counts"), dict))
@@ -123,3 +123,17 @@ async def test_a_ledger_that_neither_answers_nor_fails_leaves_nothing_shown_for_
     await clock.sleep(SNAPSHOT_SECONDS_MAX)
     await showing
     assert_unknown(metrics.exposition().decode())
+
+
+async def test_nobody_who_pauses_keeps_the_service_from_its_end() -> None:
+    """Metrics that nobody reads are read every thirty seconds: longer than a stop may take."""
+    clock, stop = VirtualClock(), asyncio.Event()
+    parts: Any = SimpleNamespace(clock=clock, _scraped_at=float("-inf"))
+    board: Any = SimpleNamespace(looked_at=float("-inf"))
+    begun = clock.monotonic()
+    await Parts._pause(parts, board, stop)
+    assert clock.monotonic() - begun >= UNSEEN_SECONDS
+    stop.set()
+    begun = clock.monotonic()
+    await Parts._pause(parts, board, stop)
+    assert clock.monotonic() - begun <= SHOWN_SECONDS
