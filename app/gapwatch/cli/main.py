@@ -30,6 +30,7 @@ NOUNS = {
     "config": ("gapwatch.cli.config", "Check, print and describe the configuration."),
     "token": ("gapwatch.cli.token", "Bearer tokens of the API: create, list, revoke."),
     "topics": ("gapwatch.cli.topics", "Gapwatch's own topics."),
+    "openapi": ("gapwatch.cli.openapi", "Print the OpenAPI 3.1 document of the HTTP API."),
     "upgrade": ("gapwatch.cli.upgrade", "What the next start will do with what is stored."),
 }
 

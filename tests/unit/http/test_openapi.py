@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,6 +12,8 @@ import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from gapwatch import __version__
+from gapwatch.cli.main import run as run_command
 from gapwatch.http.app import ROUTES, create_app
 from gapwatch.http.openapi import document
 from gapwatch.http.schemas import schemas
@@ -50,6 +53,16 @@ def _template(route: Any) -> str:
 def test_operations_have_names_of_their_own(spec: dict[str, Any]) -> None:
     names = [operation["operationId"] for operations in spec["paths"].values() for operation in operations.values()]
     assert len(names) == len(set(names))
+
+
+def test_the_command_prints_what_a_service_would_serve(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no configuration
+    assert run_command(["openapi"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == document(ROUTES, __version__)
+    assert err == ""
 
 
 async def test_the_document_is_served(client: Client, spec: dict[str, Any]) -> None:
