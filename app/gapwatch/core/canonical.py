@@ -35,6 +35,7 @@ from uuid import UUID
 
 import msgspec
 
+from gapwatch.core.decimal128 import decimal_of
 from gapwatch.core.exact_json import parse_json as parse_json
 from gapwatch.core.keys import DECIMAL_TEXT, OBJECTID_TEXT, UUID_TEXT, decimal_text
 from gapwatch.core.temporal import PER_SECOND, midnight_reader, moment_reader, read_days, read_time, rescale
@@ -132,10 +133,6 @@ def _payload(spec: FieldSpec, wire: str, *, event: bool, json_text: bool) -> Pay
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-DIGITS_OF_DECIMAL128: Final = (1 << 113) - 1  # of its 128 bits; 14 for the exponent and one for the sign are above
-DECIMAL128_MAX: Final = 10**34 - 1
-
-
 def read_number(value: Any) -> Decimal | str | None:
     """Return the exact number, "NaN", "Infinity" or "-Infinity"; None where it is no number. A float is its shortest text."""
     if isinstance(value, bool):
@@ -145,26 +142,14 @@ def read_number(value: Any) -> Decimal | str | None:
     if isinstance(value, Decimal):
         return value if value.is_finite() else _named(value)
     if isinstance(value, float):
-        text = repr(float(value))
-        return _SPECIAL[text] if text in _SPECIAL else Decimal(text)
+        return _SPECIAL.get(text := repr(float(value))) or Decimal(text)
     if isinstance(value, str):
         if len(value) <= 200_000 and DECIMAL_TEXT.fullmatch(value):
             return Decimal(value)
         return _SPECIAL.get(value.lower())
-    convert = getattr(value, "to_decimal", None)  # bson.Decimal128
-    if not callable(convert):
+    if not callable(convert := getattr(value, "to_decimal", None)):  # a bson.Decimal128 has it
         return None
-    return by_bits if (by_bits := _decimal_of(value.bid)) is not None else read_number(convert())
-
-
-def _decimal_of(bid: bytes) -> Decimal | None:
-    """Return a Decimal128 by its bits, as the driver makes it digit by digit; None where it is named, or not canonical."""
-    bits = int.from_bytes(bid, "little")
-    digits = bits & DIGITS_OF_DECIMAL128
-    if bits >> 125 & 3 == 3 or digits > DECIMAL128_MAX:
-        return None
-    sign = "-" if bits >> 127 else ""
-    return Decimal(f"{sign}{digits}E{(bits >> 113 & 0x3FFF) - 6_176}")
+    return by_bits if (by_bits := decimal_of(value.bid)) is not None else read_number(convert())
 
 
 def _named(value: Decimal) -> str:

@@ -14,6 +14,7 @@ from bson import Binary, DatetimeMS, Decimal128, Int64, ObjectId
 from bson.binary import UuidRepresentation
 from bson.errors import BSONError
 
+from gapwatch.core.decimal128 import DIGITS_MAX, bytes_of
 from gapwatch.core.keys import OBJECTID_TEXT, decimal_text, getter
 from gapwatch.core.temporal import moment_reader, rescale
 from gapwatch.core.values import MISSING, Instant, JsonText
@@ -24,16 +25,12 @@ from gapwatch_connectors.mongodb.keys import INT32_MAX, INT64_MAX, INT64_MIN, Do
 
 Document = dict[str, Any]
 MILLIS: Final = 1_000
-DIGITS_MAX: Final = 34  # of a Decimal128
 TIMES: Final = frozenset({FieldType.TIMESTAMP, FieldType.DATE})
 
 _READ: Final = frozenset({*TIMES, FieldType.OBJECTID})
 # By name, and compared by identity: a look at an enum's member, or for it in a set, takes as long as the rest of a value.
 _INT, _DECIMAL = FieldType.INT, FieldType.DECIMAL
 _TIMESTAMP, _DATE, _OBJECTID = FieldType.TIMESTAMP, FieldType.DATE, FieldType.OBJECTID
-_EXPONENT_BIAS: Final = 6_176  # https://github.com/mongodb/specifications/blob/master/source/bson-decimal128/decimal128.md
-_EXPONENT_AT: Final = 113  # the bit from which on it stands; the digits, up to 34 of them, are below
-_SIGN_AT: Final = 127
 _AS_IT_IS: Final = (bool, bytes)  # tuples of types, since a union would be made anew for every value
 _UNLESS_READ: Final = (str, float)
 _NO_TEXT: Final = (int, float, Decimal, date, type(None))
@@ -190,8 +187,7 @@ def _decimal(path: str, value: Decimal) -> Decimal128:
     whole, _, broken = plain.partition(".")
     digits = whole.removeprefix("-") + broken
     if len(digits) <= DIGITS_MAX and digits.isdigit():  # no exponent: as the driver makes it, without its context of decimals
-        bits = int(digits) | (_EXPONENT_BIAS - len(broken)) << _EXPONENT_AT | whole.startswith("-") << _SIGN_AT
-        return Decimal128.from_bid(bits.to_bytes(16, "little"))
+        return Decimal128.from_bid(bytes_of(int(digits), len(broken), negative=whole.startswith("-")))
     try:
         return Decimal128(plain)
     except (ArithmeticError, ValueError) as error:
