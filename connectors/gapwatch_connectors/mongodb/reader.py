@@ -345,7 +345,7 @@ class MongoReader:
         """Return keys of documents that the server takes at random; those that fit no key are passed over.
 
         Where ``$sample`` comes first, it goes down the collection's tree at random: of 40,000 documents that had just been
-        written, it took none at all out of some quarter in two cases of fifty. So a small collection is read whole.
+        written, it took none at all out of some quarter in three cases of fifty. So a small collection is read whole.
         """
         found = []
         stages: list[Mapping[str, Any]] = [{"$sample": {"size": count}}, {"$project": self._key_projection}]

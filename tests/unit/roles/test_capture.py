@@ -175,9 +175,11 @@ async def test_streams_in_which_nothing_happens_store_their_positions_together(
     other = replace(on.streams[0], topic=OTHER)
     on = replace(on, streams=[*on.streams, other], partitions={TARGET: 1, OTHER: 1})
     running = asyncio.create_task(CaptureRole(on).run(stop))
-    await become(lambda: running.done() or {f"resume/{TARGET}", f"resume/{OTHER}"} in stored)
+    both = {f"resume/{TARGET}", f"resume/{OTHER}"}
+    await become(lambda: running.done() or both in stored)
     stop.set()
     await running
+    assert both in stored
 
 
 class Restful(Stored):

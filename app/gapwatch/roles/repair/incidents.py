@@ -9,17 +9,17 @@ from typing import Final
 import structlog
 
 from gapwatch.core.incidents import SAMPLES, incident_of, known_incident, since_of
-from gapwatch.model.gap import FindingRecord, State
+from gapwatch.model.gap import FindingRecord
 from gapwatch.model.pipeline import PipelineSpec
 from gapwatch.ports import Clock, GapFilter, Ledger
 from gapwatch.roles.repair.asking import Asking
+from gapwatch.roles.repair.book import UNRESOLVED
 from gapwatch.roles.repair.watcher import FindingBook
 
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 2.0
 OTHERS_SECONDS: Final = 10.0  # before gaps are seen that another process has stored; it looks at them itself
-UNRESOLVED: Final = tuple(state.value for state in State if state is not State.RESOLVED)
 
 
 class IncidentWatch:
