@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,3 +152,18 @@ def test_all_of_a_plan_that_could_not_be_read_is_counted_and_set_down(ledger: Sq
     assert (run.state, run.counts["unread"], run.counts["open_gaps_left"]) == (RunState.INCONCLUSIVE, 9, 9)
     assert {gap.state for gap in story.gaps()} == {State.OPEN}
     assert len(story.failed()) == 9, "each of them is tried again"
+
+
+def test_a_gap_that_was_set_aside_is_held_under_the_revision_it_was_taken_with(ledger: SqlLedger, few: list[int]) -> None:
+    """Else the ledger would let a change be closed over that came after the reads."""
+    story = missing(ledger, 1)
+    (gap,) = story.gaps()
+    nobody: Any = None
+    hand = InHand(nobody, ledger, nobody, [])
+    hand._run = SimpleNamespace(pipeline=gap.pipeline)  # type: ignore[assignment]
+    hand._set_aside[gap.key] = gap.id, gap.revision
+    changed = structs.replace(gap, note="somebody's", revision=gap.revision + 1)
+    assert ledger.store_gaps([GapChange(gap=changed, against=gap.revision, event="updated")]) == [True]
+    asyncio.run(hand.judged([gap.key]))
+    assert (hand.gaps[gap.key].note, hand.gaps[gap.key].revision) == ("somebody's", gap.revision)
+    assert not hand._set_aside
