@@ -10,11 +10,13 @@ import pytest
 
 from gapwatch.clock import SystemClock
 from gapwatch.ledger import SqlLedger
+from gapwatch.model.gap import Finding
 from gapwatch.roles.repair import incidents, sweeps
 from gapwatch.roles.repair.autorepairer import TIDY_OTHERS_SECONDS, TIDY_SECONDS, AutoRepairer
 from gapwatch.roles.repair.incidents import IncidentWatch
 from gapwatch.roles.repair.sweeps import SchedulerDependencies, SweepScheduler
-from tests.ledger_samples import gap, opening
+from gapwatch.roles.repair.watcher import FindingBook
+from tests.ledger_samples import finding, gap, opening
 from tests.simulation.shop import spec_of
 from tests.simulation.stores import VirtualClock
 from tests.unit.roles.test_asking import Watched, until
@@ -31,6 +33,18 @@ async def test_incidents_are_looked_for_after_gaps_were_stored(ledger: SqlLedger
     assert (watched.asked["gaps"], watched.asked["gap_burst"]) == (1, 0), "without a gap there is no burst of any pipeline"
     ledger.store_gaps([opening(gap(1))])
     await until(lambda: watched.asked["gap_burst"] == 1)
+    stop.set()
+    await running
+
+
+async def test_an_incident_ends_though_no_gap_is_left(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no gap is open no burst is looked for, and whose incident would stand for ever then?"""
+    monkeypatch.setattr(incidents, "LOOK_SECONDS", 0.02)
+    stop, spec, clock = asyncio.Event(), spec_of(), SystemClock()
+    told = FindingBook(ledger, clock, lambda *_: None)
+    ledger.raise_finding(finding(pipeline=spec.id, finding=Finding.INCIDENT))
+    running = asyncio.create_task(IncidentWatch({spec.id: spec}, ledger, told, clock).run(stop))
+    await until(lambda: not ledger.findings(spec.id))
     stop.set()
     await running
 
